@@ -1,0 +1,110 @@
+"""RealESRGAN x4plus: the RRDB network (Wang et al. 2021, "Real-ESRGAN"), with the parameter names of its checkpoint.
+
+Legend: N images, C feature channels, H W pixels.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentsync.utils.checkpoints import load_state_dict
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import CHECKPOINTS_DIR
+
+CHECKPOINT = CHECKPOINTS_DIR / "auxiliary" / "RealESRGAN_x4plus.pth"
+RESIDUAL_SCALE = 0.2
+
+
+class ResidualDenseBlock(nn.Module):
+    """Five convolutions, each seeing all earlier features; (N, C, H, W) in and out."""
+
+    def __init__(self, width: int, growth: int):
+        super().__init__()
+        for index in range(1, 5):
+            setattr(self, f"conv{index}", nn.Conv2d(width + (index - 1) * growth, growth, 3, padding=1))
+        self.conv5 = nn.Conv2d(width + 4 * growth, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            features.append(F.leaky_relu(conv(torch.cat(features, dim=1)), 0.2))
+        return x + RESIDUAL_SCALE * self.conv5(torch.cat(features, dim=1))
+
+
+class RRDB(nn.Module):
+    """Three residual dense blocks in a residual."""
+
+    def __init__(self, width: int, growth: int):
+        super().__init__()
+        self.rdb1, self.rdb2, self.rdb3 = (ResidualDenseBlock(width, growth) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))
+
+
+class RRDBNet(nn.Module):
+    """Four-fold super-resolution: (N, 3, H, W) in [0, 1] -> (N, 3, 4H, 4W), not clamped."""
+
+    def __init__(self, width: int = 64, blocks: int = 23, growth: int = 32):
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, width, 3, padding=1)
+        self.body = nn.Sequential(*(RRDB(width, growth) for _ in range(blocks)))
+        self.conv_body, self.conv_up1, self.conv_up2, self.conv_hr = (
+            nn.Conv2d(width, width, 3, padding=1) for _ in range(4)
+        )
+        self.conv_last = nn.Conv2d(width, 3, 3, padding=1)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "RRDBNet":
+        """Load `RealESRGAN_x4plus.pth`.
+
+        Raises:
+            UserError: the file is missing or holds something else.
+        """
+        state = load_state_dict(path)
+        with torch.device("meta"):
+            net = cls()
+        try:
+            net.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"{path}: these are not the weights of RealESRGAN x4plus; download the file again"
+            ) from error
+        return net.float().eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv_first(x)
+        features = features + self.conv_body(self.body(features))
+        for conv in (self.conv_up1, self.conv_up2):
+            features = F.leaky_relu(conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2)
+        return self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2))
+
+
+class FaceUpscaler:
+    """Four times larger faces, a few at a time."""
+
+    def __init__(self, net: RRDBNet):
+        self.net = net
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path = CHECKPOINT) -> "FaceUpscaler":
+        """Raises UserError when the checkpoint is not there."""
+        if not Path(path).is_file():
+            raise UserError(
+                f"{path}: RealESRGAN's weights are not there; put RealESRGAN_x4plus.pth of its public release in that "
+                "place, or sharpen with --sharpness_factor instead"
+            )
+        return cls(RRDBNet.from_pretrained(path))
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "FaceUpscaler":
+        self.net.to(device, dtype)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(N, 3, R, R) in [-1, 1] -> (N, 3, 4R, 4R), one image at a time: what bounds the memory."""
+        parameter = self.net.conv_first.weight
+        images = (pixels.to(parameter) + 1) / 2
+        return torch.cat([self.net(image[None]).clamp(0, 1) for image in images]) * 2 - 1

@@ -1,0 +1,231 @@
+"""The denoiser: Stable Diffusion 1.5's UNet applied to every frame, hearing the audio, with motion modules along time.
+
+Legend: B batch, F frames, N = B * F images, C channels, H W latent map, E time embedding, S audio tokens,
+D audio width.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentsync.models.deepcache import DeepCache
+from latentsync.models.resnet import ACTIVATIONS, FrameGroupNorm
+from latentsync.models.unet_blocks import (
+    Block3D,
+    Condition,
+    DownBlock3D,
+    UNetMidBlock3DCrossAttn,
+    UpBlock3D,
+    frames_to_images,
+    time_embedding_width,
+)
+from latentsync.models.unet_config import UNetConfig
+from latentsync.utils.checkpoints import load_checkpoint, load_into
+from latentsync.utils.errors import UserError
+
+MAX_PERIOD = 10000.0
+
+
+@dataclass
+class UNet3DConditionOutput:
+    """`sample`: the prediction (noise, v or clean latents, as the scheduler says), (B, C_out, F, H, W)."""
+
+    sample: Tensor
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoidal features of the timestep, then two linear layers."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.features, width = config.block_out_channels[0], time_embedding_width(config)
+        self.flip, self.shift = config.flip_sin_to_cos, config.freq_shift
+        self.activation = ACTIVATIONS[config.act_fn]
+        self.linear_1 = nn.Linear(self.features, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """(B,) timesteps -> (B, E)."""
+        half = self.features // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - self.shift)
+        angles = timesteps.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+        waves = (angles.cos(), angles.sin()) if self.flip else (angles.sin(), angles.cos())
+        features = torch.cat(waves, dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(self.activation(self.linear_1(features)))
+
+
+class UNet3DConditionModel(nn.Module):
+    """UNet over chunks of frames. Parameter names and shapes are those of the published checkpoints."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.activation = ACTIVATIONS[config.act_fn]
+        self._deepcache: DeepCache | None = None
+        widths = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(config)
+
+        self.down_blocks, skips = nn.ModuleList(), [widths[0]]
+        for level, width in enumerate(widths):
+            self.down_blocks.append(DownBlock3D(config, level, in_channels=skips[-1]))
+            has_downsampler = level < len(widths) - 1
+            skips += [width] * (config.layers_per_block + has_downsampler)
+
+        self.up_blocks, channels = nn.ModuleList(), widths[-1]
+        for index, width in enumerate(reversed(widths)):
+            taken = [skips.pop() for _ in range(config.layers_per_block + 1)]
+            self.up_blocks.append(UpBlock3D(config, index, channels, taken))
+            channels = width
+
+        self.mid_block = UNetMidBlock3DCrossAttn(config)
+        self.conv_norm_out = FrameGroupNorm(
+            config.norm_num_groups, channels, config.norm_eps, config.use_inflated_groupnorm
+        )
+        self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
+        for convolution in (self.conv_in, self.conv_out) if config.zero_initialize_conv_in else (self.conv_out,):
+            nn.init.zeros_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | UNetConfig) -> "UNet3DConditionModel":
+        """Build with fresh weights from the `model` section of a UNet config. Raises UserError for a wrong config."""
+        return cls(config if isinstance(config, UNetConfig) else UNetConfig.from_dict(config))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_config: Mapping[str, Any] | UNetConfig,
+        ckpt_path: str | Path,
+        device: str | torch.device = "cpu",
+        exact: bool = False,
+    ) -> tuple["UNet3DConditionModel", int]:
+        """Build, load weights strictly and move to `device`; returns (unet in float32, global step, 0 if not recorded).
+
+        Differences that training may start from (see `checkpoints.load_into`) are patched and logged; with
+        `exact`, which is what inference wants, they are errors too. An empty `ckpt_path` gives fresh weights.
+        Raises UserError for a bad config or file and for weights of another architecture. The resolution a
+        checkpoint was trained at leaves no trace in its shapes and cannot be checked.
+        """
+        config = model_config if isinstance(model_config, UNetConfig) else UNetConfig.from_dict(model_config)
+        if not str(ckpt_path):
+            return cls(config).to(device), 0
+        checkpoint = load_checkpoint(ckpt_path)
+        unet = load_into(lambda: cls(config), checkpoint, exact=exact)
+        return unet.to(device), checkpoint.global_step
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.conv_in.weight.device
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Trade time for memory in training: activations within a layer are computed again on the way back."""
+        for module in self.modules():
+            if isinstance(module, Block3D):
+                module.gradient_checkpointing = enabled
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.enable_gradient_checkpointing(False)
+
+    def enable_deepcache(self, interval: int = 3, branch: int = 0) -> None:
+        """Run only the outermost layers on all but every `interval`-th step, see `deepcache`.
+
+        Call `reset_deepcache` before each sampling run. Steps with gradients always run whole.
+        """
+        if branch > self.config.layers_per_block:
+            raise UserError(f"deepcache branch must be 0 to {self.config.layers_per_block}, got {branch}")
+        self._deepcache = DeepCache(interval, branch)
+
+    def disable_deepcache(self) -> None:
+        self._deepcache = None
+
+    def reset_deepcache(self) -> None:
+        """Start of a sampling run: the next step runs whole. Does nothing when the cache is off."""
+        if self._deepcache is not None:
+            self._deepcache.reset()
+
+    @contextmanager
+    def deepcache(self, interval: int = 3, branch: int = 0) -> Iterator[None]:
+        """The cache, on for one sampling run."""
+        previous = self._deepcache
+        self.enable_deepcache(interval, branch)
+        try:
+            yield
+        finally:
+            self._deepcache = previous
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor | None = None
+    ) -> UNet3DConditionOutput:
+        """One denoising prediction.
+
+        sample (B, C_in, F, H, W); timestep a number, a scalar tensor or (B,); encoder_hidden_states
+        (B, F, S, D) audio tokens of each frame, None = silence (the same as zeros).
+        """
+        batch, _, frames, _, _ = sample.shape
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(batch)
+        if encoder_hidden_states is None:
+            encoder_hidden_states = sample.new_zeros(batch, frames, 1, self.config.cross_attention_dim)
+        self._check_inputs(sample, encoder_hidden_states)
+        context = rearrange(encoder_hidden_states, "b f s d -> (b f) s d")
+        condition = Condition(self.time_embedding(timesteps), context, frames)
+        x = frames_to_images(2 * sample - 1 if self.config.center_input_sample else sample)
+        x = self._decode_noise(x, condition)
+        return UNet3DConditionOutput(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
+
+    def _decode_noise(self, x: Tensor, condition: Condition) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H, W), reading or feeding the feature cache where it is on."""
+        cache = None if torch.is_grad_enabled() else self._deepcache
+        features = cache.lookup(x) if cache else None
+        x = self.conv_in(x)
+        last = self.up_blocks[-1]
+        first_outer = len(last.resnets) - (cache.branch + 1 if cache else 0)
+        if features is None:
+            x, skips = self._deep_features(x, condition, first_outer)
+            if cache:
+                cache.store(x)
+        else:
+            x, skips = features, self._outer_skips(x, condition, cache.branch)
+        x = last.layers(range(first_outer, len(last.resnets)), x, skips, condition)
+        return self.conv_out(self.activation(self.conv_norm_out(x, condition.frames)))
+
+    def _deep_features(self, x: Tensor, condition: Condition, first_outer: int) -> tuple[Tensor, list[Tensor]]:
+        """Everything up to layer `first_outer` of the last up block, and the maps the rest still reads."""
+        skips = [x]
+        for block in self.down_blocks:
+            x, maps = block(x, condition)
+            skips += maps
+        x = self.mid_block(x, condition)
+        for block in self.up_blocks[:-1]:
+            x = block(x, skips, condition)
+        return self.up_blocks[-1].layers(range(first_outer), x, skips, condition), skips
+
+    def _outer_skips(self, x: Tensor, condition: Condition, branch: int) -> list[Tensor]:
+        """The maps the outermost layers read: the first convolution's and those of `branch` layers."""
+        skips = [x]
+        for index in range(branch):
+            skips.append(self.down_blocks[0].layer(index, skips[-1], condition))
+        return skips
+
+    def _check_inputs(self, sample: Tensor, tokens: Tensor) -> None:
+        batch, channels, frames = sample.shape[:3]
+        if channels != self.config.in_channels:
+            raise UserError(f"this UNet takes {self.config.in_channels} input channels, got {channels}")
+        if tokens.shape[:2] != (batch, frames):
+            raise ValueError(f"audio tokens {tuple(tokens.shape)} do not match {batch} samples of {frames} frames")
+        if self.config.add_audio_layer and tokens.shape[-1] != self.config.cross_attention_dim:
+            raise UserError(
+                f"this UNet hears audio features {self.config.cross_attention_dim} wide, got {tokens.shape[-1]};"
+                " use the Whisper encoder that belongs to it"
+            )

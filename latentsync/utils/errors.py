@@ -1,0 +1,9 @@
+"""The one error type that is the user's to mend."""
+
+
+class UserError(ValueError):
+    """A problem in what the user gave: a file, an option, a checkpoint.
+
+    The message is one line that names the file or option, says what is wrong with it and what to do.
+    Command-line entry points print it without a traceback and exit with 1; anything else is a defect.
+    """
