@@ -1,0 +1,1 @@
+"""Faces: detectors behind one interface, tracking and smoothing, alignment, masks, paste-back."""

@@ -1,0 +1,69 @@
+"""The one interface of all face detectors, and what they share."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+MIN_SCORE = 0.5
+BOX_RATIO_RANGE = (0.2, 1.5)  # width over height
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detected face, in pixels of the image it was found in."""
+
+    box: np.ndarray  # (4,) float: x0, y0, x1, y1; may reach beyond the image
+    anchors: np.ndarray  # (3, 2) float: brow centre on the image's left, the other brow's, nose
+    score: float  # confidence of the detector, 0..1
+
+    @property
+    def size(self) -> np.ndarray:
+        """(2,) width and height of the box."""
+        return self.box[2:] - self.box[:2]
+
+    @property
+    def centre(self) -> np.ndarray:
+        """(2,) centre of the box."""
+        return (self.box[:2] + self.box[2:]) / 2
+
+    def scaled(self, scale: float) -> "Face":
+        """The same face in an image `scale` times as large."""
+        return Face(self.box * scale, self.anchors * scale, self.score)
+
+
+class FaceDetector(Protocol):
+    """Finds faces in images; may keep state from one frame of a clip to the next."""
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Faces in an RGB picture (H, W, 3) uint8 of any size; empty when there is none."""
+
+    def reset(self) -> None:
+        """Forget temporal state: a new clip or a shot cut."""
+
+    def close(self) -> None:
+        """Release models; the detector cannot be used afterwards."""
+
+
+def is_plausible(face: Face) -> bool:
+    """Score, box proportions and anchors fit a face; the size in frame pixels is the tracker's to judge."""
+    width, height = face.size
+    if not (np.isfinite(face.box).all() and np.isfinite(face.anchors).all()) or width <= 0 or height <= 0:
+        return False
+    low, high = BOX_RATIO_RANGE
+    brow_distance = np.linalg.norm(face.anchors[1] - face.anchors[0])
+    return face.score >= MIN_SCORE and low <= width / height <= high and brow_distance > 0.05 * width
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1)."""
+    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
+    intersection = float(np.prod(np.clip(high - low, 0, None)))
+    areas = float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2]))
+    return intersection / (areas - intersection) if areas > intersection else 0.0
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raise ValueError unless `image` is (H, W, 3) uint8 with at least one pixel."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"expected an RGB image (H, W, 3) uint8, got {image.shape} {image.dtype}")

@@ -1,0 +1,110 @@
+"""InsightFace's buffalo_l: the detector of the reference system, where its models have been downloaded.
+
+The packs are for non-commercial use only, so nothing here ever fetches them.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from latentsync.faces.detector import Face, check_image, is_plausible
+from latentsync.utils.errors import UserError
+
+PACK = "buffalo_l"
+MODEL_FILES = ("det_10g.onnx", "2d106det.onnx")
+DETECTION_SIZE = (512, 512)
+
+# Of the 106 landmarks (2d106det): outlines of the brows, then lower bridge, both wings and tip of the nose.
+LEFT_BROW = [43, 48, 49, 51, 50]
+RIGHT_BROW = [101, 102, 103, 104, 105]
+NOSE = [74, 77, 83, 86]
+
+
+class FaceApp(Protocol):
+    """The part of `insightface.app.FaceAnalysis` that is used: hits with bbox, det_score, landmark_2d_106."""
+
+    def get(self, image: np.ndarray) -> Iterable[Any]: ...
+
+
+def pack_folder(model_root: Path) -> Path:
+    """Where InsightFace keeps the pack below its root."""
+    return model_root / "models" / PACK
+
+
+def missing_models(model_root: Path) -> list[Path]:
+    """Model files that are needed and not there."""
+    return [path for name in MODEL_FILES if not (path := pack_folder(model_root) / name).is_file()]
+
+
+def anchors_from_landmarks(landmarks: np.ndarray) -> np.ndarray:
+    """Anchors (3, 2) from 106 landmarks (106, 2), rounded to whole pixels as the released models were trained with."""
+    if landmarks.shape != (106, 2):
+        raise ValueError(f"expected 106 landmarks (106, 2), got {landmarks.shape}")
+    return np.round(np.stack([landmarks[group].mean(axis=0) for group in (LEFT_BROW, RIGHT_BROW, NOSE)]))
+
+
+def faces_from_hits(hits: Iterable[Any]) -> list[Face]:
+    """Plausible faces, largest first, from what `FaceApp.get` returns; hits without landmarks are left out."""
+    faces = []
+    for hit in hits:
+        landmarks = getattr(hit, "landmark_2d_106", None)
+        if landmarks is None:
+            continue
+        box = np.asarray(hit.bbox, dtype=np.float64)
+        face = Face(box, anchors_from_landmarks(np.asarray(landmarks, dtype=np.float64)), float(hit.det_score))
+        if is_plausible(face):
+            faces.append(face)
+    return sorted(faces, key=lambda face: -float(np.prod(face.size)))
+
+
+class InsightFaceDetector:
+    """See `latentsync.faces.detector.FaceDetector`; every picture is detected afresh.
+
+    Args:
+        model_root: folder that holds models/buffalo_l.
+        device: "cpu", "cuda" or "cuda:N" (anything else runs on the CPU).
+        app: a ready `FaceAnalysis`, instead of loading the models.
+
+    Raises:
+        UserError: model files or the package are missing.
+    """
+
+    def __init__(self, model_root: str | Path, device: str = "cpu", app: FaceApp | None = None):
+        self._app = app if app is not None else _load_app(Path(model_root), device)
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        check_image(image)
+        return faces_from_hits(self._app.get(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def close(self) -> None:
+        """ONNX Runtime frees its sessions with the object."""
+        self._app = None
+
+
+def _load_app(model_root: Path, device: str) -> FaceApp:
+    missing = missing_models(model_root)
+    if missing:
+        raise UserError(
+            f"InsightFace model {missing[0]} is missing: download the {PACK} pack (models for non-commercial use only) "
+            f"and unpack it into {pack_folder(model_root)}, or use the mediapipe detector, which needs no download"
+        )
+    try:
+        from insightface.app import FaceAnalysis
+    except ImportError as error:
+        raise UserError(f"the insightface detector needs the insightface and onnxruntime packages ({error})") from error
+    kind, _, number = device.partition(":")
+    gpu = int(number or 0) if kind == "cuda" else -1
+    providers: list = ["CPUExecutionProvider"]
+    if gpu >= 0:
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu}))
+    # The folder itself as the name: InsightFace then has no path on which it would download.
+    folder = str(pack_folder(model_root))
+    app = FaceAnalysis(name=folder, allowed_modules=["detection", "landmark_2d_106"], providers=providers)
+    app.prepare(ctx_id=gpu, det_size=DETECTION_SIZE)
+    return app

@@ -1,0 +1,198 @@
+"""MediaPipe's face networks behind two small classes: boxes in a picture, and the mesh of one face.
+
+The models are inside the mediapipe 0.10.21 wheel. The mesh runs in a graph of our own around MediaPipe's
+`FaceLandmarkCpu`, because the stock FaceMesh solution chooses the face's region itself: its short-range detector
+misses small faces, and the region cannot be carried from frame to frame.
+"""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from latentsync.utils.errors import UserError
+
+MESH_SIDE = 192  # input side of the mesh network, pixels
+DETECTION_SIDE = 960  # pictures are shrunk to this for the box networks, whose inputs are 128 and 192 pixels
+REGION_SCALE = 1.5  # side of the mesh region over the long side of the face: what the network was trained with
+
+MESH_GRAPH = """
+input_stream: "image"
+input_stream: "roi"
+output_stream: "landmarks"
+node {
+  calculator: "ConstantSidePacketCalculator"
+  output_side_packet: "PACKET:with_attention"
+  options: { [mediapipe.ConstantSidePacketCalculatorOptions.ext]: { packet { bool_value: false } } }
+}
+node {
+  calculator: "FaceLandmarkCpu"
+  input_stream: "IMAGE:image"
+  input_stream: "ROI:roi"
+  input_side_packet: "WITH_ATTENTION:with_attention"
+  output_stream: "LANDMARKS:landmarks"
+}
+"""
+
+# Start-up chatter of protobuf, absl and TensorFlow Lite that says nothing about this program.
+NOISE = re.compile(
+    rb"GetPrototype|TensorFlow Lite XNNPACK delegate|before absl::InitializeLog|inference_feedback_manager"
+    rb"|landmark_projection_calculator|Feedback manager requires"
+)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rotated square around a face, in image pixels."""
+
+    centre: np.ndarray  # (2,)
+    side: float
+    angle: float  # radians, clockwise on screen: the direction from the eye on the image's left to the other one
+
+
+@dataclass(frozen=True)
+class BoxDetection:
+    """One hit of a box network, in image pixels."""
+
+    box: np.ndarray  # (4,) x0, y0, x1, y1
+    eyes: np.ndarray  # (2, 2) eye on the image's left, the other eye
+    score: float
+
+    def region(self) -> Region:
+        """Where the mesh network should look."""
+        dx, dy = self.eyes[1] - self.eyes[0]
+        size = self.box[2:] - self.box[:2]
+        centre = (self.box[:2] + self.box[2:]) / 2
+        return Region(centre, float(size.max()) * REGION_SCALE, float(np.arctan2(dy, dx)))
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to file descriptor 2 and afterwards pass on all but the known noise.
+
+    The descriptor belongs to the whole process, so this encloses start-up only; lines that other threads write
+    meanwhile come out late, not lost.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        try:
+            os.dup2(held.fileno(), 2)
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            rest = b"".join(line for line in held if not NOISE.search(line))
+            if rest:
+                os.write(2, rest)
+
+
+def import_mediapipe() -> None:
+    """Import mediapipe with its log level set first; UserError where the package is missing."""
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import mediapipe  # noqa: F401
+        from mediapipe.python import solution_base  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the face detector needs mediapipe 0.10.21 ({error}): pip install --no-deps mediapipe==0.10.21"
+        ) from error
+
+
+class MeshNet:
+    """MediaPipe's 468-point face mesh on a region of a picture."""
+
+    def __init__(self):
+        with quiet_stderr():
+            import_mediapipe()
+            from google.protobuf import text_format
+            from mediapipe.calculators.core import constant_side_packet_calculator_pb2  # noqa: F401 (graph option)
+            from mediapipe.framework import calculator_pb2
+            from mediapipe.framework.formats import rect_pb2
+            from mediapipe.python.solution_base import SolutionBase
+
+            config = text_format.Parse(MESH_GRAPH, calculator_pb2.CalculatorGraphConfig())
+            self._graph = SolutionBase(graph_config=config)
+            # The face is cut out here, upright, so the graph always looks at its whole input.
+            self._whole = rect_pb2.NormalizedRect(x_center=0.5, y_center=0.5, width=1.0, height=1.0)
+            self._run(np.zeros((MESH_SIDE, MESH_SIDE, 3), np.uint8))
+
+    def points(self, image: np.ndarray, region: Region, indices: list[int]) -> np.ndarray | None:
+        """Mesh points `indices` of the face in `region`: (len(indices), 2) image pixels, None when no face is there."""
+        if not (region.side >= 1 and np.isfinite(region.centre).all()):
+            return None
+        # Shrink by area where the region is much larger than the input: plain bilinear sampling would alias.
+        factor = int(np.clip(round(region.side / MESH_SIDE), 1, 3))
+        side = MESH_SIDE * factor
+        to_image = _crop_to_image(region, side)
+        crop = cv2.warpAffine(image, to_image, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        if factor > 1:
+            crop = cv2.resize(crop, (MESH_SIDE, MESH_SIDE), interpolation=cv2.INTER_AREA)
+        landmarks = self._run(crop)
+        if landmarks is None:
+            return None
+        points = np.array([(landmarks[i].x, landmarks[i].y) for i in indices]) * side - 0.5
+        return points @ to_image[:, :2].T + to_image[:, 2]
+
+    def _run(self, crop: np.ndarray):
+        result = self._graph.process({"image": crop, "roi": self._whole}).landmarks
+        return None if result is None else result.landmark
+
+    def close(self) -> None:
+        """Release the graph; further calls do nothing."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+
+
+def _crop_to_image(region: Region, side: int) -> np.ndarray:
+    """(2, 3) from pixel centres of a `side`-square crop of the region to pixel centres of the image."""
+    step = region.side / side
+    cos, sin = np.cos(region.angle) * step, np.sin(region.angle) * step
+    linear = np.array([[cos, -sin], [sin, cos]])
+    middle = (side - 1) / 2
+    return np.column_stack([linear, region.centre - linear @ (middle, middle)])
+
+
+class BoxNet:
+    """MediaPipe's face detection: the short-range network (large faces, 2 ms) or the full-range one (5 ms)."""
+
+    def __init__(self, full_range: bool, min_score: float = 0.5):
+        with quiet_stderr():
+            import_mediapipe()
+            from mediapipe.python.solutions.face_detection import FaceDetection
+
+            self._net = FaceDetection(model_selection=int(full_range), min_detection_confidence=min_score)
+            self._net.process(np.zeros((64, 64, 3), np.uint8))
+
+    def detect(self, image: np.ndarray) -> list[BoxDetection]:
+        """Faces in an RGB picture (H, W, 3) uint8."""
+        height, width = image.shape[:2]
+        shrink = DETECTION_SIDE / max(height, width)
+        if shrink < 1:
+            size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        hits = self._net.process(np.ascontiguousarray(image)).detections or []
+        return [_box_detection(hit, width, height) for hit in hits]
+
+    def close(self) -> None:
+        """Release the network; further calls do nothing."""
+        if self._net is not None:
+            self._net.close()
+            self._net = None
+
+
+def _box_detection(hit, width: int, height: int) -> BoxDetection:
+    box = hit.location_data.relative_bounding_box
+    corners = np.array([box.xmin, box.ymin, box.xmin + box.width, box.ymin + box.height])
+    eyes = np.array([(point.x, point.y) for point in hit.location_data.relative_keypoints[:2]])
+    return BoxDetection(corners * (width, height, width, height), eyes * (width, height), float(hit.score[0]))

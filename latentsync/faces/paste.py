@@ -1,0 +1,113 @@
+"""Paste-back: an edited face returns to its place in the frame, with a soft edge.
+
+Only the box of the face is computed. The numbers are those of the whole-frame method: the crop's validity mask is
+warped into the frame, eroded in proportion to its size and blurred, and the warped face is blended in by it.
+"""
+
+import cv2
+import numpy as np
+
+from latentsync.faces.align import shift_source, source_box
+from latentsync.faces.resample import resize_bicubic
+
+Box = tuple[int, int, int, int]
+STRIP_PIXELS = 1 << 15  # pixels blended at a time, so that the float temporaries stay in the CPU's cache
+
+
+def paste_region(
+    frame_size: tuple[int, int], face: np.ndarray, matrix: np.ndarray, size: tuple[int, int]
+) -> tuple[Box, np.ndarray, np.ndarray]:
+    """Warp a face back into its frame and weight it, on the face's box only.
+
+    Args:
+        frame_size: (height, width) of the frame.
+        face: (h, w, 3), uint8 or float, 0..255; resized to the crop size first where it differs.
+        matrix: (2, 3), frame -> crop, as used to cut the face out.
+        size: (width, height) of the crop.
+
+    Returns:
+        box (x0, y0, x1, y1), end exclusive, clipped to the frame; rgb (h', w', 3) float32 0..255;
+        alpha (h', w') float32 0..1, exactly 0 where the frame must stay as it is.
+        An empty box and empty arrays when the face lies outside the frame.
+    """
+    box = source_box(matrix, size, frame_size)
+    x0, y0, x1, y1 = box
+    if x0 == x1:
+        return box, np.zeros((0, 0, 3), np.float32), np.zeros((0, 0), np.float32)
+    box_size = (x1 - x0, y1 - y0)
+    to_box = cv2.invertAffineTransform(shift_source(matrix, x0, y0))
+    crop = resize_face(face, size)
+    # Replicated edges: the mask ends before them, and no black can bleed into the last row of the face.
+    rgb = cv2.warpAffine(crop, to_box, box_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return box, rgb, soft_mask(to_box, size, box_size)
+
+
+def resize_face(face: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) of any number type, 0..255 -> (height, width, 3) float32: bicubic, antialiased, clipped to 0..255."""
+    if face.ndim != 3 or face.shape[2] != 3:
+        raise ValueError(f"face must be (height, width, 3), got {face.shape}")
+    pixels = np.ascontiguousarray(face, dtype=np.float32)
+    width, height = size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    resized = resize_bicubic(pixels, size)
+    return np.clip(resized, 0, 255, out=resized)
+
+
+def soft_mask(to_box: np.ndarray, size: tuple[int, int], box_size: tuple[int, int]) -> np.ndarray:
+    """Blending weight of a crop in the frame's box.
+
+    Args:
+        to_box: (2, 3), crop -> box.
+        size: (width, height) of the crop.
+        box_size: (width, height) of the box; its sides are either the frame's border or clear of the crop.
+
+    Returns:
+        (height, width) float32 in [0, 1].
+    """
+    width, height = size
+    valid = cv2.warpAffine(np.ones((height, width), np.float32), to_box, box_size, flags=cv2.INTER_LINEAR)
+    valid = cv2.erode(valid, np.ones((2, 2), np.uint8))
+    edge = int(np.sqrt(valid.sum(dtype=np.float64))) // 20
+    if edge == 0:
+        return valid
+    kernel = 2 * edge + 1
+    sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+    blurred = cv2.GaussianBlur(_erode_convex(valid, edge), (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.min(blurred, 1.0)  # rounding in the blur must not push a weight above one
+
+
+def _erode_convex(mask: np.ndarray, edge: int) -> np.ndarray:
+    """Erosion by a (2 edge)-square window, offsets -edge .. edge - 1, clipped to the array.
+
+    The mask's level sets are convex (a rectangle with linear flanks, rotated), so its minimum over a window lies at
+    one of the window's corners: four comparisons a pixel, whatever the window's size.
+    """
+    height, width = mask.shape
+    padded = cv2.copyMakeBorder(mask, edge, edge - 1, edge, edge - 1, cv2.BORDER_REPLICATE)
+    shift = 2 * edge - 1
+    rows = cv2.min(padded[:height], padded[shift : shift + height])
+    return cv2.min(rows[:, :width], rows[:, shift : shift + width])
+
+
+def blend_region(image: np.ndarray, box: Box, rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Copy of a frame with a region blended in; the result is truncated to uint8, as the reference does.
+
+    Args:
+        image: (H, W, 3) uint8.
+        box, rgb, alpha: as `paste_region` returns them.
+    """
+    result = image.copy()
+    x0, y0, x1, y1 = box
+    if x0 == x1:
+        return result
+    step = max(1, STRIP_PIXELS // (x1 - x0))
+    for row in range(0, y1 - y0, step):
+        part = slice(row, min(row + step, y1 - y0))
+        target = result[y0 + part.start : y0 + part.stop, x0:x1]
+        below = target.astype(np.float32)
+        blended = rgb[part] - below
+        blended *= alpha[part][..., None]
+        blended += below
+        target[...] = blended.astype(np.uint8)
+    return result
