@@ -1,0 +1,156 @@
+"""From libav's pictures, in any pixel format and orientation, to upright 8-bit planar YUV 4:2:0."""
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from latentsync.media.color import MATRIX_BT709, RANGE_FULL, RANGE_LIMITED, UNSPECIFIED, ColorTags
+from latentsync.media.frame import VideoFrame
+
+# Pictures beyond this on a side exceed what H.264 decoders commonly play; still images are scaled down to it.
+MAX_STILL_SIDE = 4096
+
+_DIRECT_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
+
+# EXIF orientation codes -> (swap axes first, flip rows, flip columns), which brings the picture upright.
+_ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+# Counter-clockwise degrees of a display matrix -> EXIF orientation code.
+ORIENTATION_OF_ROTATION = {0: 1, 90: 8, 180: 3, 270: 6}
+
+
+def has_alpha(frame: av.VideoFrame) -> bool:
+    """Whether the pixel format carries transparency (palettes may)."""
+    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+
+
+def bit_depth(frame: av.VideoFrame) -> int:
+    """Bits per sample of the deepest component."""
+    return max((component.bits for component in frame.format.components), default=8)
+
+
+def converted_tags(frame: av.VideoFrame) -> ColorTags:
+    """The colour tags of the planes `FrameConverter` makes from frames like this one.
+
+    YUV keeps its matrix and range. RGB becomes BT.709, limited range. Gray keeps its samples, which are full range
+    unless tagged otherwise (libav's convention).
+    """
+    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+    if _is_rgb(frame):
+        known = [MATRIX_BT709 if code in (0, UNSPECIFIED) else code for code in (primaries, transfer)]
+        return ColorTags(MATRIX_BT709, RANGE_LIMITED, *known)
+    matrix, color_range = int(frame.colorspace), int(frame.color_range)
+    if frame.format.name.startswith("yuvj") or (color_range == 0 and frame.format.name.startswith("gray")):
+        color_range = RANGE_FULL
+    return ColorTags(matrix or UNSPECIFIED, color_range, primaries or UNSPECIFIED, transfer or UNSPECIFIED)
+
+
+def delivered_size(width: int, height: int, orientation: int = 1, is_still: bool = False) -> tuple[int, int]:
+    """(width, height) of the frames made from a coded picture: scaled if huge and still, padded to even, upright."""
+    width, height = _scaled_size(width, height, is_still)
+    width, height = width + width % 2, height + height % 2
+    return (height, width) if _ORIENTATIONS[orientation][0] else (width, height)
+
+
+class FrameConverter:
+    """Converts every picture of one file to the size, orientation and colour description found in its first one.
+
+    - 4:2:0 8-bit samples are copied as they are; any other YUV is converted once by swscale, keeping matrix and range.
+    - Transparent pictures are laid over black, which is what players show.
+    - Odd sides are padded to even by repeating the edge. Still images beyond 4096 on a side are scaled down.
+    - A picture whose size differs from the first (a stream that changes resolution) is scaled to it.
+    """
+
+    def __init__(self, width: int, height: int, orientation: int, color: ColorTags, is_still: bool = False) -> None:
+        """`width`, `height`: of the first coded picture, before orientation (an EXIF code 1..8) is applied."""
+        self._size = _scaled_size(width, height, is_still)
+        self._orientation = orientation
+        self._color = color
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> VideoFrame:
+        """Convert one decoded picture. The result holds its own copy of the samples."""
+        if has_alpha(frame):
+            frame = self._over_black(frame)
+        if frame.format.name not in _DIRECT_FORMATS or (frame.width, frame.height) != self._size:
+            frame = self._reformat(frame, "yuv420p")
+        planes = [upright(plane_samples(plane), self._orientation) for plane in _padded(frame)]
+        return VideoFrame.from_planes(*planes, self._color)
+
+    def _reformat(self, frame: av.VideoFrame, pixel_format: str) -> av.VideoFrame:
+        width, height = self._size
+        name = frame.format.name
+        kwargs = {"width": width, "height": height, "format": pixel_format, "interpolation": _SCALING}
+        if _is_rgb(frame):
+            return self._reformatter.reformat(
+                frame,
+                **kwargs,
+                dst_colorspace=MATRIX_BT709,
+                src_color_range=RANGE_FULL,
+                dst_color_range=RANGE_LIMITED,
+            )
+        # The same range on both sides keeps the samples; swscale takes gray and yuvj for full range whatever is said.
+        full = self._color.is_full_range or name.startswith(("yuvj", "gray"))
+        same = RANGE_FULL if full else RANGE_LIMITED
+        return self._reformatter.reformat(frame, **kwargs, src_color_range=same, dst_color_range=same)
+
+    def _over_black(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Lay a transparent picture over black, at full chroma resolution so that no fringe of colour appears."""
+        frame = self._reformat(frame, "yuva444p")
+        y, u, v, alpha = (plane_samples(plane) for plane in frame.planes)
+        opacity = alpha.astype(np.float32) / 255.0
+        black = 0.0 if self._color.is_full_range else 16.0
+        composed = np.stack(
+            [cv2.add((plane - ground) * opacity, ground, dtype=cv2.CV_8U) for plane, ground in
+             ((y, black), (u, 128.0), (v, 128.0))]
+        )  # fmt: skip
+        opaque = av.VideoFrame.from_ndarray(composed, format="yuv444p")
+        opaque.colorspace = frame.colorspace
+        return opaque
+
+
+def plane_samples(plane) -> np.ndarray:
+    """A view (H, W) uint8 of a plane of a libav frame, or the array itself if it is one already."""
+    if isinstance(plane, np.ndarray):
+        return plane
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
+def upright(plane: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of `plane` (H, W) brought upright; `orientation` is an EXIF code 1..8."""
+    swap, flip_rows, flip_columns = _ORIENTATIONS[orientation]
+    plane = plane.T if swap else plane
+    plane = plane[::-1] if flip_rows else plane
+    return plane[:, ::-1] if flip_columns else plane
+
+
+def _padded(frame: av.VideoFrame) -> list[np.ndarray]:
+    """The three planes with luma padded to even sides, so that turning keeps luma and chroma together."""
+    y, u, v = (plane_samples(plane) for plane in frame.planes)
+    if y.shape[0] % 2 or y.shape[1] % 2:
+        y = np.pad(y, ((0, y.shape[0] % 2), (0, y.shape[1] % 2)), mode="edge")
+    return [y, u, v]
+
+
+def _is_rgb(frame: av.VideoFrame) -> bool:
+    """RGB, palettes, one-bit pictures and gray with alpha: what has no YUV samples worth keeping."""
+    video_format = frame.format
+    return video_format.is_rgb or video_format.has_palette or video_format.name.startswith(("mono", "ya", "xyz"))
+
+
+def _scaled_size(width: int, height: int, is_still: bool) -> tuple[int, int]:
+    longest = max(width, height)
+    if not is_still or longest <= MAX_STILL_SIDE:
+        return width, height
+    scale = MAX_STILL_SIDE / longest
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)

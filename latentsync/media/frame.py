@@ -1,0 +1,159 @@
+"""One picture kept as 8-bit planar YUV 4:2:0, so that untouched samples never leave their own colour space."""
+
+import cv2
+import numpy as np
+
+from latentsync.media.color import ColorTags, rgb_to_yuv_matrix, yuv_to_rgb_matrix
+
+
+class VideoFrame:
+    """An immutable picture: planes Y (H, W), U and V (H/2, W/2), uint8, in the source's own matrix and range.
+
+    H and W are even. Chroma is shared by each 2x2 cell of luma: RGB is made by repeating it, and `blend_rgb` averages
+    it back, so that the two are inverse to each other up to rounding.
+    """
+
+    __slots__ = ("_data", "color", "height", "width")
+
+    def __init__(self, data: np.ndarray, color: ColorTags | None = None) -> None:
+        """`data`: contiguous uint8 (3H/2, W): the Y plane, then U, then V (the I420 layout). It is not copied."""
+        rows, width = data.shape
+        if data.dtype != np.uint8 or not data.flags.c_contiguous or rows % 3 or width % 2:
+            raise ValueError(f"expected contiguous uint8 I420 with even sides, got {data.dtype} {data.shape}")
+        self._data = data
+        self._data.setflags(write=False)
+        self.width = width
+        self.height = rows // 3 * 2
+        self.color = color or ColorTags()
+
+    @classmethod
+    def from_planes(cls, y: np.ndarray, u: np.ndarray, v: np.ndarray, color: ColorTags | None = None) -> "VideoFrame":
+        """Copy planes y (H, W), u and v (ceil(H/2), ceil(W/2)), uint8; odd sides are padded to even with their edge."""
+        height, width = y.shape
+        data = np.empty(((height + height % 2) // 2 * 3, width + width % 2), np.uint8)
+        planes = _split(data)
+        planes[0][:height, :width] = y
+        if width % 2:
+            planes[0][:height, width] = y[:, -1]
+        if height % 2:
+            planes[0][height] = planes[0][height - 1]
+        planes[1][:] = u
+        planes[2][:] = v
+        return cls(data, color)
+
+    @classmethod
+    def from_rgb(cls, rgb: np.ndarray, color: ColorTags | None = None) -> "VideoFrame":
+        """A frame from uint8 or float RGB (H, W, 3), 0..255, H and W even. For pictures that are computed."""
+        height, width = rgb.shape[:2]
+        blank = cls(np.full((height // 2 * 3, width), 128, np.uint8), color)
+        return blank.blend_rgb(0, 0, rgb, np.ones((height, width), np.float32))
+
+    @property
+    def i420(self) -> np.ndarray:
+        """All samples, read-only uint8 (3H/2, W): Y rows, then the U plane, then the V plane."""
+        return self._data
+
+    @property
+    def planes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Read-only views of Y (H, W), U and V (H/2, W/2)."""
+        return _split(self._data)
+
+    def rgb(self, max_side: int | None = None) -> np.ndarray:
+        """The whole picture as uint8 RGB (H', W', 3); scaled down, never up, so that no side exceeds `max_side`."""
+        y, u, v = self.planes
+        longest = max(self.width, self.height)
+        if max_side is None or longest <= max_side:
+            return self.crop_rgb(0, 0, self.width, self.height)
+        size = (max(1, round(self.width * max_side / longest)), max(1, round(self.height * max_side / longest)))
+        scaled = cv2.merge([_shrink(y, size), _shrink(u, size), _shrink(v, size)])
+        return _to_uint8(cv2.transform(scaled.astype(np.float32), self._yuv_to_rgb()))
+
+    def crop_rgb(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        """The box [x0, x1) x [y0, y1) as uint8 RGB (y1 - y0, x1 - x0, 3). Raises ValueError outside the picture."""
+        if not (0 <= x0 < x1 <= self.width and 0 <= y0 < y1 <= self.height):
+            raise ValueError(f"box {(x0, y0, x1, y1)} is not inside {self.width}x{self.height}")
+        # Work on whole chroma cells, then cut the odd border off.
+        left, top, right, bottom = x0 & ~1, y0 & ~1, x1 + x1 % 2, y1 + y1 % 2
+        y, u, v = self.planes
+        size = (right - left, bottom - top)
+        cells = slice(top // 2, bottom // 2), slice(left // 2, right // 2)
+        chroma = [cv2.resize(plane[cells], size, interpolation=cv2.INTER_NEAREST) for plane in (u, v)]
+        yuv = cv2.merge([y[top:bottom, left:right], *chroma])
+        rgb = _to_uint8(cv2.transform(yuv.astype(np.float32), self._yuv_to_rgb()))
+        return np.ascontiguousarray(rgb[y0 - top : y1 - top, x0 - left : x1 - left])
+
+    def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray) -> "VideoFrame":
+        """A new frame with `rgb` laid over the box whose upper left corner is (x0, y0); this one is not changed.
+
+        `rgb`: float or uint8 (h, w, 3), 0..255. `alpha`: float (h, w), 0 keeps the picture, 1 replaces it. The box may
+        reach outside the picture and is cut there. Luma samples with alpha 0, and chroma samples whose whole 2x2 cell
+        has alpha 0, keep their exact values. Blending is done on Y, Cb, Cr: the same mix as in (gamma) RGB, because
+        the map is affine; a chroma sample is the mean of its cell with each pixel weighted by its own alpha.
+        """
+        if rgb.shape[:2] != alpha.shape or rgb.shape[2] != 3:
+            raise ValueError(f"rgb {rgb.shape} and alpha {alpha.shape} do not match")
+        data = self._data.copy()
+        left, top = max(x0, 0), max(y0, 0)
+        right, bottom = min(x0 + alpha.shape[1], self.width), min(y0 + alpha.shape[0], self.height)
+        if left < right and top < bottom:
+            box = slice(top - y0, bottom - y0), slice(left - x0, right - x0)
+            self._blend_box(_split(data), left, top, rgb[box], alpha[box])
+        return VideoFrame(data, self.color)
+
+    def _blend_box(
+        self, planes: tuple[np.ndarray, np.ndarray, np.ndarray], x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray
+    ) -> None:
+        """Blend a box that lies inside the picture into writable planes, in place."""
+        # A border of alpha 0 completes the chroma cells at odd edges; it changes nothing.
+        height, width = alpha.shape
+        border = (y0 % 2, (y0 + height) % 2, x0 % 2, (x0 + width) % 2)
+        alpha = np.clip(alpha, 0.0, 1.0, dtype=np.float32)
+        rgb = rgb.astype(np.float32, copy=False)
+        if any(border):
+            alpha = cv2.copyMakeBorder(alpha, *border, cv2.BORDER_CONSTANT, value=0)
+            rgb = cv2.copyMakeBorder(rgb, *border, cv2.BORDER_REPLICATE)
+        left, top = x0 - x0 % 2, y0 - y0 % 2
+        height, width = alpha.shape
+        cells = (width // 2, height // 2)
+        to_yuv = rgb_to_yuv_matrix(self.color.resolved_matrix(self.width, self.height), self.color.is_full_range)
+        new_y, new_u, new_v = cv2.split(cv2.transform(np.ascontiguousarray(rgb), to_yuv))
+
+        y_box = planes[0][top : top + height, left : left + width]
+        y_box[:] = _mix(y_box, new_y, alpha, alpha)
+        weight = cv2.resize(alpha, cells, interpolation=cv2.INTER_AREA)
+        for plane, new in ((planes[1], new_u), (planes[2], new_v)):
+            box = plane[top // 2 : top // 2 + cells[1], left // 2 : left // 2 + cells[0]]
+            # sum(alpha * new) / sum(alpha) over the cell is what an opaque average would be.
+            weighted = cv2.resize(cv2.multiply(alpha, new), cells, interpolation=cv2.INTER_AREA)
+            box[:] = _mix(box, cv2.divide(weighted, weight), weight, weight)
+
+    def _yuv_to_rgb(self) -> np.ndarray:
+        return yuv_to_rgb_matrix(self.color.resolved_matrix(self.width, self.height), self.color.is_full_range)
+
+
+def _split(data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Views of the Y, U and V planes of an I420 array (3H/2, W)."""
+    height, width = data.shape[0] // 3 * 2, data.shape[1]
+    chroma = data[height:].reshape(2, height // 2, width // 2)
+    return data[:height], chroma[0], chroma[1]
+
+
+def _mix(old: np.ndarray, new: np.ndarray, weight: np.ndarray, written: np.ndarray) -> np.ndarray:
+    """`old` + weight * (new - old), rounded to uint8; exactly `old` where `written` is 0."""
+    old_float = old.astype(np.float32)
+    mixed = cv2.add(old_float, cv2.multiply(weight, cv2.subtract(new, old_float)))
+    return np.where(written > 0, _to_uint8(mixed), old)
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    """Round to nearest and saturate to 0..255 (cv2 does both in one pass)."""
+    return cv2.add(image, 0.0, dtype=cv2.CV_8U)
+
+
+def _shrink(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a plane to `size` (width, height) without aliasing: halve by area, then interpolate."""
+    while plane.shape[1] >= 2 * size[0] and plane.shape[0] >= 2 * size[1]:
+        plane = cv2.resize(plane, (plane.shape[1] // 2, plane.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    if (plane.shape[1], plane.shape[0]) != size:
+        plane = cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)
+    return plane

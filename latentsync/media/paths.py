@@ -1,0 +1,124 @@
+"""Local media files: every name is a plain local path, checked before libav sees it."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+
+from latentsync.utils.errors import UserError
+
+OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv")
+
+# Playlists and scripts that make libav open further files or addresses, and its text-art "video" of plain text.
+_REFUSED_FORMATS = frozenset({"hls", "concat", "dash", "imf", "lavfi", "tty", "sdp", "rtsp", "image2"})
+# Characters the image demuxer reads as a numbered sequence or a wildcard; such files are handed over opened.
+_PATTERN_CHARACTERS = frozenset("%*?[]{}")
+
+
+def check_input_path(path: str | os.PathLike, kind: str = "video") -> Path:
+    """Return `path` as a Path after checking that it is a readable, non-empty regular file.
+
+    `kind` ("video", "audio") only words the message. Raises UserError with one line otherwise.
+    """
+    name = os.fspath(path)
+    if not name or "\0" in name:
+        raise UserError(f"{name!r}: not a file name; give the path of the {kind} file")
+    try:
+        status = os.stat(name)
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such {kind} file") from None
+    except OSError as error:
+        raise UserError(f"{name}: the {kind} file cannot be reached ({error.strerror})") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{name}: this is a folder; give a {kind} file")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{name}: not a regular file; give a {kind} file")
+    if status.st_size == 0:
+        raise UserError(f"{name}: the {kind} file is empty (0 bytes)")
+    if not os.access(name, os.R_OK):
+        raise UserError(f"{name}: no permission to read the {kind} file")
+    return Path(name)
+
+
+def file_url(path: str | os.PathLike) -> str:
+    """The libav address of a local file: `concat:`, `http:`, a leading dash and the like lose their meaning."""
+    return "file:" + os.path.abspath(os.fspath(path))
+
+
+def open_input(path: str | os.PathLike, kind: str = "video") -> InputContainer:
+    """Open a local media file for reading; the caller closes it. Raises UserError when it is not one.
+
+    Only local files are reachable from inside it (`protocol_whitelist`), and playlists are refused.
+    """
+    path = check_input_path(path, kind)
+    options = {"protocol_whitelist": "file,pipe"}
+    by_name = not _PATTERN_CHARACTERS & set(path.name) and _is_utf8(path)
+    try:
+        source = file_url(path) if by_name else _OpenedFile(path)
+        container = av.open(source, options=options)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a {kind} file that can be read ({_reason(error)}); it may be truncated or of another type"
+        ) from error
+    if _REFUSED_FORMATS & set(container.format.name.split(",")):
+        container.close()
+        raise UserError(f"{path}: a {container.format.name} file is not accepted; give a {kind} file")
+    return container
+
+
+def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathLike] = ()) -> Path:
+    """Check, before any work, that a video can be written to `output`; nothing is left on disk.
+
+    Returns the real path (links followed). Raises UserError for an extension other than mp4, mov, mkv, a missing or
+    unwritable folder, an output that is a folder, or one that is the same file as one of `inputs`.
+    """
+    name = os.fspath(output)
+    if not name or "\0" in name:
+        raise UserError(f"{name!r}: not a file name; give the path of the video to write")
+    target = Path(os.path.realpath(name))
+    accepted = ", ".join(OUTPUT_SUFFIXES)
+    if target.is_dir():
+        raise UserError(f"{name}: the output is a folder; give a file name ending in one of {accepted}")
+    if target.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise UserError(f"{name}: cannot write {target.suffix or 'a file without extension'}; use one of {accepted}")
+    if not target.parent.is_dir():
+        raise UserError(f"{name}: the folder {target.parent} does not exist; create it first")
+    if target.exists() and not target.is_file():
+        raise UserError(f"{name}: the output exists and is not a regular file")
+    for source in inputs:
+        if target.exists() and os.path.exists(source) and os.path.samefile(target, source):
+            raise UserError(f"{name}: the output is also an input; choose another output name")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{name}: cannot write into {target.parent} ({error.strerror})") from error
+    return target
+
+
+class _OpenedFile:
+    """A file libav reads through Python, under a harmless name that keeps the extension."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self.name = "media" + ("" if _PATTERN_CHARACTERS & set(path.suffix) else path.suffix)
+        self.read, self.seek, self.tell, self.close = (
+            self._file.read, self._file.seek, self._file.tell, self._file.close
+        )  # fmt: skip
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether libav can be given the absolute name (names that are not UTF-8 carry surrogates in Python)."""
+    try:
+        os.path.abspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip().rstrip(".").lower()

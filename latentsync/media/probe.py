@@ -1,0 +1,270 @@
+"""What a video file is, found out before any work starts; every unusable file is a one-line UserError."""
+
+import logging
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from PIL import Image
+
+from latentsync.media.color import ColorTags
+from latentsync.media.convert import (
+    ORIENTATION_OF_ROTATION,
+    bit_depth,
+    converted_tags,
+    delivered_size,
+    has_alpha,
+)
+from latentsync.media.paths import check_input_path, open_input
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FPS = Fraction(25)
+MAX_PIXELS = 2**28  # 16384 x 16384: beyond this one decoded picture takes gigabytes
+
+_STANDARD_RATES = tuple(
+    Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60", "120")
+)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """A video or still image as `open_timeline` delivers it.
+
+    `width` and `height` are those of the delivered frames: upright, even, and at most 4096 on a side for stills.
+    `duration` (seconds) and `num_frames` come from the file's header or index and may be off for damaged files;
+    None where the file does not say. `fps` is exact (30000/1001), the mean rate when `variable_frame_rate`.
+    """
+
+    path: Path
+    width: int
+    height: int
+    coded_width: int
+    coded_height: int
+    fps: Fraction
+    duration: float | None
+    num_frames: int | None
+    rotation: int  # degrees clockwise that brought the coded picture upright
+    orientation: int  # the same with mirroring, as an EXIF code 1..8
+    is_still: bool
+    is_animated_webp: bool
+    has_alpha: bool
+    bit_depth: int
+    variable_frame_rate: bool
+    color: ColorTags
+    sample_aspect_ratio: Fraction
+
+
+def probe_video(path: str | os.PathLike) -> VideoInfo:
+    """Examine a video or image file: header, index and the first picture.
+
+    Raises UserError (one line) for a missing, empty or unreadable file, a folder, a file that is no video, sound
+    alone, or a video without a picture that can be decoded.
+    """
+    path = check_input_path(path)
+    if _is_animated_webp(path):
+        return _probe_animated_webp(path)
+    with open_input(path) as container:
+        stream = first_video_stream(container, path)
+        frame = first_picture(container, stream, path)
+        is_still = _is_still(container, stream)
+        orientation = _exif_orientation(path) if is_still else 1
+        if orientation == 1:
+            orientation = _frame_orientation(frame, path)
+        duration, num_frames = _length(container, stream, path)
+        return VideoInfo(
+            path=path,
+            **_geometry(frame.width, frame.height, orientation, is_still),
+            fps=DEFAULT_FPS if is_still else frame_rate(stream),
+            duration=None if is_still else duration,
+            num_frames=1 if is_still else num_frames,
+            is_still=is_still,
+            is_animated_webp=False,
+            has_alpha=has_alpha(frame),
+            bit_depth=bit_depth(frame),
+            variable_frame_rate=not is_still and _has_variable_rate(stream),
+            color=converted_tags(frame),
+            sample_aspect_ratio=_aspect_ratio(stream, orientation),
+        )
+
+
+def first_video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The first video stream that is not a cover picture. Raises UserError when there is none."""
+    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not videos:
+        found = "only sound" if container.streams.audio else "no video stream"
+        raise UserError(f"{path}: the file has {found}; give a video file or a still image")
+    stream = videos[0]
+    if stream.codec_context is None:
+        raise UserError(f"{path}: the video codec is not supported; convert the file to H.264 first")
+    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+        raise UserError(f"{path}: {size} pixels are too many; scale the picture down to 8192 on a side or less")
+    return stream
+
+
+def first_picture(container: InputContainer, stream: VideoStream, path: Path) -> av.VideoFrame:
+    """Decode up to the first good picture. Raises UserError when the stream has none."""
+    stream.codec_context.thread_type = "SLICE"  # one picture: frame threads would only read ahead
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                continue
+            if frames:
+                return frames[0]
+    except av.error.FFmpegError as error:
+        raise UserError(f"{path}: no picture could be decoded ({error.strerror}); the file is damaged") from error
+    raise UserError(f"{path}: the video has no frame that can be decoded; it may be truncated")
+
+
+def frame_rate(stream: VideoStream) -> Fraction:
+    """The nominal rate of a stream: its standard rate where the mean agrees within 1 %, else the mean rate."""
+    average, nominal = stream.average_rate, stream.guessed_rate
+    rate = average or nominal
+    if average and nominal and abs(nominal / average - 1) < Fraction(1, 100):
+        rate = nominal
+    if not rate or not Fraction(1, 10) <= rate <= 1000:
+        return DEFAULT_FPS
+    for standard in _STANDARD_RATES:
+        if abs(rate / standard - 1) < Fraction(1, 2500):
+            return standard
+    return Fraction(rate).limit_denominator(1001)
+
+
+def packet_times(path: Path) -> list[tuple[Fraction, Fraction]]:
+    """(time, duration) in seconds of every picture, in order of display, the first at 0; read without decoding."""
+    times: list[tuple[Fraction, Fraction]] = []
+    unstamped = 0
+    with open_input(path) as container:
+        stream = first_video_stream(container, path)
+        nominal = 1 / frame_rate(stream)
+        try:
+            for packet in container.demux(stream):
+                if packet.size and packet.pts is None:
+                    unstamped += 1
+                elif packet.size and not packet.is_discard:
+                    length = packet.duration * packet.time_base if packet.duration else nominal
+                    times.append((packet.pts * packet.time_base, length))
+        except av.error.FFmpegError as error:
+            logger.debug("%s: stopped reading packets: %s", path, error)
+    if unstamped > len(times):  # a bare elementary stream: pictures are counted at the nominal rate
+        return [(index * nominal, nominal) for index in range(unstamped + len(times))]
+    times.sort()
+    start = times[0][0] if times else Fraction(0)
+    return [(time - start, length) for time, length in times]
+
+
+def _length(container: InputContainer, stream: VideoStream, path: Path) -> tuple[float | None, int | None]:
+    """Duration in seconds and number of frames, from the header, or else by counting packets."""
+    num_frames = stream.frames or None
+    if stream.duration:
+        return float(stream.duration * stream.time_base), num_frames
+    if container.duration:
+        return container.duration / av.time_base, num_frames
+    times = packet_times(path)
+    if not times:
+        return None, num_frames
+    return float(times[-1][0] + times[-1][1]), len(times)
+
+
+def _is_still(container: InputContainer, stream: VideoStream) -> bool:
+    """Image demuxers are called `png_pipe` and the like; AVIF and HEIC are a single picture without duration."""
+    if any(name.endswith("_pipe") for name in container.format.name.split(",")):
+        return True
+    return stream.frames == 1 and not stream.duration and not container.duration
+
+
+def _geometry(width: int, height: int, orientation: int, is_still: bool) -> dict[str, int]:
+    delivered = delivered_size(width, height, orientation, is_still)
+    upright = (height, width) if orientation >= 5 else (width, height)
+    if is_still and max(delivered) < max(upright):
+        logger.info("still image of %dx%d scaled down to %dx%d", *upright, *delivered)
+    rotation = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(orientation, 0)
+    return {
+        "width": delivered[0],
+        "height": delivered[1],
+        "coded_width": width,
+        "coded_height": height,
+        "rotation": rotation,
+        "orientation": orientation,
+    }
+
+
+def _frame_orientation(frame: av.VideoFrame, path: Path) -> int:
+    """The EXIF code of the display matrix; only quarter turns can be undone without loss."""
+    turns = round(frame.rotation / 90) * 90
+    if abs(turns - frame.rotation) > 1:
+        logger.warning("%s: rotation by %d degrees is ignored; only quarter turns are applied", path, frame.rotation)
+        return 1
+    return ORIENTATION_OF_ROTATION[turns % 360]
+
+
+def _exif_orientation(path: Path) -> int:
+    """The EXIF orientation of a still image, 1 where it has none or Pillow does not know the format."""
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(0x0112, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _aspect_ratio(stream: VideoStream, orientation: int) -> Fraction:
+    ratio = stream.sample_aspect_ratio
+    if not ratio or ratio <= 0:
+        return Fraction(1)
+    return 1 / ratio if orientation >= 5 else Fraction(ratio)
+
+
+def _has_variable_rate(stream: VideoStream) -> bool:
+    """Best effort: uneven steps in the container's index, or a mean rate away from the nominal one."""
+    stamps = sorted(entry.timestamp for entry in stream.index_entries) if stream.index_entries else []
+    if len(stamps) > 2 and len(stamps) == stream.frames:
+        steps = [later - earlier for earlier, later in zip(stamps[:-2], stamps[1:-1], strict=True)]
+        # Containers that count in milliseconds round each step by one.
+        return (max(steps) - min(steps)) * stream.time_base > max(Fraction(2, 1000), 2 * stream.time_base)
+    average, nominal = stream.average_rate, stream.guessed_rate
+    return bool(average and nominal) and abs(nominal / average - 1) > Fraction(1, 100)
+
+
+def _is_animated_webp(path: Path) -> bool:
+    """libav 8 cannot decode animated WebP; the flag is bit 1 of the VP8X chunk that starts such files."""
+    with path.open("rb") as file:
+        head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20:21]) and bool(head[20] & 2)
+
+
+def _probe_animated_webp(path: Path) -> VideoInfo:
+    """Examine an animated WebP through Pillow; its frames have durations in milliseconds."""
+    try:
+        with Image.open(path) as image:
+            durations = []
+            for index in range(image.n_frames):
+                image.seek(index)
+                image.load()
+                durations.append(max(1, int(image.info.get("duration", 40))))
+            size = image.size
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: the animated image cannot be decoded ({error})") from error
+    total = Fraction(sum(durations), 1000)
+    return VideoInfo(
+        path=path,
+        **_geometry(*size, 1, False),
+        fps=(len(durations) / total).limit_denominator(1001),
+        duration=float(total),
+        num_frames=len(durations),
+        is_still=False,
+        is_animated_webp=True,
+        has_alpha=True,
+        bit_depth=8,
+        variable_frame_rate=len(set(durations)) > 1,
+        color=ColorTags(1, 1, 1, 1),
+        sample_aspect_ratio=Fraction(1),
+    )

@@ -1,0 +1,263 @@
+"""The frames a video is made of at a constant rate and an exact length, whatever the source's rate and length."""
+
+import logging
+import math
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import Protocol, TypeVar
+
+from latentsync.media.frame import VideoFrame
+from latentsync.media.probe import VideoInfo, packet_times, probe_video
+from latentsync.media.reader import Picture, VideoReader
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ON_SHORT_CHOICES = ("loop", "freeze", "error")
+
+# Frames held while a stretch is played backward: this many bytes of 4:2:0 samples, within these counts.
+_WINDOW_BYTES = 128 * 2**20
+_WINDOW_FRAMES = (12, 128)
+
+
+class Timed(Protocol):
+    """Something shown from `time` on, for `duration` (seconds)."""
+
+    time: Fraction
+    duration: Fraction
+
+
+T = TypeVar("T", bound=Timed)
+
+
+def frame_count(duration_s: float | Fraction, fps: Fraction) -> int:
+    """ceil(duration * fps), at least 1. A float such as 2.96 counts as 74/25, not as the binary fraction above it."""
+    if duration_s < 0 or not math.isfinite(duration_s):
+        raise ValueError(f"duration {duration_s} s")
+    exact = duration_s if isinstance(duration_s, Fraction) else Fraction(duration_s).limit_denominator(1_000_000)
+    return max(1, math.ceil(exact * fps))
+
+
+def pingpong_index(index: int, length: int) -> int:
+    """Position in 0..length-1 of step `index` of forward, backward, forward, ...; each pass holds all positions.
+
+    The picture at a turn is thus shown twice: mirrored time, where every frame keeps its duration.
+    """
+    position = index % (2 * length)
+    return position if position < length else 2 * length - 1 - position
+
+
+def nearest_samples(items: Iterable[T], fps: Fraction, limit: int | None = None) -> Iterator[T]:
+    """For i = 0, 1, ... yield the item whose time is nearest to i / fps (the earlier of two equally near).
+
+    Ends after `limit` samples or when the items' length, the last one's duration included, is covered: a last sample
+    counts when at least half of its time lies inside. `items` come in order, the first at time 0; needs one of
+    look-ahead.
+    """
+    previous: T | None = None
+    index = 0
+    for item in items:
+        if previous is not None:
+            middle = (previous.time + item.time) / 2
+            while index <= middle * fps:
+                if index == limit:
+                    return
+                yield previous
+                index += 1
+            if index == limit:
+                return
+        previous = item
+    if previous is None:
+        return
+    total = max(1, math.floor((previous.time + previous.duration) * fps + Fraction(1, 2)))
+    for _ in range(index, total if limit is None else min(total, limit)):
+        yield previous
+
+
+def open_timeline(
+    source: str | os.PathLike | VideoInfo, duration_s: float | Fraction, fps: Fraction, on_short: str = "loop"
+) -> "Timeline":
+    """The frames of `source` for `duration_s` seconds at `fps`: an iterator of exactly ceil(duration * fps) frames.
+
+    Any rate, also a variable one, is resampled to the nearest time stamp. A longer video is cut. A shorter one, by
+    `on_short`: "loop" goes on backward, then forward, and so on; "freeze" holds the last frame; "error" raises
+    UserError here. A still image is repeated. Raises UserError for what `probe_video` refuses.
+    """
+    if on_short not in ON_SHORT_CHOICES:
+        raise UserError(f"on_short_video {on_short!r}: choose one of {', '.join(ON_SHORT_CHOICES)}")
+    info = source if isinstance(source, VideoInfo) else probe_video(source)
+    fps = Fraction(fps)
+    count = frame_count(duration_s, fps)
+    if on_short == "error" and not info.is_still:
+        available = available_frames(info, fps)
+        if available < count:
+            raise UserError(
+                f"{info.path}: the video lasts {float(available / fps):.2f} s, the audio {float(duration_s):.2f} s; "
+                "give a longer video, or choose on_short_video loop or freeze"
+            )
+    return Timeline(info, count, fps, on_short)
+
+
+def available_frames(info: VideoInfo, fps: Fraction) -> int:
+    """How many frames at `fps` one pass over the video gives, found from its packets without decoding."""
+    if info.is_still:
+        return 1
+    if info.is_animated_webp:
+        return max(1, math.floor(Fraction(info.duration).limit_denominator(1000) * fps + Fraction(1, 2)))
+    stamps = (_Stamp(time, duration) for time, duration in packet_times(info.path))
+    return sum(1 for _ in nearest_samples(stamps, fps))
+
+
+class Timeline(Iterator[VideoFrame]):
+    """Iterator over the frames of a timeline (see `open_timeline`); `len()` is their exact number.
+
+    Memory is bounded for any length: forward passes stream; backward passes decode windows that begin at a keyframe
+    where possible. A repeated frame may be the same object. Close it to let go of the file before the end.
+    """
+
+    def __init__(self, info: VideoInfo, count: int, fps: Fraction, on_short: str) -> None:
+        self.info = info
+        self.fps = fps
+        self._count = count
+        self._on_short = on_short
+        self._reader = VideoReader(info)
+        low, high = _WINDOW_FRAMES
+        self._window = min(max(_WINDOW_BYTES // (info.width * info.height * 3 // 2), low), high)
+        self._picks: list[Fraction] = []  # time of the picture shown at each sample of one pass
+        self._keys: list[Fraction] = []  # times of keyframes
+        self._key_lead = 0  # how many keyframes before the wanted one a search has to aim at
+        self._frames = self._run()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __next__(self) -> VideoFrame:
+        return next(self._frames)
+
+    def __enter__(self) -> "Timeline":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._frames.close()
+        self._reader.close()
+
+    def _run(self) -> Iterator[VideoFrame]:
+        with self._reader:
+            frame = None
+            for picture in nearest_samples(self._first_pass(), self.fps, self._count):
+                frame = picture.frame
+                self._picks.append(picture.time)
+                yield frame
+            remaining = self._count - len(self._picks)
+            if remaining:
+                self._check_promised_length()
+            if remaining and self._on_short == "error" and not self.info.is_still:
+                raise UserError(f"{self.info.path}: the video is damaged and ends before the audio does")
+            if self.info.is_still or self._on_short == "freeze" or len(set(self._picks)) == 1:
+                yield from (frame for _ in range(remaining))
+                return
+            yield from self._further_passes(remaining)
+
+    def _first_pass(self) -> Iterator[Picture]:
+        for picture in self._reader.pictures():
+            if picture.is_key:
+                self._keys.append(picture.time)
+            yield picture
+
+    def _check_promised_length(self) -> None:
+        """Say so when the pictures end well before the file's header says."""
+        shown, promised = float(len(self._picks) / self.fps), self.info.duration
+        if promised and not self.info.is_still and shown < promised - max(0.5, 0.02 * promised):
+            logger.warning("%s: only %.2f of %.2f s could be decoded; truncated?", self.info.path, shown, promised)
+
+    def _further_passes(self, remaining: int) -> Iterator[VideoFrame]:
+        backward = True
+        while remaining > 0:
+            length = min(remaining, len(self._picks))
+            if backward:
+                yield from self._backward(len(self._picks) - length)
+            else:
+                yield from self._forward(0, length)
+            remaining -= length
+            backward = not backward
+
+    def _forward(self, begin: int, end: int) -> Iterator[VideoFrame]:
+        """Samples begin..end-1 of one pass, in order."""
+        picks = self._picks[begin:end]
+        frames = self._pictures_at(sorted(set(picks)))
+        frame, shown = None, None
+        for time in picks:
+            if time != shown:
+                frame, shown = next(frames), time
+            yield frame
+
+    def _backward(self, begin: int) -> Iterator[VideoFrame]:
+        """All samples from the last down to `begin`, window by window."""
+        end = len(self._picks)
+        while end > begin:
+            start = self._window_start(begin, end)
+            yield from reversed(list(self._forward(start, end)))
+            end = start
+
+    def _window_start(self, begin: int, end: int) -> int:
+        """Where the window that ends before sample `end` starts: as early as its size allows, at a keyframe if any.
+
+        Starting at a keyframe means that nothing is decoded twice.
+        """
+        start, distinct = end - 1, 1
+        while start > begin:
+            distinct += self._picks[start - 1] != self._picks[start]
+            if distinct > self._window:
+                break
+            start -= 1
+        if start == begin:
+            return start
+        key = bisect_left(self._keys, self._picks[start])
+        if key < len(self._keys) and self._keys[key] <= self._picks[end - 1]:
+            # The first sample that shows this keyframe or, where resampling left it out, the next picture.
+            start = bisect_left(self._picks, self._keys[key], start, end - 1)
+        return start
+
+    def _pictures_at(self, times: list[Fraction]) -> Iterator[VideoFrame]:
+        """One frame for each of `times` (strictly increasing), all of which an earlier pass has seen.
+
+        Searches first; should the search land past the first, tries earlier keyframes, and in the end decodes again
+        from the beginning. A picture that damage makes unreproducible is replaced by the next one.
+        """
+        found = 0
+        key = bisect_right(self._keys, times[0]) - 1
+        while found == 0 and key > self._key_lead:
+            for picture in self._reader.pictures(self._keys[key - self._key_lead]):
+                if picture.time > times[found]:
+                    break
+                if picture.time == times[found]:
+                    yield picture.frame
+                    found += 1
+                    if found == len(times):
+                        return
+            if found == 0:  # an inexact container (MPEG-TS): search further ahead from now on
+                self._key_lead = 2 * self._key_lead + 1
+        picture = None
+        for picture in self._reader.pictures():
+            while picture.time >= times[found]:
+                yield picture.frame
+                found += 1
+                if found == len(times):
+                    return
+        for _ in range(found, len(times)):
+            yield picture.frame
+
+
+class _Stamp:
+    """Time and duration of a picture that is not decoded."""
+
+    __slots__ = ("duration", "time")
+
+    def __init__(self, time: Fraction, duration: Fraction) -> None:
+        self.time = time
+        self.duration = duration

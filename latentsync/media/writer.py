@@ -1,0 +1,163 @@
+"""Writing the result: one H.264 encode, the sound beside it, and an output that appears only when it is complete."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from fractions import Fraction
+from types import TracebackType
+
+import av
+
+from latentsync.media.audio_track import AudioTrack
+from latentsync.media.color import ColorTags
+from latentsync.media.frame import VideoFrame
+from latentsync.media.paths import check_output_path, file_url
+from latentsync.utils.errors import UserError
+
+DEFAULT_CRF = 18  # visually lossless
+DEFAULT_PRESET = "fast"
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+
+
+class VideoWriter:
+    """Encodes frames at a constant rate into an mp4, mov or mkv file with the given sound.
+
+    Use it in a `with` block: the file is written under a hidden, unique name in the output's folder and renamed over
+    the output at the end; any exception (Ctrl-C too) removes it and leaves an existing output as it was.
+    Frames must all have the same size. Not to be shared between threads at the same time.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        width: int,
+        height: int,
+        fps: Fraction,
+        *,
+        color: ColorTags | None = None,
+        sample_aspect_ratio: Fraction = Fraction(1),
+        crf: float = DEFAULT_CRF,
+        preset: str = DEFAULT_PRESET,
+        audio: str | os.PathLike | None = None,
+    ) -> None:
+        """`crf`: x264's 0 (lossless) to 51. `audio`: a sound file, or a video whose first audio stream is taken.
+
+        Raises UserError for an output that cannot be written, a bad `crf` or `preset`, or an `audio` without sound.
+        """
+        if not 0 <= crf <= 51:
+            raise UserError(f"crf {crf}: choose a number from 0 (lossless) to 51 (worst)")
+        if preset not in PRESETS:
+            raise UserError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        self._target = check_output_path(path, [audio] if audio is not None else [])
+        self._name = os.fspath(path)
+        self._fps = Fraction(fps)
+        self._size = (width, height)
+        self._frames = 0
+        self._audio: AudioTrack | None = None
+        self._container: av.container.OutputContainer | None = None
+        self._temporary = self._target.with_name(f".latentsync-{uuid.uuid4().hex}{self._target.suffix.lower()}")
+        try:
+            with self._user_errors():
+                self._open(color or ColorTags(), sample_aspect_ratio, {"crf": f"{crf:g}", "preset": preset}, audio)
+        except BaseException:
+            self.abort()
+            raise
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is None:
+            self.close()
+        else:
+            self.abort()
+
+    def write(self, frame: VideoFrame) -> None:
+        """Encode one frame, and write the sound that belongs before it. The frame may be written again later."""
+        if (frame.width, frame.height) != self._size:
+            raise ValueError(f"frame of {frame.width}x{frame.height} in a video of {self._size[0]}x{self._size[1]}")
+        picture = av.VideoFrame.from_numpy_buffer(frame.i420, format="yuv420p")
+        picture.pts = self._frames
+        picture.time_base = 1 / self._fps
+        self._tag(picture)
+        with self._user_errors():
+            self._container.mux(self._stream.encode(picture))
+            self._frames += 1
+            if self._audio is not None:
+                self._audio.mux_until(self._frames / self._fps)
+
+    def close(self) -> None:
+        """Finish the file (all of the sound, also beyond the last frame) and put it in place. Again: no effect."""
+        if self._container is None:
+            return
+        try:
+            if not self._frames:
+                raise ValueError(f"{self._name}: no frame was written")
+            with self._user_errors():
+                self._container.mux(self._stream.encode(None))
+                if self._audio is not None:
+                    self._audio.finish()
+                self._container.close()
+                os.replace(self._temporary, self._target)
+        except BaseException:
+            self.abort()
+            raise
+        self._container = None
+        if self._audio is not None:
+            self._audio.close()
+
+    def abort(self) -> None:
+        """Give the output up: nothing is left on disk, an existing output stays. No effect after `close`."""
+        container, self._container = self._container, None
+        if self._audio is not None:
+            self._audio.close()
+        if container is None:
+            return
+        try:
+            # Closing writes the index and can fail like any write (disk full); the file goes away anyway.
+            with contextlib.suppress(av.error.FFmpegError, OSError):
+                container.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def _open(
+        self, color: ColorTags, aspect_ratio: Fraction, options: dict[str, str], audio: str | os.PathLike | None
+    ) -> None:
+        suffix = self._temporary.suffix
+        # The index goes to the front, so that the video plays while it is being downloaded.
+        container_options = {"movflags": "+faststart"} if suffix in (".mp4", ".mov") else {}
+        self._container = av.open(file_url(self._temporary), "w", options=container_options)
+        self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
+        codec = self._stream.codec_context
+        codec.width, codec.height = self._size
+        codec.pix_fmt = "yuv420p"
+        codec.time_base = 1 / self._fps
+        codec.thread_type = "AUTO"
+        codec.sample_aspect_ratio = aspect_ratio
+        self._color = color
+        codec.color_range = color.range
+        codec.colorspace = color.matrix
+        codec.color_primaries = color.primaries
+        codec.color_trc = color.transfer
+        if audio is not None:
+            self._audio = AudioTrack(self._container, suffix, audio)
+
+    def _tag(self, picture: av.VideoFrame) -> None:
+        picture.color_range = self._color.range
+        picture.colorspace = self._color.matrix
+        picture.color_primaries = self._color.primaries
+        picture.color_trc = self._color.transfer
+
+    @contextlib.contextmanager
+    def _user_errors(self) -> Iterator[None]:
+        """What the disk or the encoder refuses becomes one line for the user."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (av.error.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"{self._name}: the video could not be written ({reason})") from error
