@@ -1,0 +1,208 @@
+"""Audio to the tokens the UNet listens to: `Audio2Feature`.
+
+Letters: T rows (50 a second), L encoder blocks, D width, F video frames, S tokens of one video frame.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from whisper.audio import SAMPLE_RATE
+
+from latentsync.media.audio import load_audio
+from latentsync.utils.errors import UserError
+from latentsync.whisper.encoder import hidden_states, load_encoder
+from latentsync.whisper.mel import LogMel
+from latentsync.whisper.windows import (
+    ROWS_PER_SECOND,
+    AudioFeatureStream,
+    FeatureRows,
+    Fps,
+    count_frames,
+    frame_rows,
+    gather_tokens,
+)
+
+FEATURE_VERSION = 1  # raise when the same audio gives other features, so that old cache entries are left alone
+CACHE_KEY = "features"
+
+
+class Audio2Feature:
+    """Hidden states of a Whisper encoder, and the windows of them that each video frame is given.
+
+    The tokens of video frame i are the rows from `centre - 2l` to `centre + 2(r + 1) - 1`, centre = int(i * 50 / fps),
+    clamped to the ends, all layers flattened with time outside: (50, 384) for Whisper tiny and [l, r] = [2, 2].
+
+    Not safe for use by two threads at once: the encoder's hooks are shared.
+
+    Args:
+        model_path: Whisper checkpoint, full (`.pt`) or encoder alone (`.safetensors`).
+        device: where the encoder runs. Results are always float32 on the CPU.
+        audio_embeds_cache_dir: directory for the features of files, named by the content of file and model;
+            None keeps nothing.
+        num_frames: video frames of one training sample (`crop_overlap_audio_window`).
+        audio_feat_length: [l, r], in video frames at 25 fps.
+        overlap_seconds: what neighbouring 30 s windows share; a cross-fade joins them. 0 is the rule the published
+            checkpoints were trained with, which glitches every 30 s. Audio up to 30 s is the same either way.
+
+    Raises:
+        UserError: the checkpoint is missing or is not a Whisper encoder.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        device: str | torch.device = "cpu",
+        audio_embeds_cache_dir: str | Path | None = None,
+        num_frames: int = 16,
+        audio_feat_length: Sequence[int] = (2, 2),
+        overlap_seconds: float = 4.0,
+    ) -> None:
+        left, right = audio_feat_length
+        self.encoder = load_encoder(model_path).to(device)
+        self.device = torch.device(device)
+        self.num_frames = num_frames
+        self.audio_feat_length = (left, right)
+        self.cache_dir = Path(audio_embeds_cache_dir) if audio_embeds_cache_dir else None
+        self._overlap_rows = 2 * round(overlap_seconds * ROWS_PER_SECOND / 2)
+        if not 0 <= self._overlap_rows <= self._window_rows // 2:
+            limit = self._window_rows / 2 / ROWS_PER_SECOND
+            raise UserError(f"overlap_seconds must be between 0 and {limit:g}, got {overlap_seconds:g}")
+
+    @property
+    def _window_rows(self) -> int:
+        return self.encoder.positional_embedding.shape[0]
+
+    @property
+    def width(self) -> int:
+        """D: the UNet's `cross_attention_dim` (384 for tiny, 768 for small)."""
+        return self.encoder.positional_embedding.shape[1]
+
+    @property
+    def num_layers(self) -> int:
+        """States kept of each row: the encoder's blocks and its input."""
+        return len(self.encoder.blocks) + 1
+
+    @property
+    def num_tokens(self) -> int:
+        """S: audio tokens of one video frame."""
+        return 2 * (sum(self.audio_feat_length) + 1) * self.num_layers
+
+    def to(self, device: str | torch.device) -> "Audio2Feature":
+        """Move the encoder; returns self."""
+        self.device = torch.device(device)
+        self.encoder.to(device)
+        return self
+
+    def audio2feat(self, path: str | Path) -> torch.Tensor:
+        """States of a whole audio (or video) file: (T, L + 1, D) float32, read from the cache where it holds them.
+
+        Raises:
+            UserError: the file has no readable audio.
+        """
+        if self.cache_dir is None or not Path(path).is_file():  # load_audio names what is wrong with a path
+            return self.wave2feat(load_audio(path, SAMPLE_RATE))
+        entry = self.cache_dir / f"{self._cache_key(Path(path))}.safetensors"
+        features = self._read_cache(entry)
+        if features is None:
+            features = self.wave2feat(load_audio(path, SAMPLE_RATE))
+            _write_atomically(entry, save({CACHE_KEY: features}))
+        return features
+
+    def wave2feat(self, wave: np.ndarray) -> torch.Tensor:
+        """States of a whole signal: (T, L + 1, D) float32. 7.7 kB a row: for long audio use `stream`.
+
+        Args:
+            wave: (N,) mono at 16 kHz, float32 in [-1, 1] or int16.
+
+        Raises:
+            UserError: the signal holds NaN or infinite samples.
+        """
+        rows = self._rows(wave)
+        return rows.read(0, rows.num_rows)
+
+    def stream(self, wave: np.ndarray, fps: Fps, num_frames: int | None = None) -> AudioFeatureStream:
+        """Tokens of each video frame, computed as they are read, in memory that does not grow with the audio.
+
+        Args:
+            wave: as in `wave2feat`; kept by reference.
+            fps: video frames a second; a Fraction for rates such as 30000/1001.
+            num_frames: clip length; by default ceil(duration * fps).
+        """
+        num_frames = count_frames(len(wave), fps) if num_frames is None else num_frames
+        return AudioFeatureStream(self._rows(wave), fps, self.audio_feat_length, num_frames)
+
+    def feature2chunks(
+        self, feature_array: torch.Tensor | np.ndarray, fps: Fps, num_frames: int | None = None
+    ) -> list[torch.Tensor]:
+        """Tokens of every video frame, each (S, D).
+
+        Args:
+            feature_array: (T, L + 1, D) from `audio2feat`.
+            fps: video frames a second.
+            num_frames: clip length; by default as many frames as the features cover, ceil(T * fps / 50).
+        """
+        features = torch.as_tensor(feature_array)
+        if num_frames is None:
+            num_frames = count_frames(len(features) * SAMPLE_RATE // ROWS_PER_SECOND, fps)
+        return list(self._tokens(features, range(num_frames), fps))
+
+    def crop_overlap_audio_window(self, feat: torch.Tensor, start_index: int, fps: Fps = 25) -> torch.Tensor:
+        """Tokens of the `num_frames` video frames from `start_index` on: (num_frames, S, D), for training."""
+        return self._tokens(torch.as_tensor(feat), range(start_index, start_index + self.num_frames), fps)
+
+    def _tokens(self, features: torch.Tensor, frames: range, fps: Fps) -> torch.Tensor:
+        if not len(frames):
+            return features.new_empty(0, self.num_tokens, self.width)
+        indices = torch.stack([frame_rows(f, fps, self.audio_feat_length, len(features)) for f in frames])
+        return gather_tokens(features, indices)
+
+    def _rows(self, wave: np.ndarray) -> FeatureRows:
+        mel = LogMel(wave, n_mels=self.encoder.conv1.in_channels)
+        return FeatureRows(mel, self._encode, self._window_rows, self._overlap_rows)
+
+    def _encode(self, mel: torch.Tensor) -> torch.Tensor:
+        return hidden_states(self.encoder, mel.to(self.device)).cpu()
+
+    @cached_property
+    def _model_digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _cache_key(self, path: Path) -> str:
+        """Name of a cache entry: what the audio is, what encodes it and how; never where the file lies."""
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        parts = (FEATURE_VERSION, content, self._model_digest, self._overlap_rows)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _read_cache(self, entry: Path) -> torch.Tensor | None:
+        """Features of a cache entry; None when there is none or it is damaged (it is then computed anew)."""
+        try:
+            features = load(entry.read_bytes())[CACHE_KEY]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            return None
+        return features if features.shape[1:] == (self.num_layers, self.width) else None
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Readers, other processes included, see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:16]}-", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
