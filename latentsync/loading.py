@@ -1,0 +1,157 @@
+"""Assemble a pipeline from a name of the registry or from files."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler
+
+from latentsync.models.rrdbnet import FaceUpscaler
+from latentsync.models.unet import UNet3DConditionModel
+from latentsync.models.unet_config import UNetConfig
+from latentsync.models.vae import LatentCodec
+from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.utils.config import load_unet_config
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import REGISTRY, ResolvedModel, default_name, resolve
+from latentsync.whisper.audio2feature import Audio2Feature
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Files to use instead of a registered model's; what is None comes from `base`.
+
+    base: the registered model that lends the rest (autoencoder, Whisper, scheduler).
+    """
+
+    unet: str | Path | None = None
+    unet_config: str | Path | None = None
+    vae: str | Path | None = None
+    whisper: str | Path | None = None
+    scheduler_config: str | Path | None = None
+    base: str | None = None
+
+
+def pick_device(device: str | None = None) -> torch.device:
+    """`device`, or the best there is: CUDA, Apple's MPS, the CPU.
+
+    Raises:
+        UserError: the device asked for is unknown or not available.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device in (None, "auto"):
+        return torch.device(next(name for name, present in available.items() if present))
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {device!r}; use cuda, cuda:N, mps or cpu") from error
+    if not available.get(picked.type, False):
+        raise UserError(
+            f"device {device!r} is not available here; use {' or '.join(k for k, v in available.items() if v)}"
+        )
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return picked
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """float16 on CUDA and MPS; float32 on the CPU, where half precision is slower."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def load_pipeline(
+    name_or_paths: str | ModelPaths | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    deepcache: bool = False,
+    low_memory: bool = False,
+    upscale: bool = False,
+    audio_cache_dir: str | Path | None = None,
+) -> LipsyncPipeline:
+    """Build a ready pipeline; which model runs where is logged in one line.
+
+    Args:
+        name_or_paths: a name of `latentsync.utils.registry` (latentsync-1.6, latentsync-1.5, embedded), your own
+            files as `ModelPaths`, or None for the best that is present and the device can run.
+        device: cuda, cuda:N, mps, cpu; None or "auto" for the best there is.
+        dtype: of the UNet and the autoencoder; by default float32 on the CPU, float16 elsewhere.
+        deepcache: reuse deep UNet features for two of three steps: up to twice as fast, slightly softer.
+        low_memory: decode images one by one and in tiles.
+        upscale: enlarge the regenerated faces four-fold with RealESRGAN before they are pasted back.
+        audio_cache_dir: keep audio features of files there, named by content.
+
+    Raises:
+        UserError: unknown name, missing or unfit files, device not available.
+    """
+    device_ = pick_device(device)
+    dtype = dtype or pick_dtype(device_)
+    model, reason = _select(name_or_paths, device_)
+    logger.info("model %s (%s) on %s, %s", model.name, reason, device_, str(dtype).removeprefix("torch."))
+    config = load_unet_config(model.unet_config, UNetConfig)
+    unet, _ = UNet3DConditionModel.from_pretrained(config.model, model.unet, exact=True)
+    codec = LatentCodec.from_pretrained(model.vae)
+    audio = Audio2Feature(
+        model.whisper, device_, audio_cache_dir, config.data.num_frames, list(config.data.audio_feat_length)
+    )
+    upscaler = FaceUpscaler.from_pretrained() if upscale else None
+    pipeline = LipsyncPipeline(
+        codec,
+        audio,
+        unet,
+        load_scheduler(model.scheduler_config),
+        config.data.resolution,
+        num_inference_steps=model.inference_steps,
+        guidance_scale=model.guidance_scale,
+        upscaler=upscaler,
+    )
+    if deepcache:
+        unet.enable_deepcache(interval=3)
+    if low_memory:
+        codec.enable_low_memory()
+    return pipeline.to(device_, dtype)
+
+
+def load_scheduler(path: str | Path) -> DDIMScheduler:
+    """DDIM from a diffusers scheduler JSON."""
+    try:
+        return DDIMScheduler.from_config(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a scheduler configuration ({error})") from error
+
+
+def _select(name_or_paths: str | ModelPaths | None, device: torch.device) -> tuple[ResolvedModel, str]:
+    if isinstance(name_or_paths, ModelPaths):
+        return _own_files(name_or_paths, device), "your files"
+    if name_or_paths is None:
+        name, reason = default_name(device)
+        return resolve(name), reason
+    return resolve(name_or_paths), "as asked"
+
+
+def _own_files(paths: ModelPaths, device: torch.device) -> ResolvedModel:
+    """A registered model with the given files in place of its own. Which one lends the rest is told by the config."""
+    base = paths.base or _base_of(paths.unet_config, device)
+    given = {
+        field: Path(value)
+        for field in ("unet", "unet_config", "vae", "whisper", "scheduler_config")
+        if (value := getattr(paths, field)) is not None
+    }
+    for field, path in given.items():
+        if not path.exists():
+            raise UserError(f"{path}: no such {field.replace('_', ' ')}")
+    return replace(resolve(base), name=str(given.get("unet", base)), **given)
+
+
+def _base_of(unet_config: str | Path | None, device: torch.device) -> str:
+    if unet_config is None:
+        return default_name(device)[0]
+    wanted = Path(unet_config).resolve()
+    for name, entry in REGISTRY.items():
+        if entry.model and wanted.name == Path(entry.model.unet_config).name:
+            return name
+    return default_name(device)[0]

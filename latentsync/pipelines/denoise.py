@@ -1,0 +1,127 @@
+"""From aligned faces and audio tokens to faces that speak: tensors in, tensors out.
+
+Legend: B chunks, F frames of a chunk, C latent channels, R pixels (resolution), h latent cells, S tokens, D width.
+The arithmetic is the published one of LatentSync: thirteen input channels, classifier-free guidance with
+zero audio as the unconditional branch, DDIM.
+"""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import DDIMScheduler
+from einops import rearrange
+from torch import Tensor
+
+from latentsync.faces.mask import resize_mask_to_latents
+from latentsync.models.unet import UNet3DConditionModel
+from latentsync.models.vae import LatentCodec
+
+StepCallback = Callable[[int, int, Tensor], None]
+
+
+def unet_input(noisy: Tensor, mask: Tensor, masked: Tensor, reference: Tensor) -> Tensor:
+    """Stack what the UNet sees: (B, C + 1 + C + C, F, h, h). `mask` is (1, 1, 1, h, h), 1 = keep."""
+    batch, _, frames, height, width = noisy.shape
+    return torch.cat([noisy, mask.expand(batch, 1, frames, height, width), masked, reference], dim=1)
+
+
+def encode_frames(codec: LatentCodec, pixels: Tensor) -> Tensor:
+    """(B, F, 3, R, R) in [-1, 1] -> (B, C, F, h, h). A run of one and the same picture is encoded once."""
+    batch, frames = pixels.shape[:2]
+    if frames > 1 and torch.equal(pixels, pixels[:, :1].expand_as(pixels)):
+        return encode_frames(codec, pixels[:, :1]).expand(-1, -1, frames, -1, -1)
+    return rearrange(codec.encode(rearrange(pixels, "b f c h w -> (b f) c h w")), "(b f) c h w -> b c f h w", b=batch)
+
+
+def decode_frames(codec: LatentCodec, latents: Tensor) -> Tensor:
+    """(B, C, F, h, h) -> (B, F, 3, R, R)."""
+    batch = latents.shape[0]
+    return rearrange(codec.decode(rearrange(latents, "b c f h w -> (b f) c h w")), "(b f) c h w -> b f c h w", b=batch)
+
+
+def shared_noise(codec: LatentCodec, resolution: int, generator: torch.Generator | None = None) -> Tensor:
+    """One noise image (1, C, 1, h, h) for every frame of every chunk: what keeps neighbouring frames alike.
+
+    Drawn on the generator's device (the CPU without one), so that a seed means the same everywhere.
+    """
+    size = resolution // codec.factor
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.randn(1, codec.channels, 1, size, size, generator=generator, device=device).to(codec.device)
+
+
+@torch.no_grad()
+def denoise_latents(
+    unet: UNet3DConditionModel,
+    scheduler: DDIMScheduler,
+    noise: Tensor,
+    mask: Tensor,
+    masked: Tensor,
+    reference: Tensor,
+    audio: Tensor,
+    num_inference_steps: int,
+    guidance_scale: float,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    on_step: StepCallback | None = None,
+) -> Tensor:
+    """Run the sampler over a batch of chunks.
+
+    noise (1, C, 1, h, h); mask (1, 1, 1, h, h); masked, reference (B, C, F, h, h); audio (B, F, S, D).
+    Guidance (`u + s (c - u)`, one forward of a doubled batch) only for `guidance_scale` > 1. Returns (B, C, F, h, h).
+    """
+    guided = guidance_scale > 1
+    latents = noise.to(masked.dtype).expand_as(masked) * scheduler.init_noise_sigma
+    scheduler.set_timesteps(num_inference_steps, device=masked.device)
+    unet.reset_deepcache()
+    tokens = torch.cat([torch.zeros_like(audio), audio]) if guided else audio
+    for index, timestep in enumerate(scheduler.timesteps):
+        sample = unet_input(scheduler.scale_model_input(latents, timestep), mask.to(latents), masked, reference)
+        prediction = unet(torch.cat([sample, sample]) if guided else sample, timestep, tokens).sample
+        if guided:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + guidance_scale * (conditional - unconditional)
+        latents = scheduler.step(prediction, timestep, latents, eta=eta, generator=generator).prev_sample
+        if on_step is not None:
+            on_step(index, int(timestep), latents)
+    return latents
+
+
+@torch.no_grad()
+def regenerate_faces(
+    unet: UNet3DConditionModel,
+    codec: LatentCodec,
+    scheduler: DDIMScheduler,
+    pixels: Tensor,
+    audio: Tensor,
+    mask: Tensor,
+    noise: Tensor,
+    num_inference_steps: int,
+    guidance_scale: float,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    on_step: StepCallback | None = None,
+) -> Tensor:
+    """Aligned faces (B, F, 3, R, R) in [-1, 1] and their audio (B, F, S, D) -> the same faces speaking, same shape.
+
+    `mask` (1, 1, R, R): pixels where it is 0 are regenerated, the others returned as given.
+    The frame itself, unmasked, is its own reference.
+    """
+    pixels = pixels.to(codec.device, codec.dtype)
+    mask = mask.to(pixels)
+    reference = encode_frames(codec, pixels)
+    masked = encode_frames(codec, pixels * mask)
+    latents = denoise_latents(
+        unet,
+        scheduler,
+        noise,
+        resize_mask_to_latents(mask, reference.shape[-2:]).unsqueeze(2),
+        masked,
+        reference,
+        audio.to(codec.device, codec.dtype),
+        num_inference_steps,
+        guidance_scale,
+        eta,
+        generator,
+        on_step,
+    )
+    return torch.lerp(decode_frames(codec, latents), pixels, mask)

@@ -1,0 +1,187 @@
+"""Train a small autoencoder on aligned faces: `python -m scripts.train_vae --config configs/vae/embedded.yaml`.
+
+The full-size system uses the published sd-vae-ft-mse; this script makes the one of the embedded model.
+Objective: L1 on a Laplacian pyramid (all levels weigh alike, so that teeth and lips count as much as
+skin) plus a light KL term that keeps the latents near a unit Gaussian.
+"""
+
+import argparse
+import logging
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from latentsync.data.clips import read_fileslist, read_frames
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger("train_vae")
+
+
+@dataclass
+class VaeTrainingConfig:
+    """What `configs/vae/*.yaml` holds. `crop_steps` of the steps see random crops, the rest whole faces."""
+
+    fileslist: str
+    output_dir: str
+    block_out_channels: list[int]
+    latent_channels: int
+    layers_per_block: int = 1
+    norm_num_groups: int = 16
+    resolution: int = 128
+    crop: int = 64
+    crop_batch: int = 5
+    full_batch: int = 2
+    max_seconds: float = 1800.0
+    crop_share: float = 0.8
+    frames_per_person: int = 900
+    lr: float = 1e-3
+    kl_weight: float = 1e-3
+    seed: int = 1247
+    log_steps: int = 200
+
+
+def build_autoencoder(config: VaeTrainingConfig) -> AutoencoderKL:
+    levels = len(config.block_out_channels)
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=list(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_num_groups,
+        sample_size=config.resolution,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def load_faces(config: VaeTrainingConfig) -> Tensor:
+    """A balanced pool of faces, uint8 (N, 3, R, R): at most `frames_per_person` of each person."""
+    people: dict[str, list[Path]] = {}
+    for clip in read_fileslist(config.fileslist):
+        people.setdefault(clip.person, []).append(clip.path)
+    pool = []
+    for paths in people.values():
+        share = max(1, config.frames_per_person // len(paths))
+        for path in paths:
+            frames = read_frames(path)
+            picked = np.linspace(0, len(frames) - 1, min(share, len(frames))).astype(int)
+            pool.append(torch.from_numpy(frames[picked]).permute(0, 3, 1, 2))
+    return torch.cat(pool)
+
+
+def augment(faces: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+    """uint8 (N, 3, R, R) -> float [-1, 1] (N, 3, crop, crop): flip, crop, brightness, contrast and tint."""
+    n, _, size, _ = faces.shape
+    x = faces.float() / 127.5 - 1
+    flip = torch.rand(n, generator=generator) < 0.5
+    x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+    if crop < size:
+        top, left = (int(torch.randint(0, size - crop + 1, (1,), generator=generator)) for _ in range(2))
+        x = x[..., top : top + crop, left : left + crop]
+    gain = 1 + 0.3 * (torch.rand(n, 3, 1, 1, generator=generator) - 0.5) * torch.tensor([1.0, 0.6, 1.0]).view(
+        1, 3, 1, 1
+    )
+    level = 0.9 * (torch.rand(n, 1, 1, 1, generator=generator) - 0.5) * 0.5
+    return (x * gain + level).clamp(-1, 1)
+
+
+def laplacian_l1(output: Tensor, target: Tensor, levels: int = 3) -> Tensor:
+    """Mean over the levels of the L1 distance between Laplacian pyramids (Burt & Adelson 1983)."""
+    error = output - target
+    total = error.abs().mean()
+    for _ in range(levels):
+        coarse = F.avg_pool2d(error, 2)
+        detail = error - F.interpolate(coarse, scale_factor=2, mode="bilinear")
+        total = total + detail.abs().mean()
+        error = coarse
+    return total + error.abs().mean()
+
+
+def cosine_with_warmup(progress: float, warmup: float = 0.02, floor: float = 0.02) -> float:
+    """Factor on the base learning rate at `progress` in [0, 1]: linear warm-up, then half a cosine to `floor`."""
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def train(config: VaeTrainingConfig) -> AutoencoderKL:
+    """Train for `max_seconds` of wall time and return the autoencoder with its scale measured."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    faces = load_faces(config)
+    vae = build_autoencoder(config).to(memory_format=torch.channels_last).train()
+    parameters = list(vae.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    logger.info("%d faces, %.2f M parameters", len(faces), sum(p.numel() for p in parameters) / 1e6)
+    start, step = time.monotonic(), 0
+    while (progress := (time.monotonic() - start) / config.max_seconds) < 1:
+        cropped = progress < config.crop_share
+        size, batch = (config.crop, config.crop_batch) if cropped else (config.resolution, config.full_batch)
+        picked = torch.randint(0, len(faces), (batch,), generator=generator)
+        target = augment(faces[picked], size, generator).contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(target).latent_dist
+        # A little noise on the latents teaches the decoder to forgive the UNet's errors.
+        output = vae.decode(posterior.sample(generator)).sample
+        reconstruction, kl = laplacian_l1(output, target), posterior.kl().mean() / posterior.mean[0].numel()
+        loss = reconstruction + config.kl_weight * kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * cosine_with_warmup(progress)
+        optimizer.step()
+        step += 1
+        if step % config.log_steps == 0:
+            psnr = -10 * torch.log10(F.mse_loss(output.detach(), target) / 4).item()
+            logger.info(
+                "step %d  %.0f%%  loss %.4f  kl %.2f  psnr %.2f", step, 100 * progress, reconstruction, kl, psnr
+            )
+        if step % (2 * config.log_steps) == 0:
+            vae.save_pretrained(config.output_dir)
+    return measure_scale(vae.eval(), faces, config)
+
+
+@torch.no_grad()
+def measure_scale(vae: AutoencoderKL, faces: Tensor, config: VaeTrainingConfig) -> AutoencoderKL:
+    """Set shift and scale so that latents of faces have mean 0 and variance 1, as the noise they meet."""
+    sample = faces[torch.linspace(0, len(faces) - 1, min(256, len(faces))).long()].float() / 127.5 - 1
+    mean = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(16)])
+    decoded = torch.cat([vae.decode(part).sample for part in mean[:64].split(16)])
+    vae.register_to_config(shift_factor=round(mean.mean().item(), 5), scaling_factor=round(1 / mean.std().item(), 5))
+    psnr = -10 * torch.log10(F.mse_loss(decoded, sample[:64]) / 4).item()
+    logger.info("scale %.5f shift %.5f, PSNR %.2f dB", vae.config.scaling_factor, vae.config.shift_factor, psnr)
+    return vae
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", required=True, help="YAML with the fields of VaeTrainingConfig")
+    parser.add_argument("--max_seconds", type=float, help="wall time to train for, instead of the config's")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(VaeTrainingConfig), OmegaConf.load(args.config))
+        )
+        if args.max_seconds:
+            config.max_seconds = args.max_seconds
+        train(config).half().save_pretrained(config.output_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    logger.info("saved to %s", config.output_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
