@@ -30,10 +30,10 @@ _MAX_HOLE_SECONDS = 3600
 def load_audio(path: str | os.PathLike, sample_rate: int = 16000) -> np.ndarray:
     """Decode the first audio stream of a sound or video file to mono float32 (samples,) in [-1, 1].
 
-    16-bit mono input at `sample_rate` gives exactly int16 / 32768. Channels are mixed by swresample's default
-    (stereo: the mean of both; 5.1: its usual weights), holes in the recording are filled with silence, samples that
-    are not finite become 0, and those beyond full scale are clipped. Samples that are not finite, and a recording of
-    which more than 0.1 % stands at or beyond full scale, are said in the log.
+    16-bit mono input at `sample_rate` gives exactly int16 / 32768. Channels are mixed by swresample's weights, scaled
+    to add up to 1 (stereo: the mean of both; 5.1: mostly the centre). Holes in the recording are filled with silence,
+    samples that are not finite become 0, and those beyond full scale are clipped. Samples that are not finite, and a
+    recording of which more than 0.1 % stands at or beyond full scale, are said in the log.
 
     Raises UserError for a missing, empty or unreadable file, one without sound, or less than 0.1 s of it.
     """
@@ -118,7 +118,11 @@ class _Resampler:
     """swresample behind one iterator; follows a stream whose own rate or layout changes on the way."""
 
     def __init__(self, sample_format: str, layout: str, rate: int, frame_size: int = 0) -> None:
-        self._target = {"format": sample_format, "layout": layout, "rate": rate, "frame_size": frame_size}
+        # Unlike its default for float output, channels are mixed with weights that add up to 1: nothing clips.
+        options = {"rematrix_maxval": "1.0"}
+        self._target = {
+            "format": sample_format, "layout": layout, "rate": rate, "frame_size": frame_size, "options": options
+        }  # fmt: skip
         self._source: tuple[str, str, int] | None = None
         self._resampler: av.AudioResampler | None = None
 
@@ -158,13 +162,19 @@ def _raw_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.A
             return
         try:
             yield from stream.codec_context.decode(packet)
-        except av.error.InvalidDataError:
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:  # decoders report damage with codes of their own, too
             yield None
 
 
 def _finite(frame: av.AudioFrame) -> tuple[av.AudioFrame, int]:
-    """The frame with NaN and infinite samples set to 0, and how many there were."""
-    if not frame.format.name.startswith(("flt", "dbl")):
+    """The frame with NaN and infinite samples set to 0, and how many there were.
+
+    Only uncompressed float sound can hold them, and that is packed. (PyAV 18 must not be asked for the planes of
+    planar frames with 8 channels or more: it reads past their end.)
+    """
+    if frame.format.name not in ("flt", "dbl"):
         return frame, 0
     samples = frame.to_ndarray()
     bad = ~np.isfinite(samples)
@@ -177,14 +187,12 @@ def _finite(frame: av.AudioFrame) -> tuple[av.AudioFrame, int]:
 
 
 def _silence(like: av.AudioFrame, seconds: Fraction) -> Iterator[av.AudioFrame]:
-    """Silent frames of the same kind as `like`, at most a second each, for `seconds`."""
+    """Silent frames with the rate and layout of `like`, at most a second each, for `seconds`."""
     remaining = round(seconds * like.sample_rate)
     while remaining > 0:
         length = min(remaining, like.sample_rate)
-        frame = av.AudioFrame(like.format.name, like.layout.name, length)
-        middle = b"\x80" if like.format.name.startswith("u8") else b"\0"
-        for plane in frame.planes:
-            plane.update(middle * plane.buffer_size)
+        frame = av.AudioFrame("s16", like.layout.name, length)
+        frame.planes[0].update(bytes(frame.planes[0].buffer_size))
         frame.sample_rate = like.sample_rate
         remaining -= length
         yield frame

@@ -102,7 +102,9 @@ def _first_audible(path: Path) -> Fraction:
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
-            except av.error.InvalidDataError:
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:  # a damaged packet
                 continue
             if frames:
                 frame = frames[0]

@@ -107,7 +107,7 @@ class VideoFrame:
         # A border of alpha 0 completes the chroma cells at odd edges; it changes nothing.
         height, width = alpha.shape
         border = (y0 % 2, (y0 + height) % 2, x0 % 2, (x0 + width) % 2)
-        alpha = np.clip(alpha, 0.0, 1.0, dtype=np.float32)
+        alpha = _numbers(np.clip(alpha, 0.0, 1.0, dtype=np.float32))
         rgb = rgb.astype(np.float32, copy=False)
         if any(border):
             alpha = cv2.copyMakeBorder(alpha, *border, cv2.BORDER_CONSTANT, value=0)
@@ -116,16 +116,16 @@ class VideoFrame:
         height, width = alpha.shape
         cells = (width // 2, height // 2)
         to_yuv = rgb_to_yuv_matrix(self.color.resolved_matrix(self.width, self.height), self.color.is_full_range)
-        new_y, new_u, new_v = cv2.split(cv2.transform(np.ascontiguousarray(rgb), to_yuv))
-
-        y_box = planes[0][top : top + height, left : left + width]
-        y_box[:] = _mix(y_box, new_y, alpha, alpha)
-        weight = cv2.resize(alpha, cells, interpolation=cv2.INTER_AREA)
-        for plane, new in ((planes[1], new_u), (planes[2], new_v)):
+        new = cv2.transform(np.ascontiguousarray(rgb), to_yuv)
+        kept = cv2.subtract(1.0, alpha)
+        # old * (1 - alpha) + new * alpha. Where alpha is 0 that is old * 1 + 0: the very same sample.
+        luma, *chroma = (_numbers(cv2.multiply(plane, alpha)) for plane in cv2.split(new))
+        _mix(planes[0][top : top + height, left : left + width], kept, luma)
+        # Both sums are averaged over each cell, so that every pixel of it counts by its own alpha.
+        kept = cv2.resize(kept, cells, interpolation=cv2.INTER_AREA)
+        for plane, weighted in zip(planes[1:], chroma, strict=True):
             box = plane[top // 2 : top // 2 + cells[1], left // 2 : left // 2 + cells[0]]
-            # sum(alpha * new) / sum(alpha) over the cell is what an opaque average would be.
-            weighted = cv2.resize(cv2.multiply(alpha, new), cells, interpolation=cv2.INTER_AREA)
-            box[:] = _mix(box, cv2.divide(weighted, weight), weight, weight)
+            _mix(box, kept, cv2.resize(weighted, cells, interpolation=cv2.INTER_AREA))
 
     def _yuv_to_rgb(self) -> np.ndarray:
         return yuv_to_rgb_matrix(self.color.resolved_matrix(self.width, self.height), self.color.is_full_range)
@@ -138,11 +138,15 @@ def _split(data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return data[:height], chroma[0], chroma[1]
 
 
-def _mix(old: np.ndarray, new: np.ndarray, weight: np.ndarray, written: np.ndarray) -> np.ndarray:
-    """`old` + weight * (new - old), rounded to uint8; exactly `old` where `written` is 0."""
-    old_float = old.astype(np.float32)
-    mixed = cv2.add(old_float, cv2.multiply(weight, cv2.subtract(new, old_float)))
-    return np.where(written > 0, _to_uint8(mixed), old)
+def _mix(old: np.ndarray, kept: np.ndarray, added: np.ndarray) -> None:
+    """`old` * kept + added, rounded to uint8, written to `old`."""
+    old[:] = cv2.add(cv2.multiply(old, kept, dtype=cv2.CV_32F), added, dtype=cv2.CV_8U)
+
+
+def _numbers(image: np.ndarray) -> np.ndarray:
+    """`image` (float32) itself, with NaN set to 0 in place: no broken value may touch what it is not laid over."""
+    cv2.patchNaNs(image, 0.0)
+    return image
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

@@ -34,9 +34,9 @@ def check_input_path(path: str | os.PathLike, kind: str = "video") -> Path:
     except OSError as error:
         raise UserError(f"{name}: the {kind} file cannot be reached ({error.strerror})") from error
     if stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{name}: this is a folder; give a {kind} file")
+        raise UserError(f"{name}: this is a folder; give {_an(kind)} file")
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{name}: not a regular file; give a {kind} file")
+        raise UserError(f"{name}: not a regular file; give {_an(kind)} file")
     if status.st_size == 0:
         raise UserError(f"{name}: the {kind} file is empty (0 bytes)")
     if not os.access(name, os.R_OK):
@@ -55,18 +55,21 @@ def open_input(path: str | os.PathLike, kind: str = "video") -> InputContainer:
     Only local files are reachable from inside it (`protocol_whitelist`), and playlists are refused.
     """
     path = check_input_path(path, kind)
-    options = {"protocol_whitelist": "file,pipe"}
+    # Titles and the like in an old encoding are nothing to refuse a file for.
+    settings = {"options": {"protocol_whitelist": "file,pipe"}, "metadata_errors": "replace"}
     by_name = not _PATTERN_CHARACTERS & set(path.name) and _is_utf8(path)
     try:
-        source = file_url(path) if by_name else _OpenedFile(path)
-        container = av.open(source, options=options)
+        container = av.open(file_url(path) if by_name else _OpenedFile(path), **settings)
+        if by_name and container.format.name == "image2":  # chosen by its suffix, which may lie: look at the content
+            container.close()
+            container = av.open(_OpenedFile(path, keep_suffix=False), **settings)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not a {kind} file that can be read ({_reason(error)}); it may be truncated or of another type"
+            f"{path}: not {_an(kind)} file that can be read ({_reason(error)}); it may be truncated or of another type"
         ) from error
     if _REFUSED_FORMATS & set(container.format.name.split(",")):
         container.close()
-        raise UserError(f"{path}: a {container.format.name} file is not accepted; give a {kind} file")
+        raise UserError(f"{path}: a {container.format.name} file is not accepted; give {_an(kind)} file")
     return container
 
 
@@ -81,17 +84,23 @@ def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathL
         raise UserError(f"{name!r}: not a file name; give the path of the video to write")
     target = Path(os.path.realpath(name))
     accepted = ", ".join(OUTPUT_SUFFIXES)
-    if target.is_dir():
+    if os.path.isdir(target):
         raise UserError(f"{name}: the output is a folder; give a file name ending in one of {accepted}")
     if target.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"{name}: cannot write {target.suffix or 'a file without extension'}; use one of {accepted}")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise UserError(f"{name}: the folder {target.parent} does not exist; create it first")
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise UserError(f"{name}: the output exists and is not a regular file")
     for source in inputs:
-        if target.exists() and os.path.exists(source) and os.path.samefile(target, source):
+        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
             raise UserError(f"{name}: the output is also an input; choose another output name")
+    try:
+        os.lstat(target)  # a name too long, a folder closed to us
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{name}: cannot be written ({error.strerror}); choose another name") from error
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
@@ -103,9 +112,10 @@ def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathL
 class _OpenedFile:
     """A file libav reads through Python, under a harmless name that keeps the extension."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep_suffix: bool = True) -> None:
         self._file = path.open("rb")
-        self.name = "media" + ("" if _PATTERN_CHARACTERS & set(path.suffix) else path.suffix)
+        suffix = path.suffix if keep_suffix and not _PATTERN_CHARACTERS & set(path.suffix) else ""
+        self.name = f"media{suffix}"
         self.read, self.seek, self.tell, self.close = (
             self._file.read, self._file.seek, self._file.tell, self._file.close
         )  # fmt: skip
@@ -118,6 +128,10 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _an(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _reason(error: Exception) -> str:

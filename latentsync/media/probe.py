@@ -115,7 +115,9 @@ def first_picture(container: InputContainer, stream: VideoStream, path: Path) ->
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
-            except av.error.InvalidDataError:
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:  # a damaged packet
                 continue
             if frames:
                 return frames[0]

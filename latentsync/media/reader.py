@@ -134,7 +134,9 @@ class VideoReader:
             return []
         try:
             return self._stream.codec_context.decode(packet)
-        except (av.error.InvalidDataError, av.error.PatchWelcomeError) as error:
+        except MemoryError:
+            raise
+        except av.error.FFmpegError as error:  # decoders report damage with codes of their own, too
             self.damaged_packets += 1
             logger.debug("%s: packet skipped: %s", self._info.path, error)
             return []

@@ -231,17 +231,18 @@ class Timeline(Iterator[VideoFrame]):
         """
         found = 0
         key = bisect_right(self._keys, times[0]) - 1
-        while found == 0 and key > self._key_lead:
-            for picture in self._reader.pictures(self._keys[key - self._key_lead]):
+        lead = self._key_lead
+        while found == 0 and key > lead:
+            for picture in self._reader.pictures(self._keys[key - lead]):
                 if picture.time > times[found]:
                     break
                 if picture.time == times[found]:
+                    self._key_lead = lead
                     yield picture.frame
                     found += 1
                     if found == len(times):
                         return
-            if found == 0:  # an inexact container (MPEG-TS): search further ahead from now on
-                self._key_lead = 2 * self._key_lead + 1
+            lead = 2 * lead + 1  # an inexact container (MPEG-TS) needs aiming at an earlier keyframe
         picture = None
         for picture in self._reader.pictures():
             while picture.time >= times[found]:

@@ -11,6 +11,7 @@ import av
 
 from latentsync.media.audio_track import AudioTrack
 from latentsync.media.color import ColorTags
+from latentsync.media.convert import plane_samples
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import check_output_path, file_url
 from latentsync.utils.errors import UserError
@@ -79,10 +80,7 @@ class VideoWriter:
         """Encode one frame, and write the sound that belongs before it. The frame may be written again later."""
         if (frame.width, frame.height) != self._size:
             raise ValueError(f"frame of {frame.width}x{frame.height} in a video of {self._size[0]}x{self._size[1]}")
-        picture = av.VideoFrame.from_numpy_buffer(frame.i420, format="yuv420p")
-        picture.pts = self._frames
-        picture.time_base = 1 / self._fps
-        self._tag(picture)
+        picture = self._picture(frame)
         with self._user_errors():
             self._container.mux(self._stream.encode(picture))
             self._frames += 1
@@ -135,7 +133,6 @@ class VideoWriter:
         codec.width, codec.height = self._size
         codec.pix_fmt = "yuv420p"
         codec.time_base = 1 / self._fps
-        codec.thread_type = "AUTO"
         codec.sample_aspect_ratio = aspect_ratio
         self._color = color
         codec.color_range = color.range
@@ -145,11 +142,18 @@ class VideoWriter:
         if audio is not None:
             self._audio = AudioTrack(self._container, suffix, audio)
 
-    def _tag(self, picture: av.VideoFrame) -> None:
+    def _picture(self, frame: VideoFrame) -> av.VideoFrame:
+        """The next picture for the encoder. Copied: PyAV's wrapping of I420 arrays is wrong for heights like 270."""
+        picture = av.VideoFrame(frame.width, frame.height, "yuv420p")
+        for plane, samples in zip(picture.planes, frame.planes, strict=True):
+            plane_samples(plane)[:] = samples
+        picture.pts = self._frames
+        picture.time_base = 1 / self._fps
         picture.color_range = self._color.range
         picture.colorspace = self._color.matrix
         picture.color_primaries = self._color.primaries
         picture.color_trc = self._color.transfer
+        return picture
 
     @contextlib.contextmanager
     def _user_errors(self) -> Iterator[None]:

@@ -117,7 +117,8 @@ def write_frames(container, stream, samples: np.ndarray, rate: int, layout: str)
     """Encode float32 samples (channels, N) into an open audio stream, and flush it."""
     codec = stream.codec_context
     resampler = av.AudioResampler(format=codec.format, layout=layout, rate=rate, frame_size=codec.frame_size or 1024)
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", layout)
+    # Packed: PyAV 18 cannot fill the planes of planar frames with 8 channels.
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T).reshape(1, -1), "flt", layout)
     frame.sample_rate = rate
     frame.pts, frame.time_base = 0, Fraction(1, rate)
     for piece in [*resampler.resample(frame), *resampler.resample(None)]:

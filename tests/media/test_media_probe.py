@@ -303,3 +303,42 @@ def test_orientations_are_the_inverse_of_pillow():
     for code, method in {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.items():
         expected = np.asarray(Image.fromarray(picture).transpose(Image.Transpose(method)))
         np.testing.assert_array_equal(upright(picture, code), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "codec", "pix_fmt", "suffix"),
+    [
+        ((1, 1), "png", "rgb24", "mov"),
+        ((1, 1), "ffv1", "yuv420p", "mkv"),
+        ((63, 47), "mjpeg", "yuvj420p", "mkv"),
+        ((65, 49), "ffv1", "yuva420p", "mkv"),
+        ((65, 49), "libx264", "yuv444p", "mp4"),
+        ((67, 49), "gif", "bgr8", "gif"),
+    ],
+)
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_odd_sizes_of_videos(tmp_path, size, codec, pix_fmt, suffix, rotation):
+    picture = np.full((size[1], size[0], 3), (200, 100, 50), np.uint8)
+    options = {"size": size, "codec": codec, "pix_fmt": pix_fmt, "pictures": [picture] * 2, "rotation": rotation}
+    info, frame = first_frame(write_clip(tmp_path / f"a.{suffix}", 2, **options))
+    expected = (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    if info.rotation:
+        expected = expected[::-1]
+    assert (info.width, info.height) == (frame.width, frame.height) == expected
+    difference = frame.rgb().astype(int) - (200, 100, 50)
+    if codec == "gif":  # 256 fixed colours, dithered: right on average
+        difference = difference.mean(axis=(0, 1))
+    assert np.abs(difference).max() <= 6
+
+
+def test_titles_in_an_old_encoding(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "XXXX"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(QUADRANTS, "rgb24")))
+        container.mux(stream.encode(None))
+    assert b"XXXX" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"XXXX", b"\xe9\xff\xfe\xe8"))
+    assert probe_video(path).width == 64

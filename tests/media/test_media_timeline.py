@@ -9,9 +9,10 @@ import pytest
 from latentsync.media import timeline as timeline_module
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import probe_video
+from latentsync.media.reader import VideoReader
 from latentsync.media.timeline import frame_count, nearest_samples, open_timeline, pingpong_index
 from latentsync.utils.errors import UserError
-from tests.media.synthetic import damage, numbers_of, write_clip
+from tests.media.synthetic import damage, numbered_rgb, numbers_of, write_clip
 
 FPS = Fraction(25)
 B_FRAMES = {"crf": "12", "preset": "veryfast", "bf": "3", "b-adapt": "0"}
@@ -252,3 +253,34 @@ def test_closing_early_lets_go_of_the_file(tmp_path):
     timeline.close()
     with pytest.raises(StopIteration):
         next(timeline)
+
+
+@pytest.mark.parametrize(("suffix", "limit"), [("mp4", 150), ("mkv", 150), ("ts", 175)])
+def test_backward_passes_decode_nothing_twice(tmp_path, monkeypatch, suffix, limit):
+    """With keyframes closer than a window, a pass backward costs what a pass forward does."""
+    decoded = 0
+    original = VideoReader._decoded
+
+    def counted(self):
+        nonlocal decoded
+        for frame in original(self):
+            decoded += 1
+            yield frame
+
+    monkeypatch.setattr(VideoReader, "_decoded", counted)
+    monkeypatch.setattr(timeline_module, "_WINDOW_FRAMES", (20, 20))
+    path = write_clip(tmp_path / f"a.{suffix}", 50, options={**B_FRAMES, "g": "10"})
+    assert numbers_of(open_timeline(path, 6.0, FPS)) == pingpong(50, 150)
+    assert decoded <= limit
+
+
+def test_change_of_size_on_the_way(tmp_path):
+    write_clip(tmp_path / "a.ts", 20)
+    pictures = [np.kron(numbered_rgb(20 + i), np.ones((2, 2, 1), np.uint8)) for i in range(20)]
+    write_clip(tmp_path / "b.ts", 20, size=(128, 96), pictures=pictures, stamps=list(range(20, 40)))
+    (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    with open_timeline(tmp_path / "c.ts", 1.6, FPS, "freeze") as timeline:
+        frames = list(timeline)
+    assert {(frame.width, frame.height) for frame in frames} == {(64, 48)}
+    numbers = numbers_of(frames)
+    assert numbers[:16] == list(range(16)) and numbers[22:40] == list(range(22, 40))
