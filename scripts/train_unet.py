@@ -85,11 +85,12 @@ def train(config: UNetFileConfig, vae_path: Path, whisper_path: Path, scheduler_
     if saved.is_file():
         state.restore(saved)
         logger.info("going on from step %d", state.step)
-    lr_scheduler = get_scheduler(
-        config.optimizer.lr_scheduler, state.optimizer, config.optimizer.lr_warmup_steps, config.run.max_train_steps
-    )
-    for _ in range(state.step):
-        lr_scheduler.step()
+    schedule = get_scheduler(
+        config.optimizer.lr_scheduler,
+        state.optimizer,
+        num_warmup_steps=config.optimizer.lr_warmup_steps,
+        num_training_steps=config.run.max_train_steps,
+    ).lr_lambdas[0]
     logger.info("%.2f M parameters, %d clips", sum(p.numel() for p in state.unet.parameters()) / 1e6, len(dataset))
     alpha = config.run.mixed_noise_alpha if config.run.use_mixed_noise else 0.0
     started, sums, count = time.monotonic(), defaultdict(float), 0
@@ -99,8 +100,9 @@ def train(config: UNetFileConfig, vae_path: Path, whisper_path: Path, scheduler_
         losses = stage1_loss(state.unet, scheduler, batch, mask, weights, alpha, state.generator)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(state.unet.parameters(), config.optimizer.max_grad_norm)
+        for group in state.optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * schedule(state.step)
         state.optimizer.step()
-        lr_scheduler.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.ema.step(state.unet.parameters())
         state.step += 1

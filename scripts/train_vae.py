@@ -1,8 +1,8 @@
-"""Train a small autoencoder on aligned faces: `python -m scripts.train_vae --config configs/vae/embedded.yaml`.
+"""Make the autoencoder of the embedded model: `python -m scripts.train_vae --config configs/vae/embedded.yaml`.
 
-The full-size system uses the published sd-vae-ft-mse; this script makes the one of the embedded model.
-Objective: L1 on a Laplacian pyramid (all levels weigh alike, so that teeth and lips count as much as
-skin) plus a light KL term that keeps the latents near a unit Gaussian.
+The full-size system uses the published sd-vae-ft-mse. The small one is an `AutoencoderKL` whose encoder is set by
+hand to the principal components of colour patches (`latentsync.training.linear_vae`) and whose decoder is trained:
+L1 on a Laplacian pyramid, all levels weighing alike, so that teeth and lips count as much as skin.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from latentsync.data.clips import read_fileslist, read_frames
+from latentsync.training.linear_vae import fit_patch_code, set_decoder, set_encoder
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger("train_vae")
@@ -28,25 +29,26 @@ logger = logging.getLogger("train_vae")
 
 @dataclass
 class VaeTrainingConfig:
-    """What `configs/vae/*.yaml` holds. `crop_steps` of the steps see random crops, the rest whole faces."""
+    """What `configs/vae/*.yaml` holds. `crop_share` of the time goes to random crops, the rest to whole faces."""
 
     fileslist: str
     output_dir: str
     block_out_channels: list[int]
     latent_channels: int
     layers_per_block: int = 1
-    norm_num_groups: int = 16
+    norm_num_groups: int = 8
     resolution: int = 128
+    whitening: float = 0.5
+    latent_noise: float = 0.03
     crop: int = 64
-    crop_batch: int = 5
+    crop_batch: int = 6
     full_batch: int = 2
-    max_seconds: float = 1800.0
+    max_seconds: float = 1200.0
     crop_share: float = 0.8
     frames_per_person: int = 900
     lr: float = 1e-3
-    kl_weight: float = 1e-3
     seed: int = 1247
-    log_steps: int = 200
+    log_steps: int = 50
 
 
 def build_autoencoder(config: VaeTrainingConfig) -> AutoencoderKL:
@@ -86,7 +88,7 @@ def augment(faces: Tensor, crop: int, generator: torch.Generator) -> Tensor:
     flip = torch.rand(n, generator=generator) < 0.5
     x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     if crop < size:
-        top, left = (int(torch.randint(0, size - crop + 1, (1,), generator=generator)) for _ in range(2))
+        top, left = (8 * int(torch.randint(0, (size - crop) // 8 + 1, (1,), generator=generator)) for _ in range(2))
         x = x[..., top : top + crop, left : left + crop]
     gain = 1 + 0.3 * (torch.rand(n, 3, 1, 1, generator=generator) - 0.5) * torch.tensor([1.0, 0.6, 1.0]).view(
         1, 3, 1, 1
@@ -115,25 +117,31 @@ def cosine_with_warmup(progress: float, warmup: float = 0.02, floor: float = 0.0
 
 
 def train(config: VaeTrainingConfig) -> AutoencoderKL:
-    """Train for `max_seconds` of wall time and return the autoencoder with its scale measured."""
+    """Fit the encoder, then train the decoder for `max_seconds` of wall time."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     faces = load_faces(config)
-    vae = build_autoencoder(config).to(memory_format=torch.channels_last).train()
-    parameters = list(vae.parameters())
+    vae = build_autoencoder(config).requires_grad_(False)
+    sample = faces[torch.randperm(len(faces), generator=generator)[:1000]]
+    code = fit_patch_code(augment(sample, config.resolution, generator), config.latent_channels, config.whitening)
+    set_encoder(vae, code)
+    set_decoder(vae, code)
+    vae.register_to_config(**measure_scale(vae, sample[:256]))
+    vae.to(memory_format=torch.channels_last)
+    noise = config.latent_noise / vae.config.scaling_factor
+    parameters = [p.requires_grad_() for module in (vae.post_quant_conv, vae.decoder) for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    logger.info("%d faces, %.2f M parameters", len(faces), sum(p.numel() for p in parameters) / 1e6)
-    start, step = time.monotonic(), 0
+    logger.info("%d faces, %.2f M decoder parameters", len(faces), sum(p.numel() for p in parameters) / 1e6)
+    start, step, errors = time.monotonic(), 0, []
     while (progress := (time.monotonic() - start) / config.max_seconds) < 1:
         cropped = progress < config.crop_share
         size, batch = (config.crop, config.crop_batch) if cropped else (config.resolution, config.full_batch)
         picked = torch.randint(0, len(faces), (batch,), generator=generator)
         target = augment(faces[picked], size, generator).contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(target).latent_dist
-        # A little noise on the latents teaches the decoder to forgive the UNet's errors.
-        output = vae.decode(posterior.sample(generator)).sample
-        reconstruction, kl = laplacian_l1(output, target), posterior.kl().mean() / posterior.mean[0].numel()
-        loss = reconstruction + config.kl_weight * kl
+        latents = vae.encode(target).latent_dist.mean
+        # A little noise teaches the decoder to forgive the UNet's errors.
+        output = vae.decode(latents + noise * torch.randn(latents.shape, generator=generator)).sample
+        loss = laplacian_l1(output, target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -141,26 +149,25 @@ def train(config: VaeTrainingConfig) -> AutoencoderKL:
             group["lr"] = config.lr * cosine_with_warmup(progress)
         optimizer.step()
         step += 1
+        errors.append(F.mse_loss(output.detach(), target).item())
         if step % config.log_steps == 0:
-            psnr = -10 * torch.log10(F.mse_loss(output.detach(), target) / 4).item()
-            logger.info(
-                "step %d  %.0f%%  loss %.4f  kl %.2f  psnr %.2f", step, 100 * progress, reconstruction, kl, psnr
-            )
-        if step % (2 * config.log_steps) == 0:
+            logger.info("step %d  %.0f%%  loss %.4f  psnr %.2f dB", step, 100 * progress, loss.detach(), psnr(errors))
+            errors = []
+        if step % (4 * config.log_steps) == 0:
             vae.save_pretrained(config.output_dir)
-    return measure_scale(vae.eval(), faces, config)
+    return vae.eval()
+
+
+def psnr(errors: list[float]) -> float:
+    """Peak signal-to-noise ratio in dB of mean squared errors on [-1, 1]."""
+    return -10 * math.log10(sum(errors) / len(errors) / 4)
 
 
 @torch.no_grad()
-def measure_scale(vae: AutoencoderKL, faces: Tensor, config: VaeTrainingConfig) -> AutoencoderKL:
-    """Set shift and scale so that latents of faces have mean 0 and variance 1, as the noise they meet."""
-    sample = faces[torch.linspace(0, len(faces) - 1, min(256, len(faces))).long()].float() / 127.5 - 1
-    mean = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(16)])
-    decoded = torch.cat([vae.decode(part).sample for part in mean[:64].split(16)])
-    vae.register_to_config(shift_factor=round(mean.mean().item(), 5), scaling_factor=round(1 / mean.std().item(), 5))
-    psnr = -10 * torch.log10(F.mse_loss(decoded, sample[:64]) / 4).item()
-    logger.info("scale %.5f shift %.5f, PSNR %.2f dB", vae.config.scaling_factor, vae.config.shift_factor, psnr)
-    return vae
+def measure_scale(vae: AutoencoderKL, faces: Tensor) -> dict[str, float]:
+    """Shift and scale that give latents of faces mean 0 and variance 1, as the noise they meet."""
+    mean = torch.cat([vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in faces.split(16)])
+    return {"shift_factor": round(mean.mean().item(), 5), "scaling_factor": round(1 / mean.std().item(), 5)}
 
 
 def main() -> int:
