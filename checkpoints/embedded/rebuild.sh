@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Trains the embedded model anew and puts its files beside this script.
+#
+#   ./checkpoints/embedded/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]
+#
+# Clips are videos with sound, in which one person talks to the camera; a file's name up to its last underscore is the
+# person. Portraits are pictures; they teach the autoencoder more faces. MODEL_CARD.md says what the shipped files
+# were made of. Steps that are done are not repeated, so the same command goes on after an interruption; remove
+# output/embedded to begin anew.
+set -euo pipefail
+
+# Never trained on: other corpora, two speakers as a whole, and one clip each of two speakers that are trained on.
+HELD_OUT=('hdtf_*' 'retalking_*' 'infinitetalk_*' 'grid_s27_*' 'grid_s24_*' 'grid_s1_bbaf2n' 'grid_s4_bbilzs')
+# Seen but not heard: it is not certain that their sound belongs to their pictures.
+SILENT=('latentsync_demo[23]')
+CLIPS_PER_PERSON=60
+
+HERE="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
+ROOT="$(cd -- "$HERE/../.." && pwd -P)"
+PYTHON="$ROOT/.venv/bin/python"
+DATA=data/embedded     # configs/vae/embedded.yaml and configs/unet/embedded.yaml read it
+WORK=output/embedded   # and write here
+DONE="$WORK/done"
+
+say() { printf 'rebuild: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# step NAME COMMAND...: once, with a stamp that a later run of this script finds.
+step() {
+    local name="$1"
+    shift
+    if [ -f "$DONE/$name" ]; then
+        say "$name: done before"
+        return 0
+    fi
+    say "$name"
+    "$@"
+    mkdir -p "$DONE"
+    touch "$DONE/$name"
+}
+
+prepare() {
+    mkdir -p "$DATA"
+    "$PYTHON" -m tools.prepare_faces --input_dir "${folders[@]}" --output_dir "$DATA" \
+        --exclude "${HELD_OUT[@]}" --silent "${SILENT[@]}" --max_clips_per_person "$CLIPS_PER_PERSON"
+}
+
+# A UNet speaks the language of one autoencoder: its training must not go on with another.
+train_vae() {
+    if [ -e "$WORK/unet/state.pt" ]; then
+        fail "$WORK/unet holds a UNet trained with another autoencoder; remove $WORK to begin anew"
+    fi
+    "$PYTHON" -m scripts.train_vae --config configs/vae/embedded.yaml
+}
+
+train_unet() {
+    "$PYTHON" -m scripts.train_unet --unet_config_path configs/unet/embedded.yaml --vae_path "$WORK/vae"
+}
+
+install_model() {
+    mkdir -p "$HERE/vae"
+    cp "$WORK/vae/config.json" "$WORK/vae/diffusion_pytorch_model.safetensors" "$HERE/vae/"
+    cp "$WORK/unet/unet.safetensors" "$HERE/"
+}
+
+if [ $# -eq 0 ]; then
+    echo "usage: ./checkpoints/embedded/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]" >&2
+    exit 2
+fi
+folders=()
+for folder in "$@"; do
+    [ -d "$folder" ] || fail "$folder: no such folder"
+    folders+=("$(cd -- "$folder" && pwd -P)") # absolute: the steps run in the project's root
+done
+
+cd -- "$ROOT"
+LATENTSYNC_SKIP_DOWNLOAD=1 bash ./setup_env.sh --if-needed
+step faces prepare
+step autoencoder train_vae
+step unet train_unet
+install_model
+say "the embedded model in $HERE is new"
