@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from latentsync.utils.errors import UserError
 
 MASK_SIDE = 256
+FEATHER = 1 / 48  # of the face's side: sigma of the blur between what is regenerated and what is kept
 # Outline of the regenerated region in the aligned 256x256 face: a U over cheeks, mouth and jaw that spares the nose.
 # The released checkpoints were trained with this shape.
 REGENERATED_OUTLINE = np.array(
@@ -65,3 +66,15 @@ def _read_mask(path: Path) -> np.ndarray:
 def resize_mask_to_latents(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Mask (B, 1, H, W) -> (B, 1, height, width) of the latents, by nearest pixel as the checkpoints were trained."""
     return F.interpolate(mask, size=size, mode="nearest")
+
+
+def blend_weight(mask: torch.Tensor) -> np.ndarray:
+    """Where a regenerated face replaces the frame: mask (1, 1, R, R), 1 = keep -> (R, R) float32 in [0, 1].
+
+    1 in the regenerated region, 0 a little outside it, a smooth step between. What the network was told to keep
+    comes from the frame itself and not from its smaller, resampled copy.
+    """
+    region = 1 - mask[0, 0].clamp(0, 1).numpy()
+    weight = cv2.GaussianBlur(region, (0, 0), FEATHER * len(region), borderType=cv2.BORDER_REPLICATE)
+    weight[weight < 1 / 255] = 0
+    return weight

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ NOISE = re.compile(
     rb"|landmark_projection_calculator|Feedback manager requires"
 )
 
+_stderr_lock = threading.Lock()  # two threads at once would put back each other's files
+
 
 @dataclass(frozen=True)
 class Region:
@@ -79,8 +82,8 @@ def quiet_stderr() -> Iterator[None]:
     The descriptor belongs to the whole process, so this encloses start-up only; lines that other threads write
     meanwhile come out late, not lost.
     """
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
+    with _stderr_lock, tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
         saved = os.dup(2)
         try:
             os.dup2(held.fileno(), 2)

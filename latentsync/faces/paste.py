@@ -15,7 +15,11 @@ STRIP_PIXELS = 1 << 15  # pixels blended at a time, so that the float temporarie
 
 
 def paste_region(
-    frame_size: tuple[int, int], face: np.ndarray, matrix: np.ndarray, size: tuple[int, int]
+    frame_size: tuple[int, int],
+    face: np.ndarray,
+    matrix: np.ndarray,
+    size: tuple[int, int],
+    weight: np.ndarray | None = None,
 ) -> tuple[Box, np.ndarray, np.ndarray]:
     """Warp a face back into its frame and weight it, on the face's box only.
 
@@ -24,6 +28,7 @@ def paste_region(
         face: (h, w, 3), uint8 or float, 0..255; resized to the crop size first where it differs.
         matrix: (2, 3), frame -> crop, as used to cut the face out.
         size: (width, height) of the crop.
+        weight: (h, w) float32 in [0, 1], how much of the face to use where, beside the soft edge; None is all of it.
 
     Returns:
         box (x0, y0, x1, y1), end exclusive, clipped to the frame; rgb (h', w', 3) float32 0..255;
@@ -39,7 +44,11 @@ def paste_region(
     crop = resize_face(face, size)
     # Replicated edges: the mask ends before them, and no black can bleed into the last row of the face.
     rgb = cv2.warpAffine(crop, to_box, box_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return box, rgb, soft_mask(to_box, size, box_size)
+    alpha = soft_mask(to_box, size, box_size)
+    if weight is not None:
+        share = cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
+        alpha *= cv2.warpAffine(share, to_box, box_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return box, rgb, alpha
 
 
 def resize_face(face: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -15,6 +15,7 @@ from latentsync.utils.errors import UserError
 # Smallest face that is edited, full-frame pixels; in pictures that are small themselves a share of their short side.
 MIN_FACE_SIZE = (50.0, 80.0)
 MIN_FACE_SHARE = (0.12, 0.19)
+KEEP_SHARE = 0.8  # of that size down to which a followed face is kept: one that hovers about it must not flicker
 
 MAX_STEP = 0.6  # face lengths the centre may move between two frames
 MAX_STEP_PER_GAP_FRAME = 0.1  # and this much more for each frame without the face
@@ -150,12 +151,12 @@ class FaceTracker:
             self._forget_person()
         faces = [face.scaled(scale) for face in self._detector.detect(image_rgb)]
         smallest = _smallest_size(image_rgb.shape, scale)
-        faces = [face for face in faces if (face.size >= smallest).all()]
+        faces = [face for face in faces if (face.size >= KEEP_SHARE * smallest).all()]
 
         looks = _Looks(image_rgb, scale)
         chosen = self._continue(faces, looks) if self._last is not None else None
         if chosen is None and (self._last is None or self._gap >= self._forget_after):
-            chosen = self._rule.choose(faces)
+            chosen = self._rule.choose([face for face in faces if (face.size >= smallest).all()])
             if chosen is not None:
                 self._forget_person()
         if chosen is None:

@@ -72,15 +72,20 @@ class AlignRestore:
         return blend_region(img, box, rgb, alpha)
 
     def paste_region(
-        self, frame_size: tuple[int, int], face: np.ndarray | torch.Tensor, matrix: np.ndarray | torch.Tensor
+        self,
+        frame_size: tuple[int, int],
+        face: np.ndarray | torch.Tensor,
+        matrix: np.ndarray | torch.Tensor,
+        weight: np.ndarray | None = None,
     ) -> tuple[Box, np.ndarray, np.ndarray]:
         """What `restore_img` blends: box (x0, y0, x1, y1), rgb (h, w, 3) float32 0..255, alpha (h, w) float32 0..1.
 
-        `frame_size` is (height, width); the box is clipped to it, empty when the face lies outside.
+        `frame_size` is (height, width); the box is clipped to it, empty when the face lies outside. `weight`, (h, w)
+        float32 in [0, 1], limits the blend to a part of the face.
         """
         if isinstance(face, torch.Tensor):
             pixels = (face.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
             face = pixels.permute(1, 2, 0).numpy()
         if isinstance(matrix, torch.Tensor):
             matrix = matrix.detach().cpu().numpy()
-        return paste_region(frame_size, face, np.asarray(matrix, dtype=np.float64).reshape(2, 3), self.face_size)
+        return paste_region(frame_size, face, np.asarray(matrix, dtype=np.float64).reshape(2, 3), self.face_size, weight)
