@@ -76,8 +76,15 @@ def pair_layout(width: int, groups: int, signals: int, constant: float) -> tuple
 
 @torch.no_grad()
 def set_encoder(vae: AutoencoderKL, code: PatchCode) -> None:
-    """Make the encoder compute `code` exactly (to about 1e-4 of a latent)."""
+    """Make the encoder compute `code` exactly (to about 1e-4 of a latent).
+
+    Raises:
+        ValueError: it has other than four levels, or is too narrow to hold a patch on its way.
+    """
     encoder, channels = vae.encoder, len(code.basis)
+    widths, needed = vae.config.block_out_channels, (12, 48, channels)
+    if len(widths) != 4 or any(width < least for width, least in zip(widths, needed, strict=False)):
+        raise ValueError(f"block_out_channels {list(widths)} must be four widths, the first three at least {needed}")
     for resnet in encoder.down_blocks[-1].resnets[1:]:
         _silence(resnet)
     for block in (*encoder.down_blocks[:-1], encoder.mid_block):
