@@ -1,6 +1,5 @@
 """Assemble a pipeline from a name of the registry or from files."""
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,21 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.config import load_unet_config
+from latentsync.utils.diffusers_config import build_from_config
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import REGISTRY, ResolvedModel, default_name, resolve
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PART_NAMES = {
+    "unet": "UNet checkpoint",
+    "unet_config": "UNet config",
+    "vae": "autoencoder folder",
+    "whisper": "Whisper checkpoint",
+    "scheduler_config": "scheduler config",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ def load_pipeline(
     model, reason = _select(name_or_paths, device_)
     logger.info("model %s (%s) on %s, %s", model.name, reason, device_, str(dtype).removeprefix("torch."))
     config = load_unet_config(model.unet_config, UNetConfig)
+    _check_resolution(model.unet, config.data.resolution)
     unet, _ = UNet3DConditionModel.from_pretrained(config.model, model.unet, exact=True)
     codec = LatentCodec.from_pretrained(model.vae)
     audio = Audio2Feature(
@@ -117,11 +127,15 @@ def load_pipeline(
 
 
 def load_scheduler(path: str | Path) -> DDIMScheduler:
-    """DDIM from a diffusers scheduler JSON."""
+    """DDIM from a diffusers scheduler JSON. Raises UserError for another scheduler's, and values DDIM does not know."""
+    scheduler = build_from_config(DDIMScheduler, path)
+    if scheduler.config.prediction_type not in PREDICTION_TYPES:
+        raise UserError(f"{path}: prediction_type must be one of {', '.join(PREDICTION_TYPES)}")
     try:
-        return DDIMScheduler.from_config(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a scheduler configuration ({error})") from error
+        scheduler.set_timesteps(1)  # what checks the other values
+    except ValueError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    return scheduler
 
 
 def _select(name_or_paths: str | ModelPaths | None, device: torch.device) -> tuple[ResolvedModel, str]:
@@ -136,15 +150,22 @@ def _select(name_or_paths: str | ModelPaths | None, device: torch.device) -> tup
 def _own_files(paths: ModelPaths, device: torch.device) -> ResolvedModel:
     """A registered model with the given files in place of its own. Which one lends the rest is told by the config."""
     base = paths.base or _base_of(paths.unet_config, device)
-    given = {
-        field: Path(value)
-        for field in ("unet", "unet_config", "vae", "whisper", "scheduler_config")
-        if (value := getattr(paths, field)) is not None
-    }
+    given = {field: Path(value) for field in PART_NAMES if (value := getattr(paths, field)) is not None}
     for field, path in given.items():
         if not path.exists():
-            raise UserError(f"{path}: no such {field.replace('_', ' ')}")
-    return replace(resolve(base), name=str(given.get("unet", base)), **given)
+            raise UserError(f"{path}: no such {PART_NAMES[field]}")
+    return replace(resolve(base, own=given), name=str(given.get("unet", base)))
+
+
+def _check_resolution(unet: Path, resolution: int) -> None:
+    """Refuse a released UNet with the config of another resolution: shapes do not tell, but sizes in bytes do."""
+    size = unet.stat().st_size if unet.is_file() else None
+    for name, entry in REGISTRY.items():
+        if entry.model and size == entry.model.unet.size is not None and resolution != entry.model.resolution:
+            raise UserError(
+                f"{unet}: this is {name}, made for {entry.model.resolution} px faces, the config is for {resolution}; "
+                f"give {entry.model.unet_config}"
+            )
 
 
 def _base_of(unet_config: str | Path | None, device: torch.device) -> str:

@@ -6,27 +6,45 @@ was given (one line says what), 2 wrong usage.
 
 import argparse
 import logging
+import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-
-from latentsync.loading import ModelPaths, load_pipeline
-from latentsync.media.writer import DEFAULT_CRF
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT, model_names
 
+# The libraries take seconds to load. They are imported in the functions that need them, so that wrong usage is told at
+# once and Ctrl-C is obeyed from the first moment on.
+if TYPE_CHECKING:
+    import torch
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DEMO_VIDEO = PROJECT_ROOT / "assets" / "demo_portrait.png"
 DEMO_AUDIO = PROJECT_ROOT / "assets" / "demo_voice.wav"
 DEMO_OUT = Path("outputs") / "demo.mp4"
 INTERRUPTED = 130
+IMPATIENCE_SECONDS = 3.0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.inference", description="Lip-sync a video or a picture to a voice.", allow_abbrev=False
+class _ConfigParser(argparse.ArgumentParser):
+    """For values from a file: what is wrong with them is the file's fault, not wrong usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def build_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+    from latentsync.media.writer import DEFAULT_CRF
+    from latentsync.utils.registry import model_names
+
+    parser = kind(
+        prog="python -m scripts.inference",
+        usage="%(prog)s [--option value ...], all optional; --help lists them",
+        description="Lip-sync a video or a picture to a voice.",
+        allow_abbrev=False,
     )
     add = parser.add_argument_group("input and output").add_argument
     add("--video_path", default=DEMO_VIDEO, type=Path, help="video or still picture of a person (default: the demo's)")
@@ -85,41 +103,57 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line, over those of `--config`, over the defaults. Exits with 2 on wrong usage."""
     parser = build_parser()
-    config = parser.parse_args(argv).config
+    words = join_values(sys.argv[1:] if argv is None else argv, parser)
+    config = parser.parse_args(words).config
     if config is not None:
-        parser.set_defaults(**read_config(config, parser))
-    return parser.parse_args(argv)
+        parser.set_defaults(**read_config(config))
+    return parser.parse_args(words)
 
 
-def read_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, object]:
-    """Values of a YAML file, checked as the same options on the command line would be."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+def join_values(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Write `--option -value` as `--option=-value`: argparse takes a name with a leading dash for an option."""
+    takes_value = {word for action in parser._actions if action.nargs != 0 for word in action.option_strings}
+    joined: list[str] = []
+    for word in words:
+        is_value = word.startswith("-") and word.split("=")[0] not in parser._option_string_actions
+        if joined and joined[-1] in takes_value and is_value:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines of the form `option: value`")
+
+def read_config(path: Path) -> dict[str, object]:
+    """Values of a YAML file, checked as the same options on the command line would be. Raises UserError."""
+    from latentsync.utils.yaml_files import read_yaml
+
+    values = read_yaml(path).values
+    parser = build_parser(_ConfigParser)
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     unknown = [str(name) for name in values if name not in actions]
     if unknown:
         raise UserError(f"{path}: unknown options {', '.join(unknown)}; see --help for those there are")
     words = []
     for name, value in values.items():
-        if actions[name].nargs == 0:
-            if not isinstance(value, bool):
-                raise UserError(f"{path}: {name} must be true or false, not {value!r}")
+        is_switch = actions[name].nargs == 0
+        if is_switch and not isinstance(value, bool):
+            raise UserError(f"{path}: {name} must be true or false, not {value!r}")
+        if isinstance(value, dict | list) or (isinstance(value, bool) and not is_switch):
+            raise UserError(f"{path}: {name} must be a single value, not {value!r}")
+        if is_switch:
             words += [f"--{name}"] if value else []
         elif value is not None:
             words.append(f"--{name}={value}")
-    parsed = vars(parser.parse_args(words))
-    return {name: parsed[name] for name in values if name in parsed}
+    try:
+        parsed = vars(parser.parse_args(words))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return {name: parsed[name] for name in values}
 
 
-def make_generator(seed: int) -> torch.Generator:
+def make_generator(seed: int) -> "torch.Generator":
+    import torch
+
     generator = torch.Generator()
     if seed == -1:
         generator.seed()
@@ -143,7 +177,24 @@ def check_options(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> Path:
     """Do what the options say; returns where the result is."""
+    from latentsync.media.paths import check_input_path, check_output_path
+    from latentsync.utils.files import parent_folders
+
+    # What is cheap to check comes before the seconds that loading a model takes.
     check_options(options)
+    inputs = [check_input_path(options.video_path), check_input_path(options.audio_path, "audio")]
+    with parent_folders(options.video_out_path):
+        check_output_path(options.video_out_path, inputs)
+        return synthesise(options)
+
+
+def synthesise(options: argparse.Namespace) -> Path:
+    """Load the model and run it on checked options."""
+    import torch
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from latentsync.loading import ModelPaths, load_pipeline
+
     own = ModelPaths(
         unet=options.inference_ckpt_path,
         unet_config=options.unet_config_path,
@@ -153,54 +204,74 @@ def run(options: argparse.Namespace) -> Path:
         base=options.model,
     )
     uses_own = any((own.unet, own.unet_config, own.vae, own.whisper, own.scheduler_config))
-    pipeline = load_pipeline(
-        own if uses_own else options.model,
-        options.device,
-        getattr(torch, options.dtype) if options.dtype else None,
-        deepcache=options.enable_deepcache,
-        low_memory=options.vram_efficient,
-        upscale=options.enable_upscale,
-    )
-    options.video_out_path.parent.mkdir(parents=True, exist_ok=True)
-    result = pipeline(
-        options.video_path,
-        options.audio_path,
-        options.video_out_path,
-        video_fps=options.video_fps,
-        num_inference_steps=options.inference_steps,
-        guidance_scale=options.guidance_scale,
-        mask_image_path=options.mask_image_path,
-        temp_dir=options.temp_dir,
-        generator=make_generator(options.seed),
-        face=options.face,
-        detector=options.detector,
-        keep_fps=options.keep_fps,
-        on_short_video=options.on_short_video,
-        crf=options.crf,
-        sharpness_factor=options.sharpness_factor,
-        chunk_batch_size=1 if options.vram_efficient else options.chunk_batch_size,
-        progress=not options.quiet,
-    )
+    try:
+        pipeline = load_pipeline(
+            own if uses_own else options.model,
+            options.device,
+            getattr(torch, options.dtype) if options.dtype else None,
+            deepcache=options.enable_deepcache,
+            low_memory=options.vram_efficient,
+            upscale=options.enable_upscale,
+        )
+        with logging_redirect_tqdm():  # warnings on lines of their own, not in the progress bar
+            result = pipeline(
+                options.video_path,
+                options.audio_path,
+                options.video_out_path,
+                video_fps=options.video_fps,
+                num_inference_steps=options.inference_steps,
+                guidance_scale=options.guidance_scale,
+                mask_image_path=options.mask_image_path,
+                temp_dir=options.temp_dir,
+                generator=make_generator(options.seed),
+                face=options.face,
+                detector=options.detector,
+                keep_fps=options.keep_fps,
+                on_short_video=options.on_short_video,
+                crf=options.crf,
+                sharpness_factor=options.sharpness_factor,
+                chunk_batch_size=1 if options.vram_efficient else options.chunk_batch_size,
+                progress=not options.quiet,
+            )
+    except torch.OutOfMemoryError as error:
+        raise UserError("the GPU is out of memory; try --vram_efficient or a smaller model (--model)") from error
     return result.path
 
 
+def stop_on_signals() -> None:
+    """Let SIGTERM, and the end of the terminal session, stop the program as Ctrl-C does.
+
+    Signals that follow within moments of one are ignored: it is being obeyed already, and a second interrupt must not
+    cut the cleaning up short.
+    """
+    last = -IMPATIENCE_SECONDS
+
+    def stop(signal_number: int, frame: object) -> None:
+        nonlocal last
+        if time.monotonic() - last >= IMPATIENCE_SECONDS:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup and the like
+            signal.signal(number, stop)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job cleans up like an interrupted one
+    stop_on_signals()
     try:
         options = parse_options(argv)
-        if options.quiet:
-            logging.getLogger().setLevel(logging.WARNING)
-        print(run(options))
+        logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s")
+        path = run(options)
+        print(os.fsencode(path).decode("utf-8", "backslashreplace"))  # file names may be any bytes
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = str(error).replace("\n", "\\n")  # file names may hold line breaks
+        print(f"error: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
-    except torch.OutOfMemoryError:
-        print("error: the GPU is out of memory; try --vram_efficient or a smaller model (--model)", file=sys.stderr)
-        return 1
     return 0
 
 

@@ -25,13 +25,14 @@ from latentsync.loading import load_scheduler
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
+from latentsync.training.reference_copy import start_from_reference
 from latentsync.training.stage1 import TrainState, loss_weights, stage1_loss
 from latentsync.utils.config import UNetFileConfig, load_unet_config
 from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("train_unet")
-EMA_DECAY = 0.999
+EMA_DECAY = 0.995
 PLENTY = 40  # clips of one person from which on a mirrored, recoloured copy of each is not added
 
 
@@ -54,6 +55,8 @@ def build_dataset(config: UNetFileConfig, codec: LatentCodec, audio: Audio2Featu
 def make_state(config: UNetFileConfig) -> TrainState:
     torch.manual_seed(config.run.seed)
     unet = UNet3DConditionModel(config.model).train()
+    if config.run.start_from_reference:
+        start_from_reference(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.99), weight_decay=1e-2)
     ema = EMAModel(unet.parameters(), decay=EMA_DECAY, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     return TrainState(unet, ema, optimizer, torch.Generator().manual_seed(config.run.seed))
@@ -93,11 +96,12 @@ def train(config: UNetFileConfig, vae_path: Path, whisper_path: Path, scheduler_
     ).lr_lambdas[0]
     logger.info("%.2f M parameters, %d clips", sum(p.numel() for p in state.unet.parameters()) / 1e6, len(dataset))
     alpha = config.run.mixed_noise_alpha if config.run.use_mixed_noise else 0.0
+    few = config.run.inference_steps if config.run.train_sampled_timesteps else 0
     started, sums, count = time.monotonic(), defaultdict(float), 0
     for batch in endless(loader):
         if state.step >= config.run.max_train_steps:
             break
-        losses = stage1_loss(state.unet, scheduler, batch, mask, weights, alpha, state.generator)
+        losses = stage1_loss(state.unet, scheduler, batch, mask, weights, alpha, state.generator, few)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(state.unet.parameters(), config.optimizer.max_grad_norm)
         for group in state.optimizer.param_groups:

@@ -135,7 +135,11 @@ def main() -> int:
         done = []
         for folder in args.input_dir:
             for path in tqdm(select_clips(folder, args.exclude, args.max_clips_per_person), desc=folder.name):
-                result = prepare(path, args.output_dir, args.resolution)
+                try:
+                    result = prepare(path, args.output_dir, args.resolution)
+                except UserError as error:
+                    logger.warning("left out: %s", error)
+                    continue
                 if result is not None:
                     target, sounding = result
                     silent = any(fnmatch.fnmatch(path.stem, pattern) for pattern in args.silent)

@@ -11,6 +11,7 @@ from latentsync.faces.align import shift_source, source_box
 from latentsync.faces.resample import resize_bicubic
 
 Box = tuple[int, int, int, int]
+NOTHING = (0, 0, 0, 0), np.zeros((0, 0, 3), np.float32), np.zeros((0, 0), np.float32)
 STRIP_PIXELS = 1 << 15  # pixels blended at a time, so that the float temporaries stay in the CPU's cache
 
 
@@ -31,24 +32,30 @@ def paste_region(
         weight: (h, w) float32 in [0, 1], how much of the face to use where, beside the soft edge; None is all of it.
 
     Returns:
-        box (x0, y0, x1, y1), end exclusive, clipped to the frame; rgb (h', w', 3) float32 0..255;
+        box (x0, y0, x1, y1) of what changes, end exclusive, inside the frame; rgb (h', w', 3) float32 0..255;
         alpha (h', w') float32 0..1, exactly 0 where the frame must stay as it is.
-        An empty box and empty arrays when the face lies outside the frame.
+        An empty box and empty arrays when nothing of the face lies in the frame.
     """
-    box = source_box(matrix, size, frame_size)
-    x0, y0, x1, y1 = box
+    x0, y0, x1, y1 = source_box(matrix, size, frame_size)
     if x0 == x1:
-        return box, np.zeros((0, 0, 3), np.float32), np.zeros((0, 0), np.float32)
+        return NOTHING
     box_size = (x1 - x0, y1 - y0)
     to_box = cv2.invertAffineTransform(shift_source(matrix, x0, y0))
-    crop = resize_face(face, size)
-    # Replicated edges: the mask ends before them, and no black can bleed into the last row of the face.
-    rgb = cv2.warpAffine(crop, to_box, box_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     alpha = soft_mask(to_box, size, box_size)
     if weight is not None:
         share = cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
         alpha *= cv2.warpAffine(share, to_box, box_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return box, rgb, alpha
+    # What nothing of the face is used of need not be warped and blended: a third of the box with the usual weight.
+    left, top, width, height = cv2.boundingRect((alpha > 0).view(np.uint8))
+    if width == 0:
+        return NOTHING
+    to_box[:, 2] -= (left, top)
+    # Replicated edges: the mask ends before them, and no black can bleed into the last row of the face.
+    rgb = cv2.warpAffine(
+        resize_face(face, size), to_box, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    box = (x0 + left, y0 + top, x0 + left + width, y0 + top + height)
+    return box, rgb, alpha[top : top + height, left : left + width]
 
 
 def resize_face(face: np.ndarray, size: tuple[int, int]) -> np.ndarray:

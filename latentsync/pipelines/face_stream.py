@@ -56,12 +56,16 @@ class FaceAligner:
             return None
         if tracked.is_cut:
             self.aligner.reset()
-        matrix = self.aligner.estimate(tracked.anchors)
+        return self.cut_out(frame, tracked.anchors, tracked.is_cut)
+
+    def cut_out(self, frame: VideoFrame, anchors: np.ndarray, starts: bool) -> AlignedFace | None:
+        """The face with these anchors (3, 2), full-frame pixels; None when its crop lies outside the frame."""
+        matrix = self.aligner.estimate(anchors)
         box = source_box(matrix, self.aligner.face_size, (frame.height, frame.width))
         if box[2] == box[0]:
             return None
         crop = warp_to_crop(frame.crop_rgb(*box), shift_source(matrix, box[0], box[1]), self.aligner.face_size)
-        return AlignedFace(resize_to_square(crop, self.aligner.resolution), matrix, tracked.is_cut)
+        return AlignedFace(resize_to_square(crop, self.aligner.resolution), matrix, starts)
 
 
 def tracked_frames(frames: Iterable[VideoFrame], align: FaceAligner) -> Iterator[TrackedFrame]:

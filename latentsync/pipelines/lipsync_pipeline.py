@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentsync.faces.factory import create_detector
-from latentsync.faces.mask import load_mask
+from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.sharpen import sharpen
 from latentsync.faces.tracking import FaceTracker
 from latentsync.media.audio import is_silent, load_audio
@@ -67,6 +67,8 @@ class Sampling:
             raise UserError(f"inference steps must be 1 or more, not {self.num_inference_steps}")
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise UserError(f"guidance scale must be a number from 1 (off) to about 3, not {self.guidance_scale}")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta must lie between 0 and 1, not {self.eta}")
         if self.callback_steps < 1:
             raise UserError(f"callback_steps must be 1 or more, not {self.callback_steps}")
 
@@ -195,22 +197,30 @@ class LipsyncPipeline:
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.guidance_scale if guidance_scale is None else guidance_scale
         sampling = Sampling(steps, guidance, eta, generator, callback, callback_steps)
+        if steps > (longest := self.scheduler.config.num_train_timesteps):
+            raise UserError(f"inference steps must be at most {longest}, the scheduler's, not {steps}")
         check_output_path(video_out_path, [video_path, audio_path])
+        self._check_amounts(num_frames, video_fps, sharpness_factor, chunk_batch_size)
         resolution = self._working_resolution(height, width, audio_sample_rate)
         if weight_dtype is not None:
             self.to(self.device, weight_dtype)
         info = probe_video(video_path)
         wave = load_audio(audio_path, audio_sample_rate)
         if is_silent(wave):
-            logger.warning("%s is silent: the mouth will rest", audio_path)
+            logger.warning("%s is silent: there is nothing to speak", audio_path)
         fps = info.fps if keep_fps and not info.is_still else Fraction(video_fps).limit_denominator(1001)
         duration = Fraction(len(wave), audio_sample_rate)
         audio = self.audio_encoder.stream(wave, fps)
         mask = load_mask(resolution, mask_image_path)
+        weight = blend_weight(mask)
         aligner = AlignRestore(resolution=resolution)
         noise = shared_noise(self.codec, resolution, generator)
 
         faces = 0
+
+        def finish(item: TrackedFrame, pixels: np.ndarray | None) -> None:
+            writer.write(item.frame if pixels is None else paste(item, pixels, aligner, weight, sharpness_factor))
+
         with (
             closing(self._find_faces(info, duration, fps, on_short_video, face, detector, aligner)) as found,
             staged_output(video_out_path, temp_dir) as path,
@@ -224,20 +234,34 @@ class LipsyncPipeline:
                 crf=crf,
                 audio=audio_path,
             ) as writer,
-            Sink(writer.write, QUEUE_FRAMES) as sink,
+            Sink(lambda pair: finish(*pair), QUEUE_FRAMES) as sink,
             tqdm(total=len(audio), unit="frame", desc="lip-sync", disable=not progress, leave=False) as bar,
         ):
             for batch in run_batches(face_runs(found, num_frames), chunk_batch_size):
                 for item, pixels in self._speak(batch, audio, mask, noise, sampling):
                     faces += pixels is not None
-                    sink.put(item.frame if pixels is None else paste(item, pixels, aligner, sharpness_factor))
+                    sink.put((item, pixels))
                     bar.update()
             bar.set_description("finishing")
             if not faces:
-                raise UserError(f"{video_path}: no face was found in any frame; use a video in which a face is seen")
+                wanted = "" if face == "largest" else f" that is the chosen one ({face})"
+                raise UserError(f"{video_path}: no face{wanted} was found in any frame; use a video that shows one")
         if missing := len(audio) - faces:
             logger.warning("%s: %d of %d frames show no such face: passed through", video_path, missing, len(audio))
         return LipsyncResult(Path(video_out_path), len(audio), faces, fps)
+
+    def _check_amounts(
+        self, num_frames: int, video_fps: float | Fraction, sharpness_factor: float, chunk_batch_size: int
+    ) -> None:
+        limit = self.unet.config.max_frames
+        if num_frames < 1 or (limit is not None and num_frames > limit):
+            raise UserError(f"num_frames must be 1 to {limit or 'any number'} with this UNet, not {num_frames}")
+        if not 1 <= video_fps <= 1000:
+            raise UserError(f"video_fps must lie between 1 and 1000, not {video_fps}")
+        if not 0 <= sharpness_factor < math.inf:
+            raise UserError(f"sharpness_factor must be 0 or more, not {sharpness_factor}")
+        if chunk_batch_size < 1:
+            raise UserError(f"chunk_batch_size must be 1 or more, not {chunk_batch_size}")
 
     def _working_resolution(self, height: int | None, width: int | None, audio_sample_rate: int) -> int:
         resolution = height or width or self.resolution
@@ -302,6 +326,9 @@ class LipsyncPipeline:
             sampling.generator,
             sampling.on_step,
         )
+        if not torch.isfinite(spoken).all():
+            remedy = "the checkpoint is damaged" if self.codec.dtype == torch.float32 else "use float32"
+            raise UserError(f"the model's result is not a number: {remedy}")
         if self.upscaler is not None:
             spoken = self.upscaler(spoken.flatten(0, 1)).unflatten(0, spoken.shape[:2])
         return ((spoken.float().clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2).cpu()
@@ -320,8 +347,10 @@ def run_batches(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[
         yield batch
 
 
-def paste(item: TrackedFrame, pixels: np.ndarray, aligner: AlignRestore, sharpness_factor: float) -> VideoFrame:
-    """Put a regenerated face (R, R, 3) back where it was cut out; every other sample stays as decoded."""
+def paste(
+    item: TrackedFrame, pixels: np.ndarray, aligner: AlignRestore, weight: np.ndarray, sharpness_factor: float
+) -> VideoFrame:
+    """Put the regenerated part (`weight`) of a face (R, R, 3) back; every other sample stays as decoded."""
     pixels = sharpen(pixels, sharpness_factor)
-    box, rgb, alpha = aligner.paste_region((item.frame.height, item.frame.width), pixels, item.face.matrix)
+    box, rgb, alpha = aligner.paste_region((item.frame.height, item.frame.width), pixels, item.face.matrix, weight)
     return item.frame.blend_rgb(box[0], box[1], rgb, alpha)

@@ -55,10 +55,14 @@ def pairs_per_group(width: int, groups: int, signals: int) -> int:
     return pairs
 
 
-def pair_layout(width: int, groups: int, signals: int, constant: float) -> tuple[Tensor, Tensor, Tensor, float]:
+def pair_layout(
+    width: int, groups: int, signals: int, constant: float, pairs: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, float]:
     """Where signals go: weight (width, signals) of +1 and -1, bias (width,) of the constants, the mask (width,)
-    of channels in use, and the standard deviation their groups are normalised by."""
-    size, pairs = width // groups, pairs_per_group(width, groups, signals)
+    of channels in use, and the standard deviation their groups are normalised by.
+
+    `pairs` signals share a group; by default they are spread over all groups."""
+    size, pairs = width // groups, pairs or pairs_per_group(width, groups, signals)
     weight, bias = torch.zeros(width, signals), torch.zeros(width)
     used = torch.zeros(width, dtype=torch.bool)
     for signal in range(signals):

@@ -18,6 +18,7 @@ from latentsync.utils.errors import UserError
 AUDIO_DROPOUT = 0.1  # share of samples trained without sound: the unconditional branch of guidance
 KEPT_WEIGHT = 0.05  # loss weight of cells the pipeline takes from the original frame anyway
 MOUTH_WEIGHT = 3.0  # loss weight of the lips, where sound shows
+FEW_STEP_SHARE = 0.75  # of the timesteps drawn from those that sampling visits
 # Where the lips are in an aligned face, as fractions of the crop (top, bottom, left, right).
 MOUTH_BOX = (0.56, 0.85, 0.28, 0.72)
 
@@ -42,6 +43,19 @@ def mixed_noise(shape: torch.Size, alpha: float, generator: torch.Generator) -> 
     return shared * (alpha**2 / (1 + alpha**2)) ** 0.5 + own * (1 / (1 + alpha**2)) ** 0.5
 
 
+def draw_timesteps(scheduler: DDIMScheduler, size: int, sampled_steps: int, generator: torch.Generator) -> Tensor:
+    """(size,) timesteps: uniform; with `sampled_steps` three of four are those that sampling in that many steps visits.
+
+    A small model that will be run in a few steps need not spend its training on the noise levels between them.
+    """
+    uniform = torch.randint(0, scheduler.config.num_train_timesteps, (size,), generator=generator)
+    if not sampled_steps:
+        return uniform
+    scheduler.set_timesteps(sampled_steps)
+    visited = scheduler.timesteps.cpu()[torch.randint(0, sampled_steps, (size,), generator=generator)]
+    return torch.where(torch.rand(size, generator=generator) < FEW_STEP_SHARE, visited, uniform)
+
+
 def training_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the UNet should predict, by the scheduler's prediction type."""
     kind = scheduler.config.prediction_type
@@ -62,14 +76,18 @@ def stage1_loss(
     weights: Tensor,
     noise_alpha: float,
     generator: torch.Generator,
+    sampled_steps: int = 0,
 ) -> dict[str, Tensor]:
-    """Named losses of one batch: latents, masked_latents, ref_latents (B, F, C, h, h); audio (B, F, S, D)."""
+    """Named losses of one batch: latents, masked_latents, ref_latents (B, F, C, h, h); audio (B, F, S, D).
+
+    `sampled_steps`: see `draw_timesteps`.
+    """
     latents, masked, reference = (
         rearrange(batch[name], "b f c h w -> b c f h w") for name in ("latents", "masked_latents", "ref_latents")
     )
     size = len(latents)
     noise = mixed_noise(latents.shape, noise_alpha, generator)
-    timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (size,), generator=generator)
+    timesteps = draw_timesteps(scheduler, size, sampled_steps, generator)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     kept = torch.rand(size, 1, 1, 1, generator=generator) >= AUDIO_DROPOUT
     prediction = unet(unet_input(noisy, mask, masked, reference), timesteps, batch["audio"] * kept).sample

@@ -88,4 +88,6 @@ class AlignRestore:
             face = pixels.permute(1, 2, 0).numpy()
         if isinstance(matrix, torch.Tensor):
             matrix = matrix.detach().cpu().numpy()
-        return paste_region(frame_size, face, np.asarray(matrix, dtype=np.float64).reshape(2, 3), self.face_size, weight)
+        return paste_region(
+            frame_size, face, np.asarray(matrix, dtype=np.float64).reshape(2, 3), self.face_size, weight
+        )

@@ -145,11 +145,12 @@ def _recognise(path: Path) -> str:
         return _check_zip(path)
     if head.startswith(LEGACY_TORCH_MAGIC):
         return "legacy"
-    if head.startswith(PICKLE_MAGIC):
-        raise UserError(f"{path}: is a Python pickle, not a PyTorch checkpoint; it was not opened")
+    # Before the pickles: a safetensors file begins with the length of its header, whose lowest byte is any.
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         _check_safetensors_length(path, head)
         return "safetensors"
+    if head.startswith(PICKLE_MAGIC):
+        raise UserError(f"{path}: is a Python pickle, not a PyTorch checkpoint; it was not opened")
     raise UserError(f"{path}: is not a checkpoint (neither PyTorch nor safetensors); check the file")
 
 

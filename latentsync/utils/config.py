@@ -64,7 +64,11 @@ class CkptConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Losses and length of a run. trainable_modules: parts of parameter names that are trained, empty for all."""
+    """Losses and length of a run. trainable_modules: parts of parameter names that are trained, empty for all.
+
+    train_sampled_timesteps: train mostly at the timesteps that sampling in inference_steps visits (small models).
+    start_from_reference: begin as a copier of the reference frame (models that predict the clean sample).
+    """
 
     pixel_space_supervise: bool = False
     use_syncnet: bool = False
@@ -82,6 +86,8 @@ class RunConfig:
     enable_gradient_checkpointing: bool = True
     max_train_steps: int = 10000000
     max_train_epochs: int = -1
+    train_sampled_timesteps: bool = False
+    start_from_reference: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "inference_steps", "mixed_noise_alpha", "max_train_steps")

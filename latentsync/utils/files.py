@@ -15,15 +15,15 @@ from latentsync.utils.errors import UserError
 def staged_output(target: str | Path, temp_dir: str | Path | None) -> Iterator[Path]:
     """Where to write what shall become `target`: itself, or a file in a private folder under `temp_dir`.
 
-    With `temp_dir` the finished file is moved to `target` at the end, by a rename even across file systems, and the
-    private folder is removed in any case. Nothing else in `temp_dir` is touched. An exception moves nothing.
+    With `temp_dir` the finished file is moved to `target` (where it leads to, if it is a link) at the end, by a rename
+    even across file systems, and the private folder is removed in any case. Nothing else in `temp_dir` is touched. An
+    exception moves nothing.
 
     Raises:
-        UserError: `temp_dir` cannot be used.
+        UserError: `temp_dir` cannot be used, or the finished file cannot be moved to its place.
     """
-    target = Path(target)
     if temp_dir is None:
-        yield target
+        yield Path(target)
         return
     try:
         Path(temp_dir).mkdir(parents=True, exist_ok=True)
@@ -31,11 +31,51 @@ def staged_output(target: str | Path, temp_dir: str | Path | None) -> Iterator[P
     except OSError as error:
         raise UserError(f"temp dir {temp_dir} cannot be written to ({error.strerror}); choose another") from error
     with private as folder:
-        staged = Path(folder) / f"result{target.suffix.lower()}"
+        staged = Path(folder) / f"result{Path(target).suffix.lower()}"
         yield staged
-        arriving = target.with_name(f".latentsync-{uuid.uuid4().hex}{target.suffix.lower()}")
+        _move_into_place(staged, target)
+
+
+@contextmanager
+def parent_folders(path: str | Path) -> Iterator[None]:
+    """Create the folders that `path` shall lie in; on an exception those created here are removed again.
+
+    Raises:
+        UserError: they cannot be created.
+    """
+    missing = [folder for folder in Path(path).parents if not os.path.exists(folder)]  # innermost first
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        _remove_if_empty(missing)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: the folder for it cannot be made ({reason}); choose another") from error
+    try:
+        yield
+    except BaseException:
+        _remove_if_empty(missing)
+        raise
+
+
+def _move_into_place(staged: Path, target: str | Path) -> None:
+    """Copy beside the target under a hidden name, then rename: the target is never seen half-written."""
+    real = Path(os.path.realpath(target))
+    arriving = real.with_name(f".latentsync-{uuid.uuid4().hex}{real.suffix.lower()}")
+    try:
+        shutil.move(staged, arriving)
+        os.replace(arriving, real)
+    except OSError as error:
+        raise UserError(f"{target}: the finished video could not be put there ({error.strerror})") from error
+    finally:
+        arriving.unlink(missing_ok=True)
+
+
+def _remove_if_empty(folders: list[Path]) -> None:
+    """Remove folders, innermost first, up to the first that somebody uses by now."""
+    for folder in folders:
         try:
-            shutil.move(staged, arriving)
-            os.replace(arriving, target)
-        finally:
-            arriving.unlink(missing_ok=True)
+            folder.rmdir()
+        except (FileNotFoundError, ValueError):  # could not be made in the first place
+            continue
+        except OSError:
+            return

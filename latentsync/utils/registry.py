@@ -4,7 +4,8 @@ Everything that needs a checkpoint (pipeline, download tool, training, evaluatio
 are relative to `checkpoints/`; sources are public model-hub repositories, pinned to a revision.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -219,21 +220,24 @@ def model_names() -> list[str]:
     return [name for name, item in REGISTRY.items() if item.model]
 
 
-def resolve(name: str, checkpoints: Path | None = None) -> ResolvedModel:
+def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] | None = None) -> ResolvedModel:
     """Paths and settings of a model, by default under the project's own `checkpoints/`.
+
+    `own` maps fields of `ResolvedModel` (unet, vae, whisper, unet_config, scheduler_config) to files to use instead;
+    the model's own files of those parts need not be there.
 
     Raises:
         UserError: the name is unknown or no model, or a file is absent or has the wrong size.
     """
-    item, root = entry(name), checkpoints or CHECKPOINTS_DIR
+    item, root, own = entry(name), checkpoints or CHECKPOINTS_DIR, own or {}
     if item.model is None:
         raise UserError(f"{name} is not a lip-sync model; choose one of {', '.join(model_names())}")
-    missing = item.missing(root)
+    missing = [file for file in item.missing(root) if part_of(file, item.model) not in own]
     if missing:
         remedy = item.note or f"run `{DOWNLOAD_COMMAND} {name}`"
         raise UserError(f"{name}: {describe_missing(missing, root)} in {root}; {remedy}")
     model = item.model
-    return ResolvedModel(
+    found = ResolvedModel(
         name=name,
         unet=model.unet.find(root),
         vae=root / model.vae,
@@ -245,6 +249,13 @@ def resolve(name: str, checkpoints: Path | None = None) -> ResolvedModel:
         guidance_scale=model.guidance_scale,
         licence=item.licence,
     )
+    return replace(found, **own)
+
+
+def part_of(file: CheckpointFile, model: ModelSettings) -> str:
+    """Field of `ResolvedModel` that a file of the model belongs to."""
+    parts = {model.unet: "unet", model.whisper: "whisper", model.scheduler: "scheduler_config"}
+    return parts.get(file, "vae")
 
 
 def default_name(device: str | torch.device, checkpoints: Path | None = None) -> tuple[str, str]:

@@ -1,100 +1,157 @@
-"""Two ways to let stages of a stream overlap, both with bounded queues and honest errors."""
+"""Two ways to let stages of a stream overlap, both with bounded buffers and honest errors."""
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-_END = object()
-_POLL_SECONDS = 0.1
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     """Yield `items`, produced up to `depth` ahead in a thread of their own.
 
-    An error in the producer is raised at the consumer. When the consumer stops early (an exception, Ctrl-C), the
-    producer's generator is closed before this one returns, so files and decoders are released.
+    An error in the producer is raised at the consumer, after the items that came before it. When the consumer stops
+    early (close, an exception, Ctrl-C), the producer's generator is closed and its thread has ended before this one
+    returns, so files and decoders can be released; what the producer had ready, an error included, is dropped.
     """
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=_POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
+    buffer: _Buffer[T] = _Buffer(depth)
+    errors: list[BaseException] = []
 
     def produce() -> None:
-        iterator = iter(items)
         try:
-            for item in iterator:
-                if not put((item, None)):
-                    break
-            put((_END, None))
+            iterator = iter(items)
+            try:
+                for item in iterator:
+                    if not buffer.put(item):
+                        break
+            finally:
+                if hasattr(iterator, "close"):
+                    iterator.close()
         except BaseException as error:  # handed over, not swallowed: raised again by the consumer
-            put((_END, error))
+            errors.append(error)
         finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
+            buffer.close()
 
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
+    worker = _Worker(produce, "prefetch")
     try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
-            yield item
+        worker.start()
+        yield from buffer
+        if errors:
+            raise errors[0]
     finally:
-        stopped.set()
-        thread.join()
+        buffer.close(drop=True)
+        worker.wait()
 
 
-class Sink:
+class Sink(Generic[T]):
     """Calls `consume(item)` for each item in order in a thread of its own; at most `depth` items wait.
 
     A context manager: leaving it normally waits until all is consumed and raises the consumer's error, if any;
-    leaving it by an exception drops what waits.
+    leaving it by an exception drops what waits. Either way `consume` is not running any more afterwards.
     """
 
     def __init__(self, consume: Callable[[T], None], depth: int):
         self._consume = consume
-        self._waiting: queue.Queue = queue.Queue(maxsize=depth)
+        self._waiting: _Buffer[T] = _Buffer(depth)
         self._error: BaseException | None = None
-        self._dropped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sink", daemon=True)
+        self._worker = _Worker(self._run, "sink")
 
     def put(self, item: T) -> None:
         """Hand over one item; blocks while `depth` items wait. Raises what the consumer raised."""
-        self._raise_error()
-        self._waiting.put(item)
+        if not self._waiting.put(item):
+            raise self._error or RuntimeError("the sink is closed")
 
     def _run(self) -> None:
-        while (item := self._waiting.get()) is not _END:
-            if self._error is None and not self._dropped.is_set():
-                try:
-                    self._consume(item)
-                except BaseException as error:  # raised again by put() or on leaving
-                    self._error = error
+        try:
+            for item in self._waiting:
+                self._consume(item)
+        except BaseException as error:  # raised again by put() or on leaving
+            self._error = error
+        finally:
+            self._waiting.close(drop=True)
 
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def __enter__(self) -> "Sink":
-        self._thread.start()
+    def __enter__(self) -> "Sink[T]":
+        self._worker.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._dropped.set()
-        self._waiting.put(_END)
+        self._waiting.close(drop=kind is not None)
+        self._worker.wait(on_interrupt=lambda: self._waiting.close(drop=True))
+        if kind is None and self._error is not None:
+            raise self._error
+
+
+class _Buffer(Generic[T]):
+    """A bounded queue between two threads. Once closed, by either side, neither waits for the other any more."""
+
+    def __init__(self, depth: int):
+        self._depth = depth
+        self._items: deque[T] = deque()
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, item: T) -> bool:
+        """Add an item, when there is room; False (and nothing added) when the buffer is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
+            if not self._closed:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._closed
+
+    def __iter__(self) -> Iterator[T]:
+        """Take items as they come; ends when the buffer is closed and empty."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._items)
+                if not self._items:
+                    return
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+
+    def close(self, drop: bool = False) -> None:
+        """No more items; with `drop` those that wait are forgotten. Safe to call again."""
+        with self._changed:
+            self._closed = True
+            if drop:
+                self._items.clear()
+            self._changed.notify_all()
+
+
+class _Worker:
+    """A thread whose end can be waited for, Ctrl-C or not.
+
+    An interrupted `Thread.join` takes the thread for ended while it still runs (Python 3.11 and 3.12); what it uses
+    would be released under its hands.
+    """
+
+    def __init__(self, work: Callable[[], None], name: str):
+        self._work = work
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._ended.set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait(self, on_interrupt: Callable[[], None] = lambda: None) -> None:
+        """Return when the work is done. A Ctrl-C meanwhile calls `on_interrupt` and is raised once the work is done."""
+        if self._thread.ident is None:  # never started
+            return
+        interrupt: KeyboardInterrupt | None = None
+        while not self._ended.is_set():
+            try:
+                self._ended.wait()
+            except KeyboardInterrupt as error:
+                interrupt = error
+                on_interrupt()
         self._thread.join()
-        if kind is None:
-            self._raise_error()
+        if interrupt is not None:
+            raise interrupt

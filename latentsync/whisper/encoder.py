@@ -35,7 +35,7 @@ def load_encoder(path: str | Path) -> AudioEncoder:
         state = _encoder_state(tensors)
         encoder = AudioEncoder(**_dimensions(state, num_heads))
         encoder.load_state_dict(state, strict=True)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:MAX_REASON]
         raise UserError(f"{path} is not an encoder in openai-whisper's layout: {reason}") from error
     return encoder.eval().requires_grad_(False)
@@ -71,7 +71,10 @@ def _read_pt(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
         raise UserError(f"cannot read {path} as a Whisper checkpoint, fetch it again: {reason}") from error
     if not isinstance(checkpoint, dict) or not {"dims", "model_state_dict"} <= checkpoint.keys():
         raise UserError(f"{path} is not a Whisper checkpoint: it lacks the entries dims and model_state_dict")
-    return checkpoint["model_state_dict"], checkpoint["dims"].get("n_audio_head")
+    dims, tensors = checkpoint["dims"], checkpoint["model_state_dict"]
+    if not isinstance(dims, dict) or not isinstance(tensors, dict):
+        raise UserError(f"{path} is not a Whisper checkpoint: dims and model_state_dict are not tables of values")
+    return tensors, dims.get("n_audio_head")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
@@ -93,11 +96,14 @@ def _encoder_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _dimensions(state: dict[str, torch.Tensor], num_heads: int | None) -> dict[str, int]:
     """Arguments of `AudioEncoder`, read off the shapes; heads are 64 wide when the file does not say."""
     width, n_mels, _kernel = state["conv1.weight"].shape
+    num_heads = num_heads or width // HEAD_WIDTH
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"{num_heads} attention heads do not divide its width of {width}")
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     return {
         "n_mels": n_mels,
         "n_ctx": state["positional_embedding"].shape[0],
         "n_state": width,
-        "n_head": num_heads or width // HEAD_WIDTH,
+        "n_head": num_heads,
         "n_layer": len(blocks),
     }

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.faces.align import crop_size, resize_to_square, similarity_from_anchors, template_anchors
+from latentsync.faces.align import (
+    crop_size,
+    resize_to_square,
+    similarity_from_anchors,
+    template_anchors,
+    warp_to_crop,
+)
+from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.paste import soft_mask
 from latentsync.faces.resample import resize_bicubic
 from latentsync.utils.affine_transform import AlignRestore
@@ -119,6 +126,25 @@ def test_pasting_the_crop_itself_changes_little(resolution):
     assert error.mean() < 1 and error.max() <= 12
 
 
+def test_region_is_no_larger_than_what_is_used():
+    frame_size = (361, 643)
+    restorer = AlignRestore(resolution=128)
+    matrix = restorer.estimate(face_anchors((320, 200), 150, 5))
+    face = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    weight = blend_weight(load_mask(128))
+    (x0, y0, x1, y1), rgb, alpha = restorer.paste_region(frame_size, face, matrix)
+    (u0, v0, u1, v1), part, used = restorer.paste_region(frame_size, face, matrix, weight)
+    assert part.shape == (v1 - v0, u1 - u0, 3) and used.shape == part.shape[:2]
+    assert (u1 - u0) * (v1 - v0) < 0.75 * (x1 - x0) * (y1 - y0)
+    for edge in (used[0], used[-1], used[:, 0], used[:, -1]):
+        assert edge.max() > 0
+    inner = slice(v0 - y0, v1 - y0), slice(u0 - x0, u1 - x0)
+    np.testing.assert_allclose(part, rgb[inner], atol=0.5)
+    assert (used <= alpha[inner]).all()
+    nothing = restorer.paste_region(frame_size, face, matrix, np.zeros((128, 128), np.float32))
+    assert nothing[0] == (0, 0, 0, 0) and nothing[1].size == nothing[2].size == 0
+
+
 def test_restore_keeps_its_input():
     image = waves(120, 90)
     before = image.copy()
@@ -145,6 +171,39 @@ def test_one_pixel_frame():
     restorer = AlignRestore()
     face, matrix = restorer.align_warp_face(image, face_anchors((0.5, 0.5), 40))
     assert restorer.restore_img(image, face, matrix).shape == (1, 1, 3)
+
+
+def test_shrunk_crop_is_an_average():
+    """Of noise without any structure, a crop four times smaller keeps a quarter; point samples would keep it all."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 500, 3)).astype(np.uint8)
+    restorer = AlignRestore(resolution=128)
+    face, matrix = restorer.align_warp_face(noise, face_anchors((250, 300), 4 * 105), smooth=False)
+    assert np.hypot(*matrix[0, :2]) == pytest.approx(0.25)
+    assert face.std() < 0.35 * noise.std()
+
+
+@pytest.mark.parametrize("crop_width", [60, 105, 150, 220, 330, 450])
+def test_crop_of_any_scale_stays_in_place(crop_width):
+    x, y = np.meshgrid(np.arange(500), np.arange(640))
+    rise = ((x + y) / 5).round()
+    ramps = np.stack([rise, 255 - rise, rise], axis=-1).astype(np.uint8)
+    restorer = AlignRestore(resolution=128)
+    face, matrix = restorer.align_warp_face(ramps, face_anchors((250, 320), crop_width, 8), smooth=False)
+    rows, columns = np.mgrid[10:130:4, 10:95:4]
+    places = (np.stack([columns, rows], axis=-1) - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    inside = (places >= 2).all(axis=-1) & (places <= (497, 637)).all(axis=-1)
+    found = face[rows, columns][inside].astype(float)
+    shift = (found[:, 0] + 255 - found[:, 1]) / 2 * 5 - places[inside].sum(axis=-1)  # what rounding adds cancels out
+    assert abs(shift.mean()) < 0.15
+
+
+def test_crop_near_its_own_scale_is_the_plain_warp():
+    image = waves(300, 401)
+    restorer = AlignRestore()
+    face, matrix = restorer.align_warp_face(image, face_anchors((200, 150), 240, 5), smooth=False)
+    plain = cv2.warpAffine(image, matrix, restorer.face_size, borderValue=(127,) * 3)
+    assert np.array_equal(face, plain)
+    assert not np.array_equal(warp_to_crop(image, matrix / 2, (105, 140)), plain[::2, ::2])
 
 
 @pytest.mark.parametrize(("resolution", "expected"), [(128, (105, 140)), (256, (210, 280)), (512, (420, 560))])

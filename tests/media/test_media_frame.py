@@ -126,6 +126,18 @@ def test_alpha_that_is_no_number_changes_nothing():
     np.testing.assert_array_equal(edited.i420, frame.i420)
 
 
+def test_broken_colours_with_alpha_0_change_nothing():
+    frame = random_frame()
+    alpha = np.zeros((8, 8), np.float32)
+    alpha[:4] = 1
+    for value in (np.nan, np.inf):
+        edited = frame.blend_rgb(0, 0, np.full((8, 8, 3), value, np.float32), alpha)
+        kept = np.ones((frame.height, frame.width), bool)
+        kept[:4, :8] = False
+        np.testing.assert_array_equal(edited.planes[0][kept], frame.planes[0][kept])
+        np.testing.assert_array_equal(edited.planes[1][kept[::2, ::2]], frame.planes[1][kept[::2, ::2]])
+
+
 def test_scaled_rgb():
     picture = np.zeros((64, 96, 3), np.float32)
     picture[:, :48] = (220, 60, 40)

@@ -84,7 +84,7 @@ def test_chunks_in_a_batch_equal_chunks_one_by_one(case, tokens):
     audio = tokens[:8].unflatten(0, (2, 4))
     together = run(case, pixels, audio, num_inference_steps=2)
     apart = torch.cat([run(case, pixels[i : i + 1], audio[i : i + 1], num_inference_steps=2) for i in range(2)])
-    assert (together - apart).abs().max() < 1e-4
+    assert (together - apart).abs().max() < 1e-3  # other sums in other orders, amplified by random weights
 
 
 def test_a_still_run_equals_the_same_frames_encoded_one_by_one(case, tokens):

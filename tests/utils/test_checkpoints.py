@@ -87,6 +87,18 @@ def test_bare_legacy_half_precision_and_wrapped_files(tmp_path):
     assert_same(given, {name: tensor.float() for name, tensor in half.items()})
 
 
+def test_safetensors_that_begin_like_a_pickle(tmp_path):
+    """The first byte is the lowest of the header's length; 0x80 also begins every pickle."""
+    state = weights()
+    for length in range(0, 512, 8):
+        safetensors.torch.save_file(state, tmp_path / "unet.safetensors", metadata={"note": "x" * length})
+        if (tmp_path / "unet.safetensors").read_bytes()[0] == 0x80:
+            break
+    assert_same(load_checkpoint(tmp_path / "unet.safetensors").state_dict, state)
+    (tmp_path / "unet.safetensors").rename(tmp_path / "unet.bin")
+    assert_same(load_checkpoint(tmp_path / "unet.bin").state_dict, state)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_training_on_mapped_weights_leaves_the_file_alone(tmp_path, suffix):
     path = tmp_path / f"unet{suffix}"

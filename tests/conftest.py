@@ -1,0 +1,46 @@
+"""What tests of several parts share: a tiny model as files, a clip with a voice, one face detector for all."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_model import TinyFiles, write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with clip.mp4 (a face, 12 frames at 25 fps) and voice.wav (0.4 s: 10 frames)."""
+    from tests.media.synthetic import tone, write_audio
+    from tests.pipelines.scenes import clip
+
+    folder = tmp_path_factory.mktemp("media")
+    clip(folder / "clip.mp4", 12)
+    write_audio(folder / "voice.wav", tone(16000, 0.4))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def detector():
+    """MediaPipe takes a second to start: one for all tests, reset instead of closed."""
+    from latentsync.faces.factory import create_detector
+
+    return create_detector("mediapipe")
+
+
+@pytest.fixture
+def shared_detector(detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pipelines get the one detector."""
+    from latentsync.pipelines import lipsync_pipeline
+
+    def lend(name: str, device: str, static: bool = False):
+        detector.reset()
+        detector.static = static
+        return detector
+
+    monkeypatch.setattr(detector, "close", lambda: None)
+    monkeypatch.setattr(lipsync_pipeline, "create_detector", lend)

@@ -1,0 +1,136 @@
+"""Aligned faces and the runs they are denoised in, with trackers that say what they are told."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from latentsync.faces.tracking import TrackedFace
+from latentsync.media.frame import VideoFrame
+from latentsync.pipelines.face_stream import AlignedFace, FaceAligner, TrackedFrame, face_runs, tracked_frames
+from latentsync.pipelines.lipsync_pipeline import run_batches
+from latentsync.utils.affine_transform import AlignRestore
+
+ANCHORS = np.array([[45.0, 40.0], [75.0, 40.0], [60.0, 55.0]])
+
+
+def frame(width: int = 128, height: int = 96, level: int = 90) -> VideoFrame:
+    return VideoFrame.from_rgb(np.full((height, width, 3), level, np.uint8))
+
+
+@dataclass
+class ToldTracker:
+    """Gives the prepared faces one after another, and keeps what it was shown."""
+
+    faces: list[TrackedFace | None]
+
+    def __post_init__(self) -> None:
+        self.shown: list[tuple[tuple[int, ...], float]] = []
+
+    def update(self, image: np.ndarray, scale: float = 1.0) -> TrackedFace | None:
+        self.shown.append((image.shape, scale))
+        return self.faces[len(self.shown) - 1]
+
+
+def tracked(anchors: np.ndarray = ANCHORS, is_cut: bool = False) -> TrackedFace:
+    return TrackedFace(np.array([40.0, 30.0, 80.0, 80.0]), anchors, is_cut)
+
+
+def stream(pattern: str) -> Iterator[TrackedFrame]:
+    """One frame a character: `f` face, `c` face after a cut, `.` none."""
+    picture = frame(16, 16)
+    for index, kind in enumerate(pattern):
+        face = None if kind == "." else AlignedFace(np.zeros((8, 8, 3), np.uint8), np.eye(2, 3), kind == "c")
+        yield TrackedFrame(index, picture, face)
+
+
+def indices(runs: Iterator[list[TrackedFrame]]) -> list[list[int]]:
+    return [[item.index for item in run] for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "runs"),
+    [
+        ("", []),
+        ("...", [[0], [1], [2]]),
+        ("cfff", [[0, 1, 2, 3]]),
+        ("cffffffff", [[0, 1, 2, 3], [4, 5, 6, 7], [8]]),
+        ("cf.cf", [[0, 1], [2], [3, 4]]),
+        ("cfcf", [[0, 1], [2, 3]]),
+        (".c..c.", [[0], [1], [2], [3], [4], [5]]),
+    ],
+)
+def test_runs_end_at_gaps_cuts_and_their_full_length(pattern, runs):
+    assert indices(face_runs(stream(pattern), 4)) == runs
+
+
+def test_runs_are_made_as_the_stream_comes():
+    seen = []
+    source = stream("c" + "f" * 7)
+    runs = face_runs((seen.append(item) or item for item in source), 4)
+    next(runs)
+    assert len(seen) == 5  # the first of the next run tells that this one is full
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size", "batches"),
+    [
+        ("cfffffff", 1, [1, 1]),
+        ("c" + "f" * 15, 3, [3, 1]),
+        ("cfffff", 3, [1, 1]),  # runs of 4 and 2 frames do not go together
+        ("....", 3, [1, 1, 1, 1]),  # frames without a face come alone
+        ("cfff.cfff", 3, [1, 1, 1]),
+        ("cfffcfff", 3, [2]),
+        ("", 3, []),
+    ],
+)
+def test_batches_hold_equal_runs(pattern, size, batches):
+    made = list(run_batches(face_runs(stream(pattern), 4), size))
+    assert [len(batch) for batch in made] == batches
+    flat = [item.index for batch in made for run in batch for item in run]
+    assert flat == list(range(len(pattern)))
+
+
+def test_a_face_is_cut_out_upright_at_the_working_resolution():
+    face = FaceAligner(ToldTracker([tracked(is_cut=True)]), AlignRestore(resolution=64))(frame())
+    assert face.pixels.shape == (64, 64, 3) and face.pixels.dtype == np.uint8
+    assert face.matrix.shape == (2, 3) and face.starts
+    assert np.abs(face.pixels.astype(int)[16:48, 16:48] - 90).max() <= 3
+
+
+def test_no_face_and_a_face_outside_the_frame():
+    far = tracked(ANCHORS + 5000)
+    align = FaceAligner(ToldTracker([None, far]), AlignRestore(resolution=64))
+    assert align(frame()) is None and align(frame()) is None
+
+
+def test_the_detector_sees_large_frames_scaled_down():
+    tracker = ToldTracker([None, None])
+    align = FaceAligner(tracker, AlignRestore(resolution=64))
+    align(frame(1920, 1080))
+    align(frame(128, 96))
+    assert tracker.shown == [((540, 960, 3), 2.0), ((96, 128, 3), 1.0)]
+
+
+def test_a_repeated_frame_is_not_searched_again_and_is_no_cut():
+    tracker = ToldTracker([tracked(is_cut=True), None])
+    still, other = frame(), frame(level=50)
+    first, again, last = list(tracked_frames([still, still, other], FaceAligner(tracker, AlignRestore(resolution=64))))
+    assert len(tracker.shown) == 2
+    assert first.face.starts and not again.face.starts
+    assert again.face.pixels is first.face.pixels and again.face.matrix is first.face.matrix
+    assert [first.index, again.index, last.index] == [0, 1, 2] and last.face is None
+
+
+def test_the_running_bias_is_forgotten_at_a_cut():
+    jumped = ANCHORS * (1.2, 0.9)
+    smooth = FaceAligner(ToldTracker([tracked(), tracked(jumped)]), AlignRestore(resolution=64))
+    cut = FaceAligner(ToldTracker([tracked(), tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
+    alone = FaceAligner(ToldTracker([tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
+    picture = frame()
+    smooth(picture), cut(picture)
+    other = frame()
+    expected = alone(other).matrix
+    assert np.allclose(cut(other).matrix, expected)
+    assert not np.allclose(smooth(other).matrix, expected)

@@ -1,0 +1,175 @@
+"""Pipelines from names and files: what fits, what is refused, and which parts a base lends."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import latentsync
+from latentsync import loading
+from latentsync.loading import ModelPaths, load_pipeline, load_scheduler, pick_device, pick_dtype
+from latentsync.models.unet import UNet3DConditionModel
+from latentsync.models.unet_config import UNetConfig
+from latentsync.utils.checkpoints import save_checkpoint
+from latentsync.utils.errors import UserError
+from tests.tiny_model import RESOLUTION, SCHEDULER, UNET, TinyFiles
+
+
+def paths(files: TinyFiles, **changes: object) -> ModelPaths:
+    return ModelPaths(**{**vars(files), **changes})
+
+
+def config(folder: Path, data: dict | None = None, **model: object) -> Path:
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump({"model": UNET | model, "data": {"resolution": RESOLUTION} | (data or {})}))
+    return path
+
+
+def test_own_files(tiny_files, caplog):
+    with caplog.at_level(logging.INFO):
+        pipeline = load_pipeline(paths(tiny_files), "cpu")
+    assert pipeline.resolution == RESOLUTION and pipeline.device == torch.device("cpu")
+    assert pipeline.unet.dtype == pipeline.codec.dtype == torch.float32
+    assert [record.getMessage() for record in caplog.records] == [
+        f"model {tiny_files.unet} (your files) on cpu, float32"
+    ]
+    assert latentsync.load_pipeline is load_pipeline
+
+
+def test_options_reach_the_parts(tiny_files):
+    pipeline = load_pipeline(paths(tiny_files), "cpu", torch.bfloat16, deepcache=True, low_memory=True)
+    assert pipeline.unet.dtype == pipeline.codec.dtype == torch.bfloat16
+    assert pipeline.audio_encoder.encoder.positional_embedding.dtype == torch.float32
+    assert pipeline.codec.vae.use_slicing and pipeline.unet._deepcache is not None
+
+
+def test_audio_settings_come_from_the_config(tiny_files, tmp_path):
+    changed = config(tmp_path, {"audio_feat_length": [1, 3], "num_frames": 8})
+    encoder = load_pipeline(paths(tiny_files, unet_config=changed), "cpu").audio_encoder
+    assert encoder.audio_feat_length == (1, 3) and encoder.num_frames == 8
+
+
+def test_a_base_lends_what_is_not_given(tiny_files, monkeypatch):
+    """The base's own settings hold (steps, guidance), its files only where none is given."""
+    monkeypatch.setattr(loading, "resolve", lambda name, own: replace(resolved(tiny_files), name=name, **own))
+    pipeline = load_pipeline(ModelPaths(unet=tiny_files.unet, base="latentsync-1.5"), "cpu")
+    assert (pipeline.num_inference_steps, pipeline.guidance_scale) == (7, 2.5)
+
+
+def resolved(files: TinyFiles) -> loading.ResolvedModel:
+    return loading.ResolvedModel(
+        "tiny", **vars(files), resolution=64, inference_steps=7, guidance_scale=2.5, licence=""
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unet": "none.pt"}, "none.pt: no such UNet checkpoint"),
+        ({"vae": "none"}, "none: no such autoencoder folder"),
+        ({"whisper": "none.pt"}, "none.pt: no such Whisper checkpoint"),
+        ({"unet_config": "none.yaml"}, "none.yaml: no such UNet config"),
+        ({"scheduler_config": "none.json"}, "none.json: no such scheduler config"),
+        ({"vae": SCHEDULER}, "no autoencoder here"),
+        ({"whisper": SCHEDULER}, "as a Whisper checkpoint"),
+        ({"unet": SCHEDULER}, "is not a checkpoint"),
+        ({"unet_config": SCHEDULER}, "missing section model"),
+        ({"base": "syncnet"}, "syncnet is not a lip-sync model"),
+    ],
+)
+def test_wrong_files(tiny_files, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_pipeline(paths(tiny_files, **changes), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"block_out_channels": [32, 64]}, "does not fit the model config"),
+        ({"in_channels": 9}, "only as a start for training"),
+        ({"cross_attention_dim": 64}, "only as a start for training"),
+        ({"use_motion_module": False}, "does not fit the model config"),
+    ],
+)
+def test_config_and_checkpoint_that_do_not_match(tiny_files, tmp_path, model, message):
+    with pytest.raises(UserError, match=message):
+        load_pipeline(paths(tiny_files, unet_config=config(tmp_path, **model)), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"cross_attention_dim": 64}, "listens to features of width 64, the Whisper checkpoint gives 32"),
+        ({"in_channels": 25, "out_channels": 8}, r"autoencoder \(4 latent channels\) do not belong together"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other(tiny_files, tmp_path, model, message):
+    unet = UNet3DConditionModel(UNetConfig.from_dict(UNET | model))
+    save_checkpoint(tmp_path / "unet.safetensors", unet.state_dict())
+    wrong = paths(tiny_files, unet=tmp_path / "unet.safetensors", unet_config=config(tmp_path, **model))
+    with pytest.raises(UserError, match=message):
+        load_pipeline(wrong, "cpu")
+
+
+def test_a_released_checkpoint_with_the_config_of_another_resolution(tiny_files, tmp_path):
+    entry = loading.REGISTRY["latentsync-1.6"].model
+    with (tmp_path / "unet.pt").open("wb") as file:
+        file.truncate(entry.unet.size)  # sparse: takes no space
+    with pytest.raises(UserError, match="this is latentsync-1.6, made for 512 px faces, the config is for 64"):
+        load_pipeline(paths(tiny_files, unet=tmp_path / "unet.pt"), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not a JSON file"),
+        ("{}", "is not a config of keys"),
+        ("[1]", "is not a config of keys"),
+        ('"stabilityai/sd"', "is not a config of keys"),
+        ({"_class_name": "AutoencoderKL"}, "the config of AutoencoderKL, not of DDIMScheduler"),
+        ({"block_out_channels": [1]}, "unknown keys block_out_channels"),
+        ({"beta_schedule": "foo"}, "DDIMScheduler cannot be built"),
+        ({"num_train_timesteps": "x"}, "DDIMScheduler cannot be built"),
+        ({"num_train_timesteps": 0}, "num_inference_steps"),
+        ({"prediction_type": "foo"}, "prediction_type must be one of"),
+        ({"timestep_spacing": "foo"}, "foo is not supported"),
+    ],
+)
+def test_scheduler_configs_that_are_not(tmp_path, capfd, content, message):
+    path = tmp_path / "scheduler.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load_scheduler(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_published_scheduler():
+    assert load_scheduler(SCHEDULER).config.beta_schedule == "scaled_linear"
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cuda:-1", ""])
+def test_unknown_devices(name):
+    with pytest.raises(UserError, match="device"):
+        pick_device(name)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device() == pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="device 'cuda' is not available here; use cpu"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device() == torch.device("cuda") and pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="there are 2 CUDA devices"):
+        pick_device("cuda:2")
+
+
+def test_half_precision_everywhere_but_on_the_cpu():
+    assert pick_dtype(torch.device("cpu")) == torch.float32
+    assert pick_dtype(torch.device("cuda")) == pick_dtype(torch.device("mps")) == torch.float16

@@ -1,0 +1,99 @@
+"""The benchmark tool: every section on the smallest input it takes, and what it prints."""
+
+import json
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from latentsync.media.audio import audio_duration
+from latentsync.utils.errors import UserError
+from tools import benchmark
+from tools.benchmarks import geometry, gpu, inputs, overhead, processes
+from tools.benchmarks.report import Figure, as_json, as_markdown, as_text
+
+SIZE = (320, 240)
+CROP_WIDTH = 120
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return inputs.make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", SIZE, CROP_WIDTH, 0.4)
+
+
+def test_geometry():
+    figures = geometry.measure(["720p"], [128], repeats=2)
+    assert [figure.name for figure in figures] == ["align, 720p, 128 px", "paste-back, 720p, 128 px"]
+    assert all(figure.value > 0 for figure in figures)
+
+
+def test_overhead(tmp_path, clip):
+    wall, cpu, alone, whole = overhead.measure(tmp_path, clip, seconds=0.4, repeats=1, resolution=64)
+    assert wall.value == pytest.approx(whole.value / alone.value)
+    assert cpu.limit == overhead.RATIO_LIMIT
+    assert "320x240, 10 frames" in wall.note
+
+
+def test_frames_hold_a_face_of_the_stated_size():
+    frames = list(inputs.moving_frames(SIZE, CROP_WIDTH, 3))
+    for frame, anchors in frames:
+        assert (frame.width, frame.height) == SIZE
+        assert np.linalg.norm(anchors[1] - anchors[0]) == pytest.approx(CROP_WIDTH * 41 / 75, rel=0.15)
+    assert not np.array_equal(frames[0][0].i420, frames[1][0].i420)
+
+
+def test_looped_clip_decodes_to_its_length(tmp_path, clip):
+    looped = inputs.loop_clip(clip, tmp_path / "looped.mp4", 1.2)
+    with av.open(str(looped)) as container:
+        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
+    assert np.diff(times).tolist() == [Fraction(1, 25)] * 29
+
+
+def test_voice_has_exactly_the_length_asked_for(tmp_path):
+    assert audio_duration(inputs.make_voice(tmp_path / "voice.wav", 7.25)) == 7.25
+
+
+def test_peak_memory_is_the_childs(tmp_path):
+    megabyte = 2**20
+    peaks = [
+        processes.peak_memory([sys.executable, "-c", f"bytearray({size} * {megabyte})"], tmp_path) for size in (1, 100)
+    ]
+    assert peaks[0] < 60 * megabyte
+    assert 90 * megabyte < peaks[1] - peaks[0] < 110 * megabyte
+
+
+def test_failing_command_is_named(tmp_path):
+    with pytest.raises(UserError, match="exit code 3"):
+        processes.peak_memory([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+
+
+def test_no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    [figure] = gpu.measure()
+    assert figure.verdict == "not measured" and figure.note == "no CUDA device"
+
+
+def test_missed_targets_are_printed_as_missed():
+    figures = [Figure("a", "fast", 1.0, "ms", 2.0), Figure("a", "slow", 3.0, "ms", 2.0), Figure("b", "free", 5.0, "s")]
+    text = as_text(figures, {"CPU": "some"}, "python -m tools.benchmark")
+    assert "MISSED" in next(line for line in text.splitlines() if line.startswith("slow"))
+    assert text.count("MISSED") == 1 and text.count("met") == 1
+    assert "| a | slow | 3 ms | <= 2 ms | MISSED |" in as_markdown(figures, {}, "")
+    assert [row["verdict"] for row in json.loads(as_json(figures, {}, ""))["figures"]] == ["met", "MISSED", ""]
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "measure_demo", lambda folder, options: [Figure("demo", str(options), 1.0, "s")])
+    out = tmp_path / "figures.md"
+    assert benchmark.main(["demo", "--markdown", str(out), "--", "--inference_steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "['--inference_steps', '1']" in printed and "torch: " in printed
+    assert "--inference_steps 1" in out.read_text()
+
+
+def test_wrong_usage():
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main(["overhead", "--repeats", "0"])
+    assert stopped.value.code == 2

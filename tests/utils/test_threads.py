@@ -1,0 +1,224 @@
+"""Overlapping stages: order, bounds, errors from either side, interrupts, and no thread left behind."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from latentsync.utils.threads import Sink, prefetch
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_and_no_hang() -> Iterator[None]:
+    """A deadlock ends in an error of this test, not of the whole run."""
+
+    def hang(number: int, frame: object) -> None:
+        raise TimeoutError("deadlock")
+
+    before = set(threading.enumerate())
+    previous = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+    assert set(threading.enumerate()) <= before
+
+
+class Source:
+    """An endless generator that knows how far it was asked and whether it was closed."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.made, self.closed, self.fail_at = 0, False, fail_at
+
+    def __iter__(self) -> Iterator[int]:
+        try:
+            while True:
+                if self.made == self.fail_at:
+                    raise OSError("decoder broke")
+                self.made += 1
+                yield self.made - 1
+        finally:
+            self.closed = True
+
+
+def settled(value: Callable[[], int]) -> int:
+    """The value once it has stopped changing."""
+    last = value()
+    while True:
+        time.sleep(0.05)
+        if value() == last:
+            return last
+        last = value()
+
+
+def interrupt_soon(seconds: float = 0.2) -> threading.Timer:
+    """Ctrl-C in the main thread, a moment from now."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return timer
+
+
+def test_prefetch_keeps_order_and_ends():
+    assert list(prefetch(iter(range(1000)), 3)) == list(range(1000))
+    assert list(prefetch([], 3)) == []
+
+
+def test_prefetch_runs_ahead_but_not_away():
+    source = Source()
+    items = prefetch(source, 4)
+    assert source.made == 0  # nothing starts before it is asked for
+    assert next(items) == 0
+    assert settled(lambda: source.made) == 6  # one taken, four waiting, one in the producer's hand
+    items.close()
+    assert source.closed
+
+
+def test_prefetch_hands_over_what_came_before_an_error_first():
+    source, got = Source(fail_at=5), []
+    with pytest.raises(OSError, match="decoder broke"):
+        for item in prefetch(source, 2):
+            got.append(item)
+    assert got == [0, 1, 2, 3, 4] and source.closed
+
+
+@pytest.mark.parametrize("broken", [None, 3])
+def test_prefetch_of_what_cannot_be_iterated_raises_instead_of_waiting(broken):
+    with pytest.raises(TypeError):
+        next(prefetch(broken, 2))
+
+
+def test_an_error_of_the_consumer_ends_a_producer_that_is_blocked():
+    source = Source()
+    items = prefetch(source, 1)
+    with pytest.raises(ValueError, match="consumer"):
+        for _ in items:
+            settled(lambda: source.made)
+            raise ValueError("consumer")
+    items.close()
+    assert source.closed
+
+
+def test_an_error_on_closing_the_producer_is_not_lost():
+    def items() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            raise OSError("file did not close")
+
+    with pytest.raises(OSError, match="did not close"):
+        list(prefetch(items(), 2))
+
+
+def test_ctrl_c_while_waiting_for_the_producer_closes_it_first():
+    events = []
+
+    def slow() -> Iterator[int]:
+        try:
+            time.sleep(0.6)
+            yield 1
+        finally:
+            events.append("closed")
+
+    timer = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        list(prefetch(slow(), 2))
+    timer.join()
+    assert events == ["closed"]
+
+
+def test_sink_consumes_everything_in_order():
+    seen: list[int] = []
+    with Sink(seen.append, 2) as sink:
+        for item in range(100):
+            sink.put(item)
+    assert seen == list(range(100))
+
+
+def test_sink_is_bounded():
+    gate, taken = threading.Event(), []
+
+    def consume(item: int) -> None:
+        taken.append(item)
+        gate.wait()
+
+    put = []
+    with Sink(consume, 3) as sink:
+        feeder = threading.Thread(target=lambda: [(sink.put(item), put.append(item)) for item in range(10)])
+        feeder.start()
+        assert settled(lambda: len(put)) == 4  # one being consumed, three waiting
+        gate.set()
+        feeder.join()
+    assert taken == list(range(10))
+
+
+def test_an_error_of_the_sink_reaches_a_producer_that_is_blocked():
+    def full(item: int) -> None:
+        time.sleep(0.1)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Sink(full, 1) as sink:
+        while True:
+            sink.put(0)
+
+
+def test_an_error_of_the_sink_after_the_last_item_is_raised_on_leaving():
+    def full(item: int) -> None:
+        time.sleep(0.1)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Sink(full, 5) as sink:
+        sink.put(0)
+        sink.put(1)
+
+
+def test_leaving_a_sink_by_an_exception_drops_what_waits_and_waits_for_the_item_at_work():
+    started, finished = [], []
+
+    def consume(item: int) -> None:
+        started.append(item)
+        time.sleep(0.2)
+        finished.append(item)
+
+    with pytest.raises(ValueError, match="body"), Sink(consume, 8) as sink:
+        for item in range(8):
+            sink.put(item)
+        settled(lambda: len(started))
+        raise ValueError("body")
+    assert started == finished and len(finished) < 8
+
+
+@pytest.mark.parametrize("presses", [1, 3])
+def test_ctrl_c_while_a_sink_is_being_left_waits_for_the_item_at_work(presses):
+    """What `consume` uses is released next: it must not be running any more, however impatient the user is."""
+    running = []
+
+    def consume(item: int) -> None:
+        running.append(item)
+        time.sleep(0.7)
+        running.remove(item)
+
+    timers = [interrupt_soon(0.1 + 0.1 * press) for press in range(presses)]
+    with pytest.raises(KeyboardInterrupt), Sink(consume, 8) as sink:
+        for item in range(8):
+            sink.put(item)
+    assert not running
+    for timer in timers:
+        timer.join()
+
+
+def test_a_chain_with_a_failing_sink_ends_the_producer_too():
+    source = Source()
+
+    def fail(item: int) -> None:
+        if item == 50:
+            raise OSError("disk full")
+
+    items = prefetch(source, 2)
+    with pytest.raises(OSError, match="disk full"), Sink(fail, 2) as sink:
+        for item in items:
+            sink.put(item)
+    items.close()
+    assert source.closed

@@ -1,0 +1,95 @@
+"""Measure speed and memory: `python -m tools.benchmark [geometry|overhead|memory|demo|gpu|all]`.
+
+geometry  milliseconds per frame of alignment and paste-back at 720p and 1080p
+overhead  everything but the networks against decoding and encoding alone, 1080p
+memory    peak memory of the command line on 30 s and on 10 min of 720p video
+demo      duration of ./inference.sh without arguments
+gpu       the full-size UNet, where there is a CUDA device
+
+All inputs are made from the demo's portrait and voice. Options after `--` go to the measured commands of `memory` and
+`demo`. Exit codes: 0 measured (missed targets are said in the table), 1 something is wrong with what was given.
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from latentsync.utils.errors import UserError
+from tools.benchmarks import geometry, gpu, overhead, processes
+from tools.benchmarks.report import Figure, as_json, as_markdown, as_text, machine
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("section", nargs="?", choices=[*sections(), "all"], default="all", help="what to measure (default: all)")
+    add("--video", type=Path, help="overhead: a video of a person instead of the generated 1080p clip")
+    add("--seconds", type=float, help="overhead: length of a run (default 10); memory: of the long clip (default 600)")
+    add("--repeats", type=int, default=5, help="overhead: pairs of runs (default: %(default)s)")
+    add("--resolution", type=int, default=256, help="overhead: side of the aligned faces (default: %(default)s)")
+    add("--json", type=Path, metavar="OUT", help="write the figures there as JSON")
+    add("--markdown", type=Path, metavar="OUT", help="write the figures there as a Markdown table")
+    return parser
+
+
+def sections() -> dict[str, Callable[[argparse.Namespace, Path], list[Figure]]]:
+    """What can be measured: functions of the options and of a folder for their files."""
+    return {
+        "geometry": lambda options, folder: geometry.measure(),
+        "overhead": lambda options, folder: overhead.measure(
+            folder, options.video, options.seconds or 10.0, options.repeats, options.resolution
+        ),
+        "memory": lambda options, folder: processes.measure_memory(
+            folder, options.seconds or processes.LONG_SECONDS, options.passed_on
+        ),
+        "demo": lambda options, folder: processes.measure_demo(folder, options.passed_on),
+        "gpu": lambda options, folder: gpu.measure(),
+    }
+
+
+def parse_options(argv: Sequence[str]) -> argparse.Namespace:
+    """Options of this tool, and in `passed_on` what follows `--`. Exits with 2 on wrong usage."""
+    argv = list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv[:end])
+    if options.repeats < 1 or (options.seconds is not None and options.seconds < 1):
+        parser.error("--repeats and --seconds must be 1 or more")
+    options.passed_on = argv[end + 1 :]
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the files asked for."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    argv = sys.argv[1:] if argv is None else argv
+    options = parse_options(argv)
+    chosen = sections() if options.section == "all" else {options.section: sections()[options.section]}
+    figures: list[Figure] = []
+    try:
+        for name, measure in chosen.items():
+            print(f"measuring {name} ...", file=sys.stderr)
+            with tempfile.TemporaryDirectory(prefix="latentsync-benchmark-") as folder:
+                figures += measure(options, Path(folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    about, command = machine(), shlex.join(["python", "-m", "tools.benchmark", *argv])
+    print(as_text(figures, about, command))
+    for path, render in ((options.json, as_json), (options.markdown, as_markdown)):
+        if path is not None:
+            path.write_text(render(figures, about, command), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

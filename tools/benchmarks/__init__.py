@@ -1,0 +1,1 @@
+"""Parts of `tools.benchmark`: one module a section, its inputs and the report."""

@@ -1,0 +1,81 @@
+"""Milliseconds per frame of alignment and paste-back, as the pipeline does them."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from latentsync.faces.mask import blend_weight, load_mask
+from latentsync.faces.tracking import FaceTracker
+from latentsync.media.frame import VideoFrame
+from latentsync.pipelines.face_stream import AlignedFace, FaceAligner, TrackedFrame
+from latentsync.pipelines.lipsync_pipeline import paste
+from latentsync.utils.affine_transform import AlignRestore
+from tools.benchmarks.inputs import CROP_WIDTHS, SIZES, moving_frames
+from tools.benchmarks.report import Figure
+
+ALIGN_LIMIT_MS = 8.0
+PASTE_LIMIT_MS = {"720p": 20.0, "1080p": 25.0}
+RESOLUTIONS = (128, 256)
+FRAMES = 10  # different ones, so that no cache holds them all
+REPEATS = 60
+
+
+class _NoDetector:
+    """Stands where a detector would: the anchors are known here."""
+
+    def detect(self, image: np.ndarray) -> list:
+        return []
+
+    def reset(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def measure(
+    sizes: Sequence[str] = tuple(SIZES), resolutions: Sequence[int] = RESOLUTIONS, repeats: int = REPEATS
+) -> list[Figure]:
+    """Align and paste-back at every frame size and working resolution."""
+    figures = []
+    for name in sizes:
+        frames = list(moving_frames(SIZES[name], CROP_WIDTHS[name], min(FRAMES, repeats)))
+        for resolution in resolutions:
+            figures += _measure(name, resolution, frames, repeats)
+    return figures
+
+
+def _measure(name: str, resolution: int, frames: list[tuple[VideoFrame, np.ndarray]], repeats: int) -> list[Figure]:
+    aligner, weight = AlignRestore(resolution=resolution), blend_weight(load_mask(resolution))
+    cutter = FaceAligner(FaceTracker(_NoDetector()), aligner)
+    faces = [(frame, cutter.cut_out(frame, anchors, starts=False)) for frame, anchors in frames]
+
+    def align(index: int) -> AlignedFace | None:
+        return cutter.cut_out(*frames[index % len(frames)], starts=False)
+
+    def paste_back(index: int) -> VideoFrame:
+        frame, face = faces[index % len(faces)]
+        pixels = 255.0 - face.pixels.astype(np.float32)
+        return paste(TrackedFrame(index, frame, face), pixels, aligner, weight, 1.0)
+
+    place = f"{name}, {resolution} px"
+    return [
+        _figure(f"align, {place}", align, repeats, ALIGN_LIMIT_MS, name),
+        _figure(f"paste-back, {place}", paste_back, repeats, PASTE_LIMIT_MS[name], name),
+    ]
+
+
+def _figure(name: str, call: Callable[[int], object], repeats: int, limit: float, size: str) -> Figure:
+    """Median wall time of `repeats` calls; the CPU time of all threads beside it."""
+    for index in range(3):
+        call(index)
+    walls = []
+    cpu = time.process_time()
+    for index in range(repeats):
+        start = time.perf_counter()
+        call(index)
+        walls.append(time.perf_counter() - start)
+    cpu = (time.process_time() - cpu) / repeats
+    note = f"median of {repeats}, crop {CROP_WIDTHS[size]} px wide in the frame; CPU time {1000 * cpu:.1f} ms"
+    return Figure("geometry", name, 1000 * float(np.median(walls)), "ms", limit, note)
