@@ -188,6 +188,8 @@ REGISTRY: dict[str, Entry] = {
             "embedded/vae",
             "configs/unet/embedded.yaml",
             resolution=128,
+            inference_steps=4,
+            guidance_scale=3.0,
             scheduler=EMBEDDED_SCHEDULER,
         ),
         note="part of the repository; check it out again",
