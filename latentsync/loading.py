@@ -117,6 +117,7 @@ def load_pipeline(
         config.data.resolution,
         num_inference_steps=model.inference_steps,
         guidance_scale=model.guidance_scale,
+        blend_inset=model.blend_inset,
         upscaler=upscaler,
     )
     if deepcache:

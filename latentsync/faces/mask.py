@@ -68,13 +68,19 @@ def resize_mask_to_latents(mask: torch.Tensor, size: tuple[int, int]) -> torch.T
     return F.interpolate(mask, size=size, mode="nearest")
 
 
-def blend_weight(mask: torch.Tensor) -> np.ndarray:
+def blend_weight(mask: torch.Tensor, inset: float = 0.0) -> np.ndarray:
     """Where a regenerated face replaces the frame: mask (1, 1, R, R), 1 = keep -> (R, R) float32 in [0, 1].
 
     1 in the regenerated region, 0 a little outside it, a smooth step between. What the network was told to keep
-    comes from the frame itself and not from its smaller, resampled copy.
+    comes from the frame itself and not from its smaller, resampled copy. `inset`, as a share of R, draws the step
+    inwards and softens it: the outline of the face is then the frame's own, right for models that move it little.
     """
     region = 1 - mask[0, 0].clamp(0, 1).numpy()
-    weight = cv2.GaussianBlur(region, (0, 0), FEATHER * len(region), borderType=cv2.BORDER_REPLICATE)
+    side = len(region)
+    if radius := round(inset * side):
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        region = cv2.erode(region, disc, borderType=cv2.BORDER_REPLICATE)
+    sigma = max(FEATHER, inset / 2) * side
+    weight = cv2.GaussianBlur(region, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     weight[weight < 1 / 255] = 0
     return weight

@@ -87,6 +87,7 @@ class LipsyncPipeline:
         scheduler: DDIM with the configuration the UNet was trained with.
         resolution: side of the aligned faces in pixels; by default from the UNet's `sample_size`.
         num_inference_steps, guidance_scale: what the model runs best with, used where a call gives none.
+        blend_inset: how far inside the mask the paste begins, as a share of the face's side; see `blend_weight`.
         upscaler: enlarges regenerated faces before they are pasted back.
 
     Raises:
@@ -103,13 +104,14 @@ class LipsyncPipeline:
         *,
         num_inference_steps: int = 20,
         guidance_scale: float = 1.5,
+        blend_inset: float = 0.0,
         upscaler: FaceUpscaler | None = None,
     ):
         self.codec = vae if isinstance(vae, LatentCodec) else LatentCodec(vae)
         self.audio_encoder, self.unet, self.scheduler = audio_encoder, unet, scheduler
         self.resolution = resolution or unet.config.sample_size * self.codec.factor
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.upscaler = upscaler
+        self.blend_inset, self.upscaler = blend_inset, upscaler
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -212,7 +214,7 @@ class LipsyncPipeline:
         duration = Fraction(len(wave), audio_sample_rate)
         audio = self.audio_encoder.stream(wave, fps)
         mask = load_mask(resolution, mask_image_path)
-        weight = blend_weight(mask)
+        weight = blend_weight(mask, self.blend_inset)
         aligner = AlignRestore(resolution=resolution)
         noise = shared_noise(self.codec, resolution, generator)
 

@@ -62,7 +62,8 @@ class ModelSettings:
     """How a lip-sync model is assembled and run. Paths of the parts lie under `checkpoints/`, configs under the root.
 
     `vae` is a diffusers folder; `scheduler` is None where the released models' scheduler is meant; `resolution` is the
-    side of the aligned face in pixels; `memory_gb` the device memory that inference needs at the default settings.
+    side of the aligned face in pixels; `memory_gb` the device memory that inference needs at the default settings;
+    `blend_inset` see `latentsync.faces.mask.blend_weight`.
     """
 
     unet: CheckpointFile
@@ -73,6 +74,7 @@ class ModelSettings:
     memory_gb: float = 0
     inference_steps: int = 20
     guidance_scale: float = 1.5
+    blend_inset: float = 0.0
     scheduler: CheckpointFile | None = None
 
 
@@ -110,6 +112,7 @@ class ResolvedModel:
     inference_steps: int
     guidance_scale: float
     licence: str
+    blend_inset: float = 0.0
 
 
 def _hub(
@@ -190,6 +193,7 @@ REGISTRY: dict[str, Entry] = {
             resolution=128,
             inference_steps=4,
             guidance_scale=3.0,
+            blend_inset=0.07,
             scheduler=EMBEDDED_SCHEDULER,
         ),
         note="part of the repository; check it out again",
@@ -250,6 +254,7 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
         inference_steps=model.inference_steps,
         guidance_scale=model.guidance_scale,
         licence=item.licence,
+        blend_inset=model.blend_inset,
     )
     return replace(found, **own)
 

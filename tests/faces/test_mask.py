@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.faces.mask import draw_mask, load_mask, resize_mask_to_latents
+from latentsync.faces.mask import blend_weight, draw_mask, load_mask, resize_mask_to_latents
 from latentsync.utils.errors import UserError
 
 
@@ -57,3 +57,25 @@ def test_latent_mask_takes_every_eighth_pixel():
     mask = load_mask(256)
     latents = resize_mask_to_latents(mask, (32, 32))
     assert torch.equal(latents, mask[:, :, ::8, ::8])
+
+
+@pytest.mark.parametrize("resolution", [128, 256])
+def test_blend_weight_covers_the_region_and_leaves_the_eyes(resolution):
+    mask = load_mask(resolution)
+    weight = blend_weight(mask)
+    mouth, eyes = resolution * 7 // 10, resolution // 4
+    middle = resolution // 2
+    assert weight.shape == (resolution, resolution)
+    assert weight[mouth, middle] == pytest.approx(1, abs=1e-3)
+    assert (weight[:eyes] == 0).all()
+    assert weight.min() >= 0
+    assert weight.max() <= 1 + 1e-6
+
+
+def test_inset_leaves_the_outline_and_keeps_the_mouth():
+    mask = load_mask(128)
+    plain, inset = blend_weight(mask), blend_weight(mask, 0.07)
+    assert inset[90, 64] > 0.99
+    assert inset[60, 6] < 0.05 < plain[60, 6]
+    assert (inset <= plain + 1e-3).mean() > 0.97
+    assert np.abs(np.diff(inset, axis=0)).max() < np.abs(np.diff(plain, axis=0)).max()
