@@ -262,7 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop_on_signals()
     try:
         options = parse_options(argv)
-        logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s")
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        if not options.quiet:  # the libraries' own notes are not for the user
+            logging.getLogger("latentsync").setLevel(logging.INFO)
         path = run(options)
         print(os.fsencode(path).decode("utf-8", "backslashreplace"))  # file names may be any bytes
     except UserError as error:
