@@ -23,12 +23,16 @@ FEW_STEP_SHARE = 0.75  # of the timesteps drawn from those that sampling visits
 MOUTH_BOX = (0.56, 0.85, 0.28, 0.72)
 
 
+def mouth_cells(size: int) -> tuple:
+    """Index of the lips in a map whose last two sides are `size` cells."""
+    top, bottom, left, right = (round(size * fraction) for fraction in MOUTH_BOX)
+    return ..., slice(top, bottom), slice(left, right)
+
+
 def loss_weights(mask: Tensor) -> Tensor:
     """(1, 1, 1, h, h) latent mask (1 = keep) -> weights of the reconstruction loss, mean 1, same shape."""
     weights = torch.where(mask > 0.5, KEPT_WEIGHT, 1.0)
-    size = mask.shape[-1]
-    top, bottom, left, right = (round(size * f) for f in MOUTH_BOX)
-    weights[..., top:bottom, left:right] = MOUTH_WEIGHT
+    weights[mouth_cells(mask.shape[-1])] = MOUTH_WEIGHT
     return weights / weights.mean()
 
 
@@ -92,10 +96,9 @@ def stage1_loss(
     kept = torch.rand(size, 1, 1, 1, generator=generator) >= AUDIO_DROPOUT
     prediction = unet(unet_input(noisy, mask, masked, reference), timesteps, batch["audio"] * kept).sample
     error = (prediction - training_target(scheduler, latents, noise, timesteps)) ** 2
-    top, bottom, left, right = (round(mask.shape[-1] * f) for f in MOUTH_BOX)
     return {
         "loss": (error * weights).mean(),
-        "mouth_mse": error[..., top:bottom, left:right].detach().mean(),
+        "mouth_mse": error[mouth_cells(mask.shape[-1])].detach().mean(),
     }
 
 
@@ -108,7 +111,6 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     step: int = 0
-    seconds: float = 0.0
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +122,6 @@ class TrainState:
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
                 "step": self.step,
-                "seconds": self.seconds,
             },
             temporary,
         )
@@ -132,4 +133,4 @@ class TrainState:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]
