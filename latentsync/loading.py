@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 
+from latentsync.models.lora import load_lora
 from latentsync.models.rrdbnet import FaceUpscaler
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
@@ -80,6 +81,8 @@ def load_pipeline(
     deepcache: bool = False,
     low_memory: bool = False,
     upscale: bool = False,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
     audio_cache_dir: str | Path | None = None,
 ) -> LipsyncPipeline:
     """Build a ready pipeline; which model runs where is logged in one line.
@@ -92,6 +95,8 @@ def load_pipeline(
         deepcache: reuse deep UNet features for two of three steps: up to twice as fast, slightly softer.
         low_memory: decode images one by one and in tiles.
         upscale: enlarge the regenerated faces four-fold with RealESRGAN before they are pasted back.
+        lora: adapter from fine-tuning (`latentsync.models.lora`), merged into the UNet it was trained on.
+        lora_scale: how much of it; 1 as trained, 0 nothing.
         audio_cache_dir: keep audio features of files there, named by content.
 
     Raises:
@@ -104,6 +109,9 @@ def load_pipeline(
     config = load_unet_config(model.unet_config, UNetConfig)
     _check_resolution(model.unet, config.data.resolution)
     unet, _ = UNet3DConditionModel.from_pretrained(config.model, model.unet, exact=True)
+    if lora is not None:
+        step = load_lora(unet, lora, lora_scale).step
+        logger.info("adapter %s (step %d) counts %g", lora, step, lora_scale)
     codec = LatentCodec.from_pretrained(model.vae)
     audio = Audio2Feature(
         model.whisper, device_, audio_cache_dir, config.data.num_frames, list(config.data.audio_feat_length)

@@ -65,6 +65,8 @@ def build_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) 
     add("--vae_path", type=Path, help="folder of another autoencoder in diffusers layout")
     add("--whisper_path", type=Path, help="another Whisper checkpoint (.pt, or the encoder as .safetensors)")
     add("--scheduler_config_path", type=Path, help="another DDIM configuration (JSON)")
+    add("--lora", type=Path, help="adapter from ./fine_tuning.sh (.safetensors), for the model it was trained on")
+    add("--lora_scale", type=float, help="how much of the adapter, 0 to 2 (default: 1, as trained)")
     add("--device", default="auto", help="cuda, cuda:N, mps, cpu (default: the best there is)")
     add("--dtype", choices=["float32", "float16", "bfloat16"], help="default: float32 on a CPU, float16 elsewhere")
 
@@ -171,6 +173,11 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--chunk_batch_size must be 1 or more, not {options.chunk_batch_size}")
     if not 1 <= options.video_fps <= 120:
         raise UserError(f"--video_fps must lie between 1 and 120, not {options.video_fps}")
+    if options.lora_scale is not None:
+        if options.lora is None:
+            raise UserError("--lora_scale has no effect without --lora; give the adapter")
+        if not 0 <= options.lora_scale <= 2:
+            raise UserError(f"--lora_scale must lie between 0 and 2, not {options.lora_scale}")
     if not 0 <= options.sharpness_factor <= 10:
         raise UserError(f"--sharpness_factor must lie between 0 and 10, not {options.sharpness_factor}")
 
@@ -212,6 +219,8 @@ def synthesise(options: argparse.Namespace) -> Path:
             deepcache=options.enable_deepcache,
             low_memory=options.vram_efficient,
             upscale=options.enable_upscale,
+            lora=options.lora,
+            lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
         )
         with logging_redirect_tqdm():  # warnings on lines of their own, not in the progress bar
             result = pipeline(

@@ -1,166 +1,109 @@
-"""Train the UNet: `python -m scripts.train_unet --unet_config_path configs/unet/embedded.yaml`.
+"""Train the UNet: `python -m scripts.train_unet --unet_config_path configs/unet/stage1.yaml`.
 
-Stage 1: reconstruction in latent space from clips encoded once. Running the same command again goes on where the
-last saved state stands.
+Stage 1 (configs/unet/stage1*.yaml) learns in latent space; stage 2 (stage2*.yaml) goes on from its result with motion
+modules and with losses on decoded frames. The same command again goes on where the last one stopped. On several GPUs:
+`accelerate launch -m scripts.train_unet --unet_config_path ...`.
 """
 
 import argparse
 import logging
 import sys
-import time
-from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from safetensors.torch import save_file
-from torch.utils.data import DataLoader, WeightedRandomSampler
-from tqdm import tqdm
 
-from latentsync.data.clips import read_fileslist
-from latentsync.data.latent_dataset import ClipEncoder, LatentClipDataset, file_digest
-from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.loading import load_scheduler
-from latentsync.models.unet import UNet3DConditionModel
+from latentsync.metrics.sync import SyncScorer
+from latentsync.metrics.validation import VideoSyncScorer
+from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
-from latentsync.training.reference_copy import start_from_reference
-from latentsync.training.stage1 import TrainState, loss_weights, stage1_loss
+from latentsync.training.loop import run_training
+from latentsync.training.loss_networks import load_loss_networks
+from latentsync.training.unet_data import build_dataset
+from latentsync.training.unet_task import FrozenParts, UNetTask, train_settings
 from latentsync.utils.config import UNetFileConfig, load_unet_config
 from latentsync.utils.errors import UserError
+from latentsync.utils.registry import (
+    DEFAULT_MODEL,
+    PROJECT_ROOT,
+    RELEASED_MODELS,
+    ResolvedModel,
+    entry,
+    project_path,
+    resolve,
+)
+from latentsync.utils.syncnet_config import load_syncnet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("train_unet")
-EMA_DECAY = 0.995
-PLENTY = 40  # clips of one person from which on a mirrored, recoloured copy of each is not added
 
 
-def build_dataset(config: UNetFileConfig, codec: LatentCodec, audio: Audio2Feature, vae_path: Path, mask: torch.Tensor):
-    """Encode all clips of the file list (or read them from the cache) and add recoloured copies of rare people."""
-    clips = read_fileslist(config.data.train_fileslist, config.data.train_data_dir or None)
-    key = file_digest(vae_path / "diffusion_pytorch_model.safetensors")
-    encoder = ClipEncoder(codec, audio, mask, Path(config.data.train_output_dir) / "encoded", key)
-    per_person = defaultdict(int)
-    for clip in clips:
-        per_person[clip.person] += 1
-    encoded = []
-    for index, clip in enumerate(tqdm(clips, desc="encoding clips")):
-        rare = per_person[clip.person] < PLENTY
-        variants = (0, index + 1) if rare else (index + 1 if index % 2 else 0,)
-        encoded += [encoder.encode(clip, variant) for variant in variants]
-    return LatentClipDataset(encoded, audio, config.data.num_frames, config.run.seed)
-
-
-def make_state(config: UNetFileConfig) -> TrainState:
-    torch.manual_seed(config.run.seed)
-    unet = UNet3DConditionModel(config.model).train()
-    if config.run.start_from_reference:
-        start_from_reference(unet)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.99), weight_decay=1e-2)
-    ema = EMAModel(unet.parameters(), decay=EMA_DECAY, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    return TrainState(unet, ema, optimizer, torch.Generator().manual_seed(config.run.seed))
-
-
-def endless(loader: DataLoader):
-    while True:
-        yield from loader
-
-
-def train(config: UNetFileConfig, vae_path: Path, whisper_path: Path, scheduler_path: Path) -> Path:
-    """Run to `max_train_steps`; returns where the exported weights are."""
-    if config.run.pixel_space_supervise or config.model.use_motion_module:
-        raise UserError("this trainer does stage 1 only: pixel_space_supervise and use_motion_module must be false")
-    codec, scheduler = LatentCodec.from_pretrained(vae_path), load_scheduler(scheduler_path)
-    audio = Audio2Feature(whisper_path, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
-    pixel_mask = load_mask(config.data.resolution, config.data.mask_image_path or None)
-    dataset = build_dataset(config, codec, audio, vae_path, pixel_mask)
-    sampler = WeightedRandomSampler(
-        dataset.person_weights(), len(dataset), generator=torch.Generator().manual_seed(config.run.seed)
-    )
-    loader = DataLoader(dataset, config.data.batch_size, sampler=sampler, num_workers=0, drop_last=True)
-    size = config.data.resolution // codec.factor
-    mask = resize_mask_to_latents(pixel_mask, (size, size)).unsqueeze(2)
-    weights = loss_weights(mask)
-    state = make_state(config)
-    output = Path(config.data.train_output_dir)
-    saved = output / "state.pt"
-    if saved.is_file():
-        state.restore(saved)
-        logger.info("going on from step %d", state.step)
-    schedule = get_scheduler(
-        config.optimizer.lr_scheduler,
-        state.optimizer,
-        num_warmup_steps=config.optimizer.lr_warmup_steps,
-        num_training_steps=config.run.max_train_steps,
-    ).lr_lambdas[0]
-    logger.info("%.2f M parameters, %d clips", sum(p.numel() for p in state.unet.parameters()) / 1e6, len(dataset))
-    alpha = config.run.mixed_noise_alpha if config.run.use_mixed_noise else 0.0
-    few = config.run.inference_steps if config.run.train_sampled_timesteps else 0
-    started, sums, count = time.monotonic(), defaultdict(float), 0
-    for batch in endless(loader):
-        if state.step >= config.run.max_train_steps:
-            break
-        losses = stage1_loss(state.unet, scheduler, batch, mask, weights, alpha, state.generator, few)
-        losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(state.unet.parameters(), config.optimizer.max_grad_norm)
-        for group in state.optimizer.param_groups:
-            group["lr"] = config.optimizer.lr * schedule(state.step)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.ema.step(state.unet.parameters())
-        state.step += 1
-        count += 1
-        for name, value in losses.items():
-            sums[name] += value.item()
-        if state.step % 50 == 0:
-            means = "  ".join(f"{name} {value / count:.4f}" for name, value in sums.items())
-            logger.info("step %d  %s  %.2f s/step", state.step, means, (time.monotonic() - started) / count)
-            started, sums, count = time.monotonic(), defaultdict(float), 0
-        if state.step % config.ckpt.save_ckpt_steps == 0:
-            state.save(saved)
-            export(state, output / "unet.safetensors")
-    state.save(saved)
-    return export(state, output / "unet.safetensors")
-
-
-def export(state: TrainState, path: Path) -> Path:
-    """Write the averaged weights as float16 safetensors, the step beside them as metadata."""
-    state.ema.store(state.unet.parameters())
-    state.ema.copy_to(state.unet.parameters())
-    weights = {name: value.half().contiguous() for name, value in state.unet.state_dict().items()}
-    state.ema.restore(state.unet.parameters())
-    temporary = path.with_suffix(".tmp")
-    save_file(weights, temporary, metadata={"global_step": str(state.step)})
-    temporary.replace(path)
-    return path
-
-
-def main() -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--unet_config_path", required=True, type=Path, help="configs/unet/*.yaml")
-    parser.add_argument("--vae_path", type=Path, default=Path("checkpoints/embedded/vae"), help="diffusers VAE folder")
-    parser.add_argument(
-        "--whisper_path",
-        type=Path,
-        default=Path("checkpoints/embedded/whisper_tiny_en_encoder.safetensors"),
-        help="Whisper encoder the UNet will listen to",
+    add = parser.add_argument
+    add("--unet_config_path", type=Path, required=True, help="configs/unet/*.yaml")
+    add("--dry_run", action="store_true", help="build everything and do one step")
+    add("--vae_path", type=Path, help="diffusers VAE folder (default: of the registered model the config is like)")
+    add("--whisper_path", type=Path, help="Whisper checkpoint the UNet listens to (default: as above)")
+    add("--scheduler_config_path", type=Path, help="noise schedule and prediction type (default: as above)")
+    return parser
+
+
+def find_parts(config: UNetFileConfig[UNetConfig], args: argparse.Namespace) -> ResolvedModel:
+    """Files of the frozen parts: those given, else of the registered model with as many latent channels.
+
+    Raises:
+        UserError: a file is missing; says how to get it.
+    """
+    given = {
+        "vae": args.vae_path,
+        "whisper": args.whisper_path,
+        "scheduler_config": args.scheduler_config_path,
+        "unet": args.unet_config_path,  # not read: the UNet is what is trained
+    }
+    embedded = load_unet_config(PROJECT_ROOT / entry(DEFAULT_MODEL).model.unet_config, UNetConfig)
+    is_small = config.model.out_channels == embedded.model.out_channels
+    return resolve(
+        DEFAULT_MODEL if is_small else RELEASED_MODELS[0], own={name: path for name, path in given.items() if path}
     )
-    parser.add_argument(
-        "--scheduler_config_path",
-        type=Path,
-        default=Path("checkpoints/embedded/scheduler_config.json"),
-        help="noise schedule and prediction type",
-    )
-    args = parser.parse_args()
+
+
+def make_scorer(config: UNetFileConfig, parts: FrozenParts) -> VideoSyncScorer | None:
+    """Sync confidence of validation videos by the config's SyncNet, where its weights are at hand."""
+    if not (config.run.validate and config.data.val_video_path and config.data.syncnet_config_path):
+        return None
+    path = project_path(config.data.syncnet_config_path)
+    weights = load_syncnet_config(path, StableSyncNetConfig).ckpt.inference_ckpt_path
+    if not weights or not project_path(weights).is_file():
+        logger.info("validation videos get no sync confidence: %s names no trained weights", path)
+        return None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return VideoSyncScorer(SyncScorer.from_pretrained(path, project_path(weights), parts.codec, parts.audio, device))
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Build the task and run it; returns the exported weights."""
+    config = load_unet_config(args.unet_config_path, UNetConfig)
+    files = find_parts(config, args)
+    audio = Audio2Feature(files.whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
+    parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
+    networks = load_loss_networks(config, audio.num_layers)
+    make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
+    task = UNetTask(config, parts, networks, make_dataset, make_scorer(config, parts))
+    return run_training(task, train_settings(config), dry_run=args.dry_run)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        config = load_unet_config(args.unet_config_path, UNetConfig)
-        path = train(config, args.vae_path, args.whisper_path, args.scheduler_config_path)
+        path = train(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    logger.info("saved to %s", path)
+    logger.info("%s", "dry run: everything fits" if args.dry_run else f"saved to {path}")
     return 0
 
 

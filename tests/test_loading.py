@@ -12,9 +12,10 @@ import yaml
 import latentsync
 from latentsync import loading
 from latentsync.loading import ModelPaths, load_pipeline, load_scheduler, pick_device, pick_dtype
+from latentsync.models.lora import add_lora, save_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.checkpoints import save_checkpoint
+from latentsync.utils.checkpoints import load_state_dict, save_checkpoint
 from latentsync.utils.errors import UserError
 from tests.tiny_model import RESOLUTION, SCHEDULER, UNET, TinyFiles
 
@@ -64,6 +65,28 @@ def resolved(files: TinyFiles) -> loading.ResolvedModel:
     return loading.ResolvedModel(
         "tiny", **vars(files), resolution=64, inference_steps=7, guidance_scale=2.5, licence=""
     )
+
+
+def test_an_adapter_is_merged(tiny_files, tmp_path, caplog):
+    unet, _ = UNet3DConditionModel.from_pretrained(UNET, tiny_files.unet)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    parameters = add_lora(unet, rank=2, alpha=4, targets=[name])
+    torch.nn.init.ones_(parameters[1])
+    save_lora(unet, tmp_path / "adapter.safetensors", base="tiny", step=30)
+    with caplog.at_level(logging.INFO):
+        pipeline = load_pipeline(paths(tiny_files), "cpu", lora=tmp_path / "adapter.safetensors", lora_scale=0.5)
+    state, before = pipeline.unet.state_dict(), load_state_dict(tiny_files.unet)
+    changed = [key for key in before if not torch.equal(state[key], before[key])]
+    assert state.keys() == before.keys() and changed == [f"{name}.weight"]
+    assert caplog.messages[-1] == f"adapter {tmp_path / 'adapter.safetensors'} (step 30) counts 0.5"
+
+
+def test_an_adapter_of_another_model(tiny_files, tmp_path):
+    unet = UNet3DConditionModel(UNetConfig.from_dict(UNET | {"cross_attention_dim": 64}))
+    add_lora(unet, rank=2)
+    save_lora(unet, tmp_path / "adapter.safetensors")
+    with pytest.raises(UserError, match="cross_attention_dim 64 instead of 32"):
+        load_pipeline(paths(tiny_files), "cpu", lora=tmp_path / "adapter.safetensors")
 
 
 @pytest.mark.parametrize(

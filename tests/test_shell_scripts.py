@@ -1,4 +1,4 @@
-"""setup_env.sh and inference.sh, with an interpreter that only writes down what it is asked to do."""
+"""setup_env.sh, inference.sh and the training scripts, with an interpreter that only writes down its orders."""
 
 import shutil
 import subprocess
@@ -27,7 +27,14 @@ class Clone:
     def __init__(self, directory: Path) -> None:
         self.root = directory / "my clone, 'it'"
         self.root.mkdir()
-        for name in ("setup_env.sh", "inference.sh", "requirements.txt", "requirements-nodeps.txt"):
+        for name in (
+            "setup_env.sh",
+            "inference.sh",
+            "train_unet.sh",
+            "train_syncnet.sh",
+            "requirements.txt",
+            "requirements-nodeps.txt",
+        ):
             shutil.copy(PROJECT_ROOT / name, self.root)
         self.elsewhere = directory / "else where"
         self.elsewhere.mkdir()
@@ -152,3 +159,32 @@ def test_inference_exit_codes(clone: Clone) -> None:
     result = clone.bash('"$1/inference.sh" clip.mp4')
     assert result.returncode == 2 and "AUDIO is missing" in result.stderr
     assert clone.bash('"$1/inference.sh"', FAIL_ON="scripts.inference").returncode == 7
+
+
+def test_train_unet_passes_config_and_options_on(clone: Clone) -> None:
+    alone = {"CUDA_VISIBLE_DEVICES": "0"}
+    assert clone.bash('"$1/train_unet.sh"', **alone).returncode == 0
+    assert (
+        last_call(clone) == f"[-P] [-m] [scripts.train_unet] [--unet_config_path={clone.root}/configs/unet/stage1.yaml]"
+    )
+    assert clone.bash('"$1/train_unet.sh" "my config.yaml" --dry_run', **alone).returncode == 0
+    assert last_call(clone) == "[-P] [-m] [scripts.train_unet] [--unet_config_path=my config.yaml] [--dry_run]"
+    assert clone.bash('"$1/train_unet.sh"', FAIL_ON="scripts.train_unet", **alone).returncode == 7
+
+
+def test_train_unet_starts_one_process_for_each_gpu(clone: Clone) -> None:
+    assert clone.bash('"$1/train_unet.sh"', CUDA_VISIBLE_DEVICES="0,3").returncode == 0
+    assert "[accelerate.commands.launch] [--multi_gpu] [--num_processes=2] [-m] [scripts.train_unet]" in last_call(
+        clone
+    )
+    assert clone.bash('"$1/train_unet.sh"', ACCELERATE_CONFIG="my fsdp.yaml").returncode == 0
+    assert "[accelerate.commands.launch] [--config_file=my fsdp.yaml] [-m] [scripts.train_unet]" in last_call(clone)
+
+
+def test_train_syncnet_passes_config_and_options_on(clone: Clone) -> None:
+    alone = {"CUDA_VISIBLE_DEVICES": ""}
+    assert clone.bash('"$1/train_syncnet.sh" --dry_run', **alone).returncode == 0
+    default = f"{clone.root}/configs/syncnet/syncnet_16_pixel.yaml"
+    assert last_call(clone) == f"[-P] [-m] [scripts.train_syncnet] [--config_path={default}] [--dry_run]"
+    assert clone.bash('"$1/train_syncnet.sh" "my config.yaml"', CUDA_VISIBLE_DEVICES="0,1").returncode == 0
+    assert "[--num_processes=2] [-m] [scripts.train_syncnet] [--config_path=my config.yaml]" in last_call(clone)

@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "trepa": BASE | {"models"},
     "pipelines": PARTS,
     "data": PARTS,
+    "metrics": PARTS | {"pipelines", "data"},
     "training": PARTS | {"pipelines", "data", "trepa"},
     "loading": PARTS | {"pipelines"},
     "serving": PARTS | {"pipelines", "loading", PACKAGE},

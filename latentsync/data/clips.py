@@ -1,20 +1,51 @@
-"""Processed clips on disk: aligned square faces at 25 frames/s with their sound, one file each."""
+"""Processed clips on disk: aligned square faces at 25 frames/s with their sound, one file each. The one clip reader.
 
-from dataclasses import dataclass
+Legend: F frames read, H W pixels, R side of a face in pixels.
+"""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import decord
 import numpy as np
+import torch
+from torch import Tensor
 
+from latentsync.media.paths import open_input
+from latentsync.media.probe import first_video_stream, frame_rate
 from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FPS_TOLERANCE = 0.01  # frames/s
+EXAMINING_THREADS = 8
+PROCESS_IT = "process it with `python -m preprocess.data_processing_pipeline`"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One line of a file list: where the clip is and who is seen (for balancing)."""
+    """One line of a file list: where the clip is and who is seen (for balancing).
+
+    num_frames: its length, once `examine_clips` has looked at it.
+    """
 
     path: Path
     person: str
+    num_frames: int = 0
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """What the header of a clip says. fps: frames a second; has_sound: whether there is an audio stream."""
+
+    num_frames: int
+    width: int
+    height: int
+    fps: float
+    has_sound: bool
 
 
 def read_fileslist(path: str | Path, data_dir: str | Path | None = None) -> list[Clip]:
@@ -22,13 +53,20 @@ def read_fileslist(path: str | Path, data_dir: str | Path | None = None) -> list
 
     Relative paths are taken from `data_dir`, or else from the list's own folder. Without a name the clip's
     folder stands for the person.
+
+    Raises:
+        UserError: the list does not exist, is not text, or is empty.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file list; write one with `python -m tools.write_fileslist`")
     root = Path(data_dir) if data_dir else path.parent
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8; give a list of clips, one a line") from error
     clips = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines:
         if not line.strip():
             continue
         name, _, person = line.partition("\t")
@@ -39,11 +77,149 @@ def read_fileslist(path: str | Path, data_dir: str | Path | None = None) -> list
     return clips
 
 
-def read_frames(path: str | Path, indices: np.ndarray | None = None) -> np.ndarray:
-    """Frames of a clip as uint8 RGB (F, H, W, 3); all of them, or those at `indices`."""
+def probe_clip(path: str | Path) -> ClipInfo:
+    """Read the header of a clip, a millisecond's work. Raises UserError when it is not a video that can be opened."""
+    with open_input(path) as container:
+        stream = first_video_stream(container, Path(path))
+        fps = frame_rate(stream)
+        frames = stream.frames or int((stream.duration or 0) * (stream.time_base or 0) * fps)
+        if not frames:  # no index: count what is there
+            frames = sum(packet.size > 0 for packet in container.demux(stream))
+        codec = stream.codec_context
+        return ClipInfo(frames, codec.width, codec.height, float(fps), bool(container.streams.audio))
+
+
+def examine_clips(
+    clips: Sequence[Clip], *, min_frames: int, fps: float = 25.0, resolution: int | None = None, sound: bool = True
+) -> list[Clip]:
+    """Look at every clip's header before training starts: those of use, `num_frames` filled in, in the same order.
+
+    Unreadable clips and those shorter than `min_frames` are left out; a warning counts them and names some.
+
+    Args:
+        clips: of a file list.
+        min_frames: fewest frames of use.
+        fps: frames a second that every clip must have.
+        resolution: side in pixels that every clip must have; None takes any.
+        sound: whether every clip must have an audio stream.
+
+    Raises:
+        UserError: a clip does not exist, has another frame rate or size, or has no sound; or none is left.
+    """
+    missing = [str(clip.path) for clip in clips if not clip.path.is_file()]
+    if missing:
+        raise UserError(
+            f"{some(missing)}: {_of(missing, clips)} clips of the list do not exist; write the list again with "
+            "`python -m tools.write_fileslist`, or set data.train_data_dir to the folder its paths start from"
+        )
+    with ThreadPoolExecutor(EXAMINING_THREADS) as pool:
+        infos = list(pool.map(_probe_or_none, clips))
+    pairs = [(clip, info) for clip, info in zip(clips, infos, strict=True) if info is not None]
+    _warn_left_out([clip for clip, info in zip(clips, infos, strict=True) if info is None], "cannot be read")
+    wrong = [complaint for clip, info in pairs if (complaint := _complaint(clip, info, fps, resolution, sound))]
+    if wrong:
+        raise UserError(f"{wrong[0]} ({_of(wrong, clips)} clips of the list are not fit)")
+    _warn_left_out(
+        [clip for clip, info in pairs if info.num_frames < min_frames], f"are shorter than {min_frames} frames"
+    )
+    kept = [replace(clip, num_frames=info.num_frames) for clip, info in pairs if info.num_frames >= min_frames]
+    if not kept:
+        raise UserError(
+            f"none of the {len(clips)} clips can be used: they are unreadable, or shorter than {min_frames} frames; "
+            "give longer clips"
+        )
+    return kept
+
+
+def drop_short_clips(clips: Sequence[Clip], min_frames: int) -> list[Clip]:
+    """Clips of at least `min_frames` frames; a warning counts the others. Raises UserError when none is left."""
+    kept = [clip for clip in clips if clip.num_frames >= min_frames]
+    if not kept:
+        raise UserError(f"none of the {len(clips)} clips is long enough: {min_frames} frames are needed")
+    _warn_left_out([clip for clip in clips if clip.num_frames < min_frames], f"are shorter than {min_frames} frames")
+    return kept
+
+
+def read_frames(
+    path: str | Path,
+    indices: np.ndarray | None = None,
+    *,
+    resolution: int | None = None,
+    fps: float | None = None,
+) -> np.ndarray:
+    """Frames of a clip as uint8 RGB (F, H, W, 3); all of them, or those at `indices`, in that order.
+
+    Raises:
+        UserError: the clip cannot be decoded or has no frame at an index, or its size is not `resolution` x
+            `resolution` or its rate not `fps`, where these are given.
+    """
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
+        rate = reader.get_avg_fps()
         wanted = np.arange(len(reader)) if indices is None else indices
-        return reader.get_batch(wanted).asnumpy()
-    except (decord.DECORDError, OSError, IndexError) as error:
+        frames = reader.get_batch(wanted).asnumpy()
+    except (RuntimeError, decord.DECORDError, OSError, IndexError) as error:
         raise UserError(f"{path}: cannot be read as a clip; process it again or take it off the list") from error
+    if fps is not None:
+        _raise_if(wrong_rate(path, rate, fps))
+    if resolution is not None:
+        _raise_if(wrong_size(path, frames.shape[2], frames.shape[1], resolution))
+    return frames
+
+
+def to_pixel_values(frames: np.ndarray) -> Tensor:
+    """uint8 RGB (F, H, W, 3) -> float32 (F, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def wrong_rate(path: str | Path, found: float, wanted: float) -> str:
+    """What to say of a clip with another frame rate; empty when it is right."""
+    if abs(found - wanted) <= FPS_TOLERANCE:
+        return ""
+    return f"{path}: has {found:g} frames/s where data.video_fps is {wanted:g}; {PROCESS_IT}"
+
+
+def wrong_size(path: str | Path, width: int, height: int, wanted: int) -> str:
+    """What to say of a clip of another size; empty when it is right."""
+    if (width, height) == (wanted, wanted):
+        return ""
+    return (
+        f"{path}: is {width}x{height} pixels where data.resolution asks for {wanted}x{wanted}; {PROCESS_IT} "
+        f"--resolution {wanted}, or change data.resolution"
+    )
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """The first few names, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _probe_or_none(clip: Clip) -> ClipInfo | None:
+    try:
+        return probe_clip(clip.path)
+    except UserError as error:
+        logger.debug("%s", error)
+        return None
+
+
+def _complaint(clip: Clip, info: ClipInfo, fps: float, resolution: int | None, sound: bool) -> str:
+    """Why a readable clip is not fit; empty when it is."""
+    if sound and not info.has_sound:
+        return f"{clip.path}: has no sound; give clips with the voice of the person seen"
+    size = "" if resolution is None else wrong_size(clip.path, info.width, info.height, resolution)
+    return wrong_rate(clip.path, info.fps, fps) or size
+
+
+def _raise_if(complaint: str) -> None:
+    if complaint:
+        raise UserError(complaint)
+
+
+def _warn_left_out(clips: Sequence[Clip], why: str) -> None:
+    if clips:
+        logger.warning("%d clips %s and are left out: %s", len(clips), why, some([str(clip.path) for clip in clips]))
+
+
+def _of(part: Sequence, whole: Sequence) -> str:
+    return f"{len(part)} of {len(whole)}"

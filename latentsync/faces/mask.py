@@ -20,6 +20,9 @@ REGENERATED_OUTLINE = np.array(
     + [(178, 95), (178, 127), (177, 128), (78, 128), (77, 127), (77, 95)]
 )
 
+# Where the lips are in an aligned face, as fractions of its side (top, bottom, left, right).
+MOUTH_BOX = (0.56, 0.85, 0.28, 0.72)
+
 
 def load_mask(resolution: int, path: str | Path | None = None) -> torch.Tensor:
     """Mask at a working resolution.

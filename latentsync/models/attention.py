@@ -12,14 +12,14 @@ TRANSFORMER_NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head attention; queries, keys and values have no bias."""
+    """Multi-head attention. bias: whether queries, keys and values have one (the UNet's have none)."""
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None):
+    def __init__(self, width: int, heads: int, context_width: int | None = None, bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context_width or width, width, bias=False)
-        self.to_v = nn.Linear(context_width or width, width, bias=False)
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(context_width or width, width, bias=bias)
+        self.to_v = nn.Linear(context_width or width, width, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

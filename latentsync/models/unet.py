@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentsync.models.deepcache import DeepCache
+from latentsync.models.lora import is_adapter
 from latentsync.models.resnet import ACTIVATIONS, FrameGroupNorm
 from latentsync.models.unet_blocks import (
     Block3D,
@@ -118,6 +119,10 @@ class UNet3DConditionModel(nn.Module):
         if not str(ckpt_path):
             return cls(config).to(device), 0
         checkpoint = load_checkpoint(ckpt_path)
+        if is_adapter(checkpoint.state_dict):
+            raise UserError(
+                f"{ckpt_path}: is a LoRA adapter, not a UNet; give it as --lora beside the UNet it belongs to"
+            )
         unet = load_into(lambda: cls(config), checkpoint, exact=exact)
         return unet.to(device), checkpoint.global_step
 

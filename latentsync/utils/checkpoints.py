@@ -10,7 +10,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,11 +49,15 @@ READ_ERRORS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights as they lie in the file (memory-mapped where the format allows) and the training step they are from."""
+    """Weights as they lie in the file (memory-mapped where the format allows) and the training step they are from.
+
+    metadata: the remarks of a safetensors file; PyTorch files have none.
+    """
 
     path: Path
     state_dict: dict[str, Tensor]
     global_step: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -102,8 +106,13 @@ def load_into(build: Callable[[], Model], checkpoint: Checkpoint, exact: bool = 
     return model
 
 
-def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], global_step: int = 0) -> None:
-    """Write atomically, safetensors by that suffix, else PyTorch.
+def save_checkpoint(
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    global_step: int = 0,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write atomically, safetensors by that suffix, else PyTorch; `metadata` goes into safetensors only.
 
     Raises UserError when there is no space or no permission; `path` is then as it was.
     """
@@ -114,7 +123,8 @@ def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], global_s
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if path.suffix == ".safetensors":
-                safetensors.torch.save_file(tensors, temporary, metadata={"global_step": str(global_step)})
+                remarks = {**(metadata or {}), "global_step": str(global_step)}
+                safetensors.torch.save_file(tensors, temporary, metadata=remarks)
             else:
                 torch.save({"global_step": global_step, "state_dict": tensors}, temporary)
             os.replace(temporary, path)
@@ -175,11 +185,13 @@ def _check_safetensors_length(path: Path, head: bytes) -> None:
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            step = (file.metadata() or {}).get("global_step", "0")
+            metadata = file.metadata() or {}
         state_dict = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: is truncated or damaged ({_first_line(error)}); download it again") from error
-    return Checkpoint(path, _named_tensors(path, state_dict), _step(path, int(step) if step.isdigit() else step))
+    step = metadata.get("global_step", "0")
+    step = _step(path, int(step) if step.isdigit() else step)
+    return Checkpoint(path, _named_tensors(path, state_dict), step, metadata)
 
 
 def _read_torch(path: Path, mmap: bool) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
+from latentsync.utils.augment_config import AugmentConfig
 from latentsync.utils.schema import SchemaError, build, require, require_positive
 from latentsync.utils.yaml_files import read_yaml
 
@@ -23,7 +24,13 @@ Model = TypeVar("Model", bound=ModelSection)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Clips and sound. resolution: side of the aligned face, pixels; audio_feat_length: Whisper frames either side."""
+    """Clips and sound. resolution: side of the aligned face, pixels; audio_feat_length: Whisper frames either side.
+
+    balance_people: a person counts with the square root of the clips there are of them, not with their number.
+    augment: variations of the clips as they are read; of clips encoded once (run.cache_latents) recoloured_copies:
+        those of people of whom there are few come a second time, mirrored and recoloured, and every second one of the
+        others is.
+    """
 
     syncnet_config_path: str = ""
     train_output_dir: str = "output/unet"
@@ -41,6 +48,9 @@ class DataConfig:
     audio_sample_rate: int = 16000
     video_fps: float = 25.0
     audio_feat_length: tuple[int, ...] = (2, 2)
+    balance_people: bool = False
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    recoloured_copies: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "num_frames", "resolution", "video_fps")
@@ -63,11 +73,54 @@ class CkptConfig:
 
 
 @dataclass(frozen=True)
+class UNetCkptConfig(CkptConfig):
+    """The others: networks that losses need, empty for their places under checkpoints/."""
+
+    perceptual_ckpt_path: str = ""
+    trepa_ckpt_path: str = ""
+    identity_ckpt_path: str = ""
+
+
+LOSS_WEIGHTS = (
+    "recon_loss_weight",
+    "perceptual_loss_weight",
+    "trepa_loss_weight",
+    "sync_loss_weight",
+    "motion_loss_weight",
+    "adversarial_loss_weight",
+    "flow_loss_weight",
+    "multi_scale_sync_loss_weight",
+    "identity_loss_weight",
+)
+PIXEL_LOSS_WEIGHTS = ("adversarial_loss_weight", "flow_loss_weight", "identity_loss_weight")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Losses and length of a run. trainable_modules: parts of parameter names that are trained, empty for all.
 
+    pixel_space_supervise: decode the one-step estimate and compare frames (perceptual, trepa and the optional losses).
+    use_syncnet: compare with the sound through data.syncnet_config_path; one for latents needs no decoded frames.
+    guidance_scale, inference_steps: of the validation video.
+    mixed_precision: what mixed_precision_training computes in; auto is bf16 where the device has it, else fp16, and
+        float32 on a CPU.
+    enable_gradient_checkpointing: less memory, a third more time; of the UNet and of the decoder.
     train_sampled_timesteps: train mostly at the timesteps that sampling in inference_steps visits (small models).
     start_from_reference: begin as a copier of the reference frame (models that predict the clean sample).
+    cache_latents: encode every clip once, into train_output_dir; else frames are encoded in each step.
+    audio_dropout: share of samples trained without sound, which guidance needs.
+    weigh_mouth: the reconstruction loss stresses the lips and hardly counts what inference does not replace.
+    ema_decay: average of the weights that is exported and validated, 0 for none.
+    keep_last: states to go on from that are kept.
+    validate: make data.val_video_path speak data.val_audio_path at every save.
+    decode_region: part of the face that is decoded for the losses on frames; the rest is the real frame.
+    decode_frames: frames of a run that are decoded, evenly spaced; 0 for all, as losses over time need.
+    motion_loss_weight: of the error of the change between neighbouring frames' latents.
+    sync_max_timestep: losses on the one-step estimate count only samples at or below this noise level.
+    perceptual_random_trunk: LPIPS on a seeded random VGG16, for want of the trained one.
+    identity_embedding: face is a recognition network, appearance the network of LPIPS.
+    lora_rank: train low-rank additions to the layers named by lora_target instead of the weights; 0 for none.
+    lora_alpha: they count alpha / rank.
     """
 
     pixel_space_supervise: bool = False
@@ -83,36 +136,95 @@ class RunConfig:
     use_mixed_noise: bool = True
     mixed_noise_alpha: float = 1.0
     mixed_precision_training: bool = True
+    mixed_precision: Literal["auto", "bf16", "fp16"] = "auto"
     enable_gradient_checkpointing: bool = True
     max_train_steps: int = 10000000
     max_train_epochs: int = -1
     train_sampled_timesteps: bool = False
     start_from_reference: bool = False
+    cache_latents: bool = False
+    audio_dropout: float = 0.1
+    weigh_mouth: bool = False
+    ema_decay: float = 0.0
+    gradient_accumulation_steps: int = 1
+    compile: bool = False
+    tf32: bool = True
+    keep_last: int = 3
+    validate: bool = True
+    decode_region: Literal["whole", "lower_half", "mouth"] = "whole"
+    decode_frames: int = 0
+    motion_loss_weight: float = 0.0
+    sync_max_timestep: int = 1000
+    perceptual_random_trunk: bool = False
+    adversarial_loss_weight: float = 0.0
+    flow_loss_weight: float = 0.0
+    multi_scale_sync_loss_weight: float = 0.0
+    identity_loss_weight: float = 0.0
+    identity_embedding: Literal["face", "appearance"] = "face"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_target: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __post_init__(self) -> None:
-        require_positive(self, "inference_steps", "mixed_noise_alpha", "max_train_steps")
+        require_positive(self, "inference_steps", "mixed_noise_alpha", "max_train_steps", "keep_last", "lora_alpha")
+        require_positive(self, "gradient_accumulation_steps")
         require(self.guidance_scale >= 1, f"guidance_scale must be at least 1 (1 = off), got {self.guidance_scale}")
-        require(self.max_train_epochs != 0, "max_train_epochs must be above 0, or -1 for no limit")
         require(
-            self.pixel_space_supervise or not self.use_syncnet,
-            "use_syncnet needs decoded frames; set pixel_space_supervise to true as well",
+            self.max_train_epochs == -1 or self.max_train_epochs > 0,
+            "max_train_epochs must be above 0, or -1 for no limit",
         )
-        for name in ("sync_loss_weight", "perceptual_loss_weight", "recon_loss_weight", "trepa_loss_weight"):
+        require(0 <= self.audio_dropout < 1, f"audio_dropout must be at least 0 and below 1, got {self.audio_dropout}")
+        require(0 <= self.ema_decay < 1, f"ema_decay must be at least 0 (off) and below 1, got {self.ema_decay}")
+        require(self.sync_max_timestep >= 0, f"sync_max_timestep must be at least 0, got {self.sync_max_timestep}")
+        require(self.decode_frames >= 0, f"decode_frames must be at least 0 (all), got {self.decode_frames}")
+        require(
+            not (
+                self.decode_frames and self.pixel_space_supervise and (self.trepa_loss_weight or self.flow_loss_weight)
+            ),
+            "decode_frames leaves gaps that trepa and flow cannot look across; set it, or their weights, to 0",
+        )
+        for name in LOSS_WEIGHTS:
             require(getattr(self, name) >= 0, f"{name} must not be negative")
+        require(self.recon_loss_weight > 0, "recon_loss_weight must be above 0: the other losses only refine it")
+        for name in PIXEL_LOSS_WEIGHTS:
+            require(
+                self.pixel_space_supervise or not getattr(self, name),
+                f"{name} needs decoded frames; set pixel_space_supervise to true as well",
+            )
+        require(
+            self.use_syncnet or not self.multi_scale_sync_loss_weight,
+            "multi_scale_sync_loss_weight needs a SyncNet; set use_syncnet to true as well",
+        )
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        require(self.lora_rank >= 0, f"lora_rank must be at least 0 (off), got {self.lora_rank}")
+        require(
+            not (self.lora_rank and self.trainable_modules),
+            "lora_rank trains additions to the weights and no weights; set trainable_modules to [], or lora_rank to 0",
+        )
+        require(bool(self.lora_target) or not self.lora_rank, "lora_target is empty; name layers such as to_q")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """scale_lr: multiply lr by the number of processes. lr_scheduler: one of diffusers' schedules."""
+    """AdamW. scale_lr: multiply lr by the number of processes. lr_scheduler: one of diffusers' schedules."""
 
     lr: float = 1e-5
     scale_lr: bool = False
     max_grad_norm: float = 1.0
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = "constant"
     lr_warmup_steps: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-2
+    adam_epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        require_positive(self, "lr", "max_grad_norm")
+        require_positive(self, "lr", "max_grad_norm", "adam_epsilon")
+        for name in ("adam_beta1", "adam_beta2"):
+            require(0 <= getattr(self, name) < 1, f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        require(self.adam_weight_decay >= 0, f"adam_weight_decay must not be negative, got {self.adam_weight_decay}")
         require(self.lr_warmup_steps >= 0, f"lr_warmup_steps must be at least 0, got {self.lr_warmup_steps}")
         if self.lr_scheduler == "constant":
             require(
@@ -127,17 +239,30 @@ class UNetFileConfig(Generic[Model]):
 
     model: Model
     data: DataConfig = field(default_factory=DataConfig)
-    ckpt: CkptConfig = field(default_factory=CkptConfig)
+    ckpt: UNetCkptConfig = field(default_factory=UNetCkptConfig)
     run: RunConfig = field(default_factory=RunConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         limit = self.model.max_frames
         require(
+            self.run.decode_frames <= self.data.num_frames,
+            f"run.decode_frames {self.run.decode_frames} exceeds data.num_frames {self.data.num_frames}",
+        )
+        require(
             limit is None or self.data.num_frames <= limit,
             f"data.num_frames {self.data.num_frames} exceeds the {limit} of the model's motion modules"
             " (temporal_position_encoding_max_len); lower num_frames",
         )
+        if self.run.cache_latents:
+            require(
+                self.data.augment == AugmentConfig(),
+                "data.augment has no effect on latents encoded once (run.cache_latents); use data.recoloured_copies",
+            )
+        else:
+            require(
+                not self.data.recoloured_copies, "data.recoloured_copies is for run.cache_latents; use data.augment"
+            )
 
 
 @dataclass(frozen=True)

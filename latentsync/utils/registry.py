@@ -210,6 +210,12 @@ DEFAULT_MODEL = "embedded"
 RELEASED_MODELS = ("latentsync-1.6", "latentsync-1.5")  # the better one first
 
 
+def project_path(path: str | Path) -> Path:
+    """Where a path of a config leads: from the working directory if it is there, else from the project's root."""
+    path = Path(path)
+    return path if path.is_absolute() or path.exists() else PROJECT_ROOT / path
+
+
 def entry(name: str) -> Entry:
     """The entry of that name.
 

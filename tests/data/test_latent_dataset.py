@@ -1,27 +1,24 @@
-"""Encoded clips: runs that do not overlap their reference, balance by person, caches that follow the content."""
+"""Encoded clips: caches that follow the content, runs read from them, tokens as the audio encoder gives them."""
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from latentsync.data import latent_dataset
-from latentsync.data.clips import Clip, read_fileslist
-from latentsync.data.latent_dataset import ClipEncoder, EncodedClip, LatentClipDataset, file_digest, jitter_clip
+from latentsync.data import encoded_clips
+from latentsync.data.augment import jitter_clip
+from latentsync.data.cache import CacheWriteError, file_digest
+from latentsync.data.clips import Clip, read_frames, to_pixel_values
+from latentsync.data.draws import Draw
+from latentsync.data.encoded_clips import ClipEncoder, EncodedClip
+from latentsync.data.latent_dataset import LatentClipDataset
+from latentsync.data.sound import MelReader
 from latentsync.utils.errors import UserError
+from tests.data.conftest import CLIP_FRAMES, NUM_FRAMES, SIDE, numbers, same
 
 
-class FakeAudio:
-    """Stands for Audio2Feature: states are row numbers."""
-
-    def audio2feat(self, path) -> Tensor:
-        return torch.arange(100.0)[:, None, None]
-
-    def crop_overlap_audio_window(self, states: Tensor, start: int) -> Tensor:
-        return states[2 * start : 2 * start + 8]
-
-
-class FakeCodec:
+class MeanCodec:
     """Stands for LatentCodec: means of 8x8 patches; counts what it encodes."""
 
     def __init__(self):
@@ -32,84 +29,107 @@ class FakeCodec:
         return torch.nn.functional.avg_pool2d(pixels, 8)
 
 
-def clip_of(frames: int, person: str = "a") -> EncodedClip:
-    numbers = torch.arange(float(frames)).view(-1, 1, 1, 1).half()
-    return EncodedClip(person, numbers, -numbers, torch.arange(2.0 * frames)[:, None, None].half())
+@pytest.fixture
+def encoder(audio, tmp_path) -> ClipEncoder:
+    return ClipEncoder(MeanCodec(), audio, torch.zeros(1, 1, SIDE, SIDE), tmp_path / "cache", "key")
 
 
-@pytest.mark.parametrize("frames", [8, 9, 11, 12, 30])
-def test_reference_never_overlaps_the_run(frames):
-    dataset = LatentClipDataset([clip_of(frames)], FakeAudio(), num_frames=4)
-    starts = set()
-    for _ in range(200):
-        item = dataset[0]
+def counted(tmp_path, frames: int, person: str = "a") -> EncodedClip:
+    """A clip whose latents are frame numbers."""
+    values = torch.arange(float(frames)).view(-1, 1, 1, 1).half()
+    states = torch.arange(2.0 * frames)[:, None, None].half()
+    entry = tmp_path / f"{person}{frames}.safetensors"
+    save_file({"latents": values, "masked_latents": -values, "audio_states": states}, entry)
+    return EncodedClip(tmp_path / f"{person}{frames}.mp4", person, frames, entry, 2 * frames)
+
+
+def test_runs_lie_apart_from_their_reference_and_are_a_function_of_the_draw(tmp_path):
+    dataset = LatentClipDataset([counted(tmp_path, 9), counted(tmp_path, 30)], (2, 2), 4)
+    for key in range(40):
+        item = dataset[Draw(1, key)]
         run, reference = item["latents"].flatten(), item["ref_latents"].flatten()
+        assert item["latents"].dtype == torch.float32 and item["latents"].shape == (4, 1, 1, 1)
         assert not set(run.tolist()) & set(reference.tolist())
-        assert torch.equal(run.diff(), torch.ones(3))
+        assert run[0] == item["start_idx"] and torch.equal(run.diff(), torch.ones(3))
         assert torch.equal(item["masked_latents"].flatten(), -run)
-        assert item["audio"].flatten()[0] == 2 * run[0]
-        starts.add(run[0].item())
-    assert len(starts) > 1
+        assert item["audio"].shape == (4, 10, 1)
+        assert same(item, dataset[Draw(1, key)])
+    assert not same(dataset[Draw(1, 2)], dataset[Draw(1, 3)])
+    assert same(dataset[1], dataset[Draw(1, 1)])
 
 
-def test_equal_seeds_draw_equal_runs():
-    first, second = (LatentClipDataset([clip_of(30)], FakeAudio(), 4, seed=3) for _ in range(2))
-    assert all(torch.equal(first[0]["latents"], second[0]["latents"]) for _ in range(10))
-
-
-def test_short_clips_are_left_out_and_named_when_none_is_left(caplog):
-    dataset = LatentClipDataset([clip_of(7), clip_of(8)], FakeAudio(), num_frames=4)
+def test_short_clips_are_left_out_and_named_when_none_is_left(tmp_path, caplog):
+    dataset = LatentClipDataset([counted(tmp_path, 7), counted(tmp_path, 8)], (2, 2), 4)
     assert len(dataset) == 1
     assert "1 clips are shorter than 8 frames" in caplog.text
     with pytest.raises(UserError, match="8 frames"):
-        LatentClipDataset([clip_of(7)], FakeAudio(), num_frames=4)
+        LatentClipDataset([counted(tmp_path, 7)], (2, 2), 4)
 
 
-def test_people_count_with_the_root_of_their_clips():
-    clips = [clip_of(8, "many") for _ in range(9)] + [clip_of(8, "one")]
-    weights = LatentClipDataset(clips, FakeAudio(), 4).person_weights()
+def test_people_count_with_the_root_of_their_clips(tmp_path):
+    clips = [counted(tmp_path, 8, "many")] * 9 + [counted(tmp_path, 8, "one")]
+    weights = LatentClipDataset(clips, (2, 2), 4).person_weights()
     assert weights[:9].sum() / weights[9] == pytest.approx(3.0)
 
 
-def test_cache_follows_the_content_not_the_name(tmp_path, monkeypatch):
-    frames = np.full((3, 16, 16, 3), 128, np.uint8)
-    monkeypatch.setattr(latent_dataset, "read_frames", lambda path: frames)
-    first, copy, other = tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4"
-    first.write_bytes(b"one")
-    copy.write_bytes(b"one")
-    other.write_bytes(b"two")
-    codec = FakeCodec()
-    encoder = ClipEncoder(codec, FakeAudio(), torch.zeros(1, 1, 16, 16), tmp_path / "cache", "key")
-    encoded = encoder.encode(Clip(first, "a"))
-    assert encoded.latents.shape == (3, 3, 2, 2)
-    assert encoded.masked_latents.abs().max() == 0
-    assert codec.encoded == 6
-    encoder.encode(Clip(copy, "b"))
-    assert codec.encoded == 6
-    encoder.encode(Clip(other, "a"))
-    encoder.encode(Clip(first, "a"), variant=1)
-    assert codec.encoded == 18
-    assert file_digest(first) == file_digest(copy) != file_digest(other)
+def test_items_of_real_clips(encoder, clips, audio):
+    variants = encoder.encode_all([(clips[0], 0), (clips[2], 5)])
+    dataset = LatentClipDataset(variants, audio.audio_feat_length, NUM_FRAMES, mels=MelReader(), with_pixels=True)
+    item = dataset[0]
+    start = item["start_idx"]
+    assert numbers(item["gt_pixel_values"]) == list(range(start, start + NUM_FRAMES))
+    expected = audio.crop_overlap_audio_window(audio.audio2feat(clips[0].path).half().float(), start)
+    assert torch.equal(item["audio"], expected)
+    assert item["mel"].shape == (1, 80, 13)
+    patches = encoder.codec.encode(item["gt_pixel_values"])
+    assert torch.allclose(item["latents"], patches, atol=1e-3)
+    mirrored = dataset[1]
+    run = np.arange(mirrored["start_idx"], mirrored["start_idx"] + NUM_FRAMES)
+    whole = jitter_clip(to_pixel_values(read_frames(clips[2].path)), 5)
+    assert torch.equal(mirrored["gt_pixel_values"], whole[run])
+    assert torch.allclose(mirrored["latents"], encoder.codec.encode(whole[run]), atol=1e-3)
 
 
-def test_jitter_mirrors_and_stays_in_range():
-    frames = torch.rand(2, 3, 8, 8) * 2 - 1
-    changed = jitter_clip(frames, 1)
-    assert torch.equal(changed, jitter_clip(frames, 1))
-    assert not torch.equal(changed, jitter_clip(frames, 2))
-    assert changed.abs().max() <= 1
-    order = lambda x: x[0, 0, 0].argsort()  # noqa: E731
-    assert torch.equal(order(changed), 7 - order(frames)) or (changed.abs() == 1).any()
+def test_cache_follows_the_content_not_the_name(encoder, clips, tmp_path):
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(clips[0].path.read_bytes())
+    encoded = encoder.encode(clips[0])
+    assert (encoded.num_frames, encoded.person) == (CLIP_FRAMES, "anna")
+    assert encoded.entry.name == f"{file_digest(copy)}_key_0.safetensors"
+    assert encoder.codec.encoded == 2 * CLIP_FRAMES
+    again = encoder.encode(Clip(copy, "ben"))
+    assert again.entry == encoded.entry and again.person == "ben"
+    assert encoder.codec.encoded == 2 * CLIP_FRAMES
+    encoder.encode(clips[1])
+    encoder.encode(clips[0], variant=1)
+    assert encoder.codec.encoded == 6 * CLIP_FRAMES
+    encoded.entry.write_bytes(b"damaged")
+    assert encoder.encode(clips[0]) == encoded
+    assert encoder.codec.encoded == 8 * CLIP_FRAMES
 
 
-def test_file_lists(tmp_path):
-    listing = tmp_path / "list.txt"
-    listing.write_text("p/a.mp4\tanna\n\nq/b c.mp4\n", encoding="utf-8")
-    clips = read_fileslist(listing)
-    assert clips == [Clip(tmp_path / "p/a.mp4", "anna"), Clip(tmp_path / "q/b c.mp4", "q")]
-    assert read_fileslist(listing, tmp_path / "data")[0].path == tmp_path / "data" / "p/a.mp4"
-    listing.write_text("\n")
-    with pytest.raises(UserError, match="empty"):
-        read_fileslist(listing)
-    with pytest.raises(UserError, match="no such file list"):
-        read_fileslist(tmp_path / "none.txt")
+def test_a_clip_that_cannot_be_encoded_is_left_out_and_named(encoder, clips, broken, caplog):
+    assert len(encoder.encode_all([(broken, 0), (clips[0], 0)])) == 1
+    assert f"1 clips cannot be encoded and are left out: {broken.path}" in caplog.text
+    with pytest.raises(UserError, match="broken.mp4: cannot be read as a clip"):
+        encoder.encode_all([(broken, 0)])
+
+
+def test_a_full_disk_is_no_fault_of_the_clip(encoder, clips, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("latentsync.data.cache.save_file", full)
+    monkeypatch.setattr(encoded_clips.ClipEncoder, "_compute", lambda *_: {})
+    with pytest.raises(CacheWriteError, match="No space left on device"):
+        encoder.encode_all([(clips[0], 0), (clips[1], 0)])
+    assert not list(encoder.cache_dir.iterdir())
+
+
+def test_a_damaged_entry_is_named_and_another_clip_taken(tmp_path, caplog):
+    good, bad = counted(tmp_path, 20), counted(tmp_path, 21)
+    dataset = LatentClipDataset([good, bad], (2, 2), 4)
+    bad.entry.write_bytes(b"damaged")
+    item = dataset[Draw(1, 5)]
+    assert item["video_path"] == str(good.path) and item["failed_paths"] == [str(bad.path)]
+    assert str(bad.entry) in caplog.text

@@ -19,17 +19,19 @@ import pytest
 import torch
 from PIL import Image
 
+from latentsync.models.lora import add_lora, save_lora
+from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from scripts.inference import INTERRUPTED, build_parser, main, parse_options
 from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import PORTRAIT, clip, picture
-from tests.tiny_model import PROJECT_ROOT
+from tests.tiny_model import PROJECT_ROOT, UNET
 
 OPTIONS = (
     "video_path audio_path video_out_path temp_dir config model inference_ckpt_path unet_config_path vae_path "
-    "whisper_path scheduler_config_path device dtype inference_steps guidance_scale seed enable_deepcache "
-    "vram_efficient chunk_batch_size enable_upscale sharpness_factor crf face detector video_fps keep_fps "
-    "on_short_video mask_image_path quiet"
+    "whisper_path scheduler_config_path lora lora_scale device dtype inference_steps guidance_scale seed "
+    "enable_deepcache vram_efficient chunk_batch_size enable_upscale sharpness_factor crf face detector video_fps "
+    "keep_fps on_short_video mask_image_path quiet"
 ).split()
 
 
@@ -325,6 +327,8 @@ def test_folders_made_for_an_output_go_again_with_it(cli, tmp_path):
         ("--chunk_batch_size=0", "--chunk_batch_size must be"),
         ("--video_fps=nan", "--video_fps must lie"),
         ("--sharpness_factor=-1", "--sharpness_factor must lie"),
+        ("--lora=none.safetensors", "none.safetensors: no such checkpoint"),
+        ("--lora_scale=0.5", "--lora_scale has no effect without --lora"),
         ("--inference_steps=1001", "inference steps must be at most 1000"),
         ("--face=middle", "face selection 'middle'"),
         ("--face=7", "no face that is the chosen one (7) was found"),
@@ -335,6 +339,18 @@ def test_folders_made_for_an_output_go_again_with_it(cli, tmp_path):
 )
 def test_bad_values(cli, prior, option, message):
     check_refused(cli(option), message, prior)
+
+
+def test_an_adapter(cli, tmp_path, tiny_files, caplog):
+    unet, _ = UNet3DConditionModel.from_pretrained(UNET, tiny_files.unet)
+    for parameter in add_lora(unet, rank=2):
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    save_lora(unet, tmp_path / "a b.safetensors", step=5)
+    without = Path(cli().out).read_bytes()
+    with caplog.at_level(logging.INFO):
+        done = cli(f"--lora={tmp_path / 'a b.safetensors'}", "--lora_scale=0.5")
+    assert done.code == 0 and done.errors == [] and "a b.safetensors (step 5) counts 0.5" in caplog.text
+    assert Path(done.out).read_bytes() != without
 
 
 def sideways(index: int) -> np.ndarray:

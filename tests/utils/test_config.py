@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
+from latentsync.training.unet_task import choose_trainable, train_settings
 from latentsync.utils.config import UNetFileConfig, load_audio_config, load_unet_config
 from latentsync.utils.errors import UserError
 
@@ -43,9 +46,23 @@ def test_debug_config_is_tiny():
     assert config.model.block_out_channels == (16, 32) and config.model.use_motion_module
 
 
-def test_every_shipped_unet_config_loads():
-    for path in sorted((CONFIGS / "unet").glob("*.yaml")):
-        load(path.stem)
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "unet").glob("*.yaml")))
+def test_every_shipped_unet_config_loads_and_builds(name):
+    config = load(name)
+    with torch.device("meta"):
+        unet = UNet3DConditionModel(config.model)
+    choose_trainable(unet, config.run.trainable_modules)
+    assert any(parameter.requires_grad for parameter in unet.parameters())
+    assert train_settings(config).save_every == config.ckpt.save_ckpt_steps
+
+
+def test_recipe_of_the_embedded_model():
+    config = load("embedded")
+    assert config.run.cache_latents and config.run.weigh_mouth and config.run.ema_decay == 0.995
+    assert config.data.balance_people and config.data.recoloured_copies
+    assert train_settings(config).betas == (0.9, 0.99)
+    plain = load("stage1").run
+    assert not (plain.weigh_mouth or plain.cache_latents or plain.ema_decay) and plain.audio_dropout == 0.1
 
 
 def test_audio_and_scheduler_configs():
@@ -91,9 +108,21 @@ REFUSED = [
         r"line 2: model.block_out_channels\[1\]: expected a whole number",
     ),
     (
-        "model: {}\nrun: {use_syncnet: true}\n",
-        "line 2: run: use_syncnet needs decoded frames; set pixel_space_supervise",
+        "model: {}\nrun: {flow_loss_weight: 1}\n",
+        "line 2: run: flow_loss_weight needs decoded frames; set pixel_space_supervise",
     ),
+    ("model: {}\nrun: {multi_scale_sync_loss_weight: 1}\n", "needs a SyncNet; set use_syncnet to true"),
+    ("model: {}\nrun: {recon_loss_weight: 0}\n", "recon_loss_weight must be above 0"),
+    ("model: {}\nrun: {perceptual_loss_weight: -1}\n", "perceptual_loss_weight must not be negative"),
+    ("model: {}\nrun: {audio_dropout: 1}\n", "audio_dropout must be at least 0 and below 1"),
+    ("model: {}\nrun: {ema_decay: 1}\n", "ema_decay must be at least 0"),
+    ("model: {}\nrun: {decode_region: teeth}\n", "'teeth' is not one of 'whole', 'lower_half', 'mouth'"),
+    ("model: {}\nrun: {mixed_precision: fp8}\n", "'fp8' is not one of 'auto', 'bf16', 'fp16'"),
+    ("model: {}\nrun: {lora_rank: 4, trainable_modules: [attn2.]}\n", "set trainable_modules to"),
+    ("model: {}\nrun: {gradient_accumulation_steps: 0}\n", "gradient_accumulation_steps must be above 0"),
+    ("model: {}\noptimizer: {adam_beta2: 1}\n", "adam_beta2 must be at least 0 and below 1"),
+    ("model: {}\ndata: {recoloured_copies: true}\n", "recoloured_copies is for run.cache_latents"),
+    ("model: {}\nrun: {cache_latents: true}\ndata: {augment: {flip: 0.5}}\n", "data.augment has no effect"),
     ("model: {}\nrun: {guidance_scale: 0.5}\n", "guidance_scale must be at least 1"),
     ("model: {}\nrun: {max_train_epochs: 0}\n", "max_train_epochs must be above 0, or -1"),
     ("model: {}\nrun: {recon_loss_weight: -1}\n", "recon_loss_weight must not be negative"),

@@ -1,0 +1,86 @@
+"""Tensors computed once and kept in safetensors files that are named by the content they were computed from."""
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentsync.utils.errors import UserError
+
+DIGEST_DIGITS = 16
+
+
+class CacheWriteError(UserError):
+    """A cache entry cannot be written: no fault of the clip it is of."""
+
+
+def file_digest(path: str | Path) -> str:
+    """First 16 hex digits of the file's SHA-256: caches follow the content, never the name.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        status = os.stat(path)
+        return _digest(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@lru_cache(maxsize=65536)
+def _digest(path: str, size: int, modified: int) -> str:
+    """Remembered for as long as size and time of the file stay."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_DIGITS]
+
+
+def store(entry: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a cache entry so that readers, other processes included, see the whole of it or nothing.
+
+    Raises:
+        CacheWriteError: it cannot be written (the disk is full, the folder is read-only).
+    """
+    temporary = entry.with_name(f".{entry.stem}-{os.getpid()}.part")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary)
+        os.replace(temporary, entry)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CacheWriteError(
+            f"{entry}: the cache entry cannot be written ({error}); make room, or choose another folder"
+        ) from error
+
+
+def fetch(entry: Path) -> dict[str, Tensor] | None:
+    """Tensors of a cache entry; None when there is none or it is damaged, and has to be computed anew."""
+    try:
+        return load_file(entry)
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def entry_shapes(entry: Path) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the tensors in a cache entry, without reading them; None when there is none or it is damaged."""
+    try:
+        with safe_open(entry, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def fetch_rows(entry: Path, rows: dict[str, range]) -> dict[str, Tensor]:
+    """Consecutive rows (first axis) of tensors in a cache entry, as float32; nothing else is read.
+
+    Raises:
+        UserError: the entry is missing or damaged.
+    """
+    try:
+        with safe_open(entry, "pt") as file:
+            return {name: file.get_slice(name)[part.start : part.stop].float() for name, part in rows.items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{entry}: the cache entry is damaged or gone; delete it and start again") from error

@@ -1,0 +1,1 @@
+"""How good a result is: pictures, lip movement against sound, the mouth itself."""

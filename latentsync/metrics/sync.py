@@ -1,0 +1,260 @@
+"""Do lips and voice belong together: scores of a StableSyncNet over a clip.
+
+Legend: T frames of a clip, F frames of a window, W windows, D width of the embeddings, R pixels.
+The measures are those of Chung & Zisserman, "Out of time" (2016), on unit vectors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentsync.data.syncnet_mel import mel_window, syncnet_mel
+from latentsync.models.stable_syncnet import StableSyncNet
+from latentsync.models.syncnet_config import StableSyncNetConfig
+from latentsync.models.syncnet_input import ROWS_PER_FRAME, AudioFeatures, audio_input, visual_input, whisper_rows
+from latentsync.models.vae import LatentCodec
+from latentsync.utils.checkpoints import load_checkpoint, load_into
+from latentsync.utils.errors import UserError
+from latentsync.utils.syncnet_config import SyncNetDataConfig, load_syncnet_config
+from latentsync.whisper.audio2feature import Audio2Feature
+from latentsync.whisper.windows import count_frames
+
+FPS = 25
+OFFSET_REACH = 15  # frames that the sound is moved either way
+NEGATIVE_GAP = 6  # frames: windows this far apart do not belong together
+
+
+@dataclass(frozen=True)
+class SyncScore:
+    """Mean distances (2 * reach + 1,) of picture and sound for offsets -reach..reach.
+
+    At offset k the window of pictures from frame i on is held against the sound from frame i + k on. A POSITIVE
+    offset thus says that the sound is late: what is seen at i is heard k frames after. (The script of the published
+    SyncNet prints the negative of it.)
+    """
+
+    distances: np.ndarray
+
+    @property
+    def offsets(self) -> np.ndarray:
+        reach = len(self.distances) // 2
+        return np.arange(-reach, reach + 1)
+
+    @property
+    def offset(self) -> int:
+        """Frames by which the sound is late: where the distance is least."""
+        return int(self.offsets[self.distances.argmin()])
+
+    @property
+    def confidence(self) -> float:
+        """Median of the distances minus the least of them: 0 for no relation, at most 2."""
+        return float(np.median(self.distances) - self.distances.min())
+
+
+def offset_score(vision: Tensor, audio: Tensor, reach: int = OFFSET_REACH) -> SyncScore:
+    """Distances over all offsets, each the mean over the windows that have a partner there.
+
+    Args:
+        vision, audio: (W, D) unit vectors of the windows from frame 0, 1, 2, ... on.
+
+    Raises:
+        ValueError: shapes differ, or W <= reach, so that an offset has no pair.
+    """
+    if vision.shape != audio.shape or vision.ndim != 2:
+        raise ValueError(f"two equal (W, D) are needed, not {tuple(vision.shape)} and {tuple(audio.shape)}")
+    count = len(vision)
+    if count <= reach:
+        raise ValueError(f"{count} windows are too few for offsets of {reach} frames")
+    distances = torch.cdist(vision.double(), audio.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    means = [distances.diagonal(offset).mean() for offset in range(-reach, reach + 1)]
+    return SyncScore(torch.stack(means).cpu().numpy())
+
+
+def preference(vision: Tensor, audio: Tensor, gap: int = NEGATIVE_GAP) -> Tensor:
+    """How often each window's own sound is preferred to the sound of another window of the clip.
+
+    Args:
+        vision, audio: (W, D) unit vectors.
+        gap: frames that the other window is away at least.
+
+    Returns:
+        for each window that has others that far away, the share of them whose cosine similarity is below that of its
+        own sound: (W',) in [0, 1]. The mean is the chance to be right when one is drawn at random.
+    """
+    similarity = vision.double() @ audio.double().T
+    index = torch.arange(len(vision), device=vision.device)
+    far = (index[:, None] - index[None]).abs() >= gap
+    wins = (similarity.diagonal()[:, None] > similarity) & far
+    usable = far.any(dim=1)
+    return wins.sum(dim=1)[usable].double() / far.sum(dim=1)[usable]
+
+
+class SyncScorer:
+    """Embeds the windows of a clip with a StableSyncNet, as it was trained.
+
+    Args:
+        net: StableSyncNet, or another with its `embed_images` and `embed_audio`: (B, C, H, W) -> unit vectors (B, D).
+        num_frames: F.
+        resolution: side of the faces that `net` was trained with; others are resized.
+        lower_half: `net` sees the lower half of the face (or of its latents).
+        latent_space: `net` sees latents; `codec` makes them.
+        audio_features: "mel" or "whisper"; the latter needs `audio`.
+        batch_size: windows embedded together.
+
+    Raises:
+        UserError: the codec or the audio encoder that the network needs is not given.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_frames: int = 16,
+        resolution: int = 256,
+        *,
+        lower_half: bool = True,
+        latent_space: bool = False,
+        audio_features: AudioFeatures = "mel",
+        codec: LatentCodec | None = None,
+        audio: Audio2Feature | None = None,
+        batch_size: int = 16,
+    ):
+        if latent_space and codec is None:
+            raise UserError("this SyncNet sees latents: the autoencoder they are from must be given")
+        if audio_features == "whisper" and audio is None:
+            raise UserError("this SyncNet hears Whisper features: the Whisper checkpoint must be given")
+        self.net = net.eval()
+        self.num_frames, self.resolution = num_frames, resolution
+        self.lower_half, self.batch_size = lower_half, batch_size
+        self.audio_features = audio_features
+        self.codec = codec if latent_space else None
+        self.audio = audio if audio_features == "whisper" else None
+
+    @property
+    def shortest_clip(self) -> int:
+        """Frames a clip must have for `score`."""
+        return self.num_frames + OFFSET_REACH
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        config_path: str | Path,
+        ckpt_path: str | Path,
+        codec: LatentCodec | None = None,
+        audio: Audio2Feature | None = None,
+        device: str | torch.device = "cpu",
+    ) -> "SyncScorer":
+        """A StableSyncNet from its config and checkpoint; `codec` and `audio` as the class takes them.
+
+        Raises:
+            UserError: a file is missing or damaged, the two do not fit, or codec or audio do not fit the network.
+        """
+        config = load_syncnet_config(config_path, StableSyncNetConfig)
+        net = load_into(lambda: StableSyncNet(config.model), load_checkpoint(ckpt_path), exact=True)
+        return cls.from_config(net.to(device), config.data, codec, audio)
+
+    @classmethod
+    def from_config(
+        cls,
+        net: nn.Module,
+        data: SyncNetDataConfig,
+        codec: LatentCodec | None = None,
+        audio: Audio2Feature | None = None,
+    ) -> "SyncScorer":
+        """For a network at hand, trained as the `data` section of its config says."""
+        if data.video_fps != FPS:
+            raise UserError(f"clips have {FPS} frames/s, this SyncNet was trained at {data.video_fps:g}; give another")
+        return cls(
+            net,
+            data.num_frames,
+            data.resolution,
+            lower_half=data.lower_half,
+            latent_space=data.latent_space,
+            audio_features=data.audio_features,
+            codec=codec,
+            audio=audio,
+        )
+
+    def frames_of(self, faces: Tensor, wave: np.ndarray) -> int:
+        """How many frames both the pictures and the sound cover."""
+        return min(len(faces), count_frames(len(wave), FPS))
+
+    @torch.no_grad()
+    def embed_faces(self, faces: Tensor) -> Tensor:
+        """Embeddings of the windows from frame 0, 1, 2, ... on: (W, D) on the CPU, W = T - F + 1.
+
+        Args:
+            faces: (T, 3, R, R) aligned, in [-1, 1], 25 a second.
+
+        Raises:
+            UserError: fewer frames than one window.
+        """
+        self._check_length(len(faces), self.num_frames)
+        windows = self._pictures(faces).unfold(0, self.num_frames, 1).movedim(-1, 1)  # (W, F, C, H, W)
+        batches = windows.split(self.batch_size)
+        images = (visual_input(batch, self.lower_half).to(self.device) for batch in batches)
+        return torch.cat([self.net.embed_images(image).float().cpu() for image in images])
+
+    @torch.no_grad()
+    def embed_audio(self, wave: np.ndarray, frames: int) -> Tensor:
+        """Embeddings of the sound of the same windows: (W, D) on the CPU, W = frames - F + 1.
+
+        Args:
+            wave: (N,) the sound from the first frame on, mono at 16 kHz in [-1, 1].
+            frames: video frames it is taken for.
+
+        Raises:
+            UserError: fewer frames than one window.
+        """
+        self._check_length(frames, self.num_frames)
+        batches = self._sounds(wave, frames).split(self.batch_size)
+        sounds = (audio_input(batch, self.audio_features).to(self.device) for batch in batches)
+        return torch.cat([self.net.embed_audio(sound).float().cpu() for sound in sounds])
+
+    def embed(self, faces: Tensor, wave: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(vision, audio), both (W, D): `embed_faces` and `embed_audio` as far as both reach."""
+        frames = self.frames_of(faces, wave)
+        return self.embed_faces(faces[:frames]), self.embed_audio(wave, frames)
+
+    def score(self, faces: Tensor, wave: np.ndarray) -> SyncScore:
+        """Distances, offset and confidence of a clip; arguments as `embed`.
+
+        Raises:
+            UserError: the clip is shorter than `shortest_clip`.
+        """
+        self._check_length(self.frames_of(faces, wave), self.shortest_clip)
+        return offset_score(*self.embed(faces, wave))
+
+    def _check_length(self, frames: int, needed: int) -> None:
+        if frames < needed:
+            raise UserError(
+                f"the clip has {frames} frames with sound, {needed} are needed to measure sync; leave it out"
+            )
+
+    def _pictures(self, faces: Tensor) -> Tensor:
+        """(T, 3, R, R) -> the whole of what the network sees of each frame (T, C, H, W)."""
+        if faces.shape[-1] != self.resolution:
+            size = (self.resolution, self.resolution)
+            faces = F.interpolate(faces.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
+            faces = faces.clamp(-1, 1)
+        if self.codec is None:
+            return faces
+        return torch.cat([self.codec.encode(part).float().cpu() for part in faces.split(self.batch_size)])
+
+    def _sounds(self, wave: np.ndarray, frames: int) -> Tensor:
+        """What the dataset would give of each window: mel (W, 1, 80, columns) or Whisper rows (W, 2F, L, D)."""
+        starts = range(frames - self.num_frames + 1)
+        if self.audio is None:
+            mel = syncnet_mel(torch.as_tensor(wave))
+            return torch.stack([mel_window(mel, start, self.num_frames, FPS) for start in starts])
+        tokens = self.audio.stream(wave, FPS, frames).chunks(0, frames)
+        rows = whisper_rows(tokens[None], self.audio.num_layers, self.audio.audio_feat_length)[0]  # (2T, L, D)
+        span = ROWS_PER_FRAME * self.num_frames
+        return torch.stack([rows[ROWS_PER_FRAME * start : ROWS_PER_FRAME * start + span] for start in starts])

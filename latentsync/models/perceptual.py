@@ -1,0 +1,142 @@
+"""LPIPS, the learned perceptual distance of images (Zhang et al. 2018), on VGG16 features.
+
+Legend: N images, C feature channels, H W pixels.
+"""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentsync.utils.checkpoints import load_state_dict
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import CHECKPOINTS_DIR
+
+VGG16 = CHECKPOINTS_DIR / "auxiliary" / "vgg16-397923af.pth"
+VGG16_SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"
+HEADS = "weights/v0.1/vgg.pth"  # in the lpips package
+# Widths of the convolutions between two poolings; the features compared are the last of each stage, after its ReLU.
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+MIN_SIDE = 2 ** (len(STAGES) - 1)
+# ImageNet's mean and deviation for pixels in [-1, 1], as the published heads were fitted with.
+PIXEL_MEAN = (-0.030, -0.088, -0.188)
+PIXEL_STD = (0.458, 0.448, 0.450)
+
+
+class VGG16Trunk(nn.Module):
+    """The convolutions of VGG16 (Simonyan and Zisserman 2015) under torchvision's names, `features.{i}.weight`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        ends, channels = [], 3
+        for stage in STAGES:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for width in stage:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            ends.append(len(layers))
+        self.features = nn.Sequential(*layers)
+        self.ends = tuple(ends)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """(N, 3, H, W), standardised -> five maps (N, C, H / 2^k, W / 2^k), k = 0 .. 4."""
+        maps, start = [], 0
+        for end in self.ends:
+            pixels = self.features[start:end](pixels)
+            maps.append(pixels)
+            start = end
+        return maps
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance with the published linear heads; gradients reach the images, the weights are frozen.
+
+    `LPIPS()` reads torchvision's VGG16 file from its place under `checkpoints/`, `LPIPS(path)` from elsewhere,
+    `LPIPS(trunk_state=tensors)` takes the tensors themselves. `LPIPS(random_trunk=True, seed=0)` compares features of
+    an untrained VGG16 (He initialisation), the paper's "random network": weaker, and it needs no file.
+    """
+
+    def __init__(
+        self,
+        vgg_path: str | Path | None = None,
+        *,
+        trunk_state: Mapping[str, Tensor] | None = None,
+        random_trunk: bool = False,
+        seed: int = 0,
+    ):
+        """Raises UserError when the VGG16 file or the lpips package is missing, or holds something else."""
+        super().__init__()
+        with torch.device("meta"):  # no weight is drawn: building this must not move the run's random numbers
+            self.trunk = VGG16Trunk()
+            self.heads = nn.ModuleList(nn.Conv2d(stage[-1], 1, 1, bias=False) for stage in STAGES)
+        if random_trunk:
+            _initialise(self.trunk.to_empty(device="cpu"), seed)
+        else:
+            state = _read_trunk(vgg_path or VGG16) if trunk_state is None else trunk_state
+            _load_trunk(self.trunk, state, vgg_path or VGG16)
+        self.heads.load_state_dict(_read_heads(), assign=True)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[None, :, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD)[None, :, None, None], persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(N, 3, H, W) twice, RGB in [-1, 1], sides of at least 16 pixels -> distances (N, 1, 1, 1), 0 when equal."""
+        maps = zip(self.heads, self.features(x), self.features(y), strict=True)
+        with torch.autocast(x.device.type, enabled=False):
+            stages = [F.conv2d((map_x - map_y) ** 2, head.weight.float()) for head, map_x, map_y in maps]
+            return sum(stage.mean(dim=(2, 3), keepdim=True) for stage in stages)
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) in [-1, 1] -> five float32 maps whose every position is a unit vector over channels."""
+        if min(pixels.shape[-2:]) < MIN_SIDE:
+            raise ValueError(f"LPIPS needs images of at least {MIN_SIDE} pixels a side, got {tuple(pixels.shape)}")
+        standardised = (pixels.to(self.mean) - self.mean) / self.std
+        return [F.normalize(map_.float(), dim=1, eps=1e-10) for map_ in self.trunk(standardised)]
+
+
+def _read_trunk(path: str | Path) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise UserError(
+            f"{path}: the VGG16 weights of the perceptual loss are not there; put torchvision's file ({VGG16_SOURCE}) "
+            "in that place, set run.perceptual_random_trunk to true to compare features of an untrained VGG16, or "
+            "run.perceptual_loss_weight to 0 to train without this loss"
+        )
+    return load_state_dict(path)
+
+
+def _load_trunk(trunk: VGG16Trunk, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """The published file also holds the classifier, which is not used."""
+    convolutions = {name: tensor.float() for name, tensor in state.items() if name.startswith("features.")}
+    try:
+        trunk.load_state_dict(convolutions, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{source}: these are not the weights of torchvision's VGG16; download it again") from error
+
+
+def _initialise(trunk: VGG16Trunk, seed: int) -> None:
+    """He initialisation, the same for the same seed whatever was drawn before."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in trunk.features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)
+
+
+def _read_heads() -> dict[str, Tensor]:
+    """Non-negative weights (1, C, 1, 1) of the five stages by name, from the installed lpips package.
+
+    Only its data are read: the package itself imports torchvision, which cannot stand beside CPU torch.
+    """
+    package = find_spec("lpips")  # finds it without running it
+    if package is None or package.origin is None:
+        raise UserError(
+            "the perceptual loss needs the lpips package for its linear heads; run "
+            "`pip install --no-deps -r requirements-nodeps.txt`"
+        )
+    state = load_state_dict(Path(package.origin).parent / HEADS)
+    return {f"{index}.weight": state[f"lin{index}.model.1.weight"] for index in range(len(STAGES))}

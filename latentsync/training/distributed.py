@@ -1,0 +1,169 @@
+"""Several processes that must decide alike: one that raises or skips alone leaves the others waiting for ever."""
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
+from torch import Tensor, nn
+
+from latentsync.training.settings import TrainSettings, choose_precision
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+# Others wait while the main process validates and saves.
+PATIENCE = timedelta(hours=3)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def make_accelerator(settings: TrainSettings) -> Accelerator:
+    """Accelerator for the launch at hand: plain Python, `accelerate launch` or `torchrun`.
+
+    Raises:
+        UserError: the precision or an option is not to be had with it.
+    """
+    precision = choose_precision(settings.mixed_precision)
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("mixed_precision fp16 needs a GPU; set it to no (or auto), or bf16")
+    torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = settings.tf32
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),
+            DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused_parameters),
+        ],
+    )
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    if not accelerator.is_main_process:  # the others have the same to say
+        logging.getLogger("latentsync").setLevel(logging.WARNING)
+    if settings.ema_decay and is_sharded(accelerator):
+        release(accelerator)
+        raise UserError("ema_decay needs the whole model in each process; set it to 0 with FSDP and DeepSpeed")
+    return accelerator
+
+
+def release(accelerator: Accelerator) -> None:
+    """End the run: later ones in this Python process may choose another precision."""
+    accelerator.free_memory()
+    if accelerator.num_processes > 1:
+        accelerator.end_training()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether the processes hold parts of the model instead of copies."""
+    return accelerator.distributed_type in SHARDED
+
+
+def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Each flag: whether it is set in any process. All processes must call this at the same point."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    shared = torch.tensor(flags, dtype=torch.int32, device=accelerator.device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in shared.tolist()]
+
+
+def from_main(accelerator: Accelerator, value: T) -> T:
+    """The main process's value, in all of them."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def together(accelerator: Accelerator, work: Callable[[], T], *, main_only: bool = False) -> T | None:
+    """Run `work` and wait for all: where one process raises UserError, all do.
+
+    With `main_only` the main process works and the others wait; they return None.
+    """
+    result, failure = None, None
+    if accelerator.is_main_process or not main_only:
+        try:
+            result = work()
+        except UserError as error:
+            failure = error
+    if any_process(accelerator, failure is not None)[0]:
+        raise failure or UserError("stopped because another process did; its message says why")
+    return result
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows in the order of the processes; the gradient of each row goes back where it is from."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather(list(gathered.split(len(rows))), rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        first = dist.get_rank() * ctx.count
+        return gradient[first : first + ctx.count]
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """(B, ...) of each process -> (processes * B, ...), the same everywhere, with gradient.
+
+    A loss of the gathered rows that every process computes alike gets, after the usual averaging of the parameters'
+    gradients over processes, the gradient that one process with all rows would get.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return _Gather.apply(rows)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Mean over the processes of the gradients of a module that is not wrapped."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+
+
+def shared_folder(accelerator: Accelerator, folder: Path) -> None:
+    """Create a folder in the main process. Raises UserError in all processes when that fails."""
+
+    def create() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another output folder") from error
+
+    together(accelerator, create, main_only=True)
+
+
+def save_without_prefix(accelerator: Accelerator) -> None:
+    """Weights in checkpoints have the bare model's names, whatever the number of processes."""
+
+    def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+        for index, model in enumerate(models):
+            weights[index] = accelerator.unwrap_model(model).state_dict()
+
+    def load(models: list[nn.Module], folder: str) -> None:
+        for index, model in enumerate(models):
+            models[index] = accelerator.unwrap_model(model)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)

@@ -1,0 +1,198 @@
+"""What a run shows of itself: CSV tables, a chart, TensorBoard, the log. Only the main process writes."""
+
+import csv
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+TIMINGS = ("data_wait", "steps_per_second")
+CHART_POINTS = 2000
+
+
+class ValueTable:
+    """Rows of named numbers by step, in a CSV file that is appended to. The first column is `step`."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        """Take up an existing file: what was written after `last_step` was lost with the run that wrote it."""
+        self.path, self.names, self.rows = path, ["step"], []
+        if path.is_file():
+            try:
+                self._read(last_step)
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{path}: is not a table of this program; move it away") from error
+            self._rewrite()
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row; a name that is new adds a column. Of a step that is there already the row is replaced."""
+        replaces = bool(self.rows) and self.rows[-1]["step"] >= step
+        self.rows = [row for row in self.rows if row["step"] < step] if replaces else self.rows
+        row = {"step": step, **values}
+        self.rows.append(row)
+        new = [name for name in row if name not in self.names]
+        self.names += new
+        if new or replaces or len(self.rows) == 1:
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.names).writerow(row)
+
+    def column(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of the rows that have a finite one."""
+        rows = [row for row in self.rows if math.isfinite(row.get(name, math.nan))]
+        return [int(row["step"]) for row in rows], [row[name] for row in rows]
+
+    def _read(self, last_step: int) -> None:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            self.names = list(reader.fieldnames or ["step"])
+            for row in reader:
+                values = {name: float(value) for name, value in row.items() if value not in ("", None)}
+                if values["step"] <= last_step:
+                    self.rows.append({**values, "step": int(values["step"])})
+
+    def _rewrite(self) -> None:
+        temporary = self.path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+class Report:
+    """Means of the values of the steps since the last row, over all processes; with how fast the steps went.
+
+    Files in `folder`: train.csv, validation.csv, loss_chart.png, tensorboard/ where that package is installed.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, step: int) -> None:
+        self.accelerator, self.folder = accelerator, folder
+        self.writes = accelerator.is_main_process
+        self.train = ValueTable(folder / "train.csv", step) if self.writes else None
+        self.validation = ValueTable(folder / "validation.csv", step) if self.writes else None
+        self.board = _open_tensorboard(folder / "tensorboard", step + 1) if self.writes else None
+        self._restart()
+
+    def waited(self, seconds: float) -> None:
+        """Time that the step stood still for want of a batch."""
+        self._waited += seconds
+
+    def pause(self, seconds: float) -> None:
+        """Time that went into saving or validating; it does not count against the speed."""
+        self._began += seconds
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Values of one step; tensors stay on their device until the row is written."""
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+
+    def write_row(self, step: int) -> dict[str, float]:
+        """Average what was added, write it, return it. All processes must call this; {} when nothing was added."""
+        if not self._count:
+            return {}
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        device = self.accelerator.device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        values = [torch.as_tensor(value).to(device, kind) for value in self._sums.values()]
+        row = torch.stack(values) / self._count
+        row = torch.cat([row, row.new_tensor([self._waited / elapsed, self._count / elapsed])])
+        means = self.accelerator.reduce(row, reduction="mean").tolist()
+        means = dict(zip([*self._sums, *TIMINGS], means, strict=True))
+        self._restart()
+        if self.train is not None:
+            self._guarded(self.train, step, means)
+            self._show("train", step, means)
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+            logger.info("step %d  %s", step, shown)
+        return means
+
+    def write_validation(self, step: int, measures: Mapping[str, float]) -> None:
+        """Add a row of measures; in the main process."""
+        self._guarded(self.validation, step, measures)
+        self._show("validation", step, measures)
+        if measures:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in measures.items())
+            logger.info("validation at step %d  %s", step, shown)
+
+    def validated(self, step: int) -> bool:
+        """Whether there is a row of measures for a step."""
+        return any(row["step"] == step for row in self.validation.rows)
+
+    def draw_chart(self) -> None:
+        """Losses and measures against steps, one panel each; in the main process."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        panels = [(table, name) for table in (self.train, self.validation) for name in table.names]
+        panels = [(table, name) for table, name in panels if name not in ("step", *TIMINGS)]
+        panels = [panel for panel in panels if panel[0].column(panel[1])[0]]
+        if not panels:
+            return
+        columns = min(3, len(panels))
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(5 * columns, 3 * rows))
+        figure.subplots_adjust(0.12 / columns + 0.02, 0.1 / rows, 0.98, 1 - 0.12 / rows, 0.2, 0.35)
+        FigureCanvasAgg(figure)
+        for place, (table, name) in enumerate(panels):
+            steps, values = _thinned(*table.column(name))
+            axes = figure.add_subplot(rows, columns, place + 1)
+            axes.plot(steps, values, marker="o" if table is self.validation else "", markersize=3, linewidth=1)
+            axes.set_title(name if table is self.train else f"{name} (validation)", fontsize=9)
+            axes.grid(alpha=0.3)
+        path = self.folder / "loss_chart.png"
+        temporary = path.with_suffix(".tmp")
+        try:
+            figure.savefig(temporary, format="png", dpi=90)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); free space") from error
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+    def _restart(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._count, self._waited, self._began = 0, 0.0, time.monotonic()
+
+    def _guarded(self, table: ValueTable, step: int, values: Mapping[str, float]) -> None:
+        try:
+            table.add(step, values)
+        except OSError as error:
+            raise UserError(f"{table.path}: cannot be written ({error.strerror}); free space") from error
+
+    def _show(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
+
+
+def _open_tensorboard(folder: Path, first_step: int):
+    """A writer that drops what an earlier run wrote from `first_step` on; None without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info(
+            "no TensorBoard: pip install tensorboard to have it; train.csv and loss_chart.png are written anyway"
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step)
+
+
+def _thinned(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+    """At most CHART_POINTS points, each the mean of its neighbours."""
+    size = -(-len(steps) // CHART_POINTS)
+    groups = range(0, len(steps), size)
+    means = [sum(values[first : first + size]) / len(values[first : first + size]) for first in groups]
+    return [steps[first] for first in groups], means

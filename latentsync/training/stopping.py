@@ -1,0 +1,47 @@
+"""Leaving in good order: on SIGTERM or Ctrl-C, or when the time is over, the step is finished and saved first."""
+
+import logging
+import signal
+import time
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """`with StopRequest(minutes) as stop:` catches the signals; `stop.asked` says whether to leave.
+
+    A second signal acts as if there were no handler.
+    """
+
+    def __init__(self, after_minutes: float = 0.0) -> None:
+        self._deadline = time.monotonic() + after_minutes * 60 if after_minutes else float("inf")
+        self._signalled = False
+        self._previous: dict[int, object] = {}
+
+    @property
+    def asked(self) -> bool:
+        return self._signalled or time.monotonic() >= self._deadline
+
+    def __enter__(self) -> "StopRequest":
+        try:
+            self._previous = {number: signal.signal(number, self._catch) for number in SIGNALS}
+        except ValueError:  # not the main thread of Python: signals go elsewhere
+            logger.info("signals are not caught here; stop the run by its own means")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+        logger.warning("%s: the state is saved after this step, then the run ends", signal.Signals(number).name)
+        signal.signal(number, self._previous[number])
+
+
+def ignore_first_signal(worker: int) -> None:
+    """For DataLoader workers: a signal to the whole process group must not end them before the state is saved."""
+    for number in SIGNALS:
+        signal.signal(number, lambda caught, frame: signal.signal(caught, signal.SIG_DFL))

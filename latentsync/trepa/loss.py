@@ -1,0 +1,84 @@
+"""TREPA, temporal representation alignment: generated clips shall look alike to a video network, not frame by frame.
+
+Legend: B clips, F frames, H W pixels, D feature width.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentsync.trepa.videomae import VideoMAE, VideoMAEConfig
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import AUXILIARY, CHECKPOINTS_DIR, DOWNLOAD_COMMAND
+
+VIT_G = VideoMAEConfig()
+NUM_FRAMES = VIT_G.num_frames
+(WEIGHTS,) = (file for file in AUXILIARY if Path(file.path).name == "vit_g_hybrid_pt_1200e_ssv2_ft.pth")
+CHECKPOINT = CHECKPOINTS_DIR / WEIGHTS.path
+HOW_TO_DO_WITHOUT = "set run.trepa_loss_weight to 0 to train without this loss"
+
+
+class TREPALoss(nn.Module):
+    """Squared distance of the unit VideoMAEv2 features of two clips (Li et al. 2024, "LatentSync", section 3.4).
+
+    `loss(videos_fake, videos_real)` is a scalar; gradients reach the fake clip only. The network is frozen.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device = "cuda",
+        ckpt_path: str | Path = CHECKPOINT,
+        with_cp: bool = True,
+        config: VideoMAEConfig = VIT_G,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """
+        Args:
+            device: where the network runs and the loss lies.
+            ckpt_path: published VideoMAEv2 weights.
+            with_cp: gradient checkpointing, far less memory for a third more time.
+            config: shape of the network in that file.
+            dtype: of its weights; half precision halves their 4 GB.
+
+        Raises:
+            UserError: the file is missing, damaged, or holds another network.
+        """
+        super().__init__()
+        if not Path(ckpt_path).is_file():
+            raise UserError(
+                f"{ckpt_path}: the VideoMAEv2 weights of the TREPA loss are not there; run `{DOWNLOAD_COMMAND} "
+                f"auxiliary` ({WEIGHTS.repo}: {WEIGHTS.repo_path}), or {HOW_TO_DO_WITHOUT}"
+            )
+        self.model = VideoMAE.from_pretrained(ckpt_path, config, with_cp).to(device, dtype)
+
+    def forward(self, videos_fake: Tensor, videos_real: Tensor) -> Tensor:
+        """(B, 3, F, H, W) twice, RGB in [-1, 1], F = 16 -> scalar, 0 for equal clips, at most 4 / D.
+
+        Raises:
+            UserError: the clips have another number of frames than the network was trained for.
+        """
+        with torch.no_grad():
+            real = self.features(videos_real)
+        return F.mse_loss(self.features(videos_fake), real)
+
+    def features(self, videos: Tensor) -> Tensor:
+        """(B, 3, F, H, W) in [-1, 1] -> unit vectors (B, D), float32."""
+        frames, expected = videos.shape[2], self.model.config.num_frames
+        if frames != expected:
+            raise UserError(
+                f"the TREPA loss compares runs of {expected} frames, not {frames}; "
+                f"set data.num_frames to {expected}, or {HOW_TO_DO_WITHOUT}"
+            )
+        weight = self.model.fc_norm.weight
+        features = self.model.forward_features(self._prepare(videos.to(weight.device)).to(weight.dtype))
+        return F.normalize(features.float(), dim=1)
+
+    def _prepare(self, videos: Tensor) -> Tensor:
+        """Resize to the network's side and map [-1, 1] to [0, 1], which is all that its training did to the pixels."""
+        batch, side = videos.shape[0], self.model.config.img_size
+        frames = rearrange(videos.float(), "b c f h w -> (b f) c h w")
+        resized = F.interpolate(frames, size=(side, side), mode="bicubic")
+        return rearrange((resized / 2 + 0.5).clamp(0, 1), "(b f) c h w -> b c f h w", b=batch)

@@ -1,0 +1,90 @@
+"""Mouth openings of made-up meshes and of the demo's portrait, and what counts as silence."""
+
+import cv2
+import numpy as np
+import pytest
+
+from latentsync.metrics.mouth import (
+    CHIN,
+    FOREHEAD,
+    INNER_LIPS,
+    MESH_POINTS,
+    MouthMeter,
+    closed_opening,
+    mean_opening,
+    mouth_opening,
+    silence_and_speech,
+)
+from latentsync.utils.registry import PROJECT_ROOT
+
+RATE = 640  # samples of a video frame
+
+
+def mesh(gap: float, turn: float = 0.0) -> np.ndarray:
+    """A face 200 high whose lips are `gap` apart, turned by `turn` radians."""
+    points = np.zeros((len(MESH_POINTS), 2))
+    place = {index: len(MESH_POINTS) - 1 - MESH_POINTS[::-1].index(index) for index in MESH_POINTS}
+    points[place[FOREHEAD]], points[place[CHIN]] = (0, 0), (0, 200)
+    for column, (upper, lower) in enumerate(INNER_LIPS):
+        points[place[upper]], points[place[lower]] = (10 * column, 150), (10 * column, 150 + gap)
+    cos, sin = np.cos(turn), np.sin(turn)
+    return points @ np.array([[cos, sin], [-sin, cos]])
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.4])
+def test_opening_is_the_gap_over_the_face(turn):
+    assert mouth_opening(mesh(20, turn)) == pytest.approx(0.1)
+    assert mouth_opening(mesh(-2, turn)) == pytest.approx(-0.01)
+
+
+def test_openings_are_taken_above_the_closed_mouth():
+    openings = np.array([0.01] * 5 + [0.05, 0.07, np.nan])
+    closed = closed_opening(openings)
+    assert closed == pytest.approx(0.01)
+    speech = np.array([False] * 5 + [True] * 3)
+    assert mean_opening(openings, speech, closed) == pytest.approx(0.05)
+    assert mean_opening(openings, ~speech, closed + 0.01) == 0
+    assert np.isnan(mean_opening(openings, np.zeros(8, bool), closed))
+    nothing = closed_opening(np.full(3, np.nan))
+    assert np.isnan(nothing) and np.isnan(mean_opening(openings, speech, nothing))
+
+
+def test_silence_before_and_after_speech():
+    rng = np.random.default_rng(0)
+    speech = rng.normal(0, 0.1, 40 * RATE)
+    speech[18 * RATE : 22 * RATE] = 0  # a pause between words
+    wave = np.concatenate([np.zeros(30 * RATE), speech, rng.normal(0, 0.001, 30 * RATE)])
+    silence, spoken = silence_and_speech(wave, 100)
+    assert np.flatnonzero(silence).tolist() == [*range(26), *range(74, 100)]
+    assert np.flatnonzero(spoken).tolist() == list(range(30, 70))
+
+
+def test_frames_beyond_the_sound_are_silent_and_silence_alone_is_no_speech():
+    silence, speech = silence_and_speech(np.full(20 * RATE, 0.1), 40)
+    assert np.flatnonzero(silence).tolist() == list(range(24, 40)) and speech[:20].all()
+    silence, speech = silence_and_speech(np.zeros(40 * RATE), 40)
+    assert silence.all() and not speech.any()
+
+
+def test_meter_on_a_portrait_and_on_no_face():
+    portrait = cv2.cvtColor(cv2.imread(str(PROJECT_ROOT / "assets" / "demo_portrait.png")), cv2.COLOR_BGR2RGB)
+    face = _aligned(portrait, 128)
+    meter = MouthMeter()
+    found = meter.openings(np.stack([face, np.zeros_like(face), face]))
+    meter.close()
+    assert np.isnan(found).tolist() == [False, True, False]
+    assert found[0] == found[2]
+    assert 0 < found[0] < 0.2
+    with pytest.raises(ValueError, match="uint8"):
+        MouthMeter.openings(meter, face[None].astype(np.float32))
+
+
+def _aligned(image: np.ndarray, side: int) -> np.ndarray:
+    from latentsync.faces.align import resize_to_square
+    from latentsync.faces.mediapipe_detector import MediaPipeDetector
+    from latentsync.utils.affine_transform import AlignRestore
+
+    detector = MediaPipeDetector(static=True)
+    anchors = detector.detect(image)[0].anchors
+    detector.close()
+    return resize_to_square(AlignRestore(resolution=side).align_warp_face(image, anchors)[0], side)

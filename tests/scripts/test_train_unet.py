@@ -1,0 +1,87 @@
+"""The training command: a dry run on files, a run that is gone on with, and what it says of bad input."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from latentsync.models.unet_config import UNetConfig
+from latentsync.utils.checkpoints import load_checkpoint
+from latentsync.utils.config import load_unet_config
+from latentsync.utils.registry import PROJECT_ROOT
+from scripts.train_unet import build_parser, find_parts, main
+from tests.tiny_model import RESOLUTION, UNET, TinyFiles
+from tests.training.tiny_unet import FRAMES, write_clips
+
+
+def options(folder: Path, files: TinyFiles, **run) -> list[str]:
+    """Words of the command line for a tiny stage 1 in `folder`."""
+    sections = {
+        "model": UNET,
+        "data": {
+            "train_output_dir": str(folder / "out"),
+            "train_fileslist": str(folder / "train.txt"),
+            "resolution": RESOLUTION,
+            "num_frames": FRAMES,
+            "num_workers": 0,
+        },
+        "run": {"mixed_precision_training": False, "enable_gradient_checkpointing": False, **run},
+        "ckpt": {"save_ckpt_steps": 2},
+    }
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(sections))
+    return [
+        f"--unet_config_path={config}",
+        f"--vae_path={files.vae}",
+        f"--whisper_path={files.whisper}",
+        f"--scheduler_config_path={files.scheduler_config}",
+    ]
+
+
+def test_dry_run_then_run_then_go_on(tmp_path, tiny_files, capsys):
+    write_clips(tmp_path)
+    words = options(tmp_path, tiny_files, max_train_steps=2, cache_latents=True)
+    assert main([*words, "--dry_run"]) == 0
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert main(words) == 0
+    saved = load_checkpoint(tmp_path / "out" / "checkpoints" / "unet-2.pt")
+    assert saved.global_step == 2
+    assert main(options(tmp_path, tiny_files, max_train_steps=3, cache_latents=True)) == 0
+    later = load_checkpoint(tmp_path / "out" / "checkpoints" / "unet-3.pt")
+    assert any(not torch.equal(tensor, later.state_dict[name]) for name, tensor in saved.state_dict.items())
+
+
+@pytest.mark.parametrize(
+    ("list_text", "run", "message"),
+    [
+        (None, {}, "train.txt: no such file list"),
+        ("", {}, "train.txt: the file list is empty"),
+        ("gone.mp4", {}, "gone.mp4"),
+        ("clip0.mp4", {"use_syncnet": True}, "data.syncnet_config_path is empty"),
+        ("clip0.mp4", {"trainable_modules": ["nothing."]}, "trainable_modules"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, tiny_files, capsys, list_text, run, message):
+    write_clips(tmp_path, count=1)
+    if list_text is None:
+        (tmp_path / "train.txt").unlink()
+    else:
+        (tmp_path / "train.txt").write_text(list_text)
+    assert main(options(tmp_path, tiny_files, **run)) == 1
+    errors = capsys.readouterr().err
+    line = next(line for line in errors.splitlines() if line.startswith("error: "))
+    assert message in line and "Traceback" not in errors
+
+
+def test_defaults_follow_the_model():
+    def parts(name: str, *words: str):
+        path = PROJECT_ROOT / "configs" / "unet" / f"{name}.yaml"
+        return find_parts(
+            load_unet_config(path, UNetConfig), build_parser().parse_args([f"--unet_config_path={path}", *words])
+        )
+
+    small = parts("embedded")
+    assert small.vae.parts[-2:] == ("embedded", "vae") and small.scheduler_config.parent.name == "embedded"
+    full = parts("stage1", "--vae_path=own/vae", "--whisper_path=own/tiny.pt")
+    assert full.vae == Path("own/vae") and full.scheduler_config == PROJECT_ROOT / "configs" / "scheduler_config.json"

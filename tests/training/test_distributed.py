@@ -1,0 +1,196 @@
+"""Two processes do what one does with twice the batch, and neither is ever left waiting."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from latentsync.training.distributed import gather_with_gradient
+from latentsync.training.loop import run_training
+from latentsync.utils.errors import UserError
+from tests.training.forked import run_forked
+from tests.training.tiny_run import TinyTask, arm, tiny_settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)
+        patch.setattr("latentsync.training.report.Report.draw_chart", lambda report: None)
+        yield
+    torch.set_num_threads(threads)
+
+
+def weights(output, step: int = 6) -> dict[str, torch.Tensor]:
+    return load_file(output / f"checkpoints/step_{step:08d}/model.safetensors")
+
+
+def assert_close(first, second) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    def work(rank: int) -> None:
+        run_training(TinyTask(with_companion=True), tiny_settings(tmp_path / "two"))
+
+    assert run_forked(work, 2) == [0, 0]
+    run_training(TinyTask(with_companion=True), tiny_settings(tmp_path / "one", batch_size=4))
+    assert_close(tmp_path / "one", tmp_path / "two")
+    critics = [torch.load(tmp_path / name / "checkpoints/step_00000006/companions.pt") for name in ("one", "two")]
+    a, b = (critic["critic"]["module"]["weight"] for critic in critics)
+    assert torch.allclose(a, b, atol=1e-5)
+    columns = (tmp_path / "two/train.csv").read_text().splitlines()[1:]
+    one = (tmp_path / "one/train.csv").read_text().splitlines()[1:]
+    assert [float(row.split(",")[1]) for row in columns] == pytest.approx(
+        [float(row.split(",")[1]) for row in one], rel=1e-4
+    )
+
+
+def test_a_run_may_go_on_with_another_number_of_processes(tmp_path):
+    def work(rank: int) -> None:
+        run_training(TinyTask(), tiny_settings(tmp_path, max_train_steps=2))
+
+    assert run_forked(work, 2) == [0, 0]
+    run_training(TinyTask(), tiny_settings(tmp_path, batch_size=4))
+    run_training(TinyTask(), tiny_settings(tmp_path / "one", batch_size=4))
+    assert_close(tmp_path, tmp_path / "one")
+
+
+def test_a_bad_batch_in_one_process_is_skipped_in_both(tmp_path):
+    """Keys 4, 5 | 6, 7 are the second batches; key 6 is corrupt, key 9 gives no finite loss."""
+
+    def work(rank: int) -> None:
+        task = TinyTask(bad=[6], nan=[9])
+        run_training(task, tiny_settings(tmp_path, max_train_steps=2))
+        # Batches (4, 5 | 6, 7) never reach the model, (8, 9 | 10, 11) do but give no step.
+        first = 2 * rank
+        assert task.seen == [*range(first, first + 2), *range(8 + first, 10 + first), *range(12 + first, 14 + first)]
+
+    assert run_forked(work, 2) == [0, 0]
+    assert '"skipped": 2' in (tmp_path / "checkpoints/step_00000002/progress.json").read_text()
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path, 2).values())
+
+
+def test_an_accumulated_batch_may_be_bad_as_well(tmp_path):
+    def work(rank: int) -> None:
+        run_training(TinyTask(nan=[6]), tiny_settings(tmp_path / "two", gradient_accumulation_steps=2))
+
+    assert run_forked(work, 2) == [0, 0]
+    changes = {"batch_size": 4, "gradient_accumulation_steps": 2}
+    run_training(TinyTask(nan=[6]), tiny_settings(tmp_path / "one", **changes))
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+def test_too_many_bad_batches_end_all_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentsync.training.loop.MAX_SKIPS_IN_A_ROW", 3)
+
+    def work(rank: int) -> None:
+        with pytest.raises(UserError, match="in a row"):
+            run_training(TinyTask(bad=range(0, 100, 4)), tiny_settings(tmp_path))
+
+    assert run_forked(work, 2) == [0, 0]
+
+
+def test_sigterm_in_one_process_stops_both(tmp_path):
+    def work(rank: int) -> None:
+        task = TinyTask()
+        if rank == 1:
+            arm(task, "term:2")
+        run_training(task, tiny_settings(tmp_path))
+
+    assert run_forked(work, 2) == [0, 0]
+    assert (tmp_path / "checkpoints/step_00000003").is_dir()
+
+
+def test_a_full_disk_is_told_by_both(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def work(rank: int) -> None:
+        if rank == 0:
+            monkeypatch.setattr("os.rename", full)
+        with pytest.raises(UserError, match="No space left" if rank == 0 else "by another process"):
+            run_training(TinyTask(), tiny_settings(tmp_path))
+
+    assert run_forked(work, 2) == [0, 0]
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_killed_process_and_start_again(tmp_path):
+    def killed(rank: int) -> None:
+        task = TinyTask(dropout=0.2)
+        arm(task, "step:3")
+        run_training(task, tiny_settings(tmp_path / "killed"))
+
+    def whole(output):
+        return lambda rank: run_training(TinyTask(dropout=0.2), tiny_settings(output))
+
+    assert run_forked(killed, 2) == [-signal.SIGKILL] * 2
+    assert run_forked(whole(tmp_path / "killed"), 2) == [0, 0]
+    assert run_forked(whole(tmp_path / "whole"), 2) == [0, 0]
+    a, b = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_failing_validation_is_told_by_both(tmp_path):
+    class Failing(TinyTask):
+        def validate(self, model, step, folder):
+            raise UserError("no validation video")
+
+    def work(rank: int) -> None:
+        with pytest.raises(UserError, match="no validation video" if rank == 0 else "another process"):
+            run_training(Failing(), tiny_settings(tmp_path))
+
+    assert run_forked(work, 2) == [0, 0]
+
+
+def test_gathered_rows_carry_their_gradient():
+    """A loss of products between all rows, parameters averaged over the processes as DDP does."""
+    inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+        return (rows @ rows.T).exp().mean() + (rows[0] * rows[3]).sum()
+
+    def model() -> nn.Linear:
+        torch.manual_seed(1)
+        return nn.Linear(3, 2)
+
+    whole = model()
+    loss_of(whole(inputs)).backward()
+
+    def work(rank: int) -> None:
+        torch.distributed.init_process_group("gloo")
+        part = nn.parallel.DistributedDataParallel(model())
+        gathered = gather_with_gradient(part(inputs[2 * rank : 2 * rank + 2]))
+        assert gathered.shape == (4, 2)
+        loss_of(gathered).backward()
+        for ours, theirs in zip(part.parameters(), whole.parameters(), strict=True):
+            assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+        torch.distributed.destroy_process_group()
+
+    assert run_forked(work, 2) == [0, 0]
+
+
+def test_gather_alone_is_the_identity():
+    rows = torch.randn(2, 3)
+    assert gather_with_gradient(rows) is rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["accelerate.commands.launch", "torch.distributed.run"])
+def test_as_it_is_launched(tmp_path, launcher):
+    options = ["--multi_gpu", "--num_processes=2"] if launcher.startswith("accelerate") else ["--nproc_per_node=2"]
+    command = [sys.executable, "-m", launcher, *options, "-m", "tests.training.tiny_run", str(tmp_path / "two")]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run_training(TinyTask(), tiny_settings(tmp_path / "one", batch_size=4))
+    assert_close(tmp_path / "one", tmp_path / "two")

@@ -1,0 +1,280 @@
+"""The loop: it trains, saves, skips, goes on exactly, and fails with a clear word."""
+
+import csv
+import errno
+import logging
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latentsync.training import loop, state
+from latentsync.training.loop import run_training
+from latentsync.utils.checkpoints import load_state_dict
+from latentsync.utils.errors import UserError
+from tests.training.forked import run_forked
+from tests.training.tiny_run import TinyTask, arm, tiny_settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """They take most of the time; test_report.py looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)
+        patch.setattr("latentsync.training.report.Report.draw_chart", lambda report: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory):
+    """The output of a run of 6 steps that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    run_training(TinyTask(dropout=0.2), tiny_settings(output))
+    return output
+
+
+def rows(output, name="train.csv") -> list[dict[str, str]]:
+    """Rows of a table without the times."""
+    with (output / name).open(newline="") as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("data_wait", "steps_per_second")} for row in csv.DictReader(file)
+        ]
+
+
+def assert_equal_runs(first, second) -> None:
+    """Bitwise equal weights, averages, optimizer states, exports; equal curves."""
+    name = "checkpoints/step_00000006"
+    for file in ("model.safetensors", "ema.safetensors"):
+        a, b = load_file(first / name / file), load_file(second / name / file)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    a, b = (torch.load(folder / name / "optimizer.bin", weights_only=True)["state"] for folder in (first, second))
+    assert all(torch.equal(a[index][key], b[index][key]) for index in a for key in a[index])
+    a, b = (load_state_dict(folder / "checkpoints/tiny-6.pt") for folder in (first, second))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert (first / name / "progress.json").read_text() == (second / name / "progress.json").read_text()
+    assert rows(first) == rows(second)
+    assert rows(first, "validation.csv") == rows(second, "validation.csv")
+
+
+def test_a_run_leaves_what_is_promised(whole):
+    checkpoints = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert checkpoints == ["step_00000004", "step_00000006", "tiny-2.pt", "tiny-4.pt", "tiny-6.pt"]
+    assert state.find_damage(whole / "checkpoints/step_00000006") is None
+    assert [row["step"] for row in rows(whole)] == list("123456")
+    assert [row["step"] for row in rows(whole, "validation.csv")] == list("246")
+    raw = torch.load(whole / "checkpoints/tiny-6.pt", weights_only=True)
+    assert raw["global_step"] == 6
+    averaged = load_file(whole / "checkpoints/step_00000006/ema.safetensors")
+    assert all(torch.equal(raw["state_dict"][name], averaged[name]) for name in averaged)
+
+
+def test_export_is_returned(tmp_path):
+    assert run_training(TinyTask(), tiny_settings(tmp_path, max_train_steps=1)).name == "tiny-1.pt"
+
+
+@pytest.mark.parametrize("moment", ["step:0", "step:3", "save:1", "save:2", "rename:3", "prune:3"])
+def test_killed_and_started_again_equals_undisturbed(whole, tmp_path, moment):
+    def killed(rank: int) -> None:
+        task = TinyTask(dropout=0.2)
+        arm(task, moment)
+        run_training(task, tiny_settings(tmp_path))
+
+    assert run_forked(killed) == [-signal.SIGKILL]
+    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+    assert_equal_runs(whole, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_sigterm_saves_and_leaves(whole, tmp_path):
+    task = TinyTask(dropout=0.2)
+    arm(task, "term:2")
+    run_training(task, tiny_settings(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))[-1] == "step_00000003"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+    assert_equal_runs(whole, tmp_path)
+
+
+def test_stops_when_the_time_is_over(tmp_path):
+    run_training(TinyTask(), tiny_settings(tmp_path, stop_after_minutes=1e-9))
+    assert not list((tmp_path / "checkpoints").glob("step_*"))  # not one step was done
+
+
+def test_a_finished_run_is_left_alone(whole):
+    before = (whole / "train.csv").read_bytes()
+    task = TinyTask(dropout=0.2)
+    run_training(task, tiny_settings(whole))
+    assert not task.seen and not task.validated and (whole / "train.csv").read_bytes() == before
+
+
+def test_what_was_saved_but_not_published_is_published(tmp_path):
+    class Failing(TinyTask):
+        def validate(self, model, step, folder):
+            raise UserError("the validation video is gone")
+
+    with pytest.raises(UserError, match="video is gone"):
+        run_training(Failing(), tiny_settings(tmp_path))
+    task = TinyTask()
+    run_training(task, tiny_settings(tmp_path, max_train_steps=3))
+    assert task.validated == [2, 3]
+
+
+def test_refuses_to_start_over(whole):
+    with pytest.raises(UserError, match="holds checkpoints"):
+        run_training(TinyTask(), tiny_settings(whole, resume="never"))
+
+
+def test_another_model_is_named(whole, caplog):
+    task = TinyTask()
+    task.model = torch.nn.Linear(4, 1)
+    with pytest.raises(UserError, match="step_00000006: is of another model"):
+        run_training(task, tiny_settings(whole, max_train_steps=9))
+
+
+def test_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
+    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path, max_train_steps=4))
+    weights = tmp_path / "checkpoints/step_00000004/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+    assert "model.safetensors is damaged; going back" in caplog.text
+    assert_equal_runs(whole, tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["torch.save", "os.rename", "os.fsync"])
+def test_full_disk_leaves_the_last_checkpoint(whole, tmp_path, monkeypatch, broken):
+    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path, max_train_steps=2))
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, full)
+        with pytest.raises(UserError, match="No space left on device.*step_00000002 is intact"):
+            run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["step_00000002"]
+    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+    assert_equal_runs(whole, tmp_path)
+
+
+def test_full_disk_as_torch_reports_it(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(UserError, match="disk full or failing.*no older checkpoint"):
+        run_training(TinyTask(), tiny_settings(tmp_path))
+
+
+def test_bad_batches_are_replaced(tmp_path, caplog):
+    task = TinyTask(bad=[2], nan=[5, 8])
+    run_training(task, tiny_settings(tmp_path))
+    assert "clip of key 2 is corrupt" in caplog.text and "the loss is not finite" in caplog.text
+    assert task.seen == [0, 1, 4, 5, 6, 7, 8, 9, *range(10, 18)]
+    assert all(torch.isfinite(value).all() for value in load_state_dict(tmp_path / "checkpoints/tiny-6.pt").values())
+    assert '"skipped": 3' in (tmp_path / "checkpoints/step_00000006/progress.json").read_text()
+
+
+def test_infinite_gradient_is_skipped(tmp_path, caplog):
+    task = TinyTask()
+    plain = task.step
+
+    def step(model, batch, number):
+        losses = plain(model, batch, number)
+        if 4 in batch["key"]:  # a square root at zero: a finite loss, an infinite slope
+            losses["loss"] = losses["loss"] + (losses["bias"] - losses["bias"].detach()).abs().sqrt()
+        return losses
+
+    task.step = step
+    run_training(task, tiny_settings(tmp_path, max_train_steps=3))
+    assert "gradient is not finite" in caplog.text and task.seen == list(range(8))
+
+
+def test_nothing_but_bad_batches_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "MAX_SKIPS_IN_A_ROW", 3)
+    with pytest.raises(UserError, match="3 batches in a row.*clip of key 4 is corrupt"):
+        run_training(TinyTask(bad=range(100)), tiny_settings(tmp_path))
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path):
+    for name, batch, count in (("one", 4, 1), ("two", 2, 2)):
+        changes = {"batch_size": batch, "gradient_accumulation_steps": count}
+        run_training(TinyTask(with_companion=True), tiny_settings(tmp_path / name, **changes))
+    for file in ("tiny-6.pt", "step_00000006/model.safetensors"):
+        a, b = (load_state_dict(tmp_path / name / "checkpoints" / file) for name in ("one", "two"))
+        assert all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
+    a, b = (torch.load(tmp_path / name / "checkpoints/step_00000006/companions.pt") for name in ("one", "two"))
+    assert torch.allclose(a["critic"]["module"]["weight"], b["critic"]["module"]["weight"], atol=1e-5)
+
+
+def test_companions_are_trained_and_go_on(tmp_path):
+    whole, halves = TinyTask(with_companion=True), TinyTask(with_companion=True)
+    start = halves.companions["critic"].weight.clone()
+    run_training(whole, tiny_settings(tmp_path / "whole"))
+    run_training(halves, tiny_settings(tmp_path / "halves", max_train_steps=2))
+    halves = TinyTask(with_companion=True)
+    run_training(halves, tiny_settings(tmp_path / "halves"))
+    assert not torch.equal(start, whole.companions["critic"].weight)
+    assert torch.equal(halves.companions["critic"].weight, whole.companions["critic"].weight)
+
+
+def test_dry_run_does_all_and_leaves_nothing(tmp_path):
+    task = TinyTask()
+    run_training(task, tiny_settings(tmp_path / "output"), dry_run=True)
+    assert task.seen == [0, 1] and task.validated == [1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_worker_processes_give_the_same_batches(whole, tmp_path):
+    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path, num_workers=2))
+    assert_equal_runs(whole, tmp_path)
+
+
+def test_bf16_and_schedule(tmp_path):
+    changes = {"mixed_precision": "bf16", "lr_scheduler": "linear", "lr_warmup_steps": 3}
+    run_training(TinyTask(), tiny_settings(tmp_path, **changes))
+    assert [float(row["lr"]) for row in rows(tmp_path)] == pytest.approx(
+        [0, 1e-2 / 3, 2e-2 / 3, 1e-2, 2e-2 / 3, 1e-2 / 3]
+    )
+
+
+def test_fp16_needs_a_gpu(tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        run_training(TinyTask(), tiny_settings(tmp_path, mixed_precision="fp16"))
+
+
+def test_exports_are_pruned_when_asked(tmp_path):
+    run_training(TinyTask(), tiny_settings(tmp_path, keep_exports=1, validate_every=1))
+    assert [path.name for path in (tmp_path / "checkpoints").glob("tiny*")] == ["tiny-6.pt"]
+    assert len(rows(tmp_path, "validation.csv")) == 6
+
+
+def test_epochs_limit_the_steps(tmp_path):
+    settings = tiny_settings(tmp_path, max_train_epochs=1)
+    assert settings.total_steps(12, 1) == 6 and settings.total_steps(13, 2) == 4
+    assert tiny_settings(tmp_path).total_steps(12, 1) == 6
+
+
+def test_output_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        run_training(TinyTask(), tiny_settings(tmp_path / "file/output"))
+
+
+def test_time_and_progress_are_logged(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run_training(TinyTask(), tiny_settings(tmp_path, max_train_steps=2))
+    assert "data_wait" in caplog.text and "steps_per_second" in caplog.text and "12 clips" in caplog.text

@@ -1,0 +1,256 @@
+"""The UNet's task: every loss, what is frozen, samples that do not depend on their batch, stage 1 to stage 2."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from latentsync.data.draws import collate
+from latentsync.loading import load_scheduler
+from latentsync.models.patchgan import PatchDiscriminator
+from latentsync.models.unet import UNet3DConditionModel
+from latentsync.training.extra_losses import TrunkEmbedding
+from latentsync.training.loop import run_training
+from latentsync.training.loss_networks import LossNetworks
+from latentsync.training.unet_data import build_dataset
+from latentsync.training.unet_task import FrozenParts, UNetTask, build_unet, train_settings
+from latentsync.utils.checkpoints import load_checkpoint
+from latentsync.utils.errors import UserError
+from tests.tiny_model import PROJECT_ROOT
+from tests.training.tiny_unet import (
+    TinyPerceptual,
+    fixed_batch,
+    frozen_parts,
+    tiny_config,
+    tiny_sync,
+    tiny_trepa,
+    write_clips,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_files) -> FrozenParts:
+    return frozen_parts(tiny_files)
+
+
+def make_task(folder, parts, networks=None, dataset=None, **run) -> UNetTask:
+    return UNetTask(tiny_config(folder, **run), parts, networks or LossNetworks(), lambda: dataset)
+
+
+def grad_step(task: UNetTask, batch: dict) -> dict[str, torch.Tensor]:
+    losses = task.step(task.model, batch, 0)
+    task.model.zero_grad()
+    losses["loss"].backward()
+    return losses
+
+
+PIXELS = {"pixel_space_supervise": True, "enable_gradient_checkpointing": True}
+OPTIONAL = {
+    "adversarial_loss_weight": 0.1,
+    "flow_loss_weight": 0.2,
+    "identity_loss_weight": 0.3,
+    "multi_scale_sync_loss_weight": 0.4,
+}
+
+
+@pytest.mark.parametrize("region", ["whole", "lower_half", "mouth"])
+def test_every_loss_at_once(tmp_path, parts, region):
+    lpips = TinyPerceptual()
+    networks = LossNetworks(
+        lpips, tiny_trepa(tmp_path), tiny_sync(), PatchDiscriminator(8, halvings=1), TrunkEmbedding(lpips)
+    )
+    run = {
+        **PIXELS,
+        **OPTIONAL,
+        "use_syncnet": True,
+        "decode_region": region,
+        "weigh_mouth": True,
+        "audio_dropout": 0.0,
+    }
+    task = make_task(tmp_path, parts, networks, **run)
+    losses = grad_step(task, fixed_batch())
+    weights = {
+        "recon": 1,
+        "perceptual": 0.1,
+        "trepa": 10,
+        "sync": 0.05,
+        "multi_scale_sync": 0.4,
+        "adversarial": 0.1,
+        "flow": 0.2,
+        "identity": 0.3,
+    }
+    assert set(losses) == {"loss", *weights, "discriminator_loss", "mouth_mse"}
+    assert losses["loss"].item() == pytest.approx(
+        sum(weights[name] * losses[name].item() for name in weights), rel=1e-4
+    )
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(parameter.grad is None for parameter in parts.codec.parameters())
+    assert losses["discriminator_loss"].requires_grad and set(task.companions) == {"discriminator"}
+    losses["discriminator_loss"].backward()
+
+
+@pytest.mark.parametrize("name", ["perceptual", "trepa", "sync", "flow"])
+def test_each_loss_on_frames_reaches_the_unet(tmp_path, parts, name):
+    networks = {
+        "perceptual": lambda: LossNetworks(lpips=TinyPerceptual()),
+        "trepa": lambda: LossNetworks(trepa=tiny_trepa(tmp_path)),
+        "sync": lambda: LossNetworks(sync=tiny_sync(features="whisper")),
+        "flow": LossNetworks,
+    }[name]()
+    run = {**PIXELS, "use_syncnet": name == "sync", "flow_loss_weight": float(name == "flow"), "audio_dropout": 0.0}
+    task = make_task(tmp_path, parts, networks, **run)
+    losses = task.step(task.model, fixed_batch(), 0)
+    losses[name].backward()
+    assert task.model.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_sync_on_latents_decodes_no_pixels(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr(parts.codec, "decode", lambda latents: pytest.fail("decoded"))
+    networks = LossNetworks(sync=tiny_sync(latent=True))
+    task = make_task(tmp_path, parts, networks, use_syncnet=True, audio_dropout=0.0)
+    batch = fixed_batch(pixels=False)
+    del batch["gt_pixel_values"]
+    losses = grad_step(task, batch)
+    assert losses["sync"] > 0 and task.model.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_stage1_needs_neither_decoder_nor_frames(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr(parts.codec, "decode", lambda latents: pytest.fail("decoded"))
+    task = make_task(tmp_path, parts)
+    assert set(grad_step(task, fixed_batch(pixels=False))) == {"loss", "recon", "mouth_mse"}
+    plain = task.step(task.model, fixed_batch(), 0)
+    assert plain["recon"] == plain["loss"]
+
+
+def test_a_batch_of_two_is_the_mean_of_two_batches_of_one(tmp_path, parts):
+    """So two processes train as one with a double batch; sounds are dropped and noise levels left out by sample."""
+    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync())
+    task = make_task(
+        tmp_path, parts, networks, **PIXELS, use_syncnet=True, audio_dropout=0.5, sync_max_timestep=600, seed=5
+    )
+    keys = (0, 1, 2)
+    whole = grad_step(task, fixed_batch(keys=keys))
+    whole_gradient = task.model.conv_out.weight.grad.clone()
+    singles = []
+    gradient = torch.zeros_like(whole_gradient)
+    for key in keys:
+        singles.append(grad_step(task, fixed_batch(keys=(key,))))
+        gradient += task.model.conv_out.weight.grad / len(keys)
+    for name, value in whole.items():
+        assert value.item() == pytest.approx(sum(s[name].item() for s in singles) / len(keys), rel=1e-3, abs=1e-6)
+    assert torch.allclose(whole_gradient, gradient, rtol=1e-3, atol=1e-5)
+    assert any(s["perceptual"] == 0 for s in singles) and any(s["perceptual"] > 0 for s in singles)
+
+
+def test_nobody_counted(tmp_path, parts):
+    networks = LossNetworks(lpips=TinyPerceptual(), discriminator=PatchDiscriminator(8, halvings=1))
+    task = make_task(tmp_path, parts, networks, **PIXELS, adversarial_loss_weight=1.0, sync_max_timestep=0)
+    losses = grad_step(task, fixed_batch())
+    assert losses["perceptual"] == 0 and losses["adversarial"] == 0 and losses["recon"] > 0
+    torch.autograd.grad(losses["discriminator_loss"], list(networks.discriminator.parameters()))
+
+
+def test_training_lowers_the_loss(tmp_path, parts):
+    networks = LossNetworks(lpips=TinyPerceptual())
+    task = make_task(tmp_path, parts, networks, pixel_space_supervise=True, decode_region="mouth")
+    optimizer, batch, history = torch.optim.AdamW(task.model.parameters(), lr=1e-2), fixed_batch(keys=(0,)), []
+    for _ in range(30):
+        history.append(grad_step(task, batch)["loss"].item())
+        optimizer.step()
+    assert min(history[-3:]) < 0.7 * history[0]
+
+
+def test_modules_to_train(tmp_path):
+    config = tiny_config(tmp_path, trainable_modules=("motion_modules.", "attn2."))
+    trained = {name for name, parameter in build_unet(config).named_parameters() if parameter.requires_grad}
+    assert trained and all("motion_modules." in name or "attn2." in name for name in trained)
+    with pytest.raises(UserError, match="trainable_modules: no parameter of this UNet has 'atn2.'"):
+        build_unet(tiny_config(tmp_path, trainable_modules=("motion_modules.", "atn2.")))
+
+
+def test_only_the_adapter_is_trained_and_exported(tmp_path, parts):
+    pytest.importorskip("peft")
+    task = make_task(tmp_path, parts, lora_rank=2)
+    trained = [name for name, parameter in task.model.named_parameters() if parameter.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    grad_step(task, fixed_batch(pixels=False))
+    task.export(task.model.state_dict(), 3, tmp_path / "unet-3.pt")
+    saved = load_checkpoint(tmp_path / "unet-3.safetensors")
+    assert saved.global_step == 3 and all(".lora_" in name for name in saved.state_dict)
+
+
+def test_copier_starts_from_the_reference(tmp_path, parts):
+    assert build_unet(tiny_config(tmp_path)).conv_out.weight.abs().sum() == 0
+    copier = load_scheduler(PROJECT_ROOT / "checkpoints" / "embedded" / "scheduler_config.json")
+    config = tiny_config(tmp_path, start_from_reference=True)
+    config = replace(config, model=replace(config.model, block_out_channels=(64, 64), norm_num_groups=4))
+    task = UNetTask(config, replace(parts, scheduler=copier), LossNetworks(), lambda: None)
+    assert task.model.conv_out.weight.abs().sum() > 0
+
+
+def test_validation_files_must_exist(tmp_path, parts):
+    config = tiny_config(tmp_path)
+    config = replace(config, data=replace(config.data, val_video_path="none.mp4", val_audio_path="none.wav"))
+    with pytest.raises(UserError, match="val_video_path: .*none.mp4 does not exist"):
+        UNetTask(config, parts, LossNetworks(), lambda: None)
+
+
+def test_validation_makes_a_video(tmp_path, parts, media, shared_detector):
+    config = tiny_config(tmp_path, inference_steps=1, guidance_scale=1.0)
+    video, audio = str(media / "clip.mp4"), str(media / "voice.wav")
+    config = replace(config, data=replace(config.data, val_video_path=video, val_audio_path=audio))
+    task = UNetTask(config, parts, LossNetworks(), lambda: None, lambda path: {"sync_confidence": path.stat().st_size})
+    assert task.validate(task.model.eval(), 7, tmp_path)["sync_confidence"] > 0
+    assert (tmp_path / "step_7.mp4").is_file()
+    quiet = UNetTask(tiny_config(tmp_path), parts, LossNetworks(), lambda: None)
+    assert quiet.validate(quiet.model, 7, tmp_path) == {}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached):
+    write_clips(tmp_path)
+    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync())
+    config = tiny_config(tmp_path, pixel_space_supervise=True, use_syncnet=True, cache_latents=cached)
+    config = replace(config, data=replace(config.data, balance_people=True, recoloured_copies=cached))
+    dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=True)
+    task = UNetTask(config, parts, networks, lambda: dataset)
+    assert len(task.sample_weights()) == len(dataset) == (4 if cached else 2)
+    batch = collate([dataset[0], dataset[1]])
+    assert "error" not in batch and ("latents" in batch) == cached
+    losses = grad_step(task, batch)
+    assert torch.isfinite(losses["loss"])
+
+
+def test_stage1_then_stage2(tmp_path, parts, tiny_files):
+    """Two runs of the trainer; the second starts from what the first exported and adds motion modules."""
+    write_clips(tmp_path)
+    first = tiny_config(tmp_path, max_train_steps=2, ema_decay=0.5)
+    first = replace(first, model=replace(first.model, use_motion_module=False))
+
+    def train(config, networks):
+        dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, networks.needs_mel)
+        return run_training(UNetTask(config, parts, networks, lambda: dataset), train_settings(config))
+
+    exported = train(first, LossNetworks())
+    second = tiny_config(
+        tmp_path, **PIXELS, max_train_steps=1, trainable_modules=("motion_modules.",), use_syncnet=True
+    )
+    second = replace(
+        second,
+        ckpt=replace(second.ckpt, resume_ckpt_path=str(exported)),
+        data=replace(second.data, train_output_dir=str(tmp_path / "out2")),
+    )
+    result = train(second, LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync()))
+    before, after = load_checkpoint(exported), load_checkpoint(result)
+    assert (before.global_step, after.global_step) == (2, 1)
+    assert all(torch.equal(tensor, after.state_dict[name]) for name, tensor in before.state_dict.items())
+    assert any("motion_modules." in name for name in after.state_dict)
+    UNet3DConditionModel.from_pretrained(second.model, result, exact=True)

@@ -1,0 +1,126 @@
+"""A task that takes milliseconds, and ways to kill its run. `python -m tests.training.tiny_run OUTPUT` runs it, too."""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from latentsync.data.draws import Draw, item_rng
+from latentsync.training import state
+from latentsync.training.loop import run_training
+from latentsync.training.randomness import sample_generators
+from latentsync.training.settings import TrainSettings
+from latentsync.utils.checkpoints import save_checkpoint
+
+
+class TinyDataset(torch.utils.data.Dataset):
+    """x (4,) and y (1,) drawn from the key; items of `bad` cannot be read."""
+
+    def __init__(self, bad: set[int], nan: set[int]):
+        self.bad, self.nan = bad, nan
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, draw: Draw) -> dict:
+        if draw.key in self.bad:
+            return {"error": f"clip of key {draw.key} is corrupt"}
+        x = torch.from_numpy(item_rng(0, draw.key).standard_normal(4)).float() + draw.index
+        y = torch.tensor([float("nan") if draw.key in self.nan else x.sum().item()])
+        return {"x": x, "y": y, "key": draw.key, "failed_paths": []}
+
+
+class TinyTask:
+    name = "tiny"
+
+    def __init__(self, bad=(), nan=(), dropout: float = 0.0, with_companion: bool = False):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.companions = {"critic": nn.Linear(1, 1)} if with_companion else {}
+        self.bad, self.nan = set(bad), set(nan)
+        self.hook = lambda step: None
+        self.seen: list[int] = []
+        self.validated: list[int] = []
+
+    def dataset(self) -> TinyDataset:
+        return TinyDataset(self.bad, self.nan)
+
+    def sample_weights(self) -> Tensor | None:
+        return None
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        pass
+
+    def step(self, model: nn.Module, batch: dict, step: int) -> dict[str, Tensor]:
+        self.hook(step)
+        self.seen += batch["key"].tolist()
+        noise = torch.stack([torch.randn(4, generator=g) for g in sample_generators(1, batch["key"])])
+        prediction = model(batch["x"] + 0.1 * noise.to(batch["x"]))
+        losses = {"loss": (prediction - batch["y"]).square().mean(), "bias": prediction.mean()}
+        if self.companions:
+            critic = self.companions["critic"]
+            losses["loss"] = losses["loss"] + 0.01 * critic(prediction).mean()
+            losses["critic_loss"] = (critic(prediction.detach()) - batch["y"]).square().mean()
+        return losses
+
+    def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
+        assert not model.training and not torch.is_grad_enabled()
+        self.validated.append(step)
+        return {"weight": float(next(model.parameters()).abs().mean())}
+
+    def export(self, state_dict: dict[str, Tensor], step: int, path: Path) -> None:
+        save_checkpoint(path, state_dict, step)
+
+    def advise(self, step: int, means: dict[str, float]) -> str | None:
+        return None
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(task: TinyTask, moment: str) -> None:
+    """Make the process die in the middle of a step, while a checkpoint is written, or just before it gets its name."""
+    what, _, when = moment.partition(":")
+    if what == "step":
+        task.hook = lambda step: kill() if step == int(when) else None
+        return
+    if what == "term":
+        task.hook = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == int(when) else None
+        return
+    calls = {"count": 0}
+    target = {"save": "_commit", "rename": "_checksum", "prune": "step_of"}[what]
+    original = getattr(state, target)
+
+    def wrapped(*arguments):
+        calls["count"] += 1
+        if calls["count"] == int(when):
+            kill()
+        return original(*arguments)
+
+    setattr(state, target, wrapped)
+
+
+def tiny_settings(output: Path, **changes) -> TrainSettings:
+    settings = TrainSettings(
+        output,
+        batch_size=2,
+        num_workers=0,
+        max_train_steps=6,
+        save_every=2,
+        keep_last=2,
+        log_every=1,
+        lr=1e-2,
+        epsilon=0.1,  # steps follow the size of the gradient, so that rounding stays rounding
+        ema_decay=0.9,
+        mixed_precision="no",
+    )
+    return replace(settings, **changes)
+
+
+if __name__ == "__main__":
+    run_training(TinyTask(), tiny_settings(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""The parts of tools/evaluate_embedded.py."""
