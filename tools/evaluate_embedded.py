@@ -26,8 +26,8 @@ from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT, SYNCNET, entry
 from tools.benchmarks.report import machine
-from tools.evaluation.clips import HeldOutClip, LoadedClip, load_clip, read_held_out
-from tools.evaluation.evaluation import SECTIONS, Evaluation, Outcome
+from tools.evaluation.clips import FPS, HeldOutClip, LoadedClip, load_clip, load_voice, read_held_out
+from tools.evaluation.evaluation import SECTIONS, WRONG_VOICES, Evaluation, Outcome
 from tools.evaluation.report import as_json, as_markdown
 from tools.evaluation.synthesis import CHUNK, Talker
 
@@ -71,6 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--syncnet_ckpt", type=Path, default=CHECKPOINTS_DIR / "embedded" / "syncnet.safetensors", help="its weights")
     add("--speech", type=Path, default=PROJECT_ROOT / "assets" / "demo_voice.wav", help="voice of the silence test")
+    add(
+        "--voices",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="sound files that drive the clips; at least four, of which each clip is scored against three it was not "
+        "driven by (default: the sounds of the other clips)",
+    )
+    add("--voice_seconds", type=float, default=6.0, help="of each of these files (default: %(default)s)")
     add("--max_clips", type=int, default=16, help="clips the model runs on, 0 for all (default: %(default)s)")
     add("--max_silence_clips", type=int, default=8, help="of these, for the silence test (default: %(default)s)")
     add("--max_frames", type=int, default=75, help="frames of a clip the model runs on (default: %(default)s)")
@@ -85,6 +94,10 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.max_clips < 0 or options.max_silence_clips < 0:
         parser.error("--max_clips and --max_silence_clips must be 0 or more")
+    if options.voices and len(options.voices) <= WRONG_VOICES:
+        parser.error(f"--voices needs at least {WRONG_VOICES + 1} files")
+    if options.voice_seconds * FPS < 2 * CHUNK:
+        parser.error(f"--voice_seconds must be at least {2 * CHUNK / FPS}")
     if options.max_frames < 2 * CHUNK:
         parser.error(f"--max_frames must be at least {2 * CHUNK}: a run and its reference")
     return options
@@ -154,6 +167,7 @@ def evaluate(options: argparse.Namespace) -> Outcome:
         max_clips=options.max_clips,
         max_silence_clips=options.max_silence_clips,
         max_frames=options.max_frames,
+        voices=[load_voice(path, round(options.voice_seconds * FPS)) for path in options.voices],
     )
     return evaluation.run(load_clips(clips, shortest, pipeline.resolution), options.sections)
 

@@ -2,7 +2,8 @@
 
 From each video or picture of the input folder the longest run of frames with one tracked face is kept: square,
 upright, at 25 frames/s, stored without visible loss beside its 16 kHz sound. What is written: one file per
-clip in a folder per person, `train.txt` (clips with sound) and `faces.txt` (pictures as well).
+clip in a folder per person, `train.txt` (clips with sound) and `faces.txt` (pictures as well). With --held_out_dir the
+clips that are excluded or beyond the number of a person's clips are cut out too, into a folder of their own.
 The person is the file's name up to its last underscore.
 """
 
@@ -12,6 +13,7 @@ import logging
 import sys
 from collections import defaultdict
 from contextlib import closing
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,6 +34,7 @@ logger = logging.getLogger("prepare_faces")
 FPS = 25
 SAMPLE_RATE = 16000
 MIN_FRAMES = 32
+HELD_OUT_PER_PERSON = 40
 MAX_SECONDS = 12.0
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".png", ".jpg", ".jpeg"}
 
@@ -40,19 +43,40 @@ def person_of(path: Path) -> str:
     return path.stem.rpartition("_")[0] or path.stem
 
 
-def select_clips(folder: Path, exclude: list[str], per_person: int) -> list[Path]:
-    """Sorted files of the folder, at most `per_person` of each person, spread over what there is."""
-    people = defaultdict(list)
+@dataclass(frozen=True)
+class Selection:
+    """Files to train on, and files to judge by that are never trained on."""
+
+    training: list[Path]
+    held_out: list[Path]
+
+
+def select_clips(folder: Path, exclude: list[str], per_person: int) -> Selection:
+    """Of the files of a folder, sorted: at most `per_person` of each person to train on, spread over what there is.
+
+    Held out are the excluded ones, and of people with more clips than that as many again, up to HELD_OUT_PER_PERSON.
+    """
+    people, held_out = defaultdict(list), []
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not any(fnmatch.fnmatch(path.stem, pattern) for pattern in exclude):
-            people[person_of(path)].append(path)
-    picked = []
+        if path.suffix.lower() in SUFFIXES:
+            if any(fnmatch.fnmatch(path.stem, pattern) for pattern in exclude):
+                held_out.append(path)
+            else:
+                people[person_of(path)].append(path)
+    training = []
     for paths in people.values():
-        keep = np.linspace(0, len(paths) - 1, min(per_person, len(paths))).round().astype(int)
-        picked += [paths[i] for i in keep]
-    if not picked:
+        kept = spread(paths, per_person)
+        training += kept
+        held_out += spread([path for path in paths if path not in kept], HELD_OUT_PER_PERSON)
+    if not training:
         raise UserError(f"{folder}: no videos or pictures to take faces from")
-    return picked
+    return Selection(training, held_out)
+
+
+def spread(items: list, count: int) -> list:
+    """At most `count` items, evenly spaced."""
+    picked = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[index] for index in picked]
 
 
 def longest_run(faces: list[np.ndarray | None]) -> tuple[int, int]:
@@ -121,10 +145,30 @@ def prepare(path: Path, output_dir: Path, resolution: int) -> tuple[Path, bool] 
     return target, wave is not None
 
 
+def prepare_all(paths: list[Path], output_dir: Path, resolution: int, silent: list[str], label: str) -> None:
+    """Process files into `output_dir` and list them there; those that cannot be used are named and left out."""
+    done = []
+    for path in tqdm(paths, desc=label):
+        try:
+            result = prepare(path, output_dir, resolution)
+        except UserError as error:
+            logger.warning("left out: %s", error)
+            continue
+        if result is not None:
+            target, sounding = result
+            heard = sounding and not any(fnmatch.fnmatch(path.stem, pattern) for pattern in silent)
+            done.append((target.relative_to(output_dir), person_of(path), heard))
+    for name, lines in (("faces.txt", done), ("train.txt", [line for line in done if line[2]])):
+        text = "".join(f"{clip}\t{person}\n" for clip, person, _ in lines)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / name).write_text(text, encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input_dir", type=Path, required=True, nargs="+", help="folders of clips and portraits")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the aligned clips go")
+    parser.add_argument("--held_out_dir", type=Path, help="where the clips held out go (default: they are not made)")
     parser.add_argument("--resolution", type=int, default=128, help="side of the aligned faces in pixels")
     parser.add_argument("--max_clips_per_person", type=int, default=100, help="keeps one person from outnumbering all")
     parser.add_argument("--exclude", nargs="*", default=[], help="file-name patterns to hold out")
@@ -132,21 +176,12 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        done = []
-        for folder in args.input_dir:
-            for path in tqdm(select_clips(folder, args.exclude, args.max_clips_per_person), desc=folder.name):
-                try:
-                    result = prepare(path, args.output_dir, args.resolution)
-                except UserError as error:
-                    logger.warning("left out: %s", error)
-                    continue
-                if result is not None:
-                    target, sounding = result
-                    silent = any(fnmatch.fnmatch(path.stem, pattern) for pattern in args.silent)
-                    done.append((target.relative_to(args.output_dir), person_of(path), sounding and not silent))
-        for name, lines in (("faces.txt", done), ("train.txt", [line for line in done if line[2]])):
-            text = "".join(f"{clip}\t{person}\n" for clip, person, _ in lines)
-            (args.output_dir / name).write_text(text, encoding="utf-8")
+        chosen = [select_clips(folder, args.exclude, args.max_clips_per_person) for folder in args.input_dir]
+        training = [path for selection in chosen for path in selection.training]
+        held_out = [path for selection in chosen for path in selection.held_out]
+        prepare_all(training, args.output_dir, args.resolution, args.silent, "to train on")
+        if args.held_out_dir is not None:
+            prepare_all(held_out, args.held_out_dir, args.resolution, args.silent, "held out")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

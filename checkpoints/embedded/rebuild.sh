@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the embedded model anew and puts its files beside this script.
+# Trains the embedded model anew, puts its files beside this script and measures it.
 #
 #   ./checkpoints/embedded/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]
 #
@@ -18,7 +18,7 @@ CLIPS_PER_PERSON=60
 HERE="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 ROOT="$(cd -- "$HERE/../.." && pwd -P)"
 PYTHON="$ROOT/.venv/bin/python"
-DATA=data/embedded     # configs/vae/embedded.yaml and configs/unet/embedded.yaml read it
+DATA=data/embedded     # configs/{vae,syncnet,unet}/embedded*.yaml read it
 WORK=output/embedded   # and write here
 DONE="$WORK/done"
 
@@ -41,27 +41,31 @@ step() {
 
 prepare() {
     mkdir -p "$DATA"
-    "$PYTHON" -m tools.prepare_faces --input_dir "${folders[@]}" --output_dir "$DATA" \
+    "$PYTHON" -m tools.prepare_faces --input_dir "${folders[@]}" --output_dir "$DATA" --held_out_dir "$DATA/held_out" \
         --exclude "${HELD_OUT[@]}" --silent "${SILENT[@]}" --max_clips_per_person "$CLIPS_PER_PERSON"
 }
 
 # A UNet speaks the language of one autoencoder: its training must not go on with another.
 train_vae() {
-    if [ -e "$WORK/unet/state.pt" ]; then
-        fail "$WORK/unet holds a UNet trained with another autoencoder; remove $WORK to begin anew"
+    if [ -e "$WORK/unet_stage1/checkpoints" ]; then
+        fail "$WORK/unet_stage1 holds a UNet trained with another autoencoder; remove $WORK to begin anew"
     fi
     "$PYTHON" -m scripts.train_vae --config configs/vae/embedded.yaml
 }
 
-train_unet() {
-    "$PYTHON" -m scripts.train_unet --unet_config_path configs/unet/embedded.yaml --vae_path "$WORK/vae"
-}
+train_syncnet() { "$PYTHON" -m scripts.train_syncnet --config_path "configs/syncnet/$1.yaml" --vae_path "$WORK/vae"; }
+train_unet() { "$PYTHON" -m scripts.train_unet --unet_config_path "configs/unet/$1.yaml" --vae_path "$WORK/vae"; }
+
+newest() { find "$1/checkpoints" -maxdepth 1 -name "$2-*.pt" | sort -V | tail -n 1; }
 
 install_model() {
     mkdir -p "$HERE/vae"
     cp "$WORK/vae/config.json" "$WORK/vae/diffusion_pytorch_model.safetensors" "$HERE/vae/"
-    cp "$WORK/unet/unet.safetensors" "$HERE/"
+    "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/syncnet" syncnet)" --output "$HERE/syncnet.safetensors"
+    "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/unet_stage3" unet)" --output "$HERE/unet.safetensors"
 }
+
+evaluate() { "$PYTHON" -m tools.evaluate_embedded --clips_dir "$DATA/held_out" --output_dir "$WORK/report"; }
 
 if [ $# -eq 0 ]; then
     echo "usage: ./checkpoints/embedded/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]" >&2
@@ -77,6 +81,11 @@ cd -- "$ROOT"
 LATENTSYNC_SKIP_DOWNLOAD=1 bash ./setup_env.sh --if-needed
 step faces prepare
 step autoencoder train_vae
-step unet train_unet
-install_model
-say "the embedded model in $HERE is new"
+step syncnet-for-training train_syncnet embedded_latent
+step syncnet train_syncnet embedded
+step unet-stage-1 train_unet embedded_stage1
+step unet-stage-2 train_unet embedded_stage2
+step unet-stage-3 train_unet embedded
+step install install_model
+step figures evaluate
+say "the embedded model in $HERE is new; its figures are in $WORK/report/report.md"

@@ -53,6 +53,24 @@ class LoadedClip:
         return replace(self, frames=self.frames[:num_frames], wave=self.wave[: num_frames * SAMPLE_RATE // FPS])
 
 
+@dataclass(frozen=True)
+class Voice:
+    """A voice that is lent: wave (N,), mono at 16 kHz."""
+
+    name: str
+    wave: np.ndarray
+
+    @property
+    def num_frames(self) -> int:
+        """Frames at 25 a second."""
+        return len(self.wave) * FPS // SAMPLE_RATE
+
+
+def load_voice(path: Path, num_frames: int) -> Voice:
+    """The first `num_frames` frames of a sound file. Raises UserError when it cannot be read."""
+    return Voice(path.stem, load_audio(path, SAMPLE_RATE)[: num_frames * SAMPLE_RATE // FPS])
+
+
 def read_held_out(path: Path, training_list: Path) -> list[HeldOutClip]:
     """Read a list of `clip<TAB>person<TAB>seen|unseen`; paths are relative to the list.
 

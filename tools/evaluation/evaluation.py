@@ -18,7 +18,7 @@ from latentsync.metrics.sync import SyncScorer
 from latentsync.models.perceptual import LPIPS
 from latentsync.utils.errors import UserError
 from tools.contact_sheet import contact_sheet
-from tools.evaluation.clips import FPS, SAMPLE_RATE, LoadedClip, other_voices, spread
+from tools.evaluation.clips import FPS, SAMPLE_RATE, HeldOutClip, LoadedClip, Voice, other_voices, spread
 from tools.evaluation.measures import (
     identity,
     measure_reconstruction,
@@ -37,7 +37,7 @@ from tools.evaluation.report import (
     sync_figures,
     syncnet_figures,
 )
-from tools.evaluation.synthesis import Talker
+from tools.evaluation.synthesis import Talker, pingpong
 from tools.prepare_faces import write_clip
 
 SECTIONS = ("syncnet", "sync", "reconstruction", "silence")
@@ -74,6 +74,8 @@ class Evaluation:
         output_dir: where videos, sheets and charts go.
         max_clips, max_silence_clips: the model runs on that many, 0 for all.
         max_frames: of a clip that the model runs on.
+        voices: that drive the clips and are wrong for them, in turns; none: the sounds of the other clips. Voices with
+            a rhythm in common make wrong ones score well: sentences of one grammar, spoken at one pace, for instance.
     """
 
     def __init__(
@@ -88,10 +90,12 @@ class Evaluation:
         max_clips: int = 16,
         max_silence_clips: int = 8,
         max_frames: int = 75,
+        voices: Sequence[Voice] = (),
     ):
         self.talker, self.scorers = talker, scorers
         self.perceptual, self.lpips_name = perceptual, lpips_name
         self.output_dir = output_dir
+        self.voices = voices
         self.max_clips, self.max_silence_clips, self.max_frames = max_clips, max_silence_clips, max_frames
         self.padded_speech = pad_with_silence(load_audio(speech, SAMPLE_RATE)[: round(SPEECH_SECONDS * SAMPLE_RATE)])
 
@@ -117,7 +121,7 @@ class Evaluation:
         by_turns = spread([item.clip for item in clips], 0)
         loaded = {item.clip: item for item in clips}
         chosen = by_turns[: self.max_clips or None]
-        lent = [other_voices(by_turns, index, 1 + WRONG_VOICES) for index in range(len(chosen))]
+        lent = [self._lent(by_turns, loaded, index) for index in range(len(chosen))]
         entries = []
         with closing(MouthMeter()) as meter:
             for index, clip in enumerate(tqdm(chosen, desc="the model")):
@@ -125,7 +129,7 @@ class Evaluation:
                 entry: Entry = identity(clip)
                 results = {"real": Result(item.faces, item.wave)}
                 if "sync" in sections:
-                    results |= self._sync(entry, item, [loaded[voice] for voice in lent[index]])
+                    results |= self._sync(entry, item, lent[index])
                 if "reconstruction" in sections:
                     results |= self._reconstruction(entry, item)
                 self._write(clip.name, results)
@@ -133,6 +137,13 @@ class Evaluation:
                     self._silence(entry, item, meter)
                 entries.append(entry)
         return entries
+
+    def _lent(self, clips: Sequence[HeldOutClip], loaded: Mapping[HeldOutClip, LoadedClip], index: int) -> list[Voice]:
+        """The voice that drives clip `index`, and those that are wrong for the result."""
+        if self.voices:
+            return [self.voices[(index + turn) % len(self.voices)] for turn in range(1 + WRONG_VOICES)]
+        others = [loaded[clip].cut(self.max_frames) for clip in other_voices(clips, index, 1 + WRONG_VOICES)]
+        return [Voice(item.clip.name, item.wave) for item in others]
 
     def _silence(self, entry: Entry, clip: LoadedClip, meter: MouthMeter) -> None:
         values, made = measure_silence(self.talker, meter, clip, self.padded_speech)
@@ -143,13 +154,12 @@ class Evaluation:
         entry["mouth"], made = measure_reconstruction(self.talker, self.perceptual, clip)
         return {"pasted": Result(made["pasted"], clip.wave), "rebuilt": Result(made["model"], clip.wave)}
 
-    def _sync(self, entry: Entry, clip: LoadedClip, voices: Sequence[LoadedClip]) -> dict[str, Result]:
+    def _sync(self, entry: Entry, clip: LoadedClip, voices: Sequence[Voice]) -> dict[str, Result]:
         """Drive a clip by its own sound and by the first voice; the other voices are wrong for it."""
         voice, *wrong = voices
-        voice = voice.cut(len(clip.frames))
         self_driven = self.talker.drive(clip.faces, clip.wave)
-        other_driven = self.talker.drive(clip.faces[: len(voice.frames)], voice.wave)
-        entry["voice"], entry["wrong_voices"] = voice.clip.name, [item.clip.name for item in wrong]
+        other_driven = self.talker.drive(pingpong(clip.faces, voice.num_frames), voice.wave)
+        entry["voice"], entry["wrong_voices"] = voice.name, [item.name for item in wrong]
         entry["sync"] = {}
         for number, (name, scorer) in enumerate(self.scorers.items()):
             scores = score_voices(scorer, clip, self_driven, other_driven, voice, wrong)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latentsync.metrics.image import crop_region, mouth_region, psnr, ssim
 from latentsync.metrics.mouth import MouthMeter, closed_opening, mean_opening, silence_and_speech
 from latentsync.metrics.sync import SyncScore, SyncScorer, offset_score, preference
-from tools.evaluation.clips import FPS, SAMPLE_RATE, HeldOutClip, LoadedClip
+from tools.evaluation.clips import FPS, SAMPLE_RATE, HeldOutClip, LoadedClip, Voice
 from tools.evaluation.synthesis import CHUNK, Talker, pingpong
 
 SILENCE_SECONDS = 1.5
@@ -48,8 +48,8 @@ def score_voices(
     clip: LoadedClip,
     self_driven: Tensor,
     other_driven: Tensor,
-    voice: LoadedClip,
-    wrong: Sequence[LoadedClip],
+    voice: Voice,
+    wrong: Sequence[Voice],
 ) -> dict[str, list[SyncScore]]:
     """Scores of the real clip and of the results.
 

@@ -1,0 +1,50 @@
+"""Make a training export small: `python -m tools.export_weights --checkpoint unet-700.pt --output unet.safetensors`.
+
+Exports of a training run are float32; what is shipped is float16 safetensors with the step in its metadata.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from latentsync.utils.checkpoints import load_checkpoint, save_checkpoint
+from latentsync.utils.errors import UserError
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def export(checkpoint: Path, output: Path, dtype: torch.dtype) -> None:
+    """Write the weights of `checkpoint` to `output` with every floating-point tensor as `dtype`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, the output not be written, or a weight does not fit into `dtype`.
+    """
+    if output.suffix != ".safetensors":
+        raise UserError(f"{output}: give a name that ends in .safetensors")
+    loaded = load_checkpoint(checkpoint)
+    converted = {}
+    for name, tensor in loaded.state_dict.items():
+        converted[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if not converted[name].isfinite().all():
+            raise UserError(f"{checkpoint}: {name} does not fit into {str(dtype).removeprefix('torch.')}")
+    save_checkpoint(output, converted, loaded.global_step)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="export of a training run, .pt or .safetensors")
+    parser.add_argument("--output", type=Path, required=True, help="where the .safetensors goes")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the weights (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        export(args.checkpoint, args.output, DTYPES[args.dtype])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
