@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -97,6 +97,38 @@ class TrainSettings:
             return self.max_train_steps
         samples = self.batch_size * num_processes * self.gradient_accumulation_steps
         return min(self.max_train_steps, -(-self.max_train_epochs * num_items // samples))
+
+
+def settings_from(config: Any, **own: Any) -> TrainSettings:
+    """Settings of a config file of either trainer, `own` being what the other has no key for.
+
+    Args:
+        config: a UNetFileConfig or SyncNetFileConfig.
+    """
+    data, run, optimizer = config.data, config.run, config.optimizer
+    return TrainSettings(
+        output_dir=Path(data.train_output_dir),
+        batch_size=data.batch_size,
+        num_workers=data.num_workers,
+        seed=run.seed,
+        max_train_steps=run.max_train_steps,
+        save_every=config.ckpt.save_ckpt_steps,
+        keep_last=run.keep_last,
+        lr=optimizer.lr,
+        scale_lr=optimizer.scale_lr,
+        lr_scheduler=optimizer.lr_scheduler,
+        lr_warmup_steps=optimizer.lr_warmup_steps,
+        betas=(optimizer.adam_beta1, optimizer.adam_beta2),
+        epsilon=optimizer.adam_epsilon,
+        weight_decay=optimizer.adam_weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        mixed_precision=run.mixed_precision if run.mixed_precision_training else "no",
+        gradient_accumulation_steps=run.gradient_accumulation_steps,
+        ema_decay=run.ema_decay,
+        compile=run.compile,
+        tf32=run.tf32,
+        **own,
+    )
 
 
 def choose_precision(wanted: Precision) -> Literal["no", "fp16", "bf16"]:

@@ -23,7 +23,7 @@ from latentsync.models.vae import LatentCodec
 from latentsync.training.distributed import gather_with_gradient
 from latentsync.training.gradient_cache import GradientCache
 from latentsync.training.plateau import PlateauWatch, explain_small_batch
-from latentsync.training.settings import TrainSettings
+from latentsync.training.settings import TrainSettings, settings_from
 from latentsync.training.sync_loss import contrastive_loss, cosine_loss, pair_accuracy, similarity
 from latentsync.training.syncnet_data import SyncNetData
 from latentsync.utils.checkpoints import load_checkpoint, load_into, save_checkpoint
@@ -39,31 +39,7 @@ ENCODED_AT_ONCE = 64
 
 def train_settings(config: SyncNetFileConfig) -> TrainSettings:
     """What the training loop is told of a SyncNet config."""
-    data, run, optimizer = config.data, config.run, config.optimizer
-    return TrainSettings(
-        output_dir=Path(data.train_output_dir),
-        batch_size=data.batch_size,
-        repeats=data.windows_per_clip,
-        num_workers=data.num_workers,
-        seed=run.seed,
-        max_train_steps=run.max_train_steps,
-        save_every=config.ckpt.save_ckpt_steps,
-        validate_every=run.validation_steps,
-        keep_last=run.keep_last,
-        lr=optimizer.lr,
-        scale_lr=optimizer.scale_lr,
-        lr_scheduler=optimizer.lr_scheduler,
-        lr_warmup_steps=optimizer.lr_warmup_steps,
-        betas=(optimizer.adam_beta1, optimizer.adam_beta2),
-        epsilon=optimizer.adam_epsilon,
-        weight_decay=optimizer.adam_weight_decay,
-        max_grad_norm=optimizer.max_grad_norm,
-        mixed_precision=run.mixed_precision if run.mixed_precision_training else "no",
-        gradient_accumulation_steps=run.gradient_accumulation_steps,
-        ema_decay=run.ema_decay,
-        compile=run.compile,
-        tf32=run.tf32,
-    )
+    return settings_from(config, repeats=config.data.windows_per_clip, validate_every=config.run.validation_steps)
 
 
 def build_syncnet(config: SyncNetFileConfig) -> nn.Module:

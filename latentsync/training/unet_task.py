@@ -37,7 +37,7 @@ from latentsync.training.loss_networks import LossNetworks
 from latentsync.training.loss_terms import Estimate
 from latentsync.training.randomness import sample_generators
 from latentsync.training.reference_copy import start_from_reference
-from latentsync.training.settings import TrainSettings
+from latentsync.training.settings import TrainSettings, settings_from
 from latentsync.training.unet_losses import build_losses
 from latentsync.utils.checkpoints import save_checkpoint
 from latentsync.utils.config import UNetFileConfig
@@ -69,30 +69,7 @@ class Noising:
 
 def train_settings(config: UNetFileConfig) -> TrainSettings:
     """What the training loop is told of a UNet config."""
-    data, run, optimizer = config.data, config.run, config.optimizer
-    return TrainSettings(
-        output_dir=Path(data.train_output_dir),
-        batch_size=data.batch_size,
-        num_workers=data.num_workers,
-        seed=run.seed,
-        max_train_steps=run.max_train_steps,
-        max_train_epochs=run.max_train_epochs,
-        save_every=config.ckpt.save_ckpt_steps,
-        keep_last=run.keep_last,
-        lr=optimizer.lr,
-        scale_lr=optimizer.scale_lr,
-        lr_scheduler=optimizer.lr_scheduler,
-        lr_warmup_steps=optimizer.lr_warmup_steps,
-        betas=(optimizer.adam_beta1, optimizer.adam_beta2),
-        epsilon=optimizer.adam_epsilon,
-        weight_decay=optimizer.adam_weight_decay,
-        max_grad_norm=optimizer.max_grad_norm,
-        mixed_precision=run.mixed_precision if run.mixed_precision_training else "no",
-        gradient_accumulation_steps=run.gradient_accumulation_steps,
-        ema_decay=run.ema_decay,
-        compile=run.compile,
-        tf32=run.tf32,
-    )
+    return settings_from(config, max_train_epochs=config.run.max_train_epochs)
 
 
 def build_unet(config: UNetFileConfig) -> UNet3DConditionModel:

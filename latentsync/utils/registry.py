@@ -162,6 +162,7 @@ BUFFALO_L = (
 # fmt: on
 EMBEDDED_UNET = CheckpointFile("embedded/unet.safetensors")
 EMBEDDED_WHISPER = CheckpointFile("embedded/whisper_tiny_en_encoder.safetensors")
+EMBEDDED_SYNCNET = CheckpointFile("embedded/syncnet.safetensors")
 EMBEDDED_SCHEDULER = CheckpointFile("embedded/scheduler_config.json")
 EMBEDDED_VAE = (
     CheckpointFile("embedded/vae/config.json"),
@@ -196,6 +197,12 @@ REGISTRY: dict[str, Entry] = {
             blend_inset=0.07,
             scheduler=EMBEDDED_SCHEDULER,
         ),
+        note="part of the repository; check it out again",
+    ),
+    "embedded-syncnet": Entry(
+        "SyncNet of the embedded model: judges it, and fine-tunes it",
+        "Apache-2.0, see checkpoints/embedded/MODEL_CARD.md",
+        (EMBEDDED_SYNCNET,),
         note="part of the repository; check it out again",
     ),
     "whisper": Entry("Whisper tiny, the audio encoder of the released models", MIT, (WHISPER_TINY,)),
