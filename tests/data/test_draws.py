@@ -67,3 +67,13 @@ def test_collate():
     assert batch["failed_paths"] == [[], []] and batch["video_path"] == ["v", "v"]
     assert collate([*items, {"error": "no clip"}]) == {"error": "no clip"}
     assert "x differs in shape" in collate([{"x": torch.ones(2)}, {"x": torch.ones(3)}])["error"]
+
+
+def test_neighbouring_keys_may_share_an_item():
+    draws = drawn(2, 4, 6, 2, repeats=3)
+    assert [draw.key for draw in draws] == list(range(12))
+    indices = [draw.index for draw in draws]
+    assert [indices[start : start + 3] for start in (0, 3, 6, 9)] == [[index] * 3 for index in indices[::3]]
+    assert sorted(indices[::3]) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="repeats"):
+        StepBatches(4, 6, 2, repeats=0)

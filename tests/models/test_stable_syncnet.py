@@ -148,3 +148,17 @@ def test_sizes_are_those_of_the_network(factor, size):
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         StableSyncNet(tiny(audio=changes))
+
+
+def test_centred_frames_hide_what_does_not_change():
+    config = {**tiny(), "centred_frames": 3}
+    net = StableSyncNet(config).eval()
+    pictures, sound = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
+    person, room = torch.randn(2, 1, 2, 4, 4).expand(-1, 3, -1, -1, -1).flatten(1, 2), torch.randn(2, 6, 4, 1)
+    assert torch.allclose(net.embed_images(pictures), net.embed_images(pictures + person), atol=1e-5)
+    assert torch.allclose(net.embed_audio(sound), net.embed_audio(sound + room), atol=1e-5)
+    plain = StableSyncNet(tiny()).eval()
+    plain.load_state_dict(net.state_dict())
+    assert not torch.allclose(plain.embed_images(pictures), plain.embed_images(pictures + person), atol=1e-3)
+    with pytest.raises(UserError, match="centred_frames 4 is neither 0 nor the number of frames"):
+        StableSyncNet({**tiny(), "centred_frames": 4})

@@ -12,6 +12,7 @@ from latentsync.models.unet import UNet3DConditionModel
 from latentsync.training.extra_losses import TrunkEmbedding
 from latentsync.training.loop import run_training
 from latentsync.training.loss_networks import LossNetworks
+from latentsync.training.loss_terms import Estimate, MotionLoss
 from latentsync.training.unet_data import build_dataset
 from latentsync.training.unet_task import FrozenParts, UNetTask, build_unet, train_settings
 from latentsync.utils.checkpoints import load_checkpoint
@@ -110,6 +111,36 @@ def test_each_loss_on_frames_reaches_the_unet(tmp_path, parts, name):
     losses = task.step(task.model, fixed_batch(), 0)
     losses[name].backward()
     assert task.model.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_motion_loss_sees_a_still_mouth():
+    real = torch.randn(1, 4, 5, 8, 8)
+    still = real.mean(2, keepdim=True).expand_as(real)
+    moving = 0.7 * real + 0.3 * still
+    loss = MotionLoss()
+    values = [loss(Estimate(real, real, made, real_latents=real)).item() for made in (real, moving, still, still + 3)]
+    assert values[0] == 0 and 0 < values[1] < values[2]
+    assert values[3] == pytest.approx(values[2], rel=1e-4)  # a constant error is none of motion
+
+
+def test_motion_loss_needs_no_decoder(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr(parts.codec, "decode", lambda latents: pytest.fail("decoded"))
+    task = make_task(tmp_path, parts, motion_loss_weight=2.0)
+    losses = grad_step(task, fixed_batch(pixels=False))
+    assert losses["loss"].item() == pytest.approx(losses["recon"].item() + 2 * losses["motion"].item(), rel=1e-4)
+
+
+def test_some_frames_are_decoded_each_sample_by_its_key(tmp_path, parts, monkeypatch):
+    decoded = []
+    decode = parts.codec.decode
+    monkeypatch.setattr(parts.codec, "decode", lambda latents: decoded.append(len(latents)) or decode(latents))
+    run = {"pixel_space_supervise": True, "trepa_loss_weight": 0.0, "decode_frames": 2}
+    task = make_task(tmp_path, parts, LossNetworks(lpips=TinyPerceptual()), **run)
+    grad_step(task, fixed_batch(keys=(0, 1, 5)))
+    assert sum(decoded) == 3 * 2
+    assert task._shown_frames(4, torch.tensor([0, 1, 5])).tolist() == [[0, 2], [1, 3], [1, 3]]
+    with pytest.raises(UserError, match="decode_frames leaves gaps"):
+        make_task(tmp_path, parts, **run | {"trepa_loss_weight": 1.0})
 
 
 def test_sync_on_latents_decodes_no_pixels(tmp_path, parts, monkeypatch):
