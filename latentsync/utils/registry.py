@@ -193,7 +193,7 @@ REGISTRY: dict[str, Entry] = {
             "configs/unet/embedded.yaml",
             resolution=128,
             inference_steps=4,
-            guidance_scale=3.0,
+            guidance_scale=1.5,
             blend_inset=0.07,
             scheduler=EMBEDDED_SCHEDULER,
         ),
