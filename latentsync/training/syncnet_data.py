@@ -93,7 +93,7 @@ class SyncNetData:
             return clips
         mask = load_mask(data.resolution)
         key = cache_key(self.vae_path, self.whisper_path, mask)
-        cache = Path(data.train_output_dir) / "encoded"
+        cache = Path(data.latent_cache_dir or Path(data.train_output_dir) / "encoded")
         encoder = ClipEncoder(self.codec, self._audio, mask, cache, key, data.video_fps)
         fit = examine_clips(
             clips, min_frames=data.num_frames + MIN_SHIFT, fps=data.video_fps, resolution=data.resolution

@@ -64,7 +64,8 @@ def build_dataset(
     if torch.cuda.is_available():
         codec.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     key = cache_key(vae_path, whisper_path, mask)
-    encoder = ClipEncoder(codec, audio, mask, Path(data.train_output_dir) / "encoded", key, data.video_fps)
+    cache = Path(data.latent_cache_dir or Path(data.train_output_dir) / "encoded")
+    encoder = ClipEncoder(codec, audio, mask, cache, key, data.video_fps)
     return LatentClipDataset(
         encoder.encode_all(_own_share_first(variants(clips, data.recoloured_copies), encoder)),
         data.audio_feat_length,

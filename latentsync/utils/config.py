@@ -26,6 +26,8 @@ Model = TypeVar("Model", bound=ModelSection)
 class DataConfig:
     """Clips and sound. resolution: side of the aligned face, pixels; audio_feat_length: Whisper frames either side.
 
+    latent_cache_dir: where encoded clips are kept (run.cache_latents), empty for a folder in train_output_dir. Entries
+        go by content, so that several runs may share one.
     balance_people: a person counts with the square root of the clips there are of them, not with their number.
     augment: variations of the clips as they are read; of clips encoded once (run.cache_latents) recoloured_copies:
         those of people of whom there are few come a second time, mirrored and recoloured, and every second one of the
@@ -48,6 +50,7 @@ class DataConfig:
     audio_sample_rate: int = 16000
     video_fps: float = 25.0
     audio_feat_length: tuple[int, ...] = (2, 2)
+    latent_cache_dir: str = ""
     balance_people: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     recoloured_copies: bool = False

@@ -65,6 +65,7 @@ class SyncNetDataConfig:
     num_val_samples: pairs of one validation, the same ones each time.
     other_clip_negatives: share of the pairs out of sync whose sound is from another clip; the rest is from the same
         clip at another time.
+    latent_cache_dir: where encoded clips are kept, empty for a folder in train_output_dir; runs may share one.
     balance_people: a person counts with the square root of the clips there are of them, not with their number.
     augment: variations of the clips as they are read, on pixels alone.
     windows_per_clip: neighbouring samples of a batch that are taken from one clip; a contrastive batch should hold
@@ -91,6 +92,7 @@ class SyncNetDataConfig:
     cache_latents: bool = False
     audio_features: Literal["mel", "whisper"] = "mel"
     other_clip_negatives: float = 0.0
+    latent_cache_dir: str = ""
     balance_people: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     windows_per_clip: int = 1

@@ -260,6 +260,20 @@ def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached):
     assert torch.isfinite(losses["loss"])
 
 
+def test_runs_share_a_cache_of_latents(tmp_path, parts, tiny_files, monkeypatch):
+    write_clips(tmp_path)
+    config = tiny_config(tmp_path, cache_latents=True)
+    own, shared = tmp_path / "run" / "encoded", tmp_path / "shared"
+    config = replace(config, data=replace(config.data, latent_cache_dir=str(shared)))
+    build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=False)
+    entries = sorted(shared.iterdir())
+    assert len(entries) == 2 and not own.exists()
+    monkeypatch.setattr(parts.codec, "encode", lambda pixels: pytest.fail("encoded again"))
+    other = replace(config, data=replace(config.data, train_output_dir=str(tmp_path / "another run")))
+    build_dataset(other, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=False)
+    assert sorted(shared.iterdir()) == entries
+
+
 def test_stage1_then_stage2(tmp_path, parts, tiny_files):
     """Two runs of the trainer; the second starts from what the first exported and adds motion modules."""
     write_clips(tmp_path)
