@@ -7,6 +7,12 @@ import pytest
 from tests.tiny_model import TinyFiles, write_tiny_model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: threads that earlier tests started in the same process do not live in its forks,
+    which may then wait for them."""
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "run_forked"))
+
+
 @pytest.fixture(scope="session")
 def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
     return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))
