@@ -24,6 +24,12 @@ REGENERATED_OUTLINE = np.array(
 MOUTH_BOX = (0.56, 0.85, 0.28, 0.72)
 
 
+def mouth_slices(size: int) -> tuple[slice, slice]:
+    """Rows and columns of the lips in an aligned face of `size` pixels, or a map of `size` cells, a side."""
+    top, bottom, left, right = (round(size * fraction) for fraction in MOUTH_BOX)
+    return slice(top, bottom), slice(left, right)
+
+
 def load_mask(resolution: int, path: str | Path | None = None) -> torch.Tensor:
     """Mask at a working resolution.
 

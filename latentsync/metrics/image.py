@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentsync.faces.mask import MOUTH_BOX
+from latentsync.faces.mask import mouth_slices
 
 PEAK = 2.0  # of pictures in [-1, 1]
 WINDOW, SIGMA = 11, 1.5
@@ -64,8 +64,7 @@ def gaussian_window(size: int = WINDOW, sigma: float = SIGMA) -> Tensor:
 def mouth_region(resolution: int) -> Tensor:
     """The lips of an aligned face: (R, R) float32, 1 inside."""
     region = torch.zeros(resolution, resolution)
-    top, bottom, left, right = (round(resolution * fraction) for fraction in MOUTH_BOX)
-    region[top:bottom, left:right] = 1
+    region[mouth_slices(resolution)] = 1
     return region
 
 

@@ -7,9 +7,9 @@ import math
 
 from torch import Tensor
 
+from latentsync.faces.mask import MOUTH_BOX
 from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import decode_frames
-from latentsync.training.diffusion import MOUTH_BOX
 
 # Parts of an aligned face as fractions of its side: top, bottom, left, right.
 REGIONS = {"whole": (0.0, 1.0, 0.0, 1.0), "lower_half": (0.5, 1.0, 0.0, 1.0), "mouth": MOUTH_BOX}

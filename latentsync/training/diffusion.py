@@ -9,19 +9,17 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from latentsync.faces.mask import mouth_slices
 from latentsync.utils.errors import UserError
 
 KEPT_WEIGHT = 0.05  # loss weight of cells the pipeline takes from the original frame anyway
 MOUTH_WEIGHT = 3.0  # loss weight of the lips, where sound shows
 FEW_STEP_SHARE = 0.75  # of the timesteps drawn from those that sampling visits
-# Where the lips are in an aligned face, as fractions of the crop (top, bottom, left, right).
-MOUTH_BOX = (0.56, 0.85, 0.28, 0.72)
 
 
 def mouth_cells(size: int) -> tuple:
     """Index of the lips in a map whose last two sides are `size` cells."""
-    top, bottom, left, right = (round(size * fraction) for fraction in MOUTH_BOX)
-    return ..., slice(top, bottom), slice(left, right)
+    return ..., *mouth_slices(size)
 
 
 def loss_weights(mask: Tensor) -> Tensor:

@@ -1,20 +1,17 @@
 """SyncNet's training clips, and the pairs it is judged by: each window with its own sound and with another one."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from latentsync.data.clips import Clip, examine_clips, read_fileslist
-from latentsync.data.encoded_clips import ClipEncoder
 from latentsync.data.sound import MelReader, SoundReader, WhisperReader
 from latentsync.data.syncnet_dataset import MIN_SHIFT, SyncNetDataset
 from latentsync.data.windows import draw_shifted
 from latentsync.faces.mask import load_mask
 from latentsync.models.vae import LatentCodec
-from latentsync.training.unet_data import cache_key, variants
+from latentsync.training.clip_cache import cache_key, encode_clips
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import project_path
 from latentsync.utils.syncnet_config import SyncNetFileConfig
@@ -93,13 +90,10 @@ class SyncNetData:
             return clips
         mask = load_mask(data.resolution)
         key = cache_key(self.vae_path, self.whisper_path, mask)
-        cache = Path(data.latent_cache_dir or Path(data.train_output_dir) / "encoded")
-        encoder = ClipEncoder(self.codec, self._audio, mask, cache, key, data.video_fps)
         fit = examine_clips(
             clips, min_frames=data.num_frames + MIN_SHIFT, fps=data.video_fps, resolution=data.resolution
         )
-        wanted = variants(fit, recoloured)
-        return encoder.encode_all(tqdm(wanted, desc="encoding clips", disable=int(os.environ.get("RANK", 0)) > 0))
+        return encode_clips(fit, data, self.codec, self._audio, mask, key, recoloured)
 
     def _sound(self) -> SoundReader:
         data = self.config.data

@@ -1,33 +1,18 @@
 """The UNet's training clips: read as pixels, or encoded once into a cache."""
 
-import hashlib
-import logging
-import os
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from latentsync.data.cache import file_digest
-from latentsync.data.clips import Clip, read_fileslist
-from latentsync.data.encoded_clips import ClipEncoder
+from latentsync.data.clips import read_fileslist
 from latentsync.data.latent_dataset import LatentClipDataset
 from latentsync.data.sound import MelReader
 from latentsync.data.unet_dataset import UNetDataset
 from latentsync.faces.mask import load_mask
-from latentsync.models.vae import WEIGHTS_NAMES, LatentCodec
+from latentsync.models.vae import LatentCodec
+from latentsync.training.clip_cache import cache_key, encode_clips
 from latentsync.utils.config import UNetFileConfig
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
-
-logger = logging.getLogger(__name__)
-
-PLENTY = 40  # clips of one person from which on a mirrored, recoloured copy of each is not added
-KEY_DIGITS = 16
 
 
 def build_dataset(
@@ -61,13 +46,9 @@ def build_dataset(
             mel_cache_dir=data.audio_mel_cache_dir,
             augmentation=data.augment,
         )
-    if torch.cuda.is_available():
-        codec.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     key = cache_key(vae_path, whisper_path, mask)
-    cache = Path(data.latent_cache_dir or Path(data.train_output_dir) / "encoded")
-    encoder = ClipEncoder(codec, audio, mask, cache, key, data.video_fps)
     return LatentClipDataset(
-        encoder.encode_all(_own_share_first(variants(clips, data.recoloured_copies), encoder)),
+        encode_clips(clips, data, codec, audio, mask, key, data.recoloured_copies),
         data.audio_feat_length,
         data.num_frames,
         run.seed,
@@ -75,34 +56,3 @@ def build_dataset(
         mels=MelReader(data.audio_mel_cache_dir, data.video_fps) if with_mel else None,
         with_pixels=run.pixel_space_supervise,
     )
-
-
-def cache_key(vae_path: Path, whisper_path: Path, mask: Tensor) -> str:
-    """Name of everything but the clip that an encoded clip depends on."""
-    weights = next((vae_path / name for name in WEIGHTS_NAMES if (vae_path / name).is_file()), vae_path)
-    digest = hashlib.sha256(f"{file_digest(weights)} {file_digest(whisper_path)}".encode())
-    digest.update(mask.numpy().tobytes())
-    return digest.hexdigest()[:KEY_DIGITS]
-
-
-def variants(clips: Sequence[Clip], recoloured_copies: bool) -> list[tuple[Clip, int]]:
-    """Clips with the variants of them to encode, see `ClipEncoder.encode`; 0 is the clip as it is."""
-    if not recoloured_copies:
-        return [(clip, 0) for clip in clips]
-    per_person = Counter(clip.person for clip in clips)
-    wanted = []
-    for index, clip in enumerate(clips):
-        rare = per_person[clip.person] < PLENTY
-        wanted += [(clip, variant) for variant in ((0, index + 1) if rare else (index + 1 if index % 2 else 0,))]
-    return wanted
-
-
-def _own_share_first(wanted: list[tuple[Clip, int]], encoder: ClipEncoder) -> tqdm:
-    """Where several processes train, each first encodes every n-th clip, so that they share the work."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    for clip, variant in wanted[rank::world] if world > 1 else ():
-        try:
-            encoder.encode(clip, variant)
-        except UserError as error:  # told by the pass over all clips, in every process alike
-            logger.debug("%s", error)
-    return tqdm(wanted, desc="encoding clips", disable=rank > 0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from latentsync.faces.mask import MOUTH_BOX
 from latentsync.loading import load_scheduler
 from latentsync.training.diffusion import (
     KEPT_WEIGHT,
-    MOUTH_BOX,
     check_one_step,
     draw_heard,
     draw_timesteps,
