@@ -12,30 +12,4 @@ set -euo pipefail
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 
-config="$ROOT/configs/syncnet/syncnet_16_pixel.yaml"
-if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
-    config="$1"
-    shift
-fi
-
-bash "$ROOT/setup_env.sh" --if-needed
-
-# -P, PYTHONSAFEPATH: modules come from the project, never from the directory the user happens to be in.
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
-PYTHON="$ROOT/.venv/bin/python"
-
-count_gpus() {
-    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
-        tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true
-    else
-        { nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l
-    fi
-}
-
-launch=()
-if [ -n "${ACCELERATE_CONFIG:-}" ]; then
-    launch=(-m accelerate.commands.launch "--config_file=$ACCELERATE_CONFIG")
-elif [ "$(count_gpus)" -gt 1 ]; then
-    launch=(-m accelerate.commands.launch --multi_gpu "--num_processes=$(count_gpus)")
-fi
-exec "$PYTHON" -P ${launch[@]+"${launch[@]}"} -m scripts.train_syncnet "--config_path=$config" "$@"
+. "$ROOT/scripts/launch_training.sh" scripts.train_syncnet --config_path "$ROOT/configs/syncnet/syncnet_16_pixel.yaml" "$@"

@@ -36,6 +36,8 @@ class Clone:
             "requirements-nodeps.txt",
         ):
             shutil.copy(PROJECT_ROOT / name, self.root)
+        (self.root / "scripts").mkdir()
+        shutil.copy(PROJECT_ROOT / "scripts" / "launch_training.sh", self.root / "scripts")
         self.elsewhere = directory / "else where"
         self.elsewhere.mkdir()
         self.log = directory / "log"
