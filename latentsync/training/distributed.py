@@ -1,6 +1,7 @@
 """Several processes that must decide alike: one that raises or skips alone leaves the others waiting for ever."""
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # Others wait while the main process validates and saves.
 PATIENCE = timedelta(hours=3)
+THREADS_SETTLE = 0.1  # seconds in which the threads of a finished collective come to rest
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -58,9 +60,15 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
 
 
 def release(accelerator: Accelerator) -> None:
-    """End the run: later ones in this Python process may choose another precision."""
+    """End the run: later ones in this Python process may choose another precision.
+
+    With several processes let go of the wrapped model first. Whoever drops the last reference to the process group
+    joins its threads. DistributedDataParallel does so holding the interpreter's lock, which such a thread takes to let
+    go of its last collective: neither would ever end.
+    """
     accelerator.free_memory()
     if accelerator.num_processes > 1:
+        time.sleep(THREADS_SETTLE)  # a model that an exception's traceback still holds is dropped after this
         accelerator.end_training()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -73,7 +73,9 @@ def run_training(task: Task, settings: TrainSettings, *, dry_run: bool = False) 
             trainer = Trainer(task, settings, accelerator)
             trainer.run(stop)
         accelerator.wait_for_everyone()
-        return trainer.publisher.newest_export() or settings.checkpoint_dir
+        newest = trainer.publisher.newest_export()
+        del trainer
+        return newest or settings.checkpoint_dir
     finally:
         if dry_run and accelerator.is_main_process:
             shutil.rmtree(settings.output_dir, ignore_errors=True)

@@ -168,14 +168,17 @@ def test_gathered_rows_carry_their_gradient():
     whole = model()
     loss_of(whole(inputs)).backward()
 
-    def work(rank: int) -> None:
-        torch.distributed.init_process_group("gloo")
+    def compare(rank: int) -> None:
         part = nn.parallel.DistributedDataParallel(model())
         gathered = gather_with_gradient(part(inputs[2 * rank : 2 * rank + 2]))
         assert gathered.shape == (4, 2)
         loss_of(gathered).backward()
         for ours, theirs in zip(part.parameters(), whole.parameters(), strict=True):
             assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+    def work(rank: int) -> None:
+        torch.distributed.init_process_group("gloo")
+        compare(rank)  # its model is gone before the group: see `release`
         torch.distributed.destroy_process_group()
 
     assert run_forked(work, 2) == [0, 0]
