@@ -74,6 +74,7 @@ def build_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) 
     add("--inference_steps", type=int, help="denoising steps (default: the model's; 20 for the released ones)")
     add("--guidance_scale", type=float, help="how strongly to follow the voice, 1 to 3 (default: the model's, 1.5)")
     add("--seed", type=int, default=1247, help="equal seeds give equal videos; -1 for a new one (default: %(default)s)")
+    add("--solver", choices=["ddim", "dpm++"], default="ddim", help="dpm++ comes to the same face in fewer steps")
     add("--enable_deepcache", action="store_true", help="reuse deep features between steps: faster, slightly softer")
     add("--vram_efficient", action="store_true", help="less GPU memory, a little slower")
     add("--chunk_batch_size", type=int, default=1, help="chunks of 16 frames at once; more is faster on a large GPU")
@@ -97,6 +98,8 @@ def build_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) 
         default="loop",
         help="when the voice outlasts the video",
     )
+    add("--interpolate", type=float, metavar="FPS", help="frame rate of the result, frames in between made from motion")
+    add("--max_seconds", type=float, help="stop after so much of the voice, for a preview")
     add("--mask_image_path", type=Path, help="another mask, white = keep (default: the one of the released models)")
     add("--quiet", action="store_true", help="no progress bar, warnings and errors only")
     return parser
@@ -239,6 +242,9 @@ def synthesise(options: argparse.Namespace) -> Path:
                 on_short_video=options.on_short_video,
                 crf=options.crf,
                 sharpness_factor=options.sharpness_factor,
+                solver=options.solver,
+                interpolate=options.interpolate,
+                max_seconds=options.max_seconds,
                 chunk_batch_size=1 if options.vram_efficient else options.chunk_batch_size,
                 progress=not options.quiet,
             )

@@ -10,16 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from latentsync.models.syncnets import SYNCNET_SCHEMAS, SyncNetConfig
-from latentsync.models.unet_config import UNetConfig
-from latentsync.models.vae import LatentCodec
+from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.loop import run_training
-from latentsync.training.syncnet_data import SyncNetData
+from latentsync.training.syncnet_parts import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask, train_settings
-from latentsync.utils.config import load_unet_config
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import DEFAULT_MODEL, PROJECT_ROOT, RELEASED_MODELS, ResolvedModel, entry, resolve
-from latentsync.utils.syncnet_config import SyncNetFileConfig, load_syncnet_config
+from latentsync.utils.syncnet_config import load_syncnet_config
 
 logger = logging.getLogger("train_syncnet")
 
@@ -34,31 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_parts(config: SyncNetFileConfig[SyncNetConfig], args: argparse.Namespace) -> ResolvedModel | None:
-    """Files of the autoencoder and the audio encoder: those given, else of the registered model with as many latent
-    channels; None when the SyncNet looks at pixels and hears a mel.
-
-    Raises:
-        UserError: a file is missing; says how to get it.
-    """
-    data = config.data
-    if not data.latent_space and data.audio_features == "mel":
-        return None
-    embedded = load_unet_config(PROJECT_ROOT / entry(DEFAULT_MODEL).model.unet_config, UNetConfig)
-    channels = config.model.visual_encoder.in_channels // data.num_frames
-    is_small = not data.latent_space or channels == embedded.model.out_channels
-    given = {"vae": args.vae_path, "whisper": args.whisper_path, "unet": args.config_path}  # no UNet is read
-    name = DEFAULT_MODEL if is_small else RELEASED_MODELS[0]
-    return resolve(name, own={part: path for part, path in given.items() if path})
-
-
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_syncnet_config(args.config_path, *SYNCNET_SCHEMAS)
-    files = find_parts(config, args)
-    codec = LatentCodec.from_pretrained(files.vae) if config.data.latent_space else None
-    vae, whisper = (files.vae, files.whisper) if files is not None else (None, None)
-    data = SyncNetData(config, codec, vae, whisper)
+    data, codec = open_data(config, find_parts(config, args.config_path, args.vae_path, args.whisper_path))
     task = SyncNetTask(config, data, codec, int(os.environ.get("WORLD_SIZE", 1)))
     return run_training(task, train_settings(config), dry_run=args.dry_run)
 

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from latentsync.data.clips import Clip
 from latentsync.utils.errors import UserError
@@ -31,7 +31,7 @@ def find_clips(folders: Sequence[Path], person_pattern: str | None = None) -> li
         UserError: a folder does not exist, nothing is found, a name cannot be written to a list, or the pattern is
             wrong or fits a path nowhere.
     """
-    pattern = _compile(person_pattern) if person_pattern is not None else None
+    pattern = compile_pattern(person_pattern) if person_pattern is not None else None
     found: dict[Path, Clip] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -41,7 +41,7 @@ def find_clips(folders: Sequence[Path], person_pattern: str | None = None) -> li
             hidden = any(part.startswith(".") for part in beneath.parts)
             if hidden or path.suffix.lower() not in SUFFIXES or not path.is_file():
                 continue
-            person = path.resolve().parent.name if pattern is None else _match(pattern, beneath)
+            person = path.resolve().parent.name if pattern is None else match_person(pattern, beneath)
             found.setdefault(path.resolve(), Clip(path, person))
     if not found:
         names = ", ".join(str(folder) for folder in folders)
@@ -101,14 +101,16 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _compile(pattern: str) -> re.Pattern:
+def compile_pattern(pattern: str) -> re.Pattern:
+    """The compiled --person_pattern. Raises UserError when it is no regular expression."""
     try:
         return re.compile(pattern)
     except re.error as error:
         raise UserError(f"--person_pattern {pattern!r} is no regular expression: {error}") from error
 
 
-def _match(pattern: re.Pattern, path: Path) -> str:
+def match_person(pattern: re.Pattern, path: PurePath) -> str:
+    """Who a path (beneath its folder) names, see `find_clips`. Raises UserError when the pattern is not found in it."""
     match = pattern.search(path.as_posix())
     if match is None:
         raise UserError(f"--person_pattern {pattern.pattern!r} is not found in {path.as_posix()}; give another")

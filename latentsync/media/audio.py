@@ -71,18 +71,21 @@ def is_silent(audio: np.ndarray) -> bool:
     return audio.size == 0 or float(np.max(np.abs(audio))) < SILENCE_PEAK
 
 
-def first_audio_stream(container: InputContainer, path: Path) -> AudioStream:
-    """The first audio stream. Raises UserError when there is none or its codec is unknown."""
-    if not container.streams.audio:
+def first_audio_stream(container: InputContainer, path: Path, track: int = 0) -> AudioStream:
+    """The audio stream number `track`, 0 first. Raises UserError when there is none or its codec is unknown."""
+    streams = container.streams.audio
+    if not streams:
         raise UserError(f"{path}: the file has no audio stream; give a file with sound")
-    stream = container.streams.audio[0]
+    if track >= len(streams):
+        raise UserError(f"{path}: the file has {len(streams)} audio streams, none with number {track} (0 is the first)")
+    stream = streams[track]
     if stream.codec_context is None or not stream.codec_context.sample_rate:
         raise UserError(f"{path}: the audio codec is not supported; convert the file to WAV first")
     return stream
 
 
-def decoded_frames(path: Path) -> Iterator[av.AudioFrame]:
-    """Decoded audio frames without holes and with finite samples only, time stamps counted from 0.
+def decoded_frames(path: Path, track: int = 0) -> Iterator[av.AudioFrame]:
+    """Decoded frames of an audio stream without holes and with finite samples only, time stamps counted from 0.
 
     Damaged packets are skipped, counted in the log, and filled with silence as far as the time stamps tell.
     """
@@ -91,7 +94,7 @@ def decoded_frames(path: Path) -> Iterator[av.AudioFrame]:
     not_finite = 0
     damaged = 0
     with open_input(path, "audio") as container:
-        stream = first_audio_stream(container, path)
+        stream = first_audio_stream(container, path, track)
         for frame in _raw_frames(container, stream):
             if frame is None:
                 damaged += 1

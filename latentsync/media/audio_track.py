@@ -1,6 +1,7 @@
 """The sound of the output: copied as it is where the container takes its codec, else encoded to AAC."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -35,9 +36,15 @@ class AudioTrack:
     The first audible sample lies at time 0: encoder delay goes before it, where the containers' edit lists hide it.
     """
 
-    def __init__(self, output: OutputContainer, suffix: str, path: str | os.PathLike) -> None:
-        """Add the stream to `output` (before its header is written). Raises UserError when `path` has no sound."""
+    def __init__(
+        self, output: OutputContainer, suffix: str, path: str | os.PathLike, max_seconds: float | None = None
+    ) -> None:
+        """Add the stream to `output` (before its header is written); packets from `max_seconds` on are left out.
+
+        Raises UserError when `path` has no sound.
+        """
         self._output = output
+        self._limit = math.inf if max_seconds is None else max_seconds
         self._path = check_input_path(path, "audio")
         with open_input(self._path, "audio") as source:
             stream = first_audio_stream(source, self._path)
@@ -51,14 +58,15 @@ class AudioTrack:
         self._next = next(self._packets, None)
 
     def mux_until(self, seconds: Fraction | float) -> None:
-        """Write all packets that begin before `seconds`."""
+        """Write all packets that begin before `seconds`, and before the limit."""
+        seconds = min(seconds, self._limit)
         while self._next is not None and self._next.pts * self._next.time_base < seconds:
             packet, self._next = self._next, next(self._packets, None)
             self._output.mux(packet)
 
     def finish(self) -> None:
         """Write what is left, to the end of the sound."""
-        self.mux_until(float("inf"))
+        self.mux_until(math.inf)
 
     def close(self) -> None:
         """Let go of the input file."""

@@ -41,8 +41,10 @@ class VideoWriter:
         crf: float = DEFAULT_CRF,
         preset: str = DEFAULT_PRESET,
         audio: str | os.PathLike | None = None,
+        max_audio_seconds: float | None = None,
     ) -> None:
-        """`crf`: x264's 0 (lossless) to 51. `audio`: a sound file, or a video whose first audio stream is taken.
+        """`crf`: x264's 0 (lossless) to 51. `audio`: a sound file, or a video whose first audio stream is taken; of it
+        the packets that begin before `max_audio_seconds`.
 
         Raises UserError for an output that cannot be written, a bad `crf` or `preset`, or an `audio` without sound.
         """
@@ -60,7 +62,8 @@ class VideoWriter:
         self._temporary = self._target.with_name(f".latentsync-{uuid.uuid4().hex}{self._target.suffix.lower()}")
         try:
             with self._user_errors():
-                self._open(color or ColorTags(), sample_aspect_ratio, {"crf": f"{crf:g}", "preset": preset}, audio)
+                options = {"crf": f"{crf:g}", "preset": preset}
+                self._open(color or ColorTags(), sample_aspect_ratio, options, audio, max_audio_seconds)
         except BaseException:
             self.abort()
             raise
@@ -122,7 +125,12 @@ class VideoWriter:
             self._temporary.unlink(missing_ok=True)
 
     def _open(
-        self, color: ColorTags, aspect_ratio: Fraction, options: dict[str, str], audio: str | os.PathLike | None
+        self,
+        color: ColorTags,
+        aspect_ratio: Fraction,
+        options: dict[str, str],
+        audio: str | os.PathLike | None,
+        max_audio_seconds: float | None,
     ) -> None:
         suffix = self._temporary.suffix
         # The index goes to the front, so that the video plays while it is being downloaded.
@@ -140,7 +148,7 @@ class VideoWriter:
         codec.color_primaries = color.primaries
         codec.color_trc = color.transfer
         if audio is not None:
-            self._audio = AudioTrack(self._container, suffix, audio)
+            self._audio = AudioTrack(self._container, suffix, audio, max_audio_seconds)
 
     def _picture(self, frame: VideoFrame) -> av.VideoFrame:
         """The next picture for the encoder. Copied: PyAV's wrapping of I420 arrays is wrong for heights like 270."""

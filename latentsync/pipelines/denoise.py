@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DDIMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from einops import rearrange
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def shared_noise(codec: LatentCodec, resolution: int, generator: torch.Generator
 @torch.no_grad()
 def denoise_latents(
     unet: UNet3DConditionModel,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     noise: Tensor,
     mask: Tensor,
     masked: Tensor,
@@ -67,9 +68,11 @@ def denoise_latents(
     """Run the sampler over a batch of chunks.
 
     noise (1, C, 1, h, h); mask (1, 1, 1, h, h); masked, reference (B, C, F, h, h); audio (B, F, S, D).
-    Guidance (`u + s (c - u)`, one forward of a doubled batch) only for `guidance_scale` > 1. Returns (B, C, F, h, h).
+    Guidance (`u + s (c - u)`, one forward of a doubled batch) only for `guidance_scale` > 1; `eta` only with DDIM.
+    Returns (B, C, F, h, h).
     """
     guided = guidance_scale > 1
+    noise_options = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
     latents = noise.to(masked.dtype).expand_as(masked) * scheduler.init_noise_sigma
     scheduler.set_timesteps(num_inference_steps, device=masked.device)
     unet.reset_deepcache()
@@ -80,7 +83,7 @@ def denoise_latents(
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)
-        latents = scheduler.step(prediction, timestep, latents, eta=eta, generator=generator).prev_sample
+        latents = scheduler.step(prediction, timestep, latents, generator=generator, **noise_options).prev_sample
         if on_step is not None:
             on_step(index, int(timestep), latents)
     return latents
@@ -90,7 +93,7 @@ def denoise_latents(
 def regenerate_faces(
     unet: UNet3DConditionModel,
     codec: LatentCodec,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     pixels: Tensor,
     audio: Tensor,
     mask: Tensor,

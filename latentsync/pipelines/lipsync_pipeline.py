@@ -2,79 +2,44 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
-from tqdm import tqdm
 
 from latentsync.faces.factory import create_detector
 from latentsync.faces.mask import blend_weight, load_mask
-from latentsync.faces.sharpen import sharpen
 from latentsync.faces.tracking import FaceTracker
-from latentsync.media.audio import is_silent, load_audio
-from latentsync.media.frame import VideoFrame
+from latentsync.media.audio import MIN_AUDIO_SECONDS, is_silent, load_audio
 from latentsync.media.paths import check_output_path
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import open_timeline
-from latentsync.media.writer import DEFAULT_CRF, VideoWriter
+from latentsync.media.writer import DEFAULT_CRF
 from latentsync.models.rrdbnet import FaceUpscaler
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import regenerate_faces, shared_noise
 from latentsync.pipelines.face_stream import FaceAligner, TrackedFrame, face_runs, tracked_frames
+from latentsync.pipelines.progress import Progress, ProgressReport
+from latentsync.pipelines.result import QUEUE_FRAMES, LipsyncResult, Paste, ResultFile
+from latentsync.pipelines.sampling import DDIM, Callback, Sampling
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
-from latentsync.utils.files import staged_output
-from latentsync.utils.threads import Sink, prefetch
+from latentsync.utils.threads import prefetch
 from latentsync.whisper.audio2feature import Audio2Feature, AudioFeatureStream
+
+if TYPE_CHECKING:
+    from latentsync.media.interpolation import FrameRateConverter
 
 logger = logging.getLogger(__name__)
 
-QUEUE_FRAMES = 16  # frames kept ready on either side of the networks
-Callback = Callable[[int, int, Tensor], None]
-
-
-@dataclass(frozen=True)
-class LipsyncResult:
-    """What a run made: where it is and how many of its frames had a face to speak with."""
-
-    path: Path
-    num_frames: int
-    faces: int
-    fps: Fraction
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How one run denoises; see `LipsyncPipeline.__call__`."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    eta: float
-    generator: torch.Generator | None
-    callback: Callback | None
-    callback_steps: int
-
-    def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise UserError(f"inference steps must be 1 or more, not {self.num_inference_steps}")
-        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
-            raise UserError(f"guidance scale must be a number from 1 (off) to about 3, not {self.guidance_scale}")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta must lie between 0 and 1, not {self.eta}")
-        if self.callback_steps < 1:
-            raise UserError(f"callback_steps must be 1 or more, not {self.callback_steps}")
-
-    def on_step(self, step: int, timestep: int, latents: Tensor) -> None:
-        if self.callback is not None and step % self.callback_steps == 0:
-            self.callback(step, timestep, latents)
+MAX_FPS = 1000
 
 
 class LipsyncPipeline:
@@ -168,6 +133,10 @@ class LipsyncPipeline:
         crf: int = DEFAULT_CRF,
         sharpness_factor: float = 1.0,
         chunk_batch_size: int = 1,
+        solver: str = DDIM,
+        interpolate: float | None = None,
+        max_seconds: float | None = None,
+        on_progress: Progress | None = None,
         progress: bool = False,
     ) -> LipsyncResult:
         """Make `video_out_path`: as long as the audio, the audio as its sound, the chosen person speaking it.
@@ -192,65 +161,69 @@ class LipsyncPipeline:
             crf: quality of the one lossy encode, lower is better.
             sharpness_factor: of the regenerated face, 1 = untouched.
             chunk_batch_size: chunks denoised at once: faster on a large GPU, the same result.
+            solver: ddim, or dpm++ (the same end point in fewer steps).
+            interpolate: frame rate of the result, with frames in between made by `latentsync.media.interpolation`.
+            max_seconds: stop after so much of the audio, for a preview.
+            on_progress: called as on_progress(stage, done, total) for every frame; stages are "preparing", "lip-sync"
+                and "finishing". An exception in it stops the run, as one in `callback`.
+            progress: show a bar.
 
         Raises:
             UserError: anything the user can mend; nothing is written and an existing result is left as it was.
         """
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.guidance_scale if guidance_scale is None else guidance_scale
-        sampling = Sampling(steps, guidance, eta, generator, callback, callback_steps)
-        if steps > (longest := self.scheduler.config.num_train_timesteps):
-            raise UserError(f"inference steps must be at most {longest}, the scheduler's, not {steps}")
+        sampling = Sampling(steps, guidance, eta, generator, callback, callback_steps, solver)
+        sampling.scheduler(self.scheduler)  # refuses what it cannot do
         check_output_path(video_out_path, [video_path, audio_path])
         self._check_amounts(num_frames, video_fps, sharpness_factor, chunk_batch_size)
         resolution = self._working_resolution(height, width, audio_sample_rate)
         if weight_dtype is not None:
             self.to(self.device, weight_dtype)
         info = probe_video(video_path)
-        wave = load_audio(audio_path, audio_sample_rate)
-        if is_silent(wave):
-            logger.warning("%s is silent: there is nothing to speak", audio_path)
+        wave = load_voice(audio_path, audio_sample_rate, max_seconds)
         fps = info.fps if keep_fps and not info.is_still else Fraction(video_fps).limit_denominator(1001)
+        converter = self._converter(fps, interpolate)
         duration = Fraction(len(wave), audio_sample_rate)
         audio = self.audio_encoder.stream(wave, fps)
         mask = load_mask(resolution, mask_image_path)
-        weight = blend_weight(mask, self.blend_inset)
         aligner = AlignRestore(resolution=resolution)
         noise = shared_noise(self.codec, resolution, generator)
+        paste = Paste(aligner, blend_weight(mask, self.blend_inset), sharpness_factor)
+        file = ResultFile(video_out_path, info, fps, audio_path, crf, max_seconds, temp_dir)
 
         faces = 0
-
-        def finish(item: TrackedFrame, pixels: np.ndarray | None) -> None:
-            writer.write(item.frame if pixels is None else paste(item, pixels, aligner, weight, sharpness_factor))
-
         with (
             closing(self._find_faces(info, duration, fps, on_short_video, face, detector, aligner)) as found,
-            staged_output(video_out_path, temp_dir) as path,
-            VideoWriter(
-                path,
-                info.width,
-                info.height,
-                fps,
-                color=info.color,
-                sample_aspect_ratio=info.sample_aspect_ratio,
-                crf=crf,
-                audio=audio_path,
-            ) as writer,
-            Sink(lambda pair: finish(*pair), QUEUE_FRAMES) as sink,
-            tqdm(total=len(audio), unit="frame", desc="lip-sync", disable=not progress, leave=False) as bar,
+            file.open(paste, converter) as deliver,
+            ProgressReport(len(audio), on_progress, shown=progress) as report,
         ):
             for batch in run_batches(face_runs(found, num_frames), chunk_batch_size):
                 for item, pixels in self._speak(batch, audio, mask, noise, sampling):
                     faces += pixels is not None
-                    sink.put((item, pixels))
-                    bar.update()
-            bar.set_description("finishing")
+                    deliver(item, pixels)
+                    report.frame()
+            report.finishing()
             if not faces:
                 wanted = "" if face == "largest" else f" that is the chosen one ({face})"
                 raise UserError(f"{video_path}: no face{wanted} was found in any frame; use a video that shows one")
         if missing := len(audio) - faces:
             logger.warning("%s: %d of %d frames show no such face: passed through", video_path, missing, len(audio))
-        return LipsyncResult(Path(video_out_path), len(audio), faces, fps)
+        total, rate = (len(audio), fps) if converter is None else (converter.written, converter.target_fps)
+        return LipsyncResult(Path(video_out_path), total, faces, rate)
+
+    def _converter(self, fps: Fraction, interpolate: float | None) -> "FrameRateConverter | None":
+        """For a result of another rate than the model's frames."""
+        if interpolate is None:
+            return None
+        if not fps <= interpolate <= MAX_FPS:
+            raise UserError(f"interpolate must lie between the {float(fps):g} frames/s there are and {MAX_FPS}")
+        target = Fraction(interpolate).limit_denominator(1001)
+        if target == fps:
+            return None
+        from latentsync.media.interpolation import FrameRateConverter, open_interpolator
+
+        return FrameRateConverter(open_interpolator("auto", str(self.device)), fps, target)
 
     def _check_amounts(
         self, num_frames: int, video_fps: float | Fraction, sharpness_factor: float, chunk_batch_size: int
@@ -258,8 +231,8 @@ class LipsyncPipeline:
         limit = self.unet.config.max_frames
         if num_frames < 1 or (limit is not None and num_frames > limit):
             raise UserError(f"num_frames must be 1 to {limit or 'any number'} with this UNet, not {num_frames}")
-        if not 1 <= video_fps <= 1000:
-            raise UserError(f"video_fps must lie between 1 and 1000, not {video_fps}")
+        if not 1 <= video_fps <= MAX_FPS:
+            raise UserError(f"video_fps must lie between 1 and {MAX_FPS}, not {video_fps}")
         if not 0 <= sharpness_factor < math.inf:
             raise UserError(f"sharpness_factor must be 0 or more, not {sharpness_factor}")
         if chunk_batch_size < 1:
@@ -317,7 +290,7 @@ class LipsyncPipeline:
         spoken = regenerate_faces(
             self.unet,
             self.codec,
-            self.scheduler,
+            sampling.scheduler(self.scheduler),
             pixels,
             tokens,
             mask,
@@ -349,10 +322,13 @@ def run_batches(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[
         yield batch
 
 
-def paste(
-    item: TrackedFrame, pixels: np.ndarray, aligner: AlignRestore, weight: np.ndarray, sharpness_factor: float
-) -> VideoFrame:
-    """Put the regenerated part (`weight`) of a face (R, R, 3) back; every other sample stays as decoded."""
-    pixels = sharpen(pixels, sharpness_factor)
-    box, rgb, alpha = aligner.paste_region((item.frame.height, item.frame.width), pixels, item.face.matrix, weight)
-    return item.frame.blend_rgb(box[0], box[1], rgb, alpha)
+def load_voice(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
+    """The voice, mono float32 (N,), as far as `max_seconds`; says so when there is nothing in it to speak."""
+    if max_seconds is not None and not MIN_AUDIO_SECONDS <= max_seconds < math.inf:
+        raise UserError(f"max_seconds must be {MIN_AUDIO_SECONDS} or more, not {max_seconds}")
+    wave = load_audio(path, sample_rate)
+    if max_seconds is not None:
+        wave = wave[: round(max_seconds * sample_rate)]
+    if is_silent(wave):
+        logger.warning("%s is silent: there is nothing to speak", path)
+    return wave

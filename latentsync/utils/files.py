@@ -4,9 +4,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from latentsync.utils.errors import UserError
 
@@ -55,6 +56,26 @@ def parent_folders(path: str | Path) -> Iterator[None]:
     except BaseException:
         _remove_if_empty(missing)
         raise
+
+
+def write_text(path: str | Path, write: Callable[[TextIO], object]) -> None:
+    """`write(file)` fills a text file (UTF-8, line ends as given) that appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written; what was there before stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                write(file)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another place") from error
 
 
 def _move_into_place(staged: Path, target: str | Path) -> None:

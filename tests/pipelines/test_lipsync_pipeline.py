@@ -20,6 +20,7 @@ from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.media.timeline import open_timeline
 from latentsync.media.writer import VideoWriter
 from latentsync.pipelines import lipsync_pipeline
+from latentsync.pipelines.result import Paste
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, picture
@@ -313,6 +314,10 @@ def test_the_output_may_be_a_link_with_a_temp_dir(run, media, tmp_path):
         ({"audio_sample_rate": 8000}, "audio_sample_rate must be 16000"),
         ({"face": "middle"}, "face selection 'middle' is not understood"),
         ({"on_short_video": "stop"}, "on_short_video 'stop'"),
+        ({"solver": "euler"}, "solver must be one of ddim, dpm\\+\\+"),
+        ({"solver": "dpm++", "eta": 0.5}, "eta is DDIM's share"),
+        ({"interpolate": 24}, "interpolate must lie between the 25"),
+        ({"max_seconds": 0}, "max_seconds must be 0.1 or more"),
         ({"mask_image_path": "none.png"}, "none.png does not exist"),
     ],
 )
@@ -330,14 +335,73 @@ def test_weights_that_are_not_numbers_are_told(pipeline, run, media, tmp_path, m
 
 def test_another_resolution_sharpening_and_upscaling(pipeline, run, media, written, tmp_path, monkeypatch):
     sizes: list[int] = []
-    paste: Callable = lipsync_pipeline.paste
+    paste: Callable = Paste.__call__
     monkeypatch.setattr(
-        lipsync_pipeline, "paste", lambda item, pixels, *rest: sizes.append(len(pixels)) or paste(item, pixels, *rest)
+        Paste, "__call__", lambda self, item, pixels: sizes.append(len(pixels)) or paste(self, item, pixels)
     )
     monkeypatch.setattr(pipeline, "upscaler", lambda faces: faces.repeat_interleave(4, -1).repeat_interleave(4, -2))
     run(media / "clip.mp4", media / "voice.wav", tmp_path / "a.mp4", height=128, sharpness_factor=1.5)
     assert sizes == [512] * 10
     assert all(changed(written, source_frames(media / "clip.mp4", 10)))
+
+
+def test_progress_tells_stage_and_frames(run, media, tmp_path):
+    told: list[tuple[str, int, int]] = []
+    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", on_progress=lambda *state: told.append(state))
+    assert told == [("preparing", 0, 10), *(("lip-sync", done, 10) for done in range(1, 11)), ("finishing", 10, 10)]
+
+
+@pytest.mark.parametrize("stage", ["preparing", "lip-sync", "finishing"])
+def test_an_exception_in_on_progress_stops_the_run(run, media, tmp_path, stage):
+    def cancel(now: str, done: int, total: int) -> None:
+        if now == stage:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", on_progress=cancel)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".m4a"])
+def test_a_preview_ends_early_in_picture_and_sound(run, media, tmp_path, suffix):
+    """m4a is copied packet by packet, wav encoded anew."""
+    voice = media / "voice.wav"
+    if suffix != ".wav":
+        voice = tmp_path / f"voice{suffix}"
+        with av.open(str(media / "voice.wav")) as source, av.open(str(voice), "w", format="mp4") as target:
+            stream = target.add_stream("aac", rate=16000, layout="mono")
+            for frame in source.decode(audio=0):
+                target.mux(stream.encode(frame))
+            target.mux(stream.encode(None))
+    result = run(media / "clip.mp4", voice, tmp_path / "out.mp4", max_seconds=0.2)
+    assert result.num_frames == 5
+    with av.open(str(result.path)) as container:
+        samples = sum(frame.samples for frame in container.decode(audio=0))
+    assert 0.2 <= samples / 16000 < 0.2 + 2 * 1024 / 16000
+
+
+def test_interpolation_doubles_the_rate_and_keeps_what_was_made(run, media, written, tmp_path):
+    run(media / "clip.mp4", media / "voice.wav", tmp_path / "plain.mp4")
+    plain = list(written)
+    written.clear()
+    result = run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", interpolate=50)
+    assert (result.fps, result.num_frames, result.faces) == (50, 20, 10)
+    assert describe(result.path)["frames"] == len(written) == 20
+    assert all(np.array_equal(made, frame) for made, frame in zip(written[::2], plain, strict=True))
+
+
+def test_the_other_solver_comes_to_the_same_face(run, media, written, tmp_path):
+    """With many steps both solve the same equation; with one they differ."""
+
+    def frames(**options) -> np.ndarray:
+        written.clear()
+        run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", max_seconds=0.1, **options)
+        return np.stack(written).astype(float)
+
+    ddim, other = frames(num_inference_steps=40), frames(num_inference_steps=40, solver="dpm++")
+    rough = frames(num_inference_steps=2)
+    assert abs(ddim - other).mean() < 0.5 * abs(ddim - rough).mean()
+    assert not np.array_equal(ddim, other)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.tracking import FaceTracker
 from latentsync.media.frame import VideoFrame
 from latentsync.pipelines.face_stream import AlignedFace, FaceAligner, TrackedFrame
-from latentsync.pipelines.lipsync_pipeline import paste
+from latentsync.pipelines.result import Paste
 from latentsync.utils.affine_transform import AlignRestore
 from tools.benchmarks.inputs import CROP_WIDTHS, SIZES, moving_frames
 from tools.benchmarks.report import Figure
@@ -47,7 +47,8 @@ def measure(
 
 
 def _measure(name: str, resolution: int, frames: list[tuple[VideoFrame, np.ndarray]], repeats: int) -> list[Figure]:
-    aligner, weight = AlignRestore(resolution=resolution), blend_weight(load_mask(resolution))
+    aligner = AlignRestore(resolution=resolution)
+    paste = Paste(aligner, blend_weight(load_mask(resolution)))
     cutter = FaceAligner(FaceTracker(_NoDetector()), aligner)
     faces = [(frame, cutter.cut_out(frame, anchors, starts=False)) for frame, anchors in frames]
 
@@ -57,7 +58,7 @@ def _measure(name: str, resolution: int, frames: list[tuple[VideoFrame, np.ndarr
     def paste_back(index: int) -> VideoFrame:
         frame, face = faces[index % len(faces)]
         pixels = 255.0 - face.pixels.astype(np.float32)
-        return paste(TrackedFrame(index, frame, face), pixels, aligner, weight, 1.0)
+        return paste(TrackedFrame(index, frame, face), pixels)
 
     place = f"{name}, {resolution} px"
     return [

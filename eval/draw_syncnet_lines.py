@@ -1,0 +1,89 @@
+"""Training curves of SyncNets in one picture: `python -m eval.draw_syncnet_lines RUN_DIR ... --output lines.png`
+
+Reads train.csv and validation.csv that the trainer keeps in each run's folder.
+"""
+
+import argparse
+import csv
+import math
+import sys
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from latentsync.utils.errors import UserError
+
+SMOOTHING = 0.9  # of the training curve: share of the past in the running mean
+Curve = tuple[list[float], list[float]]
+
+
+def read_curve(path: Path, column: str) -> Curve:
+    """Steps and finite values of a column; both empty where the file or the column is not there.
+
+    Raises:
+        UserError: the file is not such a table.
+    """
+    if not path.is_file():
+        return [], []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [(float(row["step"]), float(row.get(column) or math.nan)) for row in csv.DictReader(file)]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path}: is not a table of the trainer") from error
+    kept = [row for row in rows if math.isfinite(row[1])]
+    return [step for step, _ in kept], [value for _, value in kept]
+
+
+def smooth(values: list[float], share: float = SMOOTHING) -> list[float]:
+    """Exponential running mean, corrected for its start."""
+    mean, weight, result = 0.0, 0.0, []
+    for value in values:
+        mean, weight = share * mean + (1 - share) * value, share * weight + (1 - share)
+        result.append(mean / weight)
+    return result
+
+
+def draw(runs: list[Path], output: Path) -> None:
+    """Loss above (training smoothed, validation dashed), accuracy on held-out pairs below.
+
+    Raises:
+        UserError: a folder holds no run, or the picture cannot be written.
+    """
+    figure = Figure(figsize=(8, 7), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for number, run in enumerate(runs):
+        steps, losses = read_curve(run / "train.csv", "loss")
+        if not steps:
+            raise UserError(f"{run}: no train.csv with a loss in it; give the output folder of a run")
+        colour = f"C{number}"
+        above.plot(steps, smooth(losses), color=colour, label=run.name)
+        above.plot(*read_curve(run / "validation.csv", "loss"), color=colour, linestyle="--", marker=".")
+        below.plot(*read_curve(run / "validation.csv", "accuracy"), color=colour, marker=".", label=run.name)
+    above.set(ylabel="loss (dashed: held out)")
+    below.set(xlabel="step", ylabel="accuracy, held out")
+    above.legend()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.draw_syncnet_lines", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of SyncNet runs")
+    parser.add_argument("--output", type=Path, default=Path("outputs/syncnet_lines.png"))
+    args = parser.parse_args(argv)
+    try:
+        draw(args.runs, args.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

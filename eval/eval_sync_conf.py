@@ -1,0 +1,145 @@
+"""Sync confidence and offset of videos: `python -m eval.eval_sync_conf --videos_dir FOLDER` (or `--video_path FILE`).
+
+SyncNet of Chung & Zisserman (2016) over the whole clip, on the sound as it is decoded. Without its weights the SyncNet
+that ships here scores instead, and the table says so. Exit codes: 0 all scored, 1 some or none could be, 2 wrong usage.
+"""
+
+import argparse
+import csv
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TextIO
+
+import numpy as np
+
+from latentsync.metrics.clip_sync import SCORERS, ClipSync, ClipSyncScorer, open_sync_scorer
+from latentsync.utils.errors import UserError
+from latentsync.utils.files import write_text
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".ts"}
+COLUMNS = ("video", "face", "scorer", "offset", "confidence", "min_distance", "start_frame", "frames", "error")
+WINDOW_COLUMNS = ("video", "face", "frame", "confidence")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval.eval_sync_conf", description=__doc__.split("\n")[0])
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--video_path", type=Path, help="one video")
+    given.add_argument("--videos_dir", type=Path, help="a folder of videos, subfolders included")
+    add = parser.add_argument
+    add("--initial_model", type=Path, help="syncnet_v2.model (default: checkpoints/auxiliary/syncnet_v2.model)")
+    add("--scorer", choices=SCORERS, default="auto", help="auto: the published SyncNet if its weights are there")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--output", type=Path, help="table of all faces (CSV)")
+    add("--windows_output", type=Path, help="table of the confidence of each window (CSV)")
+    add("--temp_dir", type=Path, help="accepted for the sake of older calls; nothing is stored in between")
+    return parser
+
+
+@dataclass(frozen=True)
+class Row:
+    """One face of a video, or what kept it from being scored."""
+
+    video: Path
+    face: int = 0
+    sync: ClipSync | None = None
+    error: str = ""
+
+    def cells(self) -> list[object]:
+        """As `COLUMNS`."""
+        if self.sync is None:
+            return [self.video, "", "", "", "", "", "", "", self.error]
+        sync = self.sync
+        numbers = (f"{sync.confidence:.4f}", f"{sync.min_distance:.4f}", sync.start, sync.frames)
+        return [self.video, self.face, sync.scorer, sync.offset, *numbers, ""]
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """Videos below a folder, sorted; links that lead in circles are not followed. Raises UserError for none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give one with videos, or a single file as --video_path")
+    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    if not videos:
+        raise UserError(f"{folder}: no videos in it (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
+    return videos
+
+
+def score_all(scorer: ClipSyncScorer, videos: list[Path]) -> Iterator[Row]:
+    """Rows of each video; one that cannot be scored is a row with the reason."""
+    for video in videos:
+        try:
+            found = scorer.score_video(video)
+        except UserError as error:
+            yield Row(video, error=str(error))
+            continue
+        for face, sync in enumerate(found):
+            yield Row(video, face, sync)
+
+
+def summary(rows: list[Row]) -> str:
+    """Means over the longest face of each video."""
+    first = [row.sync for row in rows if row.sync is not None and row.face == 0]
+    failed = sum(row.sync is None for row in rows)
+    if not first:
+        return f"none of {failed} videos could be scored"
+    near = np.mean([abs(sync.offset) <= 1 for sync in first])
+    confidence, distance = fmean(sync.confidence for sync in first), fmean(sync.min_distance for sync in first)
+    return (
+        f"{first[0].scorer}: {len(first)} videos, confidence {confidence:.3f}, min distance {distance:.3f}, "
+        f"offset within 1 frame {near:.1%}" + (f"; {failed} could not be scored" if failed else "")
+    )
+
+
+def write_table(path: Path, columns: tuple[str, ...], rows: Iterator[list[object]]) -> None:
+    """CSV, whole or not at all."""
+
+    def write(file: TextIO) -> None:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+    write_text(path, write)
+
+
+def window_rows(rows: list[Row]) -> Iterator[list[object]]:
+    for row in rows:
+        for index, value in enumerate(row.sync.window_confidences if row.sync is not None else ()):
+            if np.isfinite(value):
+                yield [row.video, row.face, row.sync.start + index, f"{value:.4f}"]
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Score and report; False when something could not be scored."""
+    videos = find_videos(args.videos_dir) if args.videos_dir else [args.video_path]
+    scorer = open_sync_scorer(args.scorer, args.device, args.initial_model)
+    rows = []
+    for row in score_all(scorer, videos):
+        rows.append(row)
+        shown = row.error or f"offset {row.sync.offset:+d}, confidence {row.sync.confidence:.3f}"
+        print(f"{row.video} face {row.face}: {shown}".replace("\n", "\\n"), flush=True)
+    if args.output:
+        write_table(args.output, COLUMNS, (row.cells() for row in rows))
+    if args.windows_output:
+        write_table(args.windows_output, WINDOW_COLUMNS, window_rows(rows))
+    print(summary(rows))
+    return all(row.sync is not None for row in rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("latentsync.metrics").setLevel(logging.INFO)
+    try:
+        return 0 if run(args) else 1
+    except UserError as error:
+        line = str(error).replace("\n", "\\n")
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sync confidence of a video or a folder: ./eval/eval_sync_conf.sh --video_path FILE | --videos_dir FOLDER [...]
+set -euo pipefail
+
+ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
+LATENTSYNC_SKIP_DOWNLOAD=1 bash "$ROOT/setup_env.sh" --if-needed
+PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$ROOT/.venv/bin/python" -m eval.eval_sync_conf "$@"

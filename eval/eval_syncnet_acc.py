@@ -1,0 +1,79 @@
+"""Accuracy of a SyncNet on a fixed list of pairs: `python -m eval.eval_syncnet_acc --config_path CONFIG`.
+
+Of the config's `data.val_fileslist` the same windows are drawn each time (from `run.seed`), each with its own sound and
+with sound at least 6 frames off. Accuracy is the share of pairs where (similarity > 0.5) is right.
+"""
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from latentsync.models.syncnets import SYNCNET_SCHEMAS
+from latentsync.training.syncnet_parts import find_parts, open_data
+from latentsync.training.syncnet_task import SyncNetTask
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import PROJECT_ROOT, project_path
+from latentsync.utils.syncnet_config import load_syncnet_config
+
+EMBEDDED = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval.eval_syncnet_acc", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--config_path", type=Path, default=EMBEDDED, help="configs/syncnet/*.yaml (default: of the one that ships)")
+    add("--inference_ckpt_path", type=Path, help="weights (default: ckpt.inference_ckpt_path of the config)")
+    add("--fileslist", help="clips to judge by (default: data.val_fileslist of the config)")
+    add("--num_samples", type=int, help="windows to draw (default: data.num_val_samples of the config)")
+    add("--vae_path", type=Path, help="diffusers VAE folder, for latents")
+    add("--whisper_path", type=Path, help="Whisper checkpoint, for audio_features whisper")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    return parser
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, float]:
+    """Measures of `SyncNetTask.validate`; equal arguments give equal figures.
+
+    Raises:
+        UserError: weights or clips are missing or do not fit.
+    """
+    config = load_syncnet_config(args.config_path, *SYNCNET_SCHEMAS)
+    weights = args.inference_ckpt_path or config.ckpt.inference_ckpt_path
+    if not weights:
+        raise UserError(f"{args.config_path}: ckpt.inference_ckpt_path is empty; give --inference_ckpt_path")
+    data = replace(
+        config.data,
+        val_fileslist=args.fileslist or config.data.val_fileslist,
+        num_val_samples=args.num_samples or config.data.num_val_samples,
+    )
+    if not data.val_fileslist:
+        raise UserError(f"{args.config_path}: data.val_fileslist is empty; give --fileslist")
+    ckpt = replace(config.ckpt, resume_ckpt_path=str(project_path(weights)))
+    config = replace(config, data=data, ckpt=ckpt)
+    source, codec = open_data(config, find_parts(config, args.config_path, args.vae_path, args.whisper_path))
+    task = SyncNetTask(config, source, codec)
+    device = torch.device(args.device)
+    task.place(device, torch.float32)
+    with torch.no_grad():
+        return task.validate(task.model.to(device).eval(), 0, Path())
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        values = evaluate(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, value in values.items():
+        print(f"{name}: {value:.6f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Offset and confidence as the field reports them: SyncNet of Chung & Zisserman (2016) over a whole clip.
+
+Legend: T frames, W = T - 4 windows of five frames, D embedding width. 25 frames/s, sound mono at 16 kHz.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from python_speech_features import mfcc
+from torch import Tensor
+
+from latentsync.models.syncnet_v2 import MFCC_COLUMNS, WINDOW_FRAMES, SyncNetV2
+
+SAMPLE_RATE = 16000
+COLUMNS_PER_FRAME = 4  # 100 MFCC columns a second
+REACH = 15  # frames that the sound is moved either way
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """Distances (W, 2 * reach + 1) of each window to the sound `reach` frames before .. after it.
+
+    The sign is the published script's: an offset of +k says that the sound is k frames EARLY, what is seen at i was
+    heard at i - k.
+    """
+
+    distances: np.ndarray
+
+    @property
+    def mean_distances(self) -> np.ndarray:
+        """(2 * reach + 1,), over time."""
+        return self.distances.mean(axis=0)
+
+    @property
+    def offset(self) -> int:
+        """reach - argmin of the mean distances."""
+        return int(self.distances.shape[1] // 2 - self.mean_distances.argmin())
+
+    @property
+    def confidence(self) -> float:
+        """Sync-C (LSE-C): median of the mean distances less their minimum."""
+        return float(np.median(self.mean_distances) - self.mean_distances.min())
+
+    @property
+    def min_distance(self) -> float:
+        """Sync-D (LSE-D): the minimum of the mean distances."""
+        return float(self.mean_distances.min())
+
+    @property
+    def window_confidences(self) -> np.ndarray:
+        """(W,) median of each window's distances less that at the clip's offset: where in the clip sync is lost."""
+        own = self.distances[:, self.distances.shape[1] // 2 - self.offset]
+        return np.median(self.distances, axis=1) - own
+
+
+def score_embeddings(vision: Tensor, audio: Tensor, reach: int = REACH) -> PublishedScore:
+    """From (W, D) embeddings; the sound is padded with zero vectors, as in the published script.
+
+    Raises:
+        ValueError: shapes differ or there is no window.
+    """
+    if vision.shape != audio.shape or vision.ndim != 2 or not len(vision):
+        raise ValueError(f"two equal (W, D) are needed, not {tuple(vision.shape)} and {tuple(audio.shape)}")
+    near = F.pad(audio, (0, 0, reach, reach)).unfold(0, 2 * reach + 1, 1).transpose(1, 2)  # (W, 2 reach + 1, D)
+    distances = [F.pairwise_distance(one[None], other) for one, other in zip(vision, near, strict=True)]
+    return PublishedScore(torch.stack(distances).cpu().numpy())
+
+
+def mfcc_windows(wave: np.ndarray) -> Tensor:
+    """Sound (N,) in [-1, 1] -> one (13, 20) piece per frame that has 0.2 s of sound from its beginning on: (M, 13, 20).
+
+    Coefficients of python_speech_features' defaults on 16-bit samples: 25 ms windows every 10 ms, 26 filters, 512
+    points, pre-emphasis 0.97, lifter 22, log energy first.
+    """
+    samples = np.clip(np.round(wave * 32768.0), -32768, 32767).astype(np.int16)
+    columns = torch.from_numpy(mfcc(samples, SAMPLE_RATE).T.astype(np.float32))  # (13, columns)
+    if columns.shape[1] < MFCC_COLUMNS:
+        return columns.new_zeros(0, len(columns), MFCC_COLUMNS)
+    return columns.unfold(1, MFCC_COLUMNS, COLUMNS_PER_FRAME).transpose(0, 1).contiguous()
+
+
+@torch.no_grad()
+def score_faces(net: SyncNetV2, faces: Iterable[np.ndarray], wave: np.ndarray, batch_size: int = 32) -> PublishedScore:
+    """Score a clip of face crops, taken as they come: memory does not grow with their pixels.
+
+    Args:
+        faces: (224, 224, 3) RGB uint8, one a frame.
+        wave: (N,) the sound from the first frame on.
+
+    Raises:
+        ValueError: fewer than five frames or 0.2 s.
+    """
+    device = next(net.parameters()).device
+    sounds = mfcc_windows(wave)
+    batches = batched_windows(faces, batch_size, limit=len(sounds))
+    vision = [net.embed_images(batch.to(device)).float().cpu() for batch in batches]
+    if not vision:
+        raise ValueError("fewer than five frames, or less than 0.2 s of sound")
+    vision = torch.cat(vision)
+    audio = [
+        net.embed_audio(part[:, None].to(device)).float().cpu() for part in sounds[: len(vision)].split(batch_size)
+    ]
+    return score_embeddings(vision, torch.cat(audio))
+
+
+def batched_windows(faces: Iterable[np.ndarray], batch_size: int, limit: int) -> Iterator[Tensor]:
+    """The first `limit` runs of five frames, (B, 3, 5, 224, 224) float BGR in 0..255."""
+    held: list[np.ndarray] = []
+    given = 0
+    for face in faces:
+        held.append(face[..., ::-1])
+        if len(held) == batch_size + WINDOW_FRAMES - 1:
+            yield _windows(held)[: limit - given]
+            given += batch_size
+            if given >= limit:
+                return
+            held = held[batch_size:]
+    if len(held) >= WINDOW_FRAMES and given < limit:
+        yield _windows(held)[: limit - given]
+
+
+def _windows(frames: list[np.ndarray]) -> Tensor:
+    pixels = torch.from_numpy(np.stack(frames)).float()  # (T, H, W, 3)
+    return pixels.unfold(0, WINDOW_FRAMES, 1).permute(0, 3, 4, 1, 2)

@@ -1,0 +1,47 @@
+"""How far a run is, for people (a bar) and for programs (a callback)."""
+
+from collections.abc import Callable
+from types import TracebackType
+
+from tqdm import tqdm
+
+Progress = Callable[[str, int, int], None]
+PREPARING, LIPSYNC, FINISHING = "preparing", "lip-sync", "finishing"
+
+
+class ProgressReport:
+    """Counts frames. A context manager; an exception in the callback goes to the caller.
+
+    Args:
+        total: frames there will be.
+        callback: called as callback(stage, done, total) on entering, for each frame and before the end.
+        shown: show a bar on standard error.
+    """
+
+    def __init__(self, total: int, callback: Progress | None = None, *, shown: bool = False):
+        self._total, self._done, self._callback = total, 0, callback
+        self._bar = tqdm(total=total, unit="frame", desc=LIPSYNC, disable=not shown, leave=False)
+
+    def __enter__(self) -> "ProgressReport":
+        self._tell(PREPARING)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def frame(self) -> None:
+        """One more frame left the networks."""
+        self._done += 1
+        self._bar.update()
+        self._tell(LIPSYNC)
+
+    def finishing(self) -> None:
+        """All frames are made; what is left is writing them."""
+        self._bar.set_description(FINISHING)
+        self._tell(FINISHING)
+
+    def _tell(self, stage: str) -> None:
+        if self._callback is not None:
+            self._callback(stage, self._done, self._total)
