@@ -9,6 +9,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_samples", type=int, help="windows to draw (default: data.num_val_samples of the config)")
     add("--vae_path", type=Path, help="diffusers VAE folder, for latents")
     add("--whisper_path", type=Path, help="Whisper checkpoint, for audio_features whisper")
+    add("--cache_dir", type=Path, help="keep encoded clips there for the next time (default: nothing is kept)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     return parser
 
@@ -41,6 +43,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     Raises:
         UserError: weights or clips are missing or do not fit.
     """
+    if args.cache_dir is not None:
+        return _evaluate(args, args.cache_dir)
+    with TemporaryDirectory() as cache:
+        return _evaluate(args, Path(cache))
+
+
+def _evaluate(args: argparse.Namespace, cache: Path) -> dict[str, float]:
+    """Raises UserError: weights or clips are missing or do not fit."""
     config = load_syncnet_config(args.config_path, *SYNCNET_SCHEMAS)
     weights = args.inference_ckpt_path or config.ckpt.inference_ckpt_path
     if not weights:
@@ -49,6 +59,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
         config.data,
         val_fileslist=args.fileslist or config.data.val_fileslist,
         num_val_samples=args.num_samples or config.data.num_val_samples,
+        latent_cache_dir=str(cache / "latents"),
+        audio_embeds_cache_dir=str(cache / "audio_embeds"),
+        audio_mel_cache_dir=str(cache / "mel"),
     )
     if not data.val_fileslist:
         raise UserError(f"{args.config_path}: data.val_fileslist is empty; give --fileslist")

@@ -57,7 +57,7 @@ class Shifted:
 
 
 def shift_clip(faces: np.ndarray, wave: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Faces (T, ...) and sound (N,), the sound `shift` frames EARLY (late if negative); the ends that lack a partner go."""
+    """Faces (T, ...), and sound (N,) moved `shift` frames EARLY (negative: late); ends without a partner go."""
     if shift >= 0:
         return faces[: len(faces) - shift], wave[shift * SAMPLES_PER_FRAME :]
     return faces[-shift:], wave[: len(wave) + shift * SAMPLES_PER_FRAME]

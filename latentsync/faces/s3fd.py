@@ -29,7 +29,7 @@ class L2Norm(nn.Module):
 
     def __init__(self, channels: int, scale: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.full((channels,), scale))
+        self.weight = nn.Parameter(torch.full((channels,), float(scale)))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1, eps=1e-10) * self.weight.view(1, -1, 1, 1)

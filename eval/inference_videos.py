@@ -1,0 +1,230 @@
+"""Lip-sync a list of videos in one process: `python -m eval.inference_videos --pairs list.csv --output_dir out`.
+
+Written: out/<id>.mp4 for each row of the list (columns video, audio, id), beside it <id>.json (what it was made from
+and with), and inference.csv (each row's fate). A result that is there and was made from the same content with the same
+settings is kept, so running the command again goes on where it stopped. Rows that cannot be done are reported and do
+not stop the others. Exit codes: 0 all rows are done, 1 some are not, 2 wrong usage.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.pairs import Pair, read_pairs
+from latentsync.utils.errors import UserError
+from latentsync.utils.files import write_text
+from latentsync.utils.registry import default_name, model_names, resolve
+
+if TYPE_CHECKING:
+    from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+
+logger = logging.getLogger("inference_videos")
+
+DONE, KEPT, FAILED = "done", "kept", "failed"
+EDGE = 1 << 20  # bytes at either end of a weights file that tell it from another
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """What the results depend on besides the pair. Steps and guidance: the model's own unless given."""
+
+    model: str
+    inference_steps: int | None = None
+    guidance_scale: float | None = None
+    solver: str = "ddim"
+    face: str = "largest"
+    seed: int = 1247
+    crf: int = 18
+
+
+@dataclass(frozen=True)
+class Row:
+    """The fate of a pair: done, kept or failed; `seconds` of work, `frames` written, `reason` of a failure."""
+
+    id: str
+    status: str
+    seconds: float = 0.0
+    frames: int = 0
+    reason: str = ""
+
+
+class BatchInference:
+    """Runs pairs through one pipeline, which is loaded when the first result is missing."""
+
+    def __init__(
+        self, settings: InferenceSettings, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
+    ) -> None:
+        self.settings, self.folder = settings, folder
+        self._open, self._pipeline = open_pipeline, None
+        self._weights = weights_fingerprint(settings.model)
+
+    def __call__(self, pairs: Sequence[Pair]) -> Iterator[Row]:
+        """One row a pair, as each is finished. Raises UserError when the folder cannot be made."""
+        make_folder(self.folder)
+        for pair in pairs:
+            try:
+                yield self._run(pair)
+            except UserError as error:
+                yield Row(pair.id, FAILED, reason=str(error))
+
+    def _run(self, pair: Pair) -> Row:
+        target, remark = self.folder / f"{pair.id}.mp4", self.folder / f"{pair.id}.json"
+        origin = self._origin(pair)
+        if target.is_file() and _read_json(remark) == origin:
+            return Row(pair.id, KEPT)
+        remark.unlink(missing_ok=True)  # it must never stand beside another result
+        start = time.perf_counter()
+        result = self._synthesise(pair, target)
+        write_text(remark, lambda file: json.dump(origin, file, indent=2))
+        return Row(pair.id, DONE, time.perf_counter() - start, result.num_frames)
+
+    def _synthesise(self, pair: Pair, target: Path) -> Any:
+        import torch
+
+        if self._pipeline is None:
+            self._pipeline = self._open()
+        settings = self.settings
+        return self._pipeline(
+            pair.video,
+            pair.voice,
+            target,
+            num_inference_steps=settings.inference_steps,
+            guidance_scale=settings.guidance_scale,
+            solver=settings.solver,
+            face=settings.face,
+            crf=settings.crf,
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+
+    def _origin(self, pair: Pair) -> dict[str, Any]:
+        from latentsync.data.cache import file_digest
+
+        return {
+            "video": file_digest(pair.video),
+            "audio": file_digest(pair.voice),
+            "weights": self._weights,
+            "settings": asdict(self.settings),
+        }
+
+
+def weights_fingerprint(model: str) -> str:
+    """Tells one UNet file of a model from another without reading gigabytes. Raises UserError as `resolve`."""
+    import hashlib
+
+    path = resolve(model).unet
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(EDGE))
+        size = path.stat().st_size
+        file.seek(max(0, size - EDGE))
+        digest.update(file.read())
+    return f"{size}-{digest.hexdigest()[:16]}"
+
+
+def make_folder(folder: Path) -> None:
+    """Raises UserError when it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """The fate of each pair as CSV."""
+
+    def write(file: Any) -> None:
+        writer = csv.DictWriter(file, ["id", "status", "seconds", "frames", "reason"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) | {"seconds": f"{row.seconds:.2f}"} for row in rows)
+
+    write_text(path, write)
+
+
+def pick_model(name: str | None, device: str | None) -> str:
+    """The model asked for, or the best that is present and that the device can run."""
+    if name is not None:
+        return name
+    from latentsync.loading import pick_device
+
+    return default_name(pick_device(device))[0]
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `InferenceSettings` but the model's name."""
+    add = parser.add_argument
+    add("--inference_steps", type=int, help="denoising steps (default: the model's)")
+    add("--guidance_scale", type=float, help="how strongly to follow the voice (default: the model's)")
+    add("--solver", choices=["ddim", "dpm++"], default="ddim", help="default: %(default)s")
+    add("--face", default="largest", help="whom: largest, left, right, a number from the left, or x,y")
+    add("--seed", type=int, default=1247, help="of the noise, the same for every row (default: %(default)s)")
+    add("--crf", type=int, default=18, help="H.264 quality (default: %(default)s)")
+    add("--device", help="cuda, cuda:N, mps or cpu (default: the best there is)")
+
+
+def settings_of(options: argparse.Namespace, model: str) -> InferenceSettings:
+    names = ("inference_steps", "guidance_scale", "solver", "face", "seed", "crf")
+    return InferenceSettings(model, **{name: getattr(options, name) for name in names})
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.inference_videos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the results go")
+    parser.add_argument("--model", choices=model_names(), help="default: the best that is present and fits")
+    add_model_options(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> list[Row]:
+    """Do what the options say; the rows are written as well."""
+    from latentsync import load_pipeline
+
+    pairs = read_pairs(options.pairs)
+    settings = settings_of(options, pick_model(options.model, options.device))
+    batch = BatchInference(settings, options.output_dir, lambda: load_pipeline(settings.model, options.device))
+    rows = []
+    for row in batch(pairs):
+        rows.append(row)
+        logger.info("%d/%d %s: %s %s", len(rows), len(pairs), row.id, row.status, row.reason)
+        write_rows(options.output_dir / "inference.csv", rows)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    try:
+        failed = [row for row in run(options) if row.status == FAILED]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if failed:
+        print(f"error: {len(failed)} rows failed, see {options.output_dir / 'inference.csv'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _read_json(path: Path) -> Any:
+    """None where there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
