@@ -84,6 +84,13 @@ def first_audio_stream(container: InputContainer, path: Path, track: int = 0) ->
     return stream
 
 
+def has_audio(path: str | os.PathLike) -> bool:
+    """Whether a file has an audio stream. Raises UserError for a file that cannot be opened."""
+    path = check_input_path(path)
+    with open_input(path) as container:
+        return bool(container.streams.audio)
+
+
 def decoded_frames(path: Path, track: int = 0) -> Iterator[av.AudioFrame]:
     """Decoded frames of an audio stream without holes and with finite samples only, time stamps counted from 0.
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +16,8 @@ from latentsync.faces.factory import create_detector
 from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.tracking import FaceTracker
 from latentsync.media.audio import MIN_AUDIO_SECONDS, is_silent, load_audio
+from latentsync.media.frame_rate import FrameRateConverter
+from latentsync.media.interpolation import open_interpolator
 from latentsync.media.paths import check_output_path
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import open_timeline
@@ -33,9 +34,6 @@ from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
 from latentsync.utils.threads import prefetch
 from latentsync.whisper.audio2feature import Audio2Feature, AudioFeatureStream
-
-if TYPE_CHECKING:
-    from latentsync.media.interpolation import FrameRateConverter
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +210,7 @@ class LipsyncPipeline:
         total, rate = (len(audio), fps) if converter is None else (converter.written, converter.target_fps)
         return LipsyncResult(Path(video_out_path), total, faces, rate)
 
-    def _converter(self, fps: Fraction, interpolate: float | None) -> "FrameRateConverter | None":
+    def _converter(self, fps: Fraction, interpolate: float | None) -> FrameRateConverter | None:
         """For a result of another rate than the model's frames."""
         if interpolate is None:
             return None
@@ -221,8 +219,6 @@ class LipsyncPipeline:
         target = Fraction(interpolate).limit_denominator(1001)
         if target == fps:
             return None
-        from latentsync.media.interpolation import FrameRateConverter, open_interpolator
-
         return FrameRateConverter(open_interpolator("auto", str(self.device)), fps, target)
 
     def _check_amounts(

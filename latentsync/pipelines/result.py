@@ -5,21 +5,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latentsync.faces.sharpen import sharpen
 from latentsync.media.frame import VideoFrame
+from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.probe import VideoInfo
 from latentsync.media.writer import VideoWriter
 from latentsync.pipelines.face_stream import TrackedFrame
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.files import staged_output
 from latentsync.utils.threads import Sink
-
-if TYPE_CHECKING:
-    from latentsync.media.interpolation import FrameRateConverter
 
 QUEUE_FRAMES = 16  # frames kept ready on either side of the networks
 Deliver = Callable[[TrackedFrame, np.ndarray | None], None]
@@ -64,7 +61,7 @@ class ResultFile:
     temp_dir: str | Path | None = None
 
     @contextmanager
-    def open(self, paste: Paste, converter: "FrameRateConverter | None" = None) -> Iterator[Deliver]:
+    def open(self, paste: Paste, converter: FrameRateConverter | None = None) -> Iterator[Deliver]:
         """Takes pairs of a frame and its new face (R, R, 3) in 0..255, None to pass the frame through.
 
         Pasting, interpolation and encoding run in a thread of their own. The file appears when the block is left
@@ -84,7 +81,7 @@ class ResultFile:
                 for frame in converter.flush():
                     writer.write(frame)
 
-    def _writer(self, path: Path, converter: "FrameRateConverter | None") -> VideoWriter:
+    def _writer(self, path: Path, converter: FrameRateConverter | None) -> VideoWriter:
         return VideoWriter(
             path,
             self.info.width,

@@ -1,0 +1,80 @@
+"""A video at a higher frame rate: `python ECCV2022-RIFE/inference_video.py --video in.mp4 --exp 1 --output out.mp4`.
+
+RIFE where its weights are (checkpoints/auxiliary/rife/flownet.pkl, or --model), optical flow elsewhere; the log says
+which. Exit codes: 0 done, 1 something is wrong with what was given, 2 wrong usage.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, as the original is
+
+from tqdm import tqdm  # noqa: E402
+
+from latentsync.media.interpolation import INTERPOLATORS, change_frame_rate  # noqa: E402
+from latentsync.media.writer import DEFAULT_CRF  # noqa: E402
+from latentsync.utils.errors import UserError  # noqa: E402
+from latentsync.utils.files import parent_folders  # noqa: E402
+
+MAX_EXP = 5
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--video", type=Path, required=True, help="video to interpolate; its sound is kept")
+    add("--output", type=Path, help="result (default: <video>_<fps>fps.mp4 beside it)")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--exp", type=int, default=1, help="2^EXP times as many frames (default: 1, 25 becomes 50)")
+    rate.add_argument("--fps", type=float, help="frames a second of the result, any number")
+    add("--scale", type=float, default=1.0, help="0.5 for 4K: motion is looked at half as finely (RIFE only)")
+    add("--model", type=Path, help="RIFE's flownet.pkl")
+    add("--interpolator", choices=INTERPOLATORS, default="auto")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (RIFE only)")
+    add("--crf", type=int, default=DEFAULT_CRF, help="H.264 quality, 0 lossless to 51 (default: %(default)s)")
+    return parser
+
+
+def default_output(args: argparse.Namespace) -> Path:
+    rate = f"{args.fps:g}fps" if args.fps else f"{2**args.exp}x"
+    return args.video.with_name(f"{args.video.stem}_{rate}.mp4")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("latentsync").setLevel(logging.INFO)
+    output = args.output or default_output(args)
+    try:
+        if not 1 <= args.exp <= MAX_EXP:
+            raise UserError(f"--exp must lie between 1 and {MAX_EXP}, not {args.exp}")
+        with parent_folders(output), tqdm(unit="frame", leave=False) as bar:
+
+            def show(stage: str, done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            change_frame_rate(
+                args.video,
+                output,
+                args.fps,
+                factor=2**args.exp,
+                interpolator=args.interpolator,
+                scale=args.scale,
+                device=args.device,
+                rife_path=args.model,
+                crf=args.crf,
+                on_progress=show,
+            )
+    except UserError as error:
+        line = str(error).replace("\n", "\\n")
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

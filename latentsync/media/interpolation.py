@@ -1,0 +1,204 @@
+"""Frame interpolation behind one interface: RIFE where its weights are, optical flow elsewhere; whole files."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from latentsync.media.audio import has_audio
+from latentsync.media.frame_rate import FrameRateConverter, Interpolator
+from latentsync.media.optical_flow import FlowInterpolator
+from latentsync.media.paths import check_output_path
+from latentsync.media.probe import probe_video
+from latentsync.media.timeline import available_frames, open_timeline
+from latentsync.media.writer import DEFAULT_CRF, VideoWriter
+from latentsync.utils.checkpoints import Checkpoint, load_checkpoint, load_into
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT
+
+__all__ = ["FrameRateConverter", "Interpolator", "change_frame_rate", "open_interpolator"]
+logger = logging.getLogger(__name__)
+
+INTERPOLATORS = ("auto", "rife", "dis-flow")
+RIFE_SOURCE = PROJECT_ROOT / "ECCV2022-RIFE" / "model" / "ifnet.py"  # the folder's name is no module name
+RIFE_WEIGHTS = CHECKPOINTS_DIR / "auxiliary" / "rife" / "flownet.pkl"
+MULTIPLE = 32  # of sides: the coarsest block looks at a quarter, in strides of 4, and enlarges that again
+TILE, OVERLAP = 1024, 128  # pixels; larger pictures are done in parts
+FINEST_T = 1 / 16  # RIFE halves; other times are the nearest of repeated halving
+MAX_FPS = 1000
+STAGE = "interpolation"
+
+
+class RifeInterpolator:
+    """RIFE from its published weights.
+
+    Args:
+        path: flownet.pkl.
+        scale: 0.5 looks at motion half as finely, for 4K.
+
+    Raises:
+        UserError: the file is missing or holds other weights; a scale that is not 0.25 to 4.
+    """
+
+    name = "rife"
+
+    def __init__(self, path: str | Path = RIFE_WEIGHTS, device: str = "cpu", scale: float = 1.0):
+        if scale not in (0.25, 0.5, 1.0, 2.0, 4.0):
+            raise UserError(f"scale must be 0.25, 0.5, 1, 2 or 4, not {scale:g}; 0.5 is for 4K")
+        self.scale, self.device = scale, torch.device(device)
+        self.net = load_rife(path).to(self.device)
+
+    def between(self, first: np.ndarray, second: np.ndarray, t: float) -> np.ndarray:
+        """By repeated halving, to within 1/32 of `t`."""
+        pair = torch.stack([torch.from_numpy(picture) for picture in (first, second)]).to(self.device)
+        early, late = pair.permute(0, 3, 1, 2).float().div(255).split(1)
+        low, high = 0.0, 1.0
+        while True:
+            middle, made = (low + high) / 2, self._halfway(early, late)
+            if abs(middle - t) <= FINEST_T / 2:
+                return made[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().cpu().numpy()
+            if t < middle:
+                high, late = middle, made
+            else:
+                low, early = middle, made
+
+    def _halfway(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """(1, 3, H, W), in overlapping tiles where that is large."""
+        height, width = first.shape[-2:]
+        rows, columns = _tiles(height), _tiles(width)
+        if len(rows) == len(columns) == 1:
+            return self._tile(first, second)
+        total, weights = torch.zeros_like(first), torch.zeros_like(first[:, :1])
+        for top in rows:
+            for left in columns:
+                part = (..., slice(top, top + TILE), slice(left, left + TILE))
+                made = self._tile(first[part], second[part])
+                weight = _ramp(made.shape[-2])[:, None] * _ramp(made.shape[-1])
+                total[part] += made * weight.to(made)
+                weights[part] += weight.to(made)
+        return total / weights
+
+    def _tile(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        height, width = first.shape[-2:]
+        multiple = max(MULTIPLE, round(MULTIPLE / self.scale))
+        padding = (0, -width % multiple, 0, -height % multiple)
+        padded = (F.pad(picture, padding, mode="replicate") for picture in (first, second))
+        return self.net(*padded, self.scale)[..., :height, :width]
+
+
+def load_rife(path: str | Path) -> torch.nn.Module:
+    """IFNet with the weights of a file, strictly; names may begin with `module.`, the teacher may be missing."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no RIFE weights there; put flownet.pkl (RIFE HDv3) there, or use dis-flow")
+    found = load_checkpoint(path)
+    state = {name.removeprefix("module."): tensor for name, tensor in found.state_dict.items()}
+    width = state["block0.conv0.1.0.weight"].shape[0] if "block0.conv0.1.0.weight" in state else 90
+    teacher = any(name.startswith("block_tea.") for name in state)
+    if not teacher:
+        logger.info("%s: has no teacher block (block_tea), which is used in training only", path)
+    ifnet = _rife_module().IFNet
+    return load_into(lambda: ifnet(width, teacher), Checkpoint(found.path, state), exact=True).eval()
+
+
+def _rife_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rife_ifnet", RIFE_SOURCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _tiles(length: int) -> list[int]:
+    """Where tiles of TILE pixels begin, overlapping by OVERLAP or more; one where all fits."""
+    if length <= TILE:
+        return [0]
+    count = -(-(length - OVERLAP) // (TILE - OVERLAP))
+    return [round(index * (length - TILE) / (count - 1)) for index in range(count)]
+
+
+def _ramp(length: int) -> torch.Tensor:
+    """Weights along a tile, low at its ends."""
+    position = torch.arange(length) + 0.5
+    return torch.minimum(position, length - position).clamp(max=OVERLAP) / OVERLAP
+
+
+def open_interpolator(
+    name: str = "auto", device: str = "cpu", scale: float = 1.0, rife_path: str | Path | None = None
+) -> Interpolator:
+    """The interpolator of that name; "auto" is RIFE where its weights are. The log says which.
+
+    Raises:
+        UserError: unknown name, or RIFE without its weights.
+    """
+    if name not in INTERPOLATORS:
+        raise UserError(f"interpolator {name!r} is unknown: choose one of {', '.join(INTERPOLATORS)}")
+    weights = Path(rife_path or RIFE_WEIGHTS)
+    if name == "rife" or (name == "auto" and (rife_path is not None or weights.is_file())):
+        logger.info("frames in between by RIFE (%s) on %s", weights, device)
+        return RifeInterpolator(weights, device, scale)
+    logger.info("frames in between by optical flow (DIS); RIFE's weights are not at %s", weights)
+    return FlowInterpolator()
+
+
+def change_frame_rate(
+    video_path: str | os.PathLike,
+    out_path: str | os.PathLike,
+    target_fps: float | Fraction | None = None,
+    *,
+    factor: int | None = None,
+    interpolator: str = "auto",
+    scale: float = 1.0,
+    device: str = "cpu",
+    rife_path: str | Path | None = None,
+    crf: int = DEFAULT_CRF,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Write the video at another rate, streaming, its sound copied. Returns `out_path`.
+
+    Args:
+        target_fps: frames a second of the result; or
+        factor: times the source's rate.
+        on_progress: called as on_progress("interpolation", done, total) for each source frame; an exception in it
+            stops the run and leaves nothing behind.
+
+    Raises:
+        UserError: anything the user can mend; nothing is written.
+    """
+    check_output_path(out_path, [video_path])
+    info = probe_video(video_path)
+    if info.is_still:
+        raise UserError(f"{video_path}: is a picture; there is nothing between its frames")
+    target = info.fps * factor if target_fps is None else Fraction(target_fps).limit_denominator(1001)
+    if not 1 <= target <= MAX_FPS:
+        raise UserError(f"the frame rate must lie between 1 and {MAX_FPS}, not {float(target):g}")
+    total = available_frames(info, info.fps)
+    converter = FrameRateConverter(open_interpolator(interpolator, device, scale, rife_path), info.fps, target)
+    sound = video_path if has_audio(video_path) else None
+    with (
+        closing(open_timeline(info, total / info.fps, info.fps)) as frames,
+        VideoWriter(
+            out_path,
+            info.width,
+            info.height,
+            target,
+            color=info.color,
+            sample_aspect_ratio=info.sample_aspect_ratio,
+            crf=crf,
+            audio=sound,
+        ) as writer,
+    ):
+        for index, frame in enumerate(frames):
+            if on_progress is not None:
+                on_progress(STAGE, index, total)
+            for shown in converter.push(frame):
+                writer.write(shown)
+        for shown in converter.flush():
+            writer.write(shown)
+    return Path(out_path)

@@ -1,0 +1,228 @@
+"""Frames in between: exact times, untouched originals, cuts, motion; whole files; RIFE's layout."""
+
+import importlib.util
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from latentsync.media import interpolation
+from latentsync.media.frame import VideoFrame
+from latentsync.media.frame_rate import FrameRateConverter, is_cut
+from latentsync.media.interpolation import RifeInterpolator, change_frame_rate, load_rife, open_interpolator
+from latentsync.media.optical_flow import FlowInterpolator
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import PROJECT_ROOT
+from tests.conformance.seeded import fill_
+from tests.media.synthetic import numbers_of, write_clip
+
+
+class Told:
+    """Gives a grey picture of the time asked for, and remembers how often it was asked."""
+
+    name = "told"
+
+    def __init__(self):
+        self.asked: list[float] = []
+
+    def between(self, first: np.ndarray, second: np.ndarray, t: float) -> np.ndarray:
+        self.asked.append(t)
+        level = first.mean() * (1 - t) + second.mean() * t
+        return np.full_like(first, round(level))
+
+
+def texture(seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).uniform(0, 255, (128, 192, 3)).astype(np.float32)
+    blurred = cv2.GaussianBlur(noise, (0, 0), 4)
+    return np.clip((blurred - 127) * 6 + 127, 0, 255).astype(np.uint8)
+
+
+def shifted(picture: np.ndarray, pixels: float) -> np.ndarray:
+    matrix = np.float32([[1, 0, pixels], [0, 1, 0]])
+    return cv2.warpAffine(picture, matrix, picture.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+
+
+def frames_of(levels: list[int]) -> list[VideoFrame]:
+    """Pictures with a gradient, so that neighbours are alike, at given brightness."""
+    gradient = np.linspace(0, 60, 64)[None, :, None] + np.zeros((48, 1, 3))
+    return [VideoFrame.from_rgb(gradient + level) for level in levels]
+
+
+def convert(frames: list[VideoFrame], source: Fraction | int, target: Fraction | int):
+    told = Told()
+    converter = FrameRateConverter(told, Fraction(source), Fraction(target))
+    made = [shown for frame in frames for shown in converter.push(frame)] + list(converter.flush())
+    assert converter.written == len(made)
+    return made, told.asked
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "count"),
+    [
+        (25, 50, 20),
+        (25, 60, 24),
+        (24, 25, 11),
+        (25, 100, 40),
+        (Fraction(30000, 1001), 60, 21),
+        (25, 10, 4),
+        (25, 25, 10),
+    ],
+)
+def test_exact_times(source, target, count):
+    frames = frames_of([10 * index for index in range(10)])
+    made, asked = convert(frames, source, target)
+    assert len(made) == count
+    for index, frame in enumerate(made):
+        time = Fraction(index) * Fraction(source) / Fraction(target)
+        if time.denominator == 1:
+            assert frame is frames[int(time)]  # untouched
+        elif time < 9:
+            assert frame.planes[0].mean() == pytest.approx(made[0].planes[0].mean() + 10 * time * 219 / 255, abs=2)
+        else:
+            assert frame is frames[9]
+    assert all(0 < t < 1 for t in asked)
+
+
+def test_equal_neighbours_and_cuts_are_not_interpolated():
+    a, b = VideoFrame.from_rgb(texture(1)), VideoFrame.from_rgb(texture(2))
+    assert is_cut(a, b) and not is_cut(a, VideoFrame.from_rgb(shifted(texture(1), 3)))
+    same = VideoFrame.from_rgb(texture(1))
+    made, asked = convert([a, same, b], 25, 100)
+    assert made[:4] == [a] * 4 and made[4:7] == [same, same, b] and not asked
+
+
+def test_flow_follows_motion_where_blending_doubles_it():
+    first, middle, second = texture(), shifted(texture(), 3), shifted(texture(), 6)
+    made = FlowInterpolator().between(first, second, 0.5)
+    inner = (slice(16, -16), slice(16, -16))
+
+    def error(picture: np.ndarray) -> float:
+        return float(np.square(picture[inner].astype(float) - middle[inner]).mean())
+
+    blended = (first.astype(float) + second) / 2
+    assert error(made) < error(blended) / 10
+    quarter = FlowInterpolator().between(first, second, 0.25)
+    assert np.square(quarter[inner].astype(float) - shifted(texture(), 1.5)[inner]).mean() < error(blended) / 10
+
+
+def test_flow_of_unrelated_noise_is_no_worse_than_blending():
+    rng = np.random.default_rng(0)
+    first, second = (np.clip(texture() + rng.normal(0, 6, (128, 192, 3)), 0, 255).astype(np.uint8) for _ in "ab")
+    made = FlowInterpolator().between(first, second, 0.5).astype(float)
+    blended = (first.astype(float) + second) / 2
+    truth = texture().astype(float)
+    assert np.square(made - truth).mean() < 1.1 * np.square(blended - truth).mean()
+
+
+def test_a_file_at_twice_the_rate_keeps_its_sound_and_its_frames(tmp_path):
+    source = write_clip(tmp_path / "a b.mp4", 12, tone_seconds=0.48)
+    told: list[tuple[str, int, int]] = []
+    out = change_frame_rate(source, tmp_path / "out.mp4", 50, on_progress=lambda *state: told.append(state))
+    with av.open(str(out)) as container:
+        assert container.streams.video[0].average_rate == 50
+        frames = list(container.decode(video=0))
+    assert len(frames) == 24 and told[0] == ("interpolation", 0, 12) and len(told) == 12
+    with av.open(str(out)) as made, av.open(str(source)) as given:
+        packets = [[bytes(p) for p in file.demux(audio=0) if p.size] for file in (made, given)]
+    assert packets[0] == packets[1]
+    shown = numbers_of(VideoFrame.from_rgb(frame.to_ndarray(format="rgb24")) for frame in frames[::2])
+    assert shown == list(range(12))
+
+
+def test_a_file_that_cannot_be_done_leaves_nothing(tmp_path):
+    source = write_clip(tmp_path / "a.mp4", 6)
+    before = set(tmp_path.iterdir())
+    for problem in ({"target_fps": 0.5}, {"target_fps": 5000}, {"target_fps": 50, "interpolator": "film"}):
+        with pytest.raises(UserError):
+            change_frame_rate(source, tmp_path / "out.mp4", **problem)
+
+    def cancel(*state: object) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        change_frame_rate(source, tmp_path / "out.mp4", 50, on_progress=cancel)
+    with pytest.raises(UserError, match="no RIFE weights"):
+        change_frame_rate(source, tmp_path / "out.mp4", 50, rife_path=tmp_path / "flownet.pkl")
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def ifnet():
+    return fill_(interpolation._rife_module().IFNet(width=16), 0).eval()
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("teacher", [True, False])
+def test_rife_weights_load_strictly(ifnet, tmp_path, prefix, teacher):
+    state = {f"{prefix}{k}": v for k, v in ifnet.state_dict().items() if teacher or not k.startswith("block_tea")}
+    torch.save(state, tmp_path / "flownet.pkl")
+    net = load_rife(tmp_path / "flownet.pkl")
+    assert torch.equal(net.block1.conv1[0].weight, ifnet.block1.conv1[0].weight)
+    state.pop(f"{prefix}block2.conv2.2.bias")
+    torch.save(state, tmp_path / "flownet.pkl")
+    with pytest.raises(UserError, match=r"block2\.conv2\.2\.bias"):
+        load_rife(tmp_path / "flownet.pkl")
+
+
+def test_rife_layout():
+    with torch.device("meta"):
+        shapes = {name: tuple(t.shape) for name, t in interpolation._rife_module().IFNet().state_dict().items()}
+    assert shapes["block0.conv0.0.0.weight"] == (45, 11, 3, 3)
+    assert shapes["block2.convblock3.1.1.weight"] == (90,)
+    assert shapes["block1.conv1.2.weight"] == (45, 4, 4, 4) and shapes["block1.conv2.2.weight"] == (45, 1, 4, 4)
+    assert shapes["block_tea.conv0.0.0.weight"] == (45, 14, 3, 3)
+
+
+@pytest.fixture
+def rife(ifnet, tmp_path) -> RifeInterpolator:
+    torch.save(ifnet.state_dict(), tmp_path / "flownet.pkl")
+    return open_interpolator("auto", rife_path=tmp_path / "flownet.pkl")
+
+
+def test_rife_treats_both_neighbours_alike_at_any_size(rife):
+    first, second = texture(1)[:90, :110], texture(2)[:90, :110]
+    made, turned = rife.between(first, second, 0.5), rife.between(second, first, 0.5)
+    assert made.shape == first.shape and made.dtype == np.uint8
+    assert abs(made.astype(int) - turned).max() <= 1
+
+
+def test_rife_comes_near_any_time_by_halving(rife, monkeypatch):
+    monkeypatch.setattr(rife, "net", lambda a, b, scale: (a + b) / 2)
+    black, white = np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 255, np.uint8)
+    for t in (0.5, 0.25, 1 / 3, 0.9, 0.04):
+        assert abs(rife.between(black, white, t).mean() / 255 - t) <= 1 / 32 + 0.01
+
+
+def test_large_pictures_are_done_in_tiles_without_seams(rife, monkeypatch):
+    monkeypatch.setattr(rife, "net", lambda a, b, scale: (a + b) / 2)
+    monkeypatch.setattr(interpolation, "TILE", 64)
+    monkeypatch.setattr(interpolation, "OVERLAP", 16)
+    first, second = texture(1), texture(2)
+    made = rife.between(first, second, 0.5)
+    assert abs(made.astype(float) - (first.astype(float) + second) / 2).max() <= 1
+
+
+def test_warping_takes_pixels_from_where_the_flow_leads():
+    module = interpolation._rife_module()
+    picture = torch.arange(20.0).view(1, 1, 4, 5)
+    flow = torch.zeros(1, 2, 4, 5)
+    flow[:, 0] = 1
+    assert torch.allclose(module.warp(picture, flow)[0, 0, :, :4], picture[0, 0, :, 1:])
+    assert torch.allclose(module.warp(picture, flow)[0, 0, :, 4], picture[0, 0, :, 4])
+
+
+def test_the_command(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("rife_command", PROJECT_ROOT / "ECCV2022-RIFE" / "inference_video.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    source = write_clip(tmp_path / "in.mp4", 5)
+    assert command.main(["--video", str(source), "--exp", "2"]) == 0
+    out = tmp_path / "in_4x.mp4"
+    assert capsys.readouterr().out.strip() == str(out)
+    with av.open(str(out)) as container:
+        assert (container.streams.video[0].average_rate, len(list(container.decode(video=0)))) == (100, 20)
+    assert command.main(["--video", str(tmp_path / "no.mp4"), "--fps", "60"]) == 1
+    assert "no.mp4" in capsys.readouterr().err
