@@ -1,0 +1,103 @@
+"""Step 1, broken files out: whether a source can be used at all, found from its header and first packets."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from latentsync.media.audio import first_audio_stream
+from latentsync.media.paths import open_input
+from latentsync.media.probe import VideoInfo, first_picture, first_video_stream, probe_video
+from latentsync.utils.errors import UserError
+from preprocess.clip import Figure
+
+
+class SourceError(UserError):
+    """This source cannot be used; others can."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source fit for use. sound_delay: seconds from its first picture to its first sample, negative where sound
+    leads."""
+
+    info: VideoInfo
+    audio_track: int
+    sound_delay: Fraction
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        info = self.info
+        return {
+            "fps": round(float(info.fps), 3),
+            "width": info.width,
+            "height": info.height,
+            "source_seconds": round(info.duration or 0.0, 3),
+            "rotation": info.rotation,
+            "variable_fps": int(info.variable_frame_rate),
+        }
+
+
+def probe(path: Path, audio_track: int = 0) -> Source:
+    """Examine a source. Raises SourceError for what is no video with sound that can be decoded."""
+    with source_errors():
+        info = probe_video(path)
+        if info.is_still or info.is_animated_webp:
+            raise SourceError(f"{path}: this is a picture, without sound; give a video")
+        return Source(info, audio_track, _first_sample(path, audio_track) - _first_picture(path))
+
+
+@contextlib.contextmanager
+def source_errors() -> Iterator[None]:
+    """What is wrong with a source becomes a SourceError."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except UserError as error:
+        raise SourceError(str(error)) from error
+
+
+def reason(error: UserError, path: Path) -> str:
+    """The message without the file's own name in front, on one line."""
+    text = str(error).removeprefix(f"{path}: ")
+    return " ".join(text.split())
+
+
+def _first_picture(path: Path) -> Fraction:
+    """Time stamp of the first picture in the file's own time; 0 for AVI, whose stamps say nothing."""
+    with open_input(path) as container:
+        frame = first_picture(container, first_video_stream(container, path), path)
+        if frame.pts is None or container.format.name == "avi":
+            return Fraction(0)
+        return frame.pts * frame.time_base
+
+
+def _first_sample(path: Path, track: int) -> Fraction:
+    """Time stamp, in the file's own time, of the first sample that a player gives. Raises UserError without sound."""
+    with open_input(path, "audio") as container:
+        stream = first_audio_stream(container, path, track)
+        try:
+            for packet in container.demux(stream):
+                stamp = _stamp_of_first(packet)
+                if stamp is not None:
+                    return Fraction(0) if container.format.name == "avi" else stamp
+        except av.error.FFmpegError as error:
+            raise UserError(f"{path}: the audio cannot be read ({error.strerror}); the file is damaged") from error
+    raise UserError(f"{path}: the audio has no samples that can be decoded; give a file with sound")
+
+
+def _stamp_of_first(packet: av.Packet) -> Fraction | None:
+    """Time of the first sample in a packet, None when it has none or is damaged."""
+    try:
+        frames = packet.decode()
+    except MemoryError:
+        raise
+    except av.error.FFmpegError:  # a damaged packet; a later one may be whole
+        return None
+    if not frames:
+        return None
+    return Fraction(0) if frames[0].pts is None else frames[0].pts * frames[0].time_base

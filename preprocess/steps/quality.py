@@ -1,0 +1,24 @@
+"""Step 7: blurred, noisy or badly compressed pictures are left out."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from preprocess.clip import Clip
+from preprocess.settings import ProcessSettings
+from preprocess.steps.faces import drop
+from preprocess.tools import Tools
+
+STEP = "quality"
+
+
+def quality(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
+    """Mean of the first, the middle and the last frame. Figures: `quality`, `quality_measure`."""
+    meter = tools.quality
+    frames = clip.faces[[0, clip.num_frames // 2, clip.num_frames - 1]]
+    value = float(np.mean([meter.measure(frame) for frame in frames]))
+    clip = replace(clip, figures={**clip.figures, "quality": round(value, 3), "quality_measure": meter.name})
+    needed = meter.default_threshold if settings.min_quality is None else settings.min_quality
+    if value < needed:
+        return drop(clip, STEP, f"{meter.name} {value:.1f}, {needed:g} is needed")
+    return clip

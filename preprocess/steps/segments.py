@@ -1,0 +1,44 @@
+"""Step 4: shots divided into segments of equal length, frame by frame, while they are decoded."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from latentsync.media.frame import VideoFrame
+from preprocess.clip import FPS, Segment
+from preprocess.steps.resample import Sample, SoundReader
+
+KEPT_SECONDS = 1  # of sound from before a segment, for steps that shift it
+
+
+def segments(samples: Iterator[Sample], source: str, sound: SoundReader, length: int) -> Iterator[Segment]:
+    """Segments of at most `length` frames of one shot, in order, numbered from 0.
+
+    Each must be done with before the next is taken: frames nobody took are then decoded and dropped.
+    """
+    cutter = _Cutter(samples)
+    index = 0
+    while cutter.next is not None:
+        start = Fraction(cutter.next.index, FPS)
+        sound.forget(start - KEPT_SECONDS)
+        segment = Segment(source, index, start, cutter.take(length), sound.read)
+        yield segment
+        for _ in segment:
+            pass
+        index += 1
+
+
+class _Cutter:
+    """The samples with a look at the next one, which tells where a shot ends."""
+
+    def __init__(self, samples: Iterator[Sample]) -> None:
+        self._samples = samples
+        self.next = next(samples, None)
+
+    def take(self, length: int) -> Iterator[VideoFrame]:
+        """The next frames, at most `length`, up to the end of the shot."""
+        for taken in range(length):
+            sample = self.next
+            if sample is None or (taken and sample.starts_shot):
+                return
+            self.next = next(self._samples, None)
+            yield sample.frame

@@ -1,0 +1,68 @@
+"""The networks that the steps look through, opened when they are first needed, once a process."""
+
+from latentsync.faces.detector import FaceDetector
+from latentsync.faces.factory import create_detector
+from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
+from latentsync.metrics.picture_quality import QualityMeter, open_quality_meter
+from preprocess.settings import ProcessSettings
+
+
+class Tools:
+    """Detector, sync scorer and quality meter of the settings. A context manager: leaving it closes the detectors."""
+
+    def __init__(self, settings: ProcessSettings) -> None:
+        self._settings = settings
+        self._detector: FaceDetector | None = None
+        self._still_detector: FaceDetector | None = None
+        self._scorer: ClipSyncScorer | None = None
+        self._quality: QualityMeter | None = None
+
+    def __enter__(self) -> "Tools":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the detectors; they are opened anew if they are asked for again."""
+        for detector in (self._detector, self._still_detector):
+            if detector is not None:
+                detector.close()
+        self._detector = self._still_detector = None
+
+    @property
+    def detector(self) -> FaceDetector:
+        """For frames of a clip, in order; `reset()` it between clips."""
+        if self._detector is None:
+            self._detector = create_detector(self._settings.detector, self._settings.device)
+        return self._detector
+
+    @property
+    def still_detector(self) -> FaceDetector:
+        """For pictures that have nothing to do with each other."""
+        if self._still_detector is None:
+            self._still_detector = create_detector(self._settings.detector, self._settings.device, static=True)
+        return self._still_detector
+
+    @property
+    def scorer(self) -> ClipSyncScorer:
+        if self._scorer is None:
+            self._scorer = open_sync_scorer(self._settings.sync_scorer, self._settings.device)
+        return self._scorer
+
+    @property
+    def quality(self) -> QualityMeter:
+        if self._quality is None:
+            self._quality = open_quality_meter(self._settings.quality_measure, self._settings.device)
+        return self._quality
+
+    def names(self) -> dict[str, str]:
+        """What "auto" stands for here, for the steps that run."""
+        names = {}
+        if self._settings.runs("faces"):
+            names["detector"] = type(self.detector).__name__
+        if self._settings.runs("sync"):
+            names["sync_scorer"] = self.scorer.name
+        if self._settings.runs("quality"):
+            names["quality_measure"] = self.quality.name
+        return names

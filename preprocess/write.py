@@ -1,0 +1,111 @@
+"""Step 9: a kept clip is encoded, once: H.264 and its sound without loss, in one MP4, in step to the sample."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import OutputContainer
+
+from latentsync.media.convert import plane_samples
+from latentsync.media.frame import VideoFrame
+from latentsync.media.paths import file_url
+from latentsync.utils.errors import UserError
+from preprocess.clip import FPS, SAMPLE_RATE
+
+PRESET = "fast"
+
+
+class OutputError(UserError):
+    """Nothing (more) can be written: the run has to stop."""
+
+
+@contextlib.contextmanager
+def output_errors(name: str | os.PathLike) -> Iterator[None]:
+    """What the disk refuses becomes one line for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (av.error.FFmpegError, OSError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"{name}: cannot be written ({said}); make room there or choose another place") from error
+
+
+def write_faces(path: Path, faces: np.ndarray, wave: np.ndarray | None, crf: int = 10) -> None:
+    """Write aligned faces: uint8 (T, R, R, 3) RGB as 4:4:4 H.264, and float32 (N,) in [-1, 1] at 16 kHz as FLAC.
+
+    Raises OutputError when the file cannot be written.
+    """
+    with output_errors(path), av.open(file_url(path), "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"crf": str(crf), "preset": PRESET})
+        video.width, video.height, video.pix_fmt = faces.shape[2], faces.shape[1], "yuv444p"
+        sound = _add_sound(container) if wave is not None else None
+        for face in faces:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(face, format="rgb24")))
+        container.mux(video.encode(None))
+        if sound is not None:
+            _write_sound(container, sound, wave)
+
+
+class FrameWriter:
+    """Writes whole frames as they come, for clips without the face step. Raises OutputError; remove what is left."""
+
+    def __init__(self, path: Path, aspect_ratio: Fraction, crf: int) -> None:
+        self._path = path
+        self._aspect_ratio = aspect_ratio
+        self._crf = crf
+        self._count = 0
+
+    def __enter__(self) -> "FrameWriter":
+        with output_errors(self._path):
+            self._container = av.open(file_url(self._path), "w", format="mp4")
+            self._video = self._container.add_stream(
+                "libx264", rate=FPS, options={"crf": str(self._crf), "preset": PRESET}
+            )
+            self._sound = _add_sound(self._container)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with output_errors(self._path):
+            self._container.close()
+
+    def write(self, frame: VideoFrame) -> None:
+        """Encode the next frame, its samples as they are."""
+        codec = self._video.codec_context
+        if not self._count:
+            codec.width, codec.height, codec.pix_fmt = frame.width, frame.height, "yuv420p"
+            codec.sample_aspect_ratio = self._aspect_ratio
+            color = frame.color
+            codec.color_range, codec.colorspace = color.range, color.matrix
+            codec.color_primaries, codec.color_trc = color.primaries, color.transfer
+        picture = av.VideoFrame(frame.width, frame.height, "yuv420p")
+        for plane, samples in zip(picture.planes, frame.planes, strict=True):
+            plane_samples(plane)[:] = samples
+        picture.pts, picture.time_base = self._count, Fraction(1, FPS)
+        picture.color_range, picture.colorspace = frame.color.range, frame.color.matrix
+        with output_errors(self._path):
+            self._container.mux(self._video.encode(picture))
+        self._count += 1
+
+    def finish(self, wave: np.ndarray) -> None:
+        """End the pictures and add the sound, float32 (N,) at 16 kHz."""
+        with output_errors(self._path):
+            self._container.mux(self._video.encode(None))
+            _write_sound(self._container, self._sound, wave)
+
+
+def _add_sound(container: OutputContainer) -> av.AudioStream:
+    return container.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
+
+
+def _write_sound(container: OutputContainer, stream: av.AudioStream, wave: np.ndarray) -> None:
+    """Encode float samples as 16 bits: what was 16 bits before (int16 / 32768) comes out the same."""
+    samples = np.clip(np.round(wave * 32768.0), -32768, 32767).astype(np.int16)[None]
+    frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))

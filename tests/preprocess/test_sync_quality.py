@@ -1,0 +1,109 @@
+"""Sound moved to where the lips are; what is out of sync or blurred is left out."""
+
+import re
+from dataclasses import replace
+from fractions import Fraction
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from latentsync.metrics.clip_sync import ClipSync
+from latentsync.metrics.picture_quality import SharpnessMeter, centre_crop, open_quality_meter
+from latentsync.utils.errors import UserError
+from preprocess.clip import Clip
+from preprocess.settings import ProcessSettings
+from preprocess.steps.quality import quality
+from preprocess.steps.sync import shift_sound, sync
+from tests.pipelines.scenes import head
+
+SETTINGS = ProcessSettings(min_seconds=0.4)
+
+
+class Told:
+    """Reads the offset off the clip: both count frames."""
+
+    name, min_frames, default_threshold = "told", 5, 1.0
+
+    def __init__(self, confidence: float = 2.0):
+        self.confidence = confidence
+
+    def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
+        # at i is heard what is seen `heard - seen` frames later: the sound is that early
+        offset = round(float(wave[320]) * 1000) - int(faces[0, 0, 0, 0])
+        return ClipSync("told", offset, self.confidence, 0.5, np.zeros(1))
+
+
+def clip(offset: int = 0, frames: int = 30) -> Clip:
+    """Frame i shows i + 20; at frame i is heard i + 20 + offset."""
+    faces = np.broadcast_to(np.arange(20, 20 + frames, dtype=np.uint8)[:, None, None, None], (frames, 4, 4, 3))
+    wave = np.repeat(np.arange(20, 20 + frames) + offset, 640).astype(np.float32) / 1000
+    return Clip("a.mp4", 0, 0, Fraction(2), faces, wave)
+
+
+def test_equal_numbers_are_together_after_the_shift():
+    for offset in (-4, -1, 0, 3, 6):
+        moved = shift_sound(clip(offset), offset)
+        seen = moved.faces[:, 0, 0, 0].astype(int)
+        heard = np.rint(moved.wave[::640] * 1000).astype(int)
+        assert seen.tolist() == heard.tolist() and len(seen) == 30 - abs(offset)
+        assert len(moved.wave) == 640 * len(seen)
+        assert moved.start == 2 + Fraction(int(seen[0]) - 20, 25)
+
+
+def test_offset_is_mended_and_told():
+    tools = SimpleNamespace(scorer=Told())
+    mended = sync(clip(4), SETTINGS, tools)
+    assert mended.drop is None and mended.figures == {"offset": 4, "confidence": 2.0, "sync_scorer": "told"}
+    assert Told().score_faces(mended.faces, mended.wave).offset == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "tools", "changes", "reason"),
+    [
+        (clip(7), Told(), {}, r"sound is \+7 frames early, 6 can be mended"),
+        (clip(0), Told(0.9), {}, "sync confidence 0.90, 1 is needed"),
+        (clip(0), Told(2.0), {"sync_conf_threshold": 3.0}, "sync confidence 2.00, 3 is needed"),
+        (clip(0, 4), Told(), {}, "4 frames are too few"),
+        (clip(5, 13), Told(), {}, "8 frames are left in sync, 10 are needed"),
+        (replace(clip(), wave=np.zeros(30 * 640, np.float32)), Told(), {}, "no sound"),
+    ],
+)
+def test_what_is_left_out(made, tools, changes, reason):
+    dropped = sync(made, replace(SETTINGS, **changes), SimpleNamespace(scorer=tools))
+    assert dropped.drop.step == "sync" and dropped.faces is None and dropped.wave is None
+    assert re.search(reason, dropped.drop.reason)
+
+
+def test_blurred_faces_are_left_out():
+    sharp = cv2.resize(head(), (128, 128), interpolation=cv2.INTER_CUBIC)
+    blurred = cv2.GaussianBlur(sharp, (0, 0), 2)
+    tools = SimpleNamespace(quality=SharpnessMeter())
+    good = quality(replace(clip(), faces=np.stack([sharp] * 3)), SETTINGS, tools)
+    assert good.drop is None and good.figures["quality_measure"] == "sharpness" and good.figures["quality"] > 0.45
+    bad = quality(replace(clip(), faces=np.stack([blurred] * 3)), SETTINGS, tools)
+    assert bad.drop.step == "quality" and "0.45 is needed" in bad.drop.reason
+    assert (
+        quality(replace(clip(), faces=np.stack([blurred] * 3)), replace(SETTINGS, min_quality=0.01), tools).drop is None
+    )
+
+
+def test_sharpness_does_not_count_light_or_contrast():
+    face = cv2.resize(head(), (128, 128)).astype(float)
+    meter = SharpnessMeter()
+    whole, dim = (meter.measure(np.rint(picture).astype(np.uint8)) for picture in (face, face * 0.5 + 20))
+    assert dim == pytest.approx(whole, rel=0.15)
+
+
+def test_which_measure_is_opened(tmp_path):
+    assert open_quality_meter("auto", checkpoints=tmp_path).name == "sharpness"
+    with pytest.raises(UserError, match=r"koniq_pretrained\.pkl\); run"):
+        open_quality_meter("hyperiqa", checkpoints=tmp_path)
+    with pytest.raises(UserError, match="choose one of auto, hyperiqa, sharpness"):
+        open_quality_meter("niqe")
+
+
+@pytest.mark.parametrize("shape", [(300, 400, 3), (128, 128, 3), (224, 224, 3)])
+def test_centre_crop(shape):
+    assert centre_crop(np.zeros(shape, np.uint8), 224).shape == (224, 224, 3)
