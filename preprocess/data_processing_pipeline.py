@@ -1,0 +1,144 @@
+"""From a folder of videos to training clips: `python -m preprocess.data_processing_pipeline --input_dir DIR`.
+
+Broken files out, 25 frames/s and 16 kHz, shots, segments, aligned faces, sync, quality; each source is decoded once and
+never changed. What became of every source and clip stands in manifest.csv; the same command again goes on where it
+stopped. Exit codes: 0 done, 1 something is wrong with what was given, 2 wrong usage.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from latentsync.faces.factory import DETECTORS
+from latentsync.metrics.clip_sync import SCORERS
+from latentsync.metrics.picture_quality import MEASURES
+from latentsync.utils.errors import UserError
+from preprocess.executors import EXECUTORS
+from preprocess.report import write_report
+from preprocess.runner import RunOptions, find_work, process
+from preprocess.settings import DEFAULT_STEPS, MANY_FACES, STEPS, ProcessSettings
+from preprocess.storage import open_storage
+
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess.data_processing_pipeline", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument_group("where").add_argument
+    add("--input_dir", required=True, help="folder of videos, or an fsspec address (s3://bucket/videos)")
+    add("--output_dir", help="where clips, manifest.csv and train.txt go (default: <input_dir>_processed)")
+    add("--temp_dir", type=Path, help="where unfinished files lie (default: in the output folder)")
+    add("--report", action="store_true", help="write report.html as well: counts, histograms, examples")
+    add("--dry_run", action="store_true", help="check everything and list what would be done")
+
+    defaults = ProcessSettings()
+    add = parser.add_argument_group("what").add_argument
+    add("--steps", default=",".join(DEFAULT_STEPS), help=f"of {','.join(STEPS)} (default: %(default)s)")
+    add("--resolution", type=int, default=defaults.resolution, help="side of the aligned faces (default: %(default)s)")
+    add("--segment_seconds", type=float, default=defaults.segment_seconds, help="longest clip (default: %(default)s)")
+    add("--min_seconds", type=float, default=defaults.min_seconds, help="shortest clip (default: %(default)s)")
+    add("--shot_threshold", type=float, default=defaults.shot_threshold, help="of PySceneDetect (default: %(default)s)")
+    add("--audio_track", type=int, default=defaults.audio_track, help="of sources with several, 0 is the first")
+    add("--detector", choices=DETECTORS, default=defaults.detector)
+    add("--many_faces", choices=MANY_FACES, default=defaults.many_faces, help="when several people are in sight")
+    add("--no_smoothing", action="store_true", help="leave the movement of the face as it was detected")
+    add("--min_face_size", type=int, default=defaults.min_face_size, help="pixels, for the step face_size")
+    add("--max_alignment_error", type=float, default=defaults.max_alignment_error, help="for the step alignment")
+    add("--sync_scorer", choices=SCORERS, default=defaults.sync_scorer)
+    add("--sync_conf_threshold", type=float, help="default: 3 for the published SyncNet, 0.15 for the one that ships")
+    add("--max_offset", type=int, default=defaults.max_offset, help="frames that are corrected (default: %(default)s)")
+    add("--quality_measure", choices=MEASURES, default=defaults.quality_measure)
+    add("--min_quality", type=float, help="default: 40 for hyperIQA, 0.45 for sharpness")
+    add("--crf", type=int, default=defaults.crf, help="quality of the clips, 0 lossless to 51 (default: %(default)s)")
+    add("--max_clips_per_person", type=int, help="in train.txt, so that nobody outnumbers the others")
+
+    add = parser.add_argument_group("who works").add_argument
+    add("--total_num_workers", type=int, default=1, help="processes (default: %(default)s)")
+    add("--per_gpu_num_workers", type=int, default=0, help="Ray: workers that share a GPU; 0 for none")
+    add("--executor", choices=EXECUTORS, default="local", help="ray: over a cluster, see requirements-ray.txt")
+    add("--device", default="cpu", help="of the networks: cpu, cuda or cuda:N")
+    return parser
+
+
+def settings_of(args: argparse.Namespace) -> ProcessSettings:
+    """Raises UserError for values that make no sense."""
+    return ProcessSettings(
+        steps=tuple(step.strip() for step in args.steps.split(",") if step.strip()),
+        resolution=args.resolution,
+        segment_seconds=args.segment_seconds,
+        min_seconds=args.min_seconds,
+        shot_threshold=args.shot_threshold,
+        audio_track=args.audio_track,
+        detector=args.detector,
+        many_faces=args.many_faces,
+        smooth=not args.no_smoothing,
+        min_face_size=args.min_face_size,
+        max_alignment_error=args.max_alignment_error,
+        sync_scorer=args.sync_scorer,
+        sync_conf_threshold=args.sync_conf_threshold,
+        max_offset=args.max_offset,
+        quality_measure=args.quality_measure,
+        min_quality=args.min_quality,
+        crf=args.crf,
+        device=args.device,
+    )
+
+
+def options_of(args: argparse.Namespace) -> RunOptions:
+    return RunOptions(
+        args.input_dir,
+        args.output_dir or f"{args.input_dir.rstrip('/')}_processed",
+        args.total_num_workers,
+        1 / args.per_gpu_num_workers if args.per_gpu_num_workers > 0 else 0.0,
+        args.executor,
+        args.temp_dir,
+        args.max_clips_per_person,
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the options say and print the outcome."""
+    settings, options = settings_of(args), options_of(args)
+    if args.dry_run:
+        files = find_work(options, open_storage(options.input_dir))
+        for file in files:
+            print(ascii(file.name))
+        print(f"{len(files)} sources; steps: {', '.join(settings.steps)}")
+        return
+    with tqdm(unit="source", leave=False) as bar:
+
+        def show(record: object, done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        summary = process(options, settings, show)
+    if args.report:
+        write_report(options.output_dir, summary.rows, options.input_dir)
+    print(f"{summary.kept} clips kept; {summary.processed} sources worked on, {summary.resumed} done before")
+    for step, count in summary.dropped.most_common():
+        print(f"dropped by {step}: {count}")
+    print(f"{options.output_dir}/manifest.csv")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        run(args)
+    except UserError as error:
+        line = str(error).replace("\n", "\\n")
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""Whole runs on small clips: what is kept, what is told of the rest, going on, workers that die, several machines."""
+
+import csv
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from latentsync.utils.errors import UserError
+from preprocess import source_work
+from preprocess.data_processing_pipeline import build_parser, main, settings_of
+from preprocess.executors import run_local
+from preprocess.runner import RunOptions, process
+from preprocess.settings import ProcessSettings
+from preprocess.source_work import Job, person_of, process_source
+from preprocess.storages.base import FileStamp
+from preprocess.tools import Tools
+from tests.media.synthetic import write_clip
+from tests.pipelines.scenes import clip, picture
+
+FAST = ProcessSettings(steps=(), min_seconds=0.2, segment_seconds=0.8)
+FACES = ProcessSettings(steps=("shots", "faces", "quality"), min_seconds=0.2, resolution=64, min_quality=0.0)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def here(monkeypatch, detector):
+    """Sources are worked on in this process, with the one detector of all tests."""
+    monkeypatch.setattr(detector, "close", lambda: None)
+    monkeypatch.setattr("preprocess.tools.create_detector", lambda *args, **options: detector)
+
+    def run(files, job: Job, workers: int):
+        with Tools(job.settings) as tools:
+            for file in files:
+                yield process_source(file, job, tools)
+
+    monkeypatch.setattr("preprocess.runner.run_local", run)
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    folder = tmp_path / "videos"
+    (folder / "anna").mkdir(parents=True)
+    write_clip(folder / "anna" / "ünicode und\nzwei.mp4", 50, tone_seconds=2.0)
+    write_clip(folder / "silent.mp4", 30)
+    (folder / "empty.mp4").touch()
+    (folder / "garbage.mkv").write_bytes(b"no video" * 99)
+    write_clip(folder / "one frame.mp4", 1, tone_seconds=0.2)
+    (folder / "loop").symlink_to(folder)
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+def test_every_source_and_clip_has_its_fate(here, sources, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in sources.rglob("*")}
+    summary = process(RunOptions(sources, tmp_path / "out"), FAST)
+    rows = rows_of(tmp_path / "out")
+    fate = {row["source"]: (row["status"], row["step"]) for row in rows if row["kind"] == "source"}
+    assert fate["empty.mp4"] == fate["garbage.mkv"] == fate["silent.mp4"] == ("dropped", "probe")
+    assert fate["anna/ünicode und\nzwei.mp4"] == ("processed", "")
+    clips = [row for row in rows if row["kind"] == "clip"]
+    assert [(row["status"], row["frames"]) for row in clips if "anna" in row["source"]] == [
+        ("kept", "20"), ("kept", "20"), ("kept", "10"),
+    ]  # fmt: skip
+    assert [row["reason"] for row in clips if row["source"] == "one frame.mp4"] == ["1 frames, 5 are needed"]
+    assert summary.kept == 3 and summary.processed == 5
+    listed = [line.split("\t") for line in (tmp_path / "out" / "train.txt").read_text().splitlines()]
+    assert {person for _, person in listed} == {"anna"} and all(
+        (tmp_path / "out" / name).is_file() for name, _ in listed
+    )
+    assert {path: path.stat().st_mtime_ns for path in sources.rglob("*")} == before
+    assert not list((tmp_path / "out" / ".work").glob("*.mp4"))
+
+
+def test_segments_are_cut_to_the_frame_and_the_sample(here, sources, tmp_path):
+    process(RunOptions(sources, tmp_path / "out"), FAST)
+    second = next(path for path in sorted((tmp_path / "out").rglob("*.mp4")) if path.stem.endswith("_0001"))
+    with av.open(str(second)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(str(second)) as container:
+        samples = sum(frame.samples for frame in container.decode(audio=0))
+    from latentsync.media.frame import VideoFrame
+    from tests.media.synthetic import numbers_of
+
+    assert numbers_of(VideoFrame.from_rgb(frame) for frame in frames) == list(range(20, 40))
+    assert samples == 20 * 640
+
+
+def test_shots_are_not_mixed(here, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    scenes = [picture((), (200, 30, 30))] * 12 + [picture((), (20, 40, 220))] * 9
+    clip(folder / "a.mp4", 21, lambda index: scenes[index], tone_seconds=0.84)
+    process(RunOptions(folder, tmp_path / "out"), ProcessSettings(steps=("shots",), min_seconds=0.2))
+    rows = [row for row in rows_of(tmp_path / "out") if row["kind"] == "clip"]
+    assert [(row["frames"], row["start_seconds"]) for row in rows] == [("12", "0"), ("9", "0.48")]
+
+
+def test_aligned_faces_are_what_is_kept(here, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    large = cv2.resize(picture(), None, fx=2, fy=2)
+    clip(folder / "bob_1.mp4", 15, lambda index: large, tone_seconds=0.6)
+    clip(folder / "bob_2.mp4", 15, lambda index: np.full_like(large, 90), tone_seconds=0.6)
+    assert process(RunOptions(folder, tmp_path / "out"), FACES).kept == 1
+    rows = [row for row in rows_of(tmp_path / "out") if row["kind"] == "clip"]
+    assert [(row["status"], row["step"], row["person"]) for row in rows] == [
+        ("kept", "", "bob"),
+        ("dropped", "faces", "bob"),
+    ]
+    assert float(rows[0]["face_size"]) > 60 and rows[0]["quality_measure"] == "sharpness"
+    with av.open(str(tmp_path / "out" / rows[0]["clip"])) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].codec_context.pix_fmt) == (64, "yuv444p")
+
+
+def test_a_second_run_does_only_what_is_new(here, sources, tmp_path, monkeypatch):
+    options = RunOptions(sources, tmp_path / "out")
+    first = process(options, FAST)
+    manifest = (tmp_path / "out" / "manifest.csv").read_bytes()
+    again = process(options, FAST)
+    assert (again.processed, again.resumed, again.kept) == (0, 5, first.kept)
+    assert (tmp_path / "out" / "manifest.csv").read_bytes() == manifest
+    next((tmp_path / "out" / "clips").rglob("*.mp4")).unlink()
+    assert process(options, FAST).processed == 1
+    other = process(options, ProcessSettings(steps=(), min_seconds=0.2, segment_seconds=0.64))
+    assert other.processed == 5 and other.kept == 3
+    assert len(list((tmp_path / "out" / "clips").rglob("*.mp4"))) == 3  # those of the other settings are gone
+
+
+def test_what_was_finished_of_an_interrupted_source_is_not_written_again(here, sources, tmp_path, monkeypatch):
+    written: list[str] = []
+    put = source_work._SourceWork._put
+
+    def spy(self, path, made, frames):
+        written.append(made.segment)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return put(self, path, made, frames)
+
+    monkeypatch.setattr(source_work._SourceWork, "_put", spy)
+    for other in ("silent.mp4", "empty.mp4", "garbage.mkv", "one frame.mp4"):
+        (sources / other).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        process(RunOptions(sources, tmp_path / "out"), FAST)
+    summary = process(RunOptions(sources, tmp_path / "out"), FAST)
+    assert summary.kept == 3 and written == [0, 1, 2, 2]
+
+
+def _die_on(name: str):
+    """A stand-in for the work that kills its process at one source."""
+
+    def work(file: FileStamp, job: Job, tools: Tools):
+        if file.name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return process_source(file, job, tools)
+
+    return work
+
+
+def _deadly_worker(pipe, job: Job) -> None:
+    from preprocess import executors
+
+    executors.process_source = _die_on("silent.mp4")
+    executors._work(pipe, job)
+
+
+def test_a_worker_that_dies_costs_its_source_alone(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocess.executors._work", _deadly_worker)
+    options = RunOptions(sources, tmp_path / "out", workers=2)
+    summary = process(options, FAST)
+    fate = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
+    assert fate["silent.mp4"] == "crashed the worker" and summary.kept == 3
+    monkeypatch.undo()
+    again = process(options, FAST)
+    assert (again.processed, again.resumed) == (1, 4)
+    assert {row["source"]: row["step"] for row in again.rows}["silent.mp4"] == "probe"
+
+
+def test_two_runs_at_once_and_places_that_cannot_be_used(here, sources, tmp_path):
+    from preprocess.storage import open_storage
+
+    with open_storage(tmp_path / "out").locked(), pytest.raises(UserError, match="another run is writing there"):
+        process(RunOptions(sources, tmp_path / "out"), FAST)
+    with pytest.raises(UserError, match="no such folder"):
+        process(RunOptions(tmp_path / "none", tmp_path / "out"), FAST)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="no videos in it"):
+        process(RunOptions(tmp_path / "bare", tmp_path / "out"), FAST)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        process(RunOptions(sources, tmp_path / "file" / "out"), FAST)
+    with pytest.raises(UserError, match="the sources lie there"):
+        RunOptions(sources, sources)
+
+
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(here, sources, tmp_path, monkeypatch):
+    def full(self, local, name):
+        raise OSError(28, "No space left on device")
+
+    from preprocess.storages.local import LocalStorage
+    from preprocess.write import output_errors
+
+    put = LocalStorage.put
+
+    def sometimes(self, local, name):
+        if name.endswith("_0001.mp4"):
+            with output_errors(name):
+                full(self, local, name)
+        put(self, local, name)
+
+    monkeypatch.setattr(LocalStorage, "put", sometimes)
+    with pytest.raises(UserError, match="No space left on device"):
+        process(RunOptions(sources, tmp_path / "out"), FAST)
+    monkeypatch.setattr(LocalStorage, "put", put)
+    assert process(RunOptions(sources, tmp_path / "out"), FAST).kept == 3
+
+
+def test_results_may_go_to_an_object_store(here, sources, tmp_path):
+    import fsspec
+
+    url = f"memory://out-{tmp_path.name}"
+    assert process(RunOptions(sources, url), FAST).kept == 3
+    store = fsspec.filesystem("memory")
+    names = store.find(f"/out-{tmp_path.name}")
+    assert sum(name.endswith(".mp4") for name in names) == 3 and any(name.endswith("manifest.csv") for name in names)
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_manifest(sources, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        process(RunOptions(sources, tmp_path / "ray", workers=2, executor="ray"), FAST)
+    finally:
+        ray.shutdown()
+    process(RunOptions(sources, tmp_path / "local"), FAST)
+    assert (tmp_path / "ray" / "manifest.csv").read_text() == (tmp_path / "local" / "manifest.csv").read_text()
+
+
+def test_the_command(here, sources, tmp_path, capsys):
+    words = ["--input_dir", str(sources), "--output_dir", str(tmp_path / "out"), "--steps", "segments"]
+    assert main([*words, "--dry_run"]) == 0
+    assert "5 sources; steps: probe, resample, segments" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    words += ["--segment_seconds", "0.8", "--min_seconds", "0.2", "--report", "--max_clips_per_person", "2"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "3 clips kept; 5 sources worked on, 0 done before"
+    assert len((tmp_path / "out" / "train.txt").read_text().splitlines()) == 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "3 of 4 clips kept" in page and page.count("data:image/jpeg") == 4 and "<script" not in page
+    assert main(["--input_dir", str(tmp_path / "none")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert main([*words, "--steps", "sync"]) == 1
+    assert "add faces" in capsys.readouterr().err
+
+
+def test_options_reach_the_settings():
+    words = "--input_dir x --resolution 512 --sync_conf_threshold 4 --many_faces drop --no_smoothing".split()
+    settings = settings_of(build_parser().parse_args(words))
+    assert (settings.resolution, settings.sync_conf_threshold, settings.many_faces, settings.smooth) == (
+        512,
+        4,
+        "drop",
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "person"), [("anna/a.mp4", "anna"), ("grid_s1_bbaf2n.mp4", "grid_s1"), ("solo.mp4", "solo")]
+)
+def test_who_is_seen(name, person):
+    assert person_of(name) == person
+
+
+def test_settings_that_change_nothing_change_no_digest():
+    assert (
+        FAST.digest()
+        == ProcessSettings(steps=(), min_seconds=0.2, segment_seconds=0.8, resolution=512, device="cuda").digest()
+    )
+    assert FAST.digest() != FACES.digest()
+    assert FACES.digest({"quality_measure": "hyperiqa"}) != FACES.digest({"quality_measure": "sharpness"})
+
+
+def test_no_worker_is_left(sources, tmp_path):
+    import multiprocessing
+
+    job = Job(str(sources), str(tmp_path / "out"), tmp_path / "scratch", FAST, "x")
+    records = run_local([FileStamp("empty.mp4", 0, "")], job, 3)
+    assert next(records).step == "probe"
+    records.close()
+    assert not multiprocessing.active_children()
