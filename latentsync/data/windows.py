@@ -21,6 +21,19 @@ def draw_start_and_reference(total: int, run: int, rng: np.random.Generator) -> 
     return start, int(rng.choice(starts[np.abs(starts - start) >= run]))
 
 
+def draw_apart(total: int, run: int, start: int, end: int, rng: np.random.Generator) -> int | None:
+    """First frame of a run that does not overlap the frames [start, end); None where there is no room for one."""
+    starts = np.arange(total - run + 1)
+    apart = starts[(starts >= end) | (starts <= start - run)]
+    return int(rng.choice(apart)) if len(apart) else None
+
+
+def back_and_forth(start: int, end: int, run: int, rng: np.random.Generator) -> np.ndarray:
+    """(run,) frames of [start, end), at least two, played forwards and backwards from a random moment on."""
+    cycle = np.concatenate([np.arange(start, end), np.arange(end - 2, start, -1)])
+    return cycle[(rng.integers(len(cycle)) + np.arange(run)) % len(cycle)]
+
+
 def spread_start(total: int, run: int, seed: int, key: int) -> int:
     """First frame of a run; neighbouring keys are given starts far from each other (golden-ratio sequence).
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from latentsync.data.clips import read_fileslist
 from latentsync.data.latent_dataset import LatentClipDataset
+from latentsync.data.silent_runs import SilentRuns
 from latentsync.data.sound import MelReader
 from latentsync.data.unet_dataset import UNetDataset
 from latentsync.faces.mask import load_mask
@@ -47,12 +48,17 @@ def build_dataset(
             augmentation=data.augment,
         )
     key = cache_key(vae_path, whisper_path, mask)
+    encoded = encode_clips(clips, data, codec, audio, mask, key, data.recoloured_copies)
+    silent_runs = None
+    if data.silent_share:
+        silent_runs = SilentRuns(encoded, audio, data.num_frames, data.audio_feat_length, data.silent_share)
     return LatentClipDataset(
-        encode_clips(clips, data, codec, audio, mask, key, data.recoloured_copies),
+        encoded,
         data.audio_feat_length,
         data.num_frames,
         run.seed,
         fps=data.video_fps,
         mels=MelReader(data.audio_mel_cache_dir, data.video_fps) if with_mel else None,
         with_pixels=run.pixel_space_supervise,
+        silent_runs=silent_runs,
     )

@@ -245,7 +245,10 @@ class UNetTask:
             chosen = _take_frames(latents.transpose(1, 2), shown).transpose(1, 2)
             frames = decode_onto(self.codec, chosen, real, self.run.decode_region)
         sound = batch[self.sync.batch_key][picked] if self.sync is not None else None
-        return Estimate(prediction, target, latents, frames, real, drawn.heard[counted], sound, clean[picked])
+        heard = drawn.heard[counted]
+        if "silent" in batch:  # a mouth at rest has nothing that could be in sync
+            heard &= batch["silent"][counted].to(heard.device) == 0
+        return Estimate(prediction, target, latents, frames, real, heard, sound, clean[picked])
 
     def _shown_frames(self, total: int, keys: Tensor) -> Tensor:
         """(K, F') frames to decode: all, or evenly spaced ones from one on that each sample's key chooses."""

@@ -32,6 +32,8 @@ class DataConfig:
     augment: variations of the clips as they are read; of clips encoded once (run.cache_latents) recoloured_copies:
         those of people of whom there are few come a second time, mirrored and recoloured, and every second one of the
         others is.
+    silent_share: of the samples of clips encoded once, how many show a mouth at rest in silence while the reference
+        frames speak, in [0, 1]; see `SilentRuns`.
     """
 
     syncnet_config_path: str = ""
@@ -54,9 +56,12 @@ class DataConfig:
     balance_people: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     recoloured_copies: bool = False
+    silent_share: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "num_frames", "resolution", "video_fps")
+        require(0 <= self.silent_share <= 1, f"silent_share must be between 0 and 1, got {self.silent_share:g}")
+        require(not self.silent_share or self.video_fps == 25, "silent_share needs clips at 25 frames/s (video_fps)")
         require(self.num_workers >= 0, f"num_workers must be at least 0, got {self.num_workers}")
         require(self.resolution % 8 == 0, f"resolution {self.resolution} is not a multiple of 8; use 256 or 512")
         require(self.audio_sample_rate == 16000, "audio_sample_rate must be 16000: Whisper knows no other")
@@ -266,6 +271,7 @@ class UNetFileConfig(Generic[Model]):
             require(
                 not self.data.recoloured_copies, "data.recoloured_copies is for run.cache_latents; use data.augment"
             )
+            require(not self.data.silent_share, "data.silent_share needs run.cache_latents; set it to 0 or true")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Mouth openings of made-up meshes and of the demo's portrait, and what counts as silence."""
+"""Mouth openings of made-up meshes and of the demo's portrait."""
 
 import cv2
 import numpy as np
@@ -13,11 +13,8 @@ from latentsync.metrics.mouth import (
     closed_opening,
     mean_opening,
     mouth_opening,
-    silence_and_speech,
 )
 from latentsync.utils.registry import PROJECT_ROOT
-
-RATE = 640  # samples of a video frame
 
 
 def mesh(gap: float, turn: float = 0.0) -> np.ndarray:
@@ -47,23 +44,6 @@ def test_openings_are_taken_above_the_closed_mouth():
     assert np.isnan(mean_opening(openings, np.zeros(8, bool), closed))
     nothing = closed_opening(np.full(3, np.nan))
     assert np.isnan(nothing) and np.isnan(mean_opening(openings, speech, nothing))
-
-
-def test_silence_before_and_after_speech():
-    rng = np.random.default_rng(0)
-    speech = rng.normal(0, 0.1, 40 * RATE)
-    speech[18 * RATE : 22 * RATE] = 0  # a pause between words
-    wave = np.concatenate([np.zeros(30 * RATE), speech, rng.normal(0, 0.001, 30 * RATE)])
-    silence, spoken = silence_and_speech(wave, 100)
-    assert np.flatnonzero(silence).tolist() == [*range(26), *range(74, 100)]
-    assert np.flatnonzero(spoken).tolist() == list(range(30, 70))
-
-
-def test_frames_beyond_the_sound_are_silent_and_silence_alone_is_no_speech():
-    silence, speech = silence_and_speech(np.full(20 * RATE, 0.1), 40)
-    assert np.flatnonzero(silence).tolist() == list(range(24, 40)) and speech[:20].all()
-    silence, speech = silence_and_speech(np.zeros(40 * RATE), 40)
-    assert silence.all() and not speech.any()
 
 
 def test_meter_on_a_portrait_and_on_no_face():

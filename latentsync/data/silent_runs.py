@@ -1,0 +1,118 @@
+"""Training samples of silence: a mouth at rest in the target while the reference frames speak.
+
+Clips of speech hold next to no silence that is as long as a run, so a network trained on them alone lets the mouth of
+its reference go on speaking in pauses. Legend: F frames of a run, T rows of audio states, L layers, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from latentsync.data.clips import Clip
+from latentsync.data.sound import frame_tokens
+from latentsync.data.windows import back_and_forth, draw_apart
+from latentsync.media.audio import load_audio
+from latentsync.media.silence import FPS, SAMPLE_RATE, SETTLE, frame_rms, runs_of, silence_and_speech
+from latentsync.utils.errors import UserError
+from latentsync.whisper.audio2feature import Audio2Feature
+from latentsync.whisper.windows import ROWS_PER_SECOND
+
+SHORTEST_REST = 4  # frames of a mouth at rest that are worth playing back and forth
+PADDING_FRAMES = 40  # of silence around speech
+SOUNDS = 8  # clips whose padded sound is heard
+
+
+@dataclass(frozen=True)
+class SilentRun:
+    """frames: (F,) indices of a mouth at rest; reference: first frame of a run beside it; tokens (F, S, D): silence."""
+
+    frames: np.ndarray
+    reference: int
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class SilentSound:
+    """Audio states (T, L, D) of speech between silences, and the frames [start, end) of each silence."""
+
+    states: Tensor
+    silences: tuple[tuple[int, int], ...]
+
+
+class SilentRuns:
+    """Draws silent runs of clips at 25 frames/s that hold a pause.
+
+    The frames of the longest pause of a clip's own sound (`silence_and_speech`) are played back and forth. What is
+    heard is silence before or after the speech of some clip, as Whisper hears it there: digital silence, or a hiss as
+    loud as the clip at its quietest.
+
+    Args:
+        clips: of the dataset; of those in several variants the sound is read once.
+        audio: audio encoder.
+        num_frames: F.
+        audio_feat_length: (l, r), the frames heard before and after.
+        share: of the samples that are to be silent, in [0, 1].
+
+    Raises:
+        UserError: no clip holds a pause, or one has no sound.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        audio: Audio2Feature,
+        num_frames: int,
+        audio_feat_length: Sequence[int],
+        share: float,
+    ) -> None:
+        self.num_frames, self.audio_feat_length, self.share = num_frames, tuple(audio_feat_length), share
+        waves = {clip.path: load_audio(clip.path, SAMPLE_RATE) for clip in clips}
+        lengths = {clip.path: clip.num_frames for clip in clips}
+        pauses = {path: _longest_pause(wave, lengths[path]) for path, wave in waves.items()}
+        self._pauses = {path: pause for path, pause in pauses.items() if pause is not None}
+        if not self._pauses:
+            raise UserError("data.silent_share: none of the clips holds a pause; set it to 0, or add clips with pauses")
+        spread = list(waves.values())[:: -(-len(waves) // SOUNDS)]
+        self._sounds = [_between_silences(wave, audio, num_frames, bool(i % 2)) for i, wave in enumerate(spread)]
+
+    def draw(self, clip: Clip, rng: np.random.Generator) -> SilentRun | None:
+        """A silent run of `clip`, or None: by chance, or because the clip has no pause with a reference beside it."""
+        if rng.random() >= self.share or clip.path not in self._pauses:
+            return None
+        start, end = self._pauses[clip.path]
+        reference = draw_apart(clip.num_frames, self.num_frames, start, end, rng)
+        if reference is None:
+            return None
+        return SilentRun(back_and_forth(start, end, self.num_frames, rng), reference, self._tokens(rng))
+
+    def _tokens(self, rng: np.random.Generator) -> Tensor:
+        sound = self._sounds[rng.integers(len(self._sounds))]
+        start, end = sound.silences[rng.integers(len(sound.silences))]
+        first = int(rng.integers(start, end - self.num_frames + 1))
+        return frame_tokens(
+            lambda rows: sound.states[rows.start : rows.stop],
+            len(sound.states),
+            range(first, first + self.num_frames),
+            FPS,
+            self.audio_feat_length,
+        )
+
+
+def _longest_pause(wave: np.ndarray, num_frames: int) -> tuple[int, int] | None:
+    """[start, end) of the longest silence of a clip, in frames; None where all are shorter than 4."""
+    silence, _ = silence_and_speech(wave, num_frames)
+    pauses = [pause for pause in runs_of(silence) if pause[1] - pause[0] >= SHORTEST_REST]
+    return max(pauses, key=lambda pause: pause[1] - pause[0], default=None)
+
+
+def _between_silences(wave: np.ndarray, audio: Audio2Feature, num_frames: int, hiss: bool) -> SilentSound:
+    padding = max(PADDING_FRAMES, num_frames + SETTLE)
+    padded = np.pad(wave, padding * SAMPLE_RATE // FPS)
+    if hiss:
+        level = frame_rms(wave, len(wave) * FPS // SAMPLE_RATE).min()
+        padded += np.random.default_rng(0).normal(0, level, len(padded)).astype(np.float32)
+    states = audio.wave2feat(padded.clip(-1, 1))
+    total = len(states) * FPS // ROWS_PER_SECOND
+    return SilentSound(states, ((0, padding - SETTLE), (total - padding + SETTLE, total)))

@@ -1,0 +1,46 @@
+"""Which frames of a video lie in silence and which in speech, from the sound alone. Legend: T frames, N samples."""
+
+import numpy as np
+
+FPS = 25
+SAMPLE_RATE = 16000
+LOUD_PERCENTILE = 95  # of the frames' RMS: how loud the speech is
+SILENCE_BELOW_SPEECH = 10 ** (-20 / 20)  # recordings of real rooms are seldom quieter
+SILENCE_FLOOR = 10 ** (-60 / 20)  # of full scale: silent whatever the speech is like
+SHORTEST_SILENCE = 8  # frames; shorter gaps are stops and breaths between words
+SETTLE = 4  # frames next to speech that count as neither: lips open before a word and close after it
+
+
+def silence_and_speech(wave: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which video frames (25 a second) lie in silence and which in speech: two (num_frames,) bool, never both.
+
+    Silence is a stretch of at least 8 frames whose sound is 20 dB below the speech (or 60 dB below full scale), less 4
+    frames next to the speech. Speech is all that is outside such stretches, pauses within it included.
+
+    Args:
+        wave: (N,) mono at 16 kHz in [-1, 1]; where it ends before the frames do, silence follows.
+    """
+    levels = frame_rms(wave, num_frames)
+    threshold = max(SILENCE_FLOOR, SILENCE_BELOW_SPEECH * float(np.percentile(levels, LOUD_PERCENTILE)))
+    silence, speech = np.zeros(num_frames, bool), np.ones(num_frames, bool)
+    for start, end in runs_of(levels < threshold):
+        if end - start < SHORTEST_SILENCE:
+            continue
+        speech[start:end] = False
+        silence[start + SETTLE * (start > 0) : end - SETTLE * (end < num_frames)] = True
+    return silence, speech
+
+
+def frame_rms(wave: np.ndarray, num_frames: int) -> np.ndarray:
+    """Root mean square of the sound of each video frame: (num_frames,)."""
+    samples = SAMPLE_RATE // FPS
+    padded = np.zeros(num_frames * samples)
+    count = min(len(wave), len(padded))
+    padded[:count] = wave[:count]
+    return np.sqrt((padded.reshape(num_frames, samples) ** 2).mean(axis=1))
+
+
+def runs_of(flags: np.ndarray) -> list[tuple[int, int]]:
+    """[start, end) of the stretches where the flags (T,) bool are set, in order."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

@@ -1,0 +1,74 @@
+"""Silent runs: a mouth at rest back and forth, silence around speech, and a reference beside the pause."""
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from latentsync.data.draws import Draw
+from latentsync.data.encoded_clips import EncodedClip
+from latentsync.data.latent_dataset import LatentClipDataset
+from latentsync.data.silent_runs import SilentRuns
+from latentsync.data.windows import back_and_forth, draw_apart
+from latentsync.utils.errors import UserError
+from tests.data.conftest import NUM_FRAMES, same
+
+FRAMES, RATE = 40, 640  # RATE: samples of a video frame
+
+
+def spoken(path, pauses: list[tuple[int, int]]) -> EncodedClip:
+    """A clip of 40 frames, loud but in the pauses, whose latents are frame numbers."""
+    wave = np.random.default_rng(1).normal(0, 0.2, FRAMES * RATE)
+    for start, end in pauses:
+        wave[start * RATE : end * RATE] *= 0.005
+    with av.open(str(path), "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        samples = (wave.clip(-1, 1) * 32767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = 16000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    entry = path.with_suffix(".safetensors")
+    latents = torch.arange(float(FRAMES)).view(-1, 1, 1, 1).half()
+    states = torch.full((2 * FRAMES, 1, 1), 7.0).half()
+    save_file({"latents": latents, "masked_latents": -latents, "audio_states": states}, entry)
+    return EncodedClip(path, "a", FRAMES, entry, 2 * FRAMES)
+
+
+def test_a_pause_is_played_back_and_forth_with_a_reference_beside_it(tmp_path, audio):
+    clip = spoken(tmp_path / "a.wav", [(0, 12)])
+    silent = SilentRuns([clip], audio, 6, audio.audio_feat_length, 1.0)
+    dataset = LatentClipDataset([clip], audio.audio_feat_length, 6, silent_runs=silent)
+    starts = set()
+    for key in range(20):
+        item = dataset[Draw(0, key)]
+        run, reference = item["latents"].flatten(), item["ref_latents"].flatten()
+        assert item["silent"] == 1 and run.max() < 8  # 4 frames before the speech count as neither
+        assert torch.equal(run.diff().abs(), torch.ones(5)) and torch.equal(item["masked_latents"].flatten(), -run)
+        assert reference.min() >= 8 and torch.equal(reference.diff(), torch.ones(5))
+        assert item["audio"].shape == (6, audio.num_tokens, audio.width) and item["audio"].unique().numel() > 1
+        assert same(item, dataset[Draw(0, key)])
+        starts.add(item["start_idx"])
+    assert len(starts) > 3
+
+
+def test_the_share_is_kept_and_clips_without_a_pause_speak(tmp_path, audio):
+    quiet, loud = spoken(tmp_path / "a.wav", [(25, 40)]), spoken(tmp_path / "b.wav", [])
+    silent = SilentRuns([quiet, loud], audio, NUM_FRAMES, audio.audio_feat_length, 0.5)
+    dataset = LatentClipDataset([quiet, loud], audio.audio_feat_length, NUM_FRAMES, silent_runs=silent)
+    flags = [dataset[Draw(0, key)]["silent"] for key in range(100)]
+    assert 30 < sum(flags) < 70
+    assert not any(dataset[Draw(1, key)]["silent"] for key in range(10))
+
+
+def test_clips_without_any_pause_are_refused(tmp_path, audio):
+    with pytest.raises(UserError, match="silent_share"):
+        SilentRuns([spoken(tmp_path / "a.wav", [])], audio, NUM_FRAMES, audio.audio_feat_length, 0.5)
+
+
+def test_no_room_for_a_reference():
+    rng = np.random.default_rng(0)
+    assert draw_apart(10, 4, 2, 8, rng) is None
+    assert {draw_apart(10, 4, 4, 7, rng) for _ in range(20)} == {0}
+    assert {draw_apart(10, 4, 0, 5, rng) for _ in range(30)} == {5, 6}
+    assert sorted({int(frame) for frame in back_and_forth(3, 6, 20, rng)}) == [3, 4, 5]
