@@ -1,0 +1,1 @@
+"""Jobs: one queue and its workers under the page, the HTTP API and the batch command."""

@@ -1,0 +1,227 @@
+"""Lists of jobs, done one after the other through the job service, so that a run that is stopped goes on later."""
+
+import csv
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from latentsync.data.cache import file_digest
+from latentsync.media.paths import check_input_path, check_output_path
+from latentsync.serving.jobs import InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
+from latentsync.serving.options import JobOptions
+from latentsync.serving.service import JobService
+from latentsync.utils.errors import UserError
+from latentsync.utils.files import staged_output, write_text
+
+logger = logging.getLogger(__name__)
+
+FILES = ("video", "audio", "out")
+POLL_SECONDS = 0.3
+RECORD = "batch.json"
+DONE, KEPT, FAILED = "done", "kept", "failed"
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A line of the list. audio is None for a row that asks for frame interpolation alone."""
+
+    line: int
+    video: Path
+    audio: Path | None
+    out: Path
+    options: JobOptions
+
+    @property
+    def kind(self) -> JobKind:
+        return JobKind.INTERPOLATE if self.audio is None else JobKind.LIPSYNC
+
+    def files(self) -> dict[str, tuple[str, Path]]:
+        """As `JobService.submit` takes them."""
+        given = {"video": self.video} | ({} if self.audio is None else {"audio": self.audio})
+        return {role: (path.name, path) for role, path in given.items()}
+
+    def key(self) -> str:
+        """Names what the result is made of: contents and options, and where it goes. Raises UserError for files that
+        cannot be read."""
+        parts = [file_digest(path) for _, path in self.files().values()]
+        text = json.dumps([self.kind, *parts, str(self.out.absolute()), self.options.model_dump()])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a row: done, kept (it was done before) or failed."""
+
+    row: BatchRow
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def read_list(path: Path) -> list[BatchRow]:
+    """Rows of a CSV with the columns video, audio, out and any of the options; relative paths start at its folder.
+
+    A row without an audio interpolates the frames of its video. An empty cell stands for the option's default.
+
+    Raises:
+        UserError: the list is not readable or a row is wrong; the line is named.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = reader.fieldnames or []
+            rows = [(reader.line_num, row) for row in reader]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such list; write a CSV with the columns {', '.join(FILES)}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
+    known = {*FILES, *JobOptions.model_fields}
+    if not {"video", "out"} <= set(names) or set(names) - known:
+        unknown = ", ".join(sorted(map(str, set(names) - known)))
+        problem = f"unknown columns {unknown}" if unknown else "the columns video and out are needed"
+        raise UserError(f"{path}: {problem}; known are {', '.join((*FILES, *JobOptions.model_fields))}")
+    found = [_read_row(row, line, path) for line, row in rows]
+    if not found:
+        raise UserError(f"{path}: the list has no rows")
+    _refuse_equal_outputs(found, path)
+    return found
+
+
+def _read_row(cells: dict[str, str | None], line: int, path: Path) -> BatchRow:
+    if None in cells:
+        raise UserError(f"{path}: line {line} has more cells than columns; put names that hold commas in quotes")
+    values = {name: (cell or "").strip() for name, cell in cells.items()}
+    for name in ("video", "out"):
+        if not values[name]:
+            raise UserError(f"{path}: line {line} has no {name}")
+    try:
+        options = JobOptions(**{name: value for name, value in values.items() if value and name not in FILES})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: line {line}, {first['loc'][0]}: {first['msg']}") from error
+    out = path.parent / values["out"]
+    if out.suffix.lower() != ".mp4":
+        raise UserError(f"{path}: line {line}: {values['out']} must end in .mp4")
+    audio = path.parent / values["audio"] if values.get("audio") else None
+    return BatchRow(line, path.parent / values["video"], audio, out, options)
+
+
+def _refuse_equal_outputs(rows: Sequence[BatchRow], path: Path) -> None:
+    lines: dict[Path, int] = {}
+    for row in rows:
+        name = row.out.absolute()
+        if name in lines:
+            raise UserError(f"{path}: lines {lines[name]} and {row.line} both write {row.out}")
+        lines[name] = row.line
+
+
+class Batch:
+    """Runs a list through a service that is started. The record in the service's workspace says which job belongs to
+    which row, and which rows are done.
+
+    ahead: jobs that are submitted before they are needed; more only copies more files.
+    """
+
+    def __init__(self, service: JobService, ahead: int = 2) -> None:
+        self.service, self.ahead = service, ahead
+        self._record_path = service.settings.workspace / RECORD
+        self._record = self._read_record()
+
+    def run(self, rows: Sequence[BatchRow], on_fate: Callable[[Fate], None] = lambda fate: None) -> list[Fate]:
+        """Do all rows that are not done yet; those that fail do not stop the others.
+
+        Raises:
+            InsufficientSpace: the disk has no room for the next job, and no job runs that may make some.
+        """
+        fates: list[Fate] = []
+        waiting, active = iter(rows), {}
+        more = True
+        while more or active:
+            more = more and self._submit_some(waiting, active, lambda fate: (fates.append(fate), on_fate(fate)))
+            for job_id, row in list(active.items()):
+                fate = self._fate(self.service.get(job_id), row)
+                if fate is not None:
+                    del active[job_id]
+                    fates.append(fate)
+                    on_fate(fate)
+            if active:
+                time.sleep(POLL_SECONDS)
+        return sorted(fates, key=lambda fate: fate.row.line)
+
+    def _submit_some(
+        self, waiting: Iterator[BatchRow], active: dict[str, BatchRow], report: Callable[[Fate], object]
+    ) -> bool:
+        """Submit until enough jobs are under way; False once there is nothing more to submit."""
+        while len(active) < self.service.settings.workers + self.ahead:
+            row = next(waiting, None)
+            if row is None:
+                return False
+            try:
+                job_id = self._begin(row)
+            except (QueueFull, InsufficientSpace):
+                raise
+            except UserError as error:
+                report(Fate(row, FAILED, str(error)))
+                continue
+            if job_id is None:
+                report(Fate(row, KEPT))
+            else:
+                active[job_id] = row
+        return True
+
+    def _begin(self, row: BatchRow) -> str | None:
+        """The job of a row, a new one or that of an earlier run; None where the row is done."""
+        for role, (_, path) in row.files().items():
+            check_input_path(path, role)
+        key = row.key()
+        note = self._record.get(key)
+        if note is not None and "job" in note:
+            try:
+                job = self.service.get(note["job"])
+            except JobNotFound:
+                job = None
+            if job is not None and not job.expired and job.state not in (JobState.FAILED, JobState.CANCELLED):
+                return job.id
+        elif note is not None and row.out.is_file() and row.out.stat().st_size == note["bytes"]:
+            return None
+        row.out.parent.mkdir(parents=True, exist_ok=True)
+        check_output_path(row.out, [path for _, path in row.files().values()])
+        job = self.service.submit(row.kind, row.files(), row.options)
+        self._note(key, {"job": job.id})
+        return job.id
+
+    def _fate(self, job: Job, row: BatchRow) -> Fate | None:
+        """What became of a row whose job has ended: its result is where it belongs, the job is forgotten."""
+        if not job.state.is_final:
+            return None
+        seconds = (job.finished or 0) - (job.started or job.finished or 0)
+        if job.state is not JobState.DONE or job.result is None:
+            reason = job.error or ("its result has aged out" if job.expired else f"the job was {job.state.value}")
+            return Fate(row, FAILED, reason, seconds)
+        try:
+            with staged_output(row.out, None) as staged:
+                shutil.copyfile(job.result, staged)
+            self._note(row.key(), {"bytes": row.out.stat().st_size})
+        except (OSError, UserError) as error:
+            return Fate(row, FAILED, f"{row.out} could not be written ({error})", seconds)
+        self.service.delete(job.id)
+        return Fate(row, DONE, seconds=seconds)
+
+    def _note(self, key: str, value: dict) -> None:
+        self._record[key] = value
+        write_text(self._record_path, lambda file: json.dump(self._record, file))
+
+    def _read_record(self) -> dict[str, dict]:
+        try:
+            return json.loads(self._record_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._record_path}: cannot be read ({error}); remove it to begin anew") from error

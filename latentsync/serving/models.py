@@ -1,0 +1,153 @@
+"""Which models a job may name, and the ones that a worker keeps loaded."""
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from latentsync.loading import ModelPaths, load_pipeline, pick_device
+from latentsync.models.unet_config import UNetConfig
+from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.serving.options import JobOptions
+from latentsync.utils.config import load_unet_config
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import GB, PROJECT_ROOT, REGISTRY, default_name, model_names
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+OWN_MODEL_GB = 18.0  # what a checkpoint of the user's own may need: as much as the largest registered one
+TRAINED_FOLDERS = ("checkpoints", "output")  # where checkpoints of the user's own are looked for
+RUN_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model that a job may name. resolution: side of its faces in pixels. paths: None for a registered model."""
+
+    name: str
+    summary: str
+    resolution: int
+    paths: ModelPaths | None = None
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """An adapter that a job may name."""
+
+    name: str
+    path: Path
+
+
+def list_models(root: Path = PROJECT_ROOT) -> list[ModelChoice]:
+    """Registered models whose files are present, then checkpoints of training runs: files `unet-*.pt` of a folder
+    `checkpoints`, in whose parent the run's config lies."""
+    registered = [
+        ModelChoice(name, REGISTRY[name].summary, REGISTRY[name].model.resolution)
+        for name in model_names()
+        if not REGISTRY[name].missing()
+    ]
+    return registered + [choice for path in _trained(root, "unet-*.pt") if (choice := _own_model(path, root))]
+
+
+def list_loras(root: Path = PROJECT_ROOT) -> list[LoraChoice]:
+    """Adapters of training runs: files `unet-*.safetensors` of a `checkpoints` folder."""
+    return [LoraChoice(_name(path, root), path) for path in _trained(root, "unet-*.safetensors")]
+
+
+def find_model(name: str, default: str = AUTO) -> ModelChoice | None:
+    """The model of that name; None where the best present one is meant.
+
+    Raises:
+        UserError: there is none.
+    """
+    name = default if name == AUTO else name
+    if name == AUTO:
+        return None
+    found = {choice.name: choice for choice in list_models()}
+    if name not in found:
+        raise UserError(f"model {name!r} is not here; choose one of auto, {', '.join(found)}")
+    return found[name]
+
+
+def find_lora(name: str) -> Path:
+    """The adapter of that name. Raises UserError where there is none."""
+    found = {choice.name: choice.path for choice in list_loras()}
+    if name not in found:
+        raise UserError(f"adapter {name!r} is not here; there are: {', '.join(found) or 'none'}")
+    return found[name]
+
+
+class ModelCache:
+    """Pipelines that were used last, on one device; thread-safe use is up to the caller.
+
+    device: auto, cpu, cuda, cuda:N, mps. most: pipelines kept. default: what "auto" in a job's options means.
+    """
+
+    def __init__(self, device: str = AUTO, most: int = 2, default: str = AUTO) -> None:
+        self.device, self.most, self.default = pick_device(device), most, default
+        self._loaded: OrderedDict[tuple, LipsyncPipeline] = OrderedDict()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Models that are loaded, the one used last at the end."""
+        return tuple(key[0] for key in self._loaded)
+
+    def get(self, options: JobOptions) -> LipsyncPipeline:
+        """The pipeline that a job asks for. Raises UserError where it cannot be loaded."""
+        choice = find_model(options.model, self.default)
+        name = default_name(self.device)[0] if choice is None else choice.name
+        key = (name, options.lora, options.enable_upscale)
+        if key in self._loaded:
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
+        registered = REGISTRY.get(name)
+        self._make_room(registered.model.memory_gb if registered and registered.model else OWN_MODEL_GB)
+        pipeline = load_pipeline(
+            choice.paths if choice is not None and choice.paths is not None else name,
+            str(self.device),
+            upscale=options.enable_upscale,
+            lora=None if options.lora is None else find_lora(options.lora),
+        )
+        self._loaded[key] = pipeline
+        return pipeline
+
+    def _make_room(self, needed_gb: float) -> None:
+        while self._loaded and (len(self._loaded) >= self.most or self._free_gb() < needed_gb):
+            key, _ = self._loaded.popitem(last=False)
+            logger.info("model %s is let go", key[0])
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _free_gb(self) -> float:
+        """Free memory of a CUDA device; elsewhere only the number of models is limited."""
+        return torch.cuda.mem_get_info(self.device)[0] / GB if self.device.type == "cuda" else float("inf")
+
+    def clear(self) -> None:
+        """Let go of everything, after the device ran out of memory for example."""
+        self._loaded.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _trained(root: Path, pattern: str) -> list[Path]:
+    folders = [root / name for name in TRAINED_FOLDERS]
+    found = [path for folder in folders for path in folder.rglob(f"checkpoints/{pattern}") if folder.is_dir()]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _own_model(path: Path, root: Path) -> ModelChoice | None:
+    """The checkpoint of a training run, with the config that lies in the run's folder; None without a usable one."""
+    config = path.parent.parent / RUN_CONFIG
+    try:
+        resolution = load_unet_config(config, UNetConfig).data.resolution
+    except UserError as error:
+        logger.debug("%s: not offered, %s", path, error)
+        return None
+    return ModelChoice(_name(path, root), "checkpoint of a training run", resolution, ModelPaths(path, config))

@@ -1,0 +1,190 @@
+"""Jobs on the machines of a Ray cluster: the queue stays here, replicas of a Ray Serve deployment do the work.
+
+An optional extra: `pip install -r requirements-ray.txt`. A worker process of the service then only forwards: it claims
+a job, sends its files, hears the progress and writes the result, so that order, limits, cancelling and restarts are
+those of local jobs. Replicas run `run_job`, as local workers do; every machine of the cluster needs the project and
+its checkpoints at the same path. Start the deployment with `python -m latentsync.serving.ray_serve --address auto`.
+"""
+
+import argparse
+import logging
+import queue
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from latentsync.serving.handler import OnProgress, run_job
+from latentsync.serving.jobs import JobKind
+from latentsync.serving.models import ModelCache
+from latentsync.serving.options import JobOptions
+from latentsync.serving.settings import ServingSettings
+from latentsync.utils.errors import UserError
+
+try:
+    import ray
+    from ray import serve
+except ImportError as error:
+    raise UserError("Ray Serve is not installed; run `pip install -r requirements-ray.txt`") from error
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "latentsync"
+PIECE = 8 * 2**20  # bytes of a result that travel at once
+Message = tuple  # ("progress", stage, done, total), ("piece", bytes) or ("error", text)
+
+
+class Stopped(Exception):
+    """Whoever waits for the job has gone."""
+
+
+@serve.deployment(name="lipsync", max_ongoing_requests=1)
+class LipsyncReplica:
+    """One process with models on one machine; does one job at a time.
+
+    Args:
+        device: for the models. max_models: pipelines kept. model: what "auto" means. max_seconds: longest result.
+    """
+
+    def __init__(
+        self, device: str = "auto", max_models: int = 2, model: str = "auto", max_seconds: float | None = None
+    ):
+        logging.basicConfig(level=logging.INFO)
+        self.cache, self.max_seconds = ModelCache(device, max_models, model), max_seconds
+
+    def run(self, kind: str, options: str, files: Mapping[str, tuple[str, bytes]]) -> Iterator[Message]:
+        """Do a job; yields progress, then the result in pieces, or one error for the user.
+
+        files: role -> (file name, content). options: JSON of `JobOptions`.
+        """
+        with tempfile.TemporaryDirectory(prefix="latentsync-job-") as folder:
+            paths = {}
+            for role, (name, content) in files.items():
+                paths[role] = Path(folder) / name
+                paths[role].write_bytes(content)
+            out = Path(folder) / "result.mp4"
+            yield from self._follow(JobKind(kind), JobOptions.model_validate_json(options), paths, out)
+
+    def _follow(self, kind: JobKind, options: JobOptions, paths: Mapping[str, Path], out: Path) -> Iterator[Message]:
+        """The job runs in a thread; what it reports is passed on. Ends the job when nobody listens any more."""
+        messages: queue.Queue[Message | None] = queue.Queue()
+        gone = threading.Event()
+        failure: list[BaseException] = []
+
+        def report(stage: str, done: int, total: int) -> None:
+            if gone.is_set():
+                raise Stopped
+            messages.put(("progress", stage, done, total))
+
+        def work() -> None:
+            try:
+                run_job(kind, options, paths, out, self.cache, report, max_seconds=self.max_seconds)
+            except BaseException as error:  # handed to the caller below
+                failure.append(error)
+            messages.put(None)
+
+        thread = threading.Thread(target=work, name="job")
+        thread.start()
+        try:
+            while (message := messages.get()) is not None:
+                yield message
+        finally:
+            gone.set()
+            thread.join()
+        if failure and isinstance(failure[0], UserError):
+            yield ("error", str(failure[0]))
+            return
+        if failure:
+            raise failure[0]
+        with out.open("rb") as file:
+            while piece := file.read(PIECE):
+                yield ("piece", piece)
+
+
+class RayRunner:
+    """Hands jobs to the deployment; a `latentsync.serving.handler.Runner`.
+
+    Raises:
+        UserError: the cluster cannot be reached, or the deployment does not run there.
+    """
+
+    def __init__(self, settings: ServingSettings) -> None:
+        connect(settings.ray_address)
+        try:
+            self._handle = serve.get_app_handle(APPLICATION).options(stream=True, method_name="run")
+        except Exception as error:  # Serve raises RayServeException, but also plain errors of its controller
+            raise UserError(
+                f"no deployment {APPLICATION} on the Ray cluster; start it with "
+                f"`python -m latentsync.serving.ray_serve --address {settings.ray_address}`"
+            ) from error
+
+    def __call__(
+        self, kind: JobKind, options: JobOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
+    ) -> None:
+        contents = {role: (path.name, path.read_bytes()) for role, path in files.items()}
+        stream = self._handle.remote(kind.value, options.model_dump_json(), contents)
+        arriving = out.with_name(f".{out.name}.arriving")
+        try:
+            with arriving.open("wb") as file:
+                for what, *values in stream:
+                    if what == "error":
+                        raise UserError(values[0])
+                    if what == "progress":
+                        on_progress(*values)
+                    else:
+                        file.write(values[0])
+            arriving.replace(out)
+        except BaseException:
+            stream.cancel()
+            raise
+        finally:
+            arriving.unlink(missing_ok=True)
+
+    def models(self) -> tuple[str, ...]:
+        """Models are loaded elsewhere."""
+        return ()
+
+
+def connect(address: str | None) -> None:
+    """Join a cluster. Raises UserError where there is none."""
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"no Ray cluster at {address}; start one with `ray start --head`") from error
+
+
+def deploy(replicas: int = 1, num_gpus: float = 0, num_cpus: float = 1, **arguments: object) -> None:
+    """Start or change the deployment on the cluster that is joined. arguments: of `LipsyncReplica`."""
+    resources = {"num_gpus": num_gpus, "num_cpus": num_cpus}
+    deployment = LipsyncReplica.options(num_replicas=replicas, ray_actor_options=resources)
+    serve.run(deployment.bind(**arguments), name=APPLICATION, route_prefix=None)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m latentsync.serving.ray_serve", description="Start the deployment on a Ray cluster."
+    )
+    parser.add_argument("--address", default="auto", help="of the cluster (default: the one on this machine)")
+    parser.add_argument("--replicas", type=int, default=1, help="processes that do jobs (default: %(default)s)")
+    parser.add_argument("--gpus", type=float, default=0, help="of each replica (default: %(default)s)")
+    parser.add_argument("--cpus", type=float, default=1, help="of each replica (default: %(default)s)")
+    parser.add_argument("--model", default="auto", help="for jobs that name none (default: the best present)")
+    options = parser.parse_args(argv)
+    try:
+        connect(options.address)
+        deploy(options.replicas, options.gpus, options.cpus, model=options.model)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"deployment {APPLICATION} runs; workers with ray_address use it")
+    return 0
+
+
+if __name__ == "__main__":
+    # Replicas must find the class under this module's name, not under __main__.
+    from latentsync.serving.ray_serve import main as named_main
+
+    sys.exit(named_main(sys.argv[1:]))

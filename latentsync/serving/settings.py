@@ -1,0 +1,67 @@
+"""Where a service works and how much it may take. Environment and command lines fill these in."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from latentsync.utils.errors import UserError
+
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """One service. Sizes in bytes, times in seconds unless said otherwise.
+
+    workspace: folder that holds the queue, uploads and results; nothing outside it is written.
+    workers: processes that run jobs; 0 for a process that only submits and looks.
+    devices: of the workers in turn: auto, cpu, cuda, cuda:0, ...
+    model: what "auto" in a job's options means.
+    max_models: pipelines a worker keeps loaded.
+    max_queue: jobs that may wait.
+    max_upload_bytes: of one file. max_audio_seconds, max_video_seconds, max_pixels (of a picture): of what it holds.
+    job_timeout_seconds: of one attempt. max_attempts: a job is begun, should its worker die.
+    lease_seconds: after which a job is lost whose worker gives no sign of life.
+    keep_results_hours: then inputs and results of ended jobs are deleted. quota_bytes: of the workspace; beyond it the
+        oldest ended jobs lose theirs. upload_hours: then uploads that no job took are deleted.
+    min_free_bytes: of the disk, below which no job is taken.
+    ray_address: of a Ray cluster that does the jobs instead of this machine ("auto", or host:port); see
+        `latentsync.serving.ray_serve`.
+    """
+
+    workspace: Path
+    workers: int = 1
+    devices: tuple[str, ...] = ("auto",)
+    model: str = "auto"
+    max_models: int = 2
+    max_queue: int = 1000
+    max_upload_bytes: int = 2 * GIB
+    max_audio_seconds: float = 3600.0
+    max_video_seconds: float = 4 * 3600.0
+    max_pixels: int = 4096 * 4096
+    job_timeout_seconds: float = 6 * 3600.0
+    max_attempts: int = 3
+    lease_seconds: float = 20.0
+    keep_results_hours: float = 7 * 24.0
+    quota_bytes: int = 50 * GIB
+    upload_hours: float = 2.0
+    min_free_bytes: int = 256 * MIB
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workspace", Path(self.workspace).absolute())
+        object.__setattr__(self, "devices", tuple(self.devices))
+        if self.workers < 0 or not self.devices:
+            raise UserError("workers must be 0 or more, and there must be a device for them")
+        for name in ("max_models", "max_queue", "max_upload_bytes", "max_pixels", "max_attempts", "quota_bytes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        times = ("max_audio_seconds", "max_video_seconds", "job_timeout_seconds", "lease_seconds")
+        for name in (*times, "keep_results_hours", "upload_hours"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.min_free_bytes < 0:
+            raise UserError(f"min_free_bytes must be 0 or more, not {self.min_free_bytes}")
+
+    def as_plain(self) -> dict:
+        """Values that JSON holds; `ServingSettings(**plain)` is the same again."""
+        return asdict(self) | {"workspace": str(self.workspace), "devices": list(self.devices)}

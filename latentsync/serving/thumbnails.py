@@ -1,0 +1,38 @@
+"""Small pictures for lists of jobs."""
+
+import os
+import uuid
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+
+from latentsync.media.probe import probe_video
+from latentsync.media.timeline import open_timeline
+from latentsync.utils.errors import UserError
+
+SIDE = 320  # pixels, of the longer side
+QUALITY = 85
+
+
+def write_thumbnail(video: Path, path: Path) -> bool:
+    """Write a JPEG of a video's first frame, whole or not at all; False where the video has none."""
+    try:
+        info = probe_video(video)
+        with closing(open_timeline(info, Fraction(1, 25), Fraction(25))) as frames:
+            pixels = next(iter(frames)).rgb()
+    except (UserError, StopIteration):
+        return False
+    scale = SIDE / max(pixels.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in pixels.shape[1::-1])
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(encoded.tobytes())
+        os.replace(temporary, path)
+    except OSError:  # a full disk: the list goes without
+        temporary.unlink(missing_ok=True)
+        return False
+    return True

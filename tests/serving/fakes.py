@@ -1,0 +1,88 @@
+"""A workspace with a worker in a thread, whose runner is the test's own, and small files to submit."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from latentsync.serving.handler import OnProgress
+from latentsync.serving.jobs import Job, JobKind
+from latentsync.serving.options import JobOptions
+from latentsync.serving.service import JobService
+from latentsync.serving.settings import ServingSettings
+from latentsync.serving.worker import Worker
+from tests.media.synthetic import write_clip
+
+Files = dict[str, tuple[str, Path]]
+
+
+def write_files(folder: Path) -> Files:
+    """A picture and a short sound, as `submit` takes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "face.png")
+    write_clip(folder / "voice.mp4", 10, size=(64, 64), tone_seconds=0.4)
+    return {"video": ("face.png", folder / "face.png"), "audio": ("voice.mp4", folder / "voice.mp4")}
+
+
+class FakeRunner:
+    """Calls `work(out, on_progress)` for each job; remembers what it was given."""
+
+    def __init__(self, work: Callable[[Path, OnProgress], None] | None = None) -> None:
+        self.work, self.seen = work or write_result, []
+
+    def __call__(
+        self, kind: JobKind, options: JobOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
+    ) -> None:
+        self.seen.append((kind, options, dict(files)))
+        self.work(out, on_progress)
+
+    def models(self) -> tuple[str, ...]:
+        return ("fake",)
+
+
+def write_result(out: Path, on_progress: OnProgress) -> None:
+    on_progress("lip-sync", 1, 2)
+    out.write_bytes(b"a result")
+
+
+def endless(out: Path, on_progress: OnProgress) -> None:
+    """A job that goes on until it is stopped."""
+    while True:
+        on_progress("lip-sync", 1, 100)
+        time.sleep(0.02)
+
+
+@contextmanager
+def working(service: JobService, runner: FakeRunner, owner: str = "w" * 32) -> Iterator[Worker]:
+    """A worker of the service's workspace in a thread."""
+    worker = Worker(service.settings, owner, "cpu", runner)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.stopping.set()
+        thread.join()
+
+
+def service_in(folder: Path, **settings: object) -> JobService:
+    """A service without processes of its own."""
+    return JobService(ServingSettings(folder, workers=0, **settings))
+
+
+def wait_for(service: JobService, job_id: str, seconds: float = 20.0) -> Job:
+    """The job once it has ended, or as it is after so long."""
+    return list(service.watch(job_id, seconds))[-1]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

@@ -1,0 +1,255 @@
+"""The job service: what is taken, in which order it is done, how jobs end, and what is left on the disk."""
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from latentsync.serving.jobs import InsufficientSpace, JobKind, JobNotFound, JobState, QueueFull, WrongState
+from latentsync.serving.options import JobOptions
+from latentsync.serving.workspace import RESULT, Workspace
+from latentsync.utils.errors import UserError
+from tests.media.synthetic import write_clip
+from tests.serving.fakes import FakeRunner, endless, eventually, service_in, wait_for, working, write_files
+
+LIPSYNC, INTERPOLATE = JobKind.LIPSYNC, JobKind.INTERPOLATE
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write_files(tmp_path / "in")
+
+
+@pytest.fixture
+def service(tmp_path):
+    return service_in(tmp_path / "ws")
+
+
+def test_a_job_is_done_and_its_files_are_where_they_belong(service, files):
+    runner = FakeRunner()
+    given = files | {"video": ("../../etc/a\nb.PNG", files["video"][1])}
+    job = service.submit(LIPSYNC, given, JobOptions(seed=5))
+    assert (job.state, job.position, job.inputs["video"]) == (JobState.QUEUED, 0, "a?b.PNG")
+    with working(service, runner):
+        job = wait_for(service, job.id)
+    assert job.state is JobState.DONE and job.result.read_bytes() == b"a result" and job.attempts == 1
+    kind, options, paths = runner.seen[0]
+    assert kind is LIPSYNC and options.seed == 5
+    assert {path.name for path in paths.values()} == {"video.png", "audio.mp4"}
+    assert service.input_path(job.id, "video").read_bytes() == files["video"][1].read_bytes()
+    assert service.stats().counts[JobState.DONE] == 1 and service.stats().durations[0] >= 0
+    with pytest.raises(JobNotFound):
+        service.input_path(job.id, "../jobs.sqlite")
+
+
+def test_jobs_are_done_in_order_by_whatever_number_of_workers(service, files):
+    started = []
+    lock = threading.Lock()
+
+    def work(out, on_progress):
+        with lock:
+            started.append(out.parent.name)
+        out.write_bytes(b"x")
+
+    ids = [service.submit(LIPSYNC, files, JobOptions()).id for _ in range(12)]
+    assert [service.get(job_id).position for job_id in ids] == list(range(12))
+    with working(service, FakeRunner(work), "a" * 32), working(service, FakeRunner(work), "b" * 32):
+        assert all(wait_for(service, job_id).state is JobState.DONE for job_id in ids)
+    jobs = [service.get(job_id) for job_id in ids]
+    assert sorted(started) == sorted(ids)  # each once
+    assert [job.started for job in jobs] == sorted(job.started for job in jobs)
+    assert [job.id for job in service.list(limit=3)] == ids[:-4:-1]
+    assert service.list(states=[JobState.QUEUED]) == []
+
+
+def test_cancelling_a_waiting_a_running_and_an_ended_job(service, files):
+    first, second = (service.submit(LIPSYNC, files, JobOptions()) for _ in range(2))
+    assert service.cancel(second.id).state is JobState.CANCELLED
+    with working(service, FakeRunner(endless)):
+        assert eventually(lambda: service.get(first.id).total == 100)
+        running = service.get(first.id)
+        assert running.state is JobState.RUNNING and running.done == 1 and running.eta_seconds is not None
+        service.cancel(first.id)
+        assert wait_for(service, first.id).state is JobState.CANCELLED
+    assert service.cancel(first.id).state is JobState.CANCELLED
+    with pytest.raises(JobNotFound, match="no job"):
+        service.cancel("x" * 32)
+
+
+def test_failures_tell_users_what_they_can_mend_and_nothing_of_the_inside(service, files, caplog):
+    def user_error(out, on_progress):
+        raise UserError(f"{out.parent / 'video.png'}: no face in it")
+
+    def bug(out, on_progress):
+        raise RuntimeError("secret inside")
+
+    def full(out, on_progress):
+        raise OSError(28, "No space left on device")
+
+    ended = []
+    for work in (user_error, bug, full):
+        job = service.submit(LIPSYNC, files, JobOptions())
+        with working(service, FakeRunner(work)):
+            ended.append(wait_for(service, job.id))
+    assert {job.state for job in ended} == {JobState.FAILED}
+    assert ended[0].error == "face.png: no face in it"
+    assert "secret" not in ended[1].error and ended[1].id in ended[1].error and "secret" in caplog.text
+    assert "disk is full" in ended[2].error
+
+
+def test_a_job_that_takes_too_long_fails(tmp_path, files):
+    service = service_in(tmp_path / "ws", job_timeout_seconds=0.3)
+    job = service.submit(LIPSYNC, files, JobOptions())
+    with working(service, FakeRunner(endless)):
+        job = wait_for(service, job.id)
+    assert job.state is JobState.FAILED and "longer than the allowed 0.3 s" in job.error
+
+
+def test_a_stopped_worker_gives_its_job_back_and_the_next_one_does_it(service, files):
+    job = service.submit(LIPSYNC, files, JobOptions())
+    with working(service, FakeRunner(endless)):
+        assert eventually(lambda: service.get(job.id).total == 100)
+    waiting = service.get(job.id)
+    assert (waiting.state, waiting.attempts, waiting.position) == (JobState.QUEUED, 0, 0)
+    with working(service, FakeRunner()):
+        assert wait_for(service, job.id).state is JobState.DONE
+
+
+def test_retry_and_delete(service, files):
+    job = service.submit(LIPSYNC, files, JobOptions())
+    with pytest.raises(WrongState):
+        service.retry(job.id)
+    with working(service, FakeRunner()):
+        wait_for(service, job.id)
+    later = service.submit(LIPSYNC, files, JobOptions())
+    again = service.retry(job.id)
+    assert (again.state, again.result, again.position) == (JobState.QUEUED, None, 1)
+    service.delete(later.id)
+    with pytest.raises(JobNotFound):
+        service.get(later.id)
+    assert not service.workspace.folder(later.id).exists()
+    with working(service, FakeRunner(endless)):
+        assert eventually(lambda: service.get(job.id).state is JobState.RUNNING)
+        service.delete(job.id)
+    assert service.list() == [] and list(service.workspace.jobs.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("roles", "problem"),
+    [(("video",), "audio is missing"), (("video", "audio", "mask"), "not mask"), ((), "video is missing")],
+)
+def test_files_of_the_wrong_roles_are_refused(service, files, roles, problem):
+    given = {role: files.get(role, files["video"]) for role in roles}
+    with pytest.raises(UserError, match=problem):
+        service.submit(LIPSYNC, given, JobOptions())
+    assert service.list() == []
+
+
+def test_files_are_looked_at_before_they_are_queued(tmp_path, files):
+    service = service_in(tmp_path / "ws", max_pixels=5000, max_audio_seconds=1, max_upload_bytes=20_000)
+    for name, content in {"a.mp4": b"no video", "b.png": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"^video: {name}"):
+            service.submit(LIPSYNC, files | {"video": (name, tmp_path / name)}, JobOptions())
+    with pytest.raises(UserError, match="no audio stream"):
+        service.submit(LIPSYNC, files | {"audio": files["video"]}, JobOptions())
+    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(tmp_path / "wide.png")
+    with pytest.raises(UserError, match="100x100 pixels; at most 5000"):
+        service.submit(LIPSYNC, files | {"video": ("wide.png", tmp_path / "wide.png")}, JobOptions())
+    write_clip(tmp_path / "long.mp4", 40, size=(64, 64), tone_seconds=1.6)
+    with pytest.raises(UserError, match="lasts 2 s; at most 1 s"):
+        service.submit(LIPSYNC, files | {"audio": ("long.mp4", tmp_path / "long.mp4")}, JobOptions())
+    (tmp_path / "big.wav").write_bytes(bytes(30_000))
+    with pytest.raises(UserError, match="30000 bytes; at most 20000"):
+        service.submit(LIPSYNC, files | {"audio": ("big.wav", tmp_path / "big.wav")}, JobOptions())
+    assert service.list() == [] and list(service.workspace.jobs.iterdir()) == []
+
+
+def test_unknown_models_and_options_out_of_range(service, files):
+    with pytest.raises(UserError, match="nonsense"):
+        service.submit(LIPSYNC, files, JobOptions(model="nonsense"))
+    with pytest.raises(UserError, match="adapter"):
+        service.submit(LIPSYNC, files, JobOptions(lora="../../x"))
+    for wrong in ({"crf": 52}, {"face": "x; rm"}, {"guidance_scale": float("nan")}, {"colour": 1}, {"seed": 2**63}):
+        with pytest.raises(ValidationError):
+            JobOptions(**wrong)
+
+
+def test_a_full_queue_and_a_full_disk(tmp_path, files):
+    service = service_in(tmp_path / "ws", max_queue=1)
+    service.submit(LIPSYNC, files, JobOptions())
+    with pytest.raises(QueueFull):
+        service.submit(LIPSYNC, files, JobOptions())
+    full = service_in(tmp_path / "ws", min_free_bytes=2**60)
+    with pytest.raises(InsufficientSpace, match="disk is full"):
+        full.submit(LIPSYNC, files, JobOptions())
+    small = service_in(tmp_path / "ws", quota_bytes=100)
+    with pytest.raises(InsufficientSpace, match="quota"):
+        small.submit(LIPSYNC, files, JobOptions())
+    assert len(service.list()) == 1
+
+
+def test_old_results_go_and_the_oldest_where_the_quota_is_exceeded(tmp_path, files):
+    service = service_in(tmp_path / "ws")
+    ids = [service.submit(LIPSYNC, files, JobOptions()).id for _ in range(3)]
+    with working(service, FakeRunner()):
+        for job_id in ids[:2]:
+            wait_for(service, job_id)
+        service.cancel(ids[2])
+    left = service.workspace.job_size(ids[1]) + service.workspace.job_size(ids[2])
+    service_in(tmp_path / "ws", quota_bytes=left).sweep()
+    jobs = [service.get(job_id) for job_id in ids]
+    assert [job.expired for job in jobs] == [True, False, False]
+    assert jobs[0].result is None and jobs[0].state is JobState.DONE and jobs[1].result.is_file()
+    with pytest.raises(WrongState):
+        service.retry(ids[0])
+    aged = service_in(tmp_path / "ws", keep_results_hours=1e-9)
+    time.sleep(0.01)
+    aged.sweep()
+    assert all(service.get(job_id).expired for job_id in ids) and list(service.workspace.jobs.iterdir()) == []
+
+
+def test_uploads_that_nobody_takes_and_folders_that_nobody_knows_age_out(tmp_path, files):
+    service = service_in(tmp_path / "ws", upload_hours=1)
+    outside = tmp_path / "outside.txt"
+    outside.write_text("stays")
+    job = service.submit(LIPSYNC, files, JobOptions())
+    old, new = service.upload_folder() / "old", service.upload_folder() / "new"
+    orphan = service.workspace.jobs / ("f" * 32)
+    for folder in (old, new, orphan):
+        folder.mkdir()
+        (folder / "x").write_bytes(b"x")
+    (old / "link").symlink_to(outside)
+    for path in (old / "x", old, orphan / "x", orphan):
+        os.utime(path, (1, 1))
+    os.utime(old / "link", (1, 1), follow_symlinks=False)
+    os.utime(old, (1, 1))
+    service.sweep()
+    assert not old.exists() and new.exists() and not orphan.exists() and outside.read_text() == "stays"
+    assert service.input_path(job.id, "audio").is_file()
+
+
+def test_uploads_may_be_moved_in(service, files, tmp_path):
+    job = service.submit(LIPSYNC, files, JobOptions(), move=True)
+    assert not files["video"][1].exists() and service.input_path(job.id, "video").is_file()
+
+
+def test_a_folder_with_other_things_is_no_workspace(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match="not empty"):
+        Workspace(tmp_path)
+    with pytest.raises(UserError, match="cannot be used"):
+        Workspace(tmp_path / "photo.jpg" / "ws")
+
+
+def test_broken_leftovers_of_an_attempt_are_removed(service, files):
+    job = service.submit(LIPSYNC, files, JobOptions())
+    folder = service.workspace.folder(job.id)
+    (folder / f".{RESULT}.arriving").write_bytes(b"half")
+    with working(service, FakeRunner()):
+        wait_for(service, job.id)
+    assert {path.name for path in folder.iterdir()} == {"video.png", "audio.mp4", RESULT}
