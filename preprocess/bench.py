@@ -1,17 +1,18 @@
 """Clips a minute: one pass against one step after the other. `python -m preprocess.bench --input_dir DIR --clips 60`
 
 "One after the other" is how such pipelines are usually built: each step reads the files of the step before, decodes
-them whole and encodes its own. Both use the same step functions and the same number of worker processes.
+them whole and encodes its own. Both use the same step functions and the same number of worker processes, started once.
 """
 
 import argparse
 import logging
 import multiprocessing
+import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,17 +24,20 @@ from latentsync.media.probe import probe_video
 from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.utils.errors import UserError
 from preprocess.clip import FPS, SAMPLE_RATE, Clip, Segment
+from preprocess.executors import limit_threads, threads_for
 from preprocess.runner import RunOptions, find_work, process
-from preprocess.settings import ProcessSettings
+from preprocess.settings import DEFAULT_STEPS, ProcessSettings
 from preprocess.source_work import CLIP_STEPS
 from preprocess.steps.faces import faces
-from preprocess.steps.probe import SourceError, probe
-from preprocess.steps.resample import SoundReader, resample
+from preprocess.steps.probe import Source, SourceError, probe
+from preprocess.steps.resample import Sample, SoundReader, resample
 from preprocess.steps.segments import segments
 from preprocess.steps.shots import shots
 from preprocess.storage import open_storage
 from preprocess.tools import Tools
 from preprocess.write import FrameWriter, write_faces
+
+WHOLE_CRF = 18  # of whole frames in between
 
 Step = Callable[[Path, Path, ProcessSettings, Tools], list[Path]]
 
@@ -50,9 +54,8 @@ def whole(path: Path, folder: Path, settings: ProcessSettings, tools: Tools) -> 
 
 def at_25(path: Path, folder: Path, settings: ProcessSettings, tools: Tools) -> list[Path]:
     """Pictures at 25 frames/s, sound at 16 kHz."""
-    source = probe(path)
-    with SoundReader(source) as sound, FrameWriter(target := folder / f"{path.stem}.mp4", Fraction(1), 18) as writer:
-        count = 0
+    source, target, count = probe(path), folder / f"{path.stem}.mp4", 0
+    with SoundReader(source) as sound, FrameWriter(target, Fraction(1), WHOLE_CRF) as writer:
         for sample in resample(source):
             writer.write(sample.frame)
             count += 1
@@ -60,18 +63,28 @@ def at_25(path: Path, folder: Path, settings: ProcessSettings, tools: Tools) -> 
     return [target]
 
 
-def cut(path: Path, folder: Path, settings: ProcessSettings, tools: Tools) -> list[Path]:
-    """Shots, and of these segments."""
-    source, made = probe(path), []
+def shot_files(path: Path, folder: Path, settings: ProcessSettings, tools: Tools) -> list[Path]:
+    """A file for each shot."""
+    source = probe(path)
+    return _cut(source, shots(resample(source), settings.shot_threshold), sys.maxsize, folder)
+
+
+def segment_files(path: Path, folder: Path, settings: ProcessSettings, tools: Tools) -> list[Path]:
+    """Shots in segments of equal length."""
+    source = probe(path)
+    return _cut(source, resample(source), settings.segment_frames, folder)
+
+
+def _cut(source: Source, samples: Iterator[Sample], length: int, folder: Path) -> list[Path]:
+    """A file for each segment of at most `length` frames."""
+    made = []
     with SoundReader(source) as sound:
-        found = shots(resample(source), settings.shot_threshold)
-        for segment in segments(found, path.name, sound, settings.segment_frames):
-            target = folder / f"{path.stem}_{segment.index:04d}.mp4"
-            with FrameWriter(target, Fraction(1), 18) as writer:
+        for segment in segments(samples, source.info.path.name, sound, length):
+            made.append(folder / f"{source.info.path.stem}_{segment.index:04d}.mp4")
+            with FrameWriter(made[-1], Fraction(1), WHOLE_CRF) as writer:
                 for frame in segment:
                     writer.write(frame)
                 writer.finish(segment.sound())
-            made.append(target)
     return made
 
 
@@ -115,48 +128,84 @@ def checked(step: str) -> Step:
 STEPS: dict[str, Step] = {
     "broken files out": whole,
     "25 frames/s, 16 kHz": at_25,
-    "shots, segments": cut,
+    "shots": shot_files,
+    "segments": segment_files,
     "faces": aligned,
     "sync": checked("sync"),
     "quality": checked("quality"),
 }
 
 
-def stepwise(files: list[Path], scratch: Path, settings: ProcessSettings, workers: int) -> tuple[dict[str, float], int]:
-    """Seconds of each step over all files, and the clips that come out."""
-    seconds = {}
-    context = multiprocessing.get_context("spawn")
-    for number, name in enumerate(STEPS):
-        folder = scratch / str(number)
-        folder.mkdir()
-        began = time.monotonic()
-        with context.Pool(min(workers, max(len(files), 1)), _open_tools, (settings,)) as pool:
+@dataclass(frozen=True)
+class Cost:
+    """Seconds by the clock, and of work: of all processes together, which others on the machine hardly change."""
+
+    clock: float
+    work: float
+
+    def row(self, name: str, clips: int) -> str:
+        return f"| {name} | {self.clock:.1f} | {self.work:.1f} | {60 * clips / self.clock:.1f} |"
+
+
+class Stopwatch:
+    """Cost since it was made; that of other processes counts once they have ended."""
+
+    def __init__(self) -> None:
+        self._began, self._work = time.monotonic(), _work_so_far()
+
+    def read(self) -> Cost:
+        return Cost(time.monotonic() - self._began, _work_so_far() - self._work)
+
+
+def _work_so_far() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def stepwise(
+    files: list[Path], scratch: Path, settings: ProcessSettings, workers: int
+) -> tuple[dict[str, Cost], int, Cost]:
+    """Cost of each step over all files, the clips that come out, and the cost of all with the workers' start."""
+    costs = {}
+    watch = Stopwatch()
+    count = min(workers, max(len(files), 1))
+    with multiprocessing.get_context("spawn").Pool(count, _open_tools, (settings, threads_for(count))) as pool:
+        for number, name in enumerate(name for name in STEPS if name not in CLIP_STEPS or settings.runs(name)):
+            folder = scratch / str(number)
+            folder.mkdir()
+            began = time.monotonic()
             made = pool.starmap(_one, [(name, path, folder, settings) for path in files], chunksize=1)
-        seconds[name] = time.monotonic() - began
-        files = [path for paths in made for path in paths]
-    return seconds, len(files)
+            costs[name] = Cost(time.monotonic() - began, sum(work for _, work in made))
+            files = [path for paths, _ in made for path in paths]
+        pool.close()
+        pool.join()
+    return costs, len(files), watch.read()
 
 
 _TOOLS: Tools | None = None
 
 
-def _open_tools(settings: ProcessSettings) -> None:
+def _open_tools(settings: ProcessSettings, threads: int) -> None:
     global _TOOLS
+    limit_threads(threads)
     _TOOLS = Tools(settings)
 
 
-def _one(name: str, path: Path, folder: Path, settings: ProcessSettings) -> list[Path]:
+def _one(name: str, path: Path, folder: Path, settings: ProcessSettings) -> tuple[list[Path], float]:
+    """The files a step makes of one, and the seconds of work."""
+    began = time.process_time()
     try:
-        return STEPS[name](path, folder, settings, _TOOLS)
+        made = STEPS[name](path, folder, settings, _TOOLS)
     except UserError as error:
         logging.getLogger(__name__).warning("%s: %s", name, error)
-        return []
+        made = []
+    return made, time.process_time() - began
 
 
 def measure(input_dir: str, clips: int, workers: int, settings: ProcessSettings) -> list[str]:
     """Lines of the table."""
     options = RunOptions(input_dir, "unused", workers)
-    stamps = find_work(options, open_storage(input_dir))
+    stamps = find_work(options, settings, open_storage(input_dir))
     stamps = [stamps[index * len(stamps) // min(clips, len(stamps))] for index in range(min(clips, len(stamps)))]
     files = [Path(input_dir).resolve() / stamp.name for stamp in stamps]
     with TemporaryDirectory() as folder:
@@ -164,23 +213,25 @@ def measure(input_dir: str, clips: int, workers: int, settings: ProcessSettings)
         chosen.mkdir()
         for number, path in enumerate(files):
             (chosen / f"{number:03d}_{path.name}").symlink_to(path)
-        began = time.monotonic()
+        watch = Stopwatch()
         own: Counter[str] = Counter()
         summary = process(
             replace(options, input_dir=chosen, output_dir=Path(folder) / "out"),
             settings,
             lambda record, done, total: own.update({k: v for k, v in record.seconds.items() if k != "total"}),
         )
-        one_pass = time.monotonic() - began
+        one_pass = watch.read()
         (Path(folder) / "steps").mkdir()
-        apart, kept = stepwise(sorted(chosen.iterdir()), Path(folder) / "steps", settings, workers)
-    total = sum(apart.values())
-    lines = ["| | seconds | clips/min |", "|---|---|---|"]
-    lines += [f"| one pass, {summary.kept} clips kept | {one_pass:.1f} | {60 * len(files) / one_pass:.1f} |"]
-    lines += [f"| one step after the other, {kept} kept | {total:.1f} | {60 * len(files) / total:.1f} |"]
-    lines += [f"| ... {name} | {value:.1f} | {60 * len(files) / value:.1f} |" for name, value in apart.items()]
-    lines += ["", f"ratio {total / one_pass:.2f}; one pass, seconds of work: "]
-    lines[-1] += ", ".join(f"{name} {value:.1f}" for name, value in own.items())
+        apart, kept, steps = stepwise(sorted(chosen.iterdir()), Path(folder) / "steps", settings, workers)
+    lines = ["| | seconds | of work, all processes | clips/min |", "|---|---|---|---|"]
+    lines += [one_pass.row(f"one pass, {summary.kept} clips kept", len(files))]
+    lines += [steps.row(f"one step after the other, {kept} kept", len(files))]
+    lines += [cost.row(f"... {name}", len(files)) for name, cost in apart.items()]
+    lines += ["", f"ratio {steps.clock / one_pass.clock:.2f} by the clock, {steps.work / one_pass.work:.2f} of work"]
+    lines += [
+        "one pass, seconds by the clock in each step: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in own.items())
+    ]
     return lines
 
 
@@ -190,9 +241,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument(
+        "--steps", default=",".join(DEFAULT_STEPS), help="sync and quality may be left out (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
-        print("\n".join(measure(args.input_dir, args.clips, args.workers, ProcessSettings(resolution=args.resolution))))
+        settings = ProcessSettings(steps=tuple(args.steps.split(",")), resolution=args.resolution)
+        print("\n".join(measure(args.input_dir, args.clips, args.workers, settings)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

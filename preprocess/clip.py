@@ -4,7 +4,7 @@ Legend: T frames of a clip, R side of an aligned face in pixels.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -40,12 +40,15 @@ class Segment:
         start: Fraction,
         frames: Iterator[VideoFrame],
         sound: Callable[[Fraction, int], np.ndarray],
+        is_still: bool = False,
     ) -> None:
-        """`start`: seconds in the source. `sound(start, samples)`: float32 (samples,) of the source, from a time on."""
+        """`start`: seconds in the source. `sound(start, samples)`: float32 (samples,) of the source, from a time on.
+        is_still: one picture, which is long enough whatever the settings say."""
         self.source = source
         self.index = index
         self.start = start
         self.num_frames = 0
+        self.is_still = is_still
         self.frames = self._counted(frames)
         self._sound = sound
 
@@ -73,8 +76,9 @@ class Clip:
 
     source: name of the source. segment: its number in the source. person: number of the face in the segment, 0 first.
     start: seconds in the source of the first frame. faces: uint8 (T, R, R, 3) RGB, aligned. wave: float32 (T * 640,) at
-    16 kHz. Both are None once dropped (nothing will be written), and `faces` when the face step is off.
+    16 kHz, None where the source has no sound. Both are None once dropped: nothing will be written.
     figures: what the steps measured, by name; they become columns of the manifest. drop: None for a clip to be kept.
+    length: frames of a clip that was dropped.
     """
 
     source: str
@@ -85,7 +89,12 @@ class Clip:
     wave: np.ndarray | None
     figures: dict[str, Figure] = field(default_factory=dict)
     drop: Drop | None = None
+    length: int = 0
 
     @property
     def num_frames(self) -> int:
-        return 0 if self.faces is None else len(self.faces)
+        return self.length if self.faces is None else len(self.faces)
+
+    def dropped(self, step: str, reason: str) -> "Clip":
+        """The clip without its pictures and sound, and why."""
+        return replace(self, faces=None, wave=None, drop=Drop(step, reason), length=self.num_frames)

@@ -17,6 +17,7 @@ from latentsync.metrics.clip_sync import SCORERS
 from latentsync.metrics.picture_quality import MEASURES
 from latentsync.utils.errors import UserError
 from preprocess.executors import EXECUTORS
+from preprocess.lists import ListOptions
 from preprocess.report import write_report
 from preprocess.runner import RunOptions, find_work, process
 from preprocess.settings import DEFAULT_STEPS, MANY_FACES, STEPS, ProcessSettings
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("where").add_argument
     add("--input_dir", required=True, help="folder of videos, or an fsspec address (s3://bucket/videos)")
-    add("--output_dir", help="where clips, manifest.csv and train.txt go (default: <input_dir>_processed)")
+    add("--output_dir", help="where clips, manifest.csv and lists go (default: <input_dir>_processed)")
     add("--temp_dir", type=Path, help="where unfinished files lie (default: in the output folder)")
     add("--report", action="store_true", help="write report.html as well: counts, histograms, examples")
     add("--dry_run", action="store_true", help="check everything and list what would be done")
@@ -55,7 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quality_measure", choices=MEASURES, default=defaults.quality_measure)
     add("--min_quality", type=float, help="default: 40 for hyperIQA, 0.45 for sharpness")
     add("--crf", type=int, default=defaults.crf, help="quality of the clips, 0 lossless to 51 (default: %(default)s)")
-    add("--max_clips_per_person", type=int, help="in train.txt, so that nobody outnumbers the others")
+    add("--keep_silent", action="store_true", help="pictures and videos without sound too (faces.txt, not train.txt)")
+    add("--person_pattern", help="regular expression that finds who is seen in a source's name; else folder or name")
+
+    add = parser.add_argument_group("lists").add_argument
+    add("--max_clips_per_person", type=int, help="to train on, so that nobody outnumbers the others")
+    add("--hold_out", nargs="+", default=[], metavar="PATTERN", help="sources for held_out/train.txt alone")
+    add("--distrust_sound", nargs="+", default=[], metavar="PATTERN", help="sources for faces.txt alone")
 
     add = parser.add_argument_group("who works").add_argument
     add("--total_num_workers", type=int, default=1, help="processes (default: %(default)s)")
@@ -84,6 +91,8 @@ def settings_of(args: argparse.Namespace) -> ProcessSettings:
         max_offset=args.max_offset,
         quality_measure=args.quality_measure,
         min_quality=args.min_quality,
+        keep_silent=args.keep_silent,
+        person_pattern=args.person_pattern,
         crf=args.crf,
         device=args.device,
     )
@@ -97,7 +106,7 @@ def options_of(args: argparse.Namespace) -> RunOptions:
         1 / args.per_gpu_num_workers if args.per_gpu_num_workers > 0 else 0.0,
         args.executor,
         args.temp_dir,
-        args.max_clips_per_person,
+        ListOptions(args.max_clips_per_person, tuple(args.hold_out), tuple(args.distrust_sound)),
     )
 
 
@@ -105,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what the options say and print the outcome."""
     settings, options = settings_of(args), options_of(args)
     if args.dry_run:
-        files = find_work(options, open_storage(options.input_dir))
+        files = find_work(options, settings, open_storage(options.input_dir))
         for file in files:
             print(ascii(file.name))
         print(f"{len(files)} sources; steps: {', '.join(settings.steps)}")
@@ -122,6 +131,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"{summary.kept} clips kept; {summary.processed} sources worked on, {summary.resumed} done before")
     for step, count in summary.dropped.most_common():
         print(f"dropped by {step}: {count}")
+    train, faces, held_out = (len(some) for some in (summary.lists.train, summary.lists.faces, summary.lists.held_out))
+    print(f"to train on: {faces} clips, {train} with sound; held out: {held_out}")
     print(f"{options.output_dir}/manifest.csv")
 
 

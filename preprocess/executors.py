@@ -3,9 +3,13 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import cv2
+import torch
 
 from latentsync.utils.errors import UserError
 from preprocess.manifest import SourceRecord
@@ -26,7 +30,8 @@ def run_local(files: Sequence[FileStamp], job: Job, workers: int) -> Iterator[So
         OutputError: nothing more can be written; the workers are ended.
     """
     pending = deque(_Task(file) for file in files)
-    crew = [_Worker(job) for _ in range(min(workers, len(files)))]
+    count = min(workers, len(files))
+    crew = [_Worker(job, threads_for(count)) for _ in range(count)]
     try:
         while pending or any(worker.task for worker in crew):
             for worker in crew:
@@ -79,6 +84,17 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
             ray.shutdown()
 
 
+def threads_for(workers: int) -> int:
+    """A worker's share of the processor, so that they do not take it from each other."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+def limit_threads(threads: int) -> None:
+    """In this process, unless the environment allows fewer."""
+    torch.set_num_threads(min(torch.get_num_threads(), threads))
+    cv2.setNumThreads(min(cv2.getNumThreads(), threads))
+
+
 class _Crew:
     """One worker's networks; in Ray an actor."""
 
@@ -98,15 +114,15 @@ class _Task:
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, threads: int) -> None:
+        self._job, self._threads = job, threads
         self.task: _Task | None = None
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_work, args=(far, self._job), daemon=True)
+        self.process = context.Process(target=_work, args=(far, self._job, self._threads), daemon=True)
         self.process.start()
         far.close()
 
@@ -122,8 +138,10 @@ class _Worker:
         self.process.join()
 
 
-def _work(pipe: multiprocessing.connection.Connection, job: Job) -> None:
-    """What a worker process does until its pipe is closed."""
+def _work(pipe: multiprocessing.connection.Connection, job: Job, threads: int) -> None:
+    """What a worker process does until its pipe is closed. threads: its share of the processor."""
+    limit_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with Tools(job.settings) as tools:
         while True:
             try:
@@ -134,6 +152,12 @@ def _work(pipe: multiprocessing.connection.Connection, job: Job) -> None:
                 pipe.send(process_source(file, job, tools))
             except OutputError as error:
                 pipe.send(error)
+
+
+def _end_with_parent() -> None:
+    """A run that was killed leaves nobody behind who still writes."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _take(worker: _Worker, pending: deque[_Task]) -> Iterator[SourceRecord]:

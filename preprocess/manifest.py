@@ -39,11 +39,10 @@ class ClipRow:
     size: int = 0
 
     @classmethod
-    def of(cls, clip: Clip, frames: int, path: str = "", size: int = 0) -> "ClipRow":
+    def of(cls, clip: Clip, path: str = "", size: int = 0) -> "ClipRow":
         drop = clip.drop or Drop("", "")
-        return cls(
-            clip.segment, clip.person, float(clip.start), frames, dict(clip.figures), drop.step, drop.reason, path, size
-        )
+        start, figures = float(clip.start), dict(clip.figures)
+        return cls(clip.segment, clip.person, start, clip.num_frames, figures, drop.step, drop.reason, path, size)
 
     @property
     def is_kept(self) -> bool:
@@ -74,6 +73,10 @@ class SourceRecord:
     def is_of(self, root: str, file: FileStamp) -> bool:
         """Whether it was made from this very file, by its place, size and time of change."""
         return (self.root, self.name, self.size, self.stamp) == (root, file.name, file.size, file.stamp)
+
+    def is_settled_by(self, known: "SourceRecord") -> bool:
+        """Whether `known`, a record of the same content, has the clips that this one would get."""
+        return known.is_finished and (known.params, known.person) == (self.params, self.person)
 
 
 class Records:
@@ -158,7 +161,7 @@ def manifest_rows(records: Iterable[SourceRecord]) -> list[dict[str, Figure]]:
         rows.append(_source_row(record))
         for clip in sorted(record.clips, key=lambda clip: (clip.segment, clip.face)):
             rows.append(_clip_row(record, clip))
-    return rows
+    return [{name: _printable(value) for name, value in row.items()} for row in rows]
 
 
 def write_manifest(output: Storage, records: Iterable[SourceRecord]) -> list[dict[str, Figure]]:
@@ -177,7 +180,7 @@ def _source_row(record: SourceRecord) -> dict[str, Figure]:
     kept = sum(clip.is_kept for clip in record.clips)
     return record.figures | {
         "kind": "source",
-        "source": _printable(record.name),
+        "source": record.name,
         "person": record.person,
         "status": "dropped" if record.step else "processed",
         "step": record.step,
@@ -195,7 +198,7 @@ def _clip_row(record: SourceRecord, clip: ClipRow) -> dict[str, Figure]:
         | clip.figures
         | {
             "kind": "clip",
-            "source": _printable(record.name),
+            "source": record.name,
             "person": record.person,
             "segment": clip.segment,
             "face": clip.face,
@@ -216,9 +219,9 @@ def _cell(value: Figure) -> Figure:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _printable(name: str) -> str:
-    """File names may be any bytes; the table is UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def _printable(value: Figure) -> Figure:
+    """File names may be any bytes, and are in more columns than one; the table is UTF-8."""
+    return os.fsencode(value).decode("utf-8", "backslashreplace") if isinstance(value, str) else value
 
 
 def _name(sha256: str) -> str:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from latentsync.faces.factory import DETECTORS
 from latentsync.utils.errors import UserError
 from preprocess.clip import FPS
+from tools.write_fileslist import compile_pattern
 
 # Raised when the same settings come to give other clips: what was made before is then made anew.
 VERSION = 1
@@ -39,6 +40,9 @@ class ProcessSettings:
     sync_scorer: auto | syncnet_v2 | embedded. sync_conf_threshold: smallest confidence, None for the scorer's own.
     max_offset: largest offset between sound and picture that is corrected, in frames.
     quality_measure: auto | hyperiqa | sharpness. min_quality: None for the measure's own.
+    keep_silent: take pictures and videos without sound as well, to learn faces from.
+    person_pattern: regular expression that finds who is seen in a source's name, see `tools.write_fileslist`; None: the
+        folder it lies in, or where there is none, its name up to the last underscore.
     crf: x264 quality of the clips, 0 (lossless) to 51.
     device: where the networks run; does not change what is kept.
     """
@@ -59,11 +63,15 @@ class ProcessSettings:
     max_offset: int = 6
     quality_measure: str = "auto"
     min_quality: float | None = None
+    keep_silent: bool = False
+    person_pattern: str | None = None
     crf: int = 10
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         self._check_steps()
+        if self.person_pattern is not None:
+            compile_pattern(self.person_pattern)
         _check_choice("--detector", self.detector, DETECTORS)
         _check_choice("--many_faces", self.many_faces, MANY_FACES)
         _check_range("--resolution", self.resolution, 32, 1024)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from preprocess.clip import Clip, Drop, Segment
+from preprocess.clip import Clip, Segment
 from preprocess.manifest import ClipRow, Records, SourceRecord
 from preprocess.settings import ProcessSettings
 from preprocess.steps.alignment import alignment
@@ -24,6 +24,7 @@ from preprocess.storage import open_storage
 from preprocess.storages.base import FileStamp, Storage
 from preprocess.tools import Tools
 from preprocess.write import FrameWriter, OutputError, write_faces
+from tools.write_fileslist import compile_pattern, match_person
 
 CLIPS = "clips"
 ClipStep = Callable[[Clip, ProcessSettings, Tools], Clip]
@@ -41,10 +42,18 @@ class Job:
     settings: ProcessSettings
     params: str
 
+    def record_of(self, file: FileStamp, sha256: str = "") -> SourceRecord:
+        """The record of a source of which nothing is known yet."""
+        person = person_of(file.name, self.settings.person_pattern)
+        return SourceRecord(self.input_url, file.name, file.size, file.stamp, person, sha256, self.params)
 
-def person_of(name: str) -> str:
-    """Who is taken to be seen: the file's folder, or where it lies in none, its name up to the last underscore."""
+
+def person_of(name: str, pattern: str | None = None) -> str:
+    """Who is taken to be seen: what the pattern finds; without one the file's folder, or where it lies in none, its
+    name up to the last underscore. Raises UserError when the pattern is not found in the name."""
     path = PurePosixPath(name)
+    if pattern is not None:
+        return match_person(compile_pattern(pattern), path)
     if len(path.parts) > 1:
         return path.parts[-2]
     return path.stem.rpartition("_")[0] or path.stem
@@ -53,8 +62,8 @@ def person_of(name: str) -> str:
 def process_source(file: FileStamp, job: Job, tools: Tools) -> SourceRecord:
     """Everything that is to be made of a source, and its record, which is saved.
 
-    Work that an interrupted run has finished is not repeated; a source of the same content and settings is not
-    touched at all.
+    Work that an interrupted run has finished is not repeated; a source that has only been moved or touched is not
+    worked on at all.
 
     Raises:
         OutputError: nothing more can be written.
@@ -65,12 +74,14 @@ def process_source(file: FileStamp, job: Job, tools: Tools) -> SourceRecord:
     try:
         sha256 = source.sha256(file.name)
     except OSError as error:
-        record = SourceRecord(job.input_url, file.name, file.size, file.stamp, person_of(file.name), "", job.params)
+        record = job.record_of(file)
         return replace(record, step="probe", reason=f"cannot be read ({error.strerror})", is_finished=False)
+    record = job.record_of(file, sha256)
     known = records.load(sha256)
-    if known is not None and known.params == job.params and known.is_finished and records.has_clips(known.clips):
-        return known
-    record = SourceRecord(job.input_url, file.name, file.size, file.stamp, person_of(file.name), sha256, job.params)
+    if known is not None and record.is_settled_by(known) and records.has_clips(known.clips):
+        record = replace(known, root=record.root, name=record.name, size=record.size, stamp=record.stamp)
+        records.save(record)
+        return record
     work = _SourceWork(record, job, tools, records, output)
     with source.fetched(file.name, job.scratch) as path:
         record = work.run(path)
@@ -93,7 +104,7 @@ class _SourceWork:
         figures: dict = {}
         try:
             with self._timed("probe"):
-                source = probe(path, self.settings.audio_track)
+                source = probe(path, self.settings.audio_track, self.settings.keep_silent)
             figures = source.figures
             clips = list(self._clips(source))
         except OutputError:
@@ -111,7 +122,8 @@ class _SourceWork:
             samples = self._watched("resample", resample(source))
             if self.settings.runs("shots"):
                 samples = self._watched("shots", shots(samples, self.settings.shot_threshold))
-            for segment in segments(samples, self.record.name, sound, self.settings.segment_frames):
+            length, is_still = self.settings.segment_frames, source.info.is_still
+            for segment in segments(samples, self.record.name, sound, length, is_still):
                 rows = done.get(segment.index)
                 if rows is None:
                     rows = self._segment(segment, source)
@@ -123,39 +135,38 @@ class _SourceWork:
             return [self._whole_frames(segment, source)]
         with self._timed("faces"):
             clips = faces(segment, self.settings, self.tools)
-        return [self._finish(clip) for clip in clips]
+        return [self._finish(clip if source.has_sound else replace(clip, wave=None)) for clip in clips]
 
     def _finish(self, clip: Clip) -> ClipRow:
         """The remaining steps, until one drops the clip; what is kept is written."""
-        frames = clip.num_frames
         for step in self.settings.steps:
             if step in CLIP_STEPS and clip.drop is None:
                 with self._timed(step):
                     clip = CLIP_STEPS[step](clip, self.settings, self.tools)
         if clip.drop is not None:
-            return ClipRow.of(clip, frames)
+            return ClipRow.of(clip)
         with self._timed("write"), self._scratch_file() as path:
             write_faces(path, clip.faces, clip.wave, self.settings.crf)
-            return self._put(path, clip, clip.num_frames)
+            return self._put(path, clip)
 
     def _whole_frames(self, segment: Segment, source: Source) -> ClipRow:
         """Without the face step: the segment as it is, streamed."""
         with self._timed("write"), self._scratch_file() as path:
-            with FrameWriter(path, source.info.sample_aspect_ratio, self.settings.crf) as writer:
+            with FrameWriter(path, source.info.sample_aspect_ratio, self.settings.crf, source.has_sound) as writer:
                 for frame in segment:
                     writer.write(frame)
                 writer.finish(segment.sound())
-            clip = Clip(segment.source, segment.index, 0, segment.start, None, None)
-            if segment.num_frames < self.settings.min_frames:
+            clip = Clip(segment.source, segment.index, 0, segment.start, None, None, length=segment.num_frames)
+            if segment.num_frames < self.settings.min_frames and not segment.is_still:
                 too_short = f"{segment.num_frames} frames, {self.settings.min_frames} are needed"
-                return ClipRow.of(replace(clip, drop=Drop("segments", too_short)), segment.num_frames)
-            return self._put(path, clip, segment.num_frames)
+                return ClipRow.of(clip.dropped("segments", too_short))
+            return self._put(path, clip)
 
-    def _put(self, path: Path, clip: Clip, frames: int) -> ClipRow:
+    def _put(self, path: Path, clip: Clip) -> ClipRow:
         name = self._clip_name(clip)
         size = path.stat().st_size
         self.output.put(path, name)
-        return ClipRow.of(clip, frames, name, size)
+        return ClipRow.of(clip, name, size)
 
     def _clip_name(self, clip: Clip) -> str:
         """Beneath the output: person, source and the source's content, so that equal names do not meet."""
@@ -200,5 +211,4 @@ def _plain(text: str) -> str:
 
 def crashed(file: FileStamp, job: Job, why: str) -> SourceRecord:
     """The record of a source that took its worker down; it is tried again in the next run."""
-    record = SourceRecord(job.input_url, file.name, file.size, file.stamp, person_of(file.name), "", job.params)
-    return replace(record, step="worker", reason=why, is_finished=False)
+    return replace(job.record_of(file), step="worker", reason=why, is_finished=False)

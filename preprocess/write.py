@@ -54,8 +54,9 @@ def write_faces(path: Path, faces: np.ndarray, wave: np.ndarray | None, crf: int
 class FrameWriter:
     """Writes whole frames as they come, for clips without the face step. Raises OutputError; remove what is left."""
 
-    def __init__(self, path: Path, aspect_ratio: Fraction, crf: int) -> None:
+    def __init__(self, path: Path, aspect_ratio: Fraction, crf: int, has_sound: bool = True) -> None:
         self._path = path
+        self._has_sound = has_sound
         self._aspect_ratio = aspect_ratio
         self._crf = crf
         self._count = 0
@@ -66,7 +67,7 @@ class FrameWriter:
             self._video = self._container.add_stream(
                 "libx264", rate=FPS, options={"crf": str(self._crf), "preset": PRESET}
             )
-            self._sound = _add_sound(self._container)
+            self._sound = _add_sound(self._container) if self._has_sound else None
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -92,10 +93,11 @@ class FrameWriter:
         self._count += 1
 
     def finish(self, wave: np.ndarray) -> None:
-        """End the pictures and add the sound, float32 (N,) at 16 kHz."""
+        """End the pictures and add the sound, float32 (N,) at 16 kHz, where there is any."""
         with output_errors(self._path):
             self._container.mux(self._video.encode(None))
-            _write_sound(self._container, self._sound, wave)
+            if self._sound is not None:
+                _write_sound(self._container, self._sound, wave)
 
 
 def _add_sound(container: OutputContainer) -> av.AudioStream:

@@ -8,8 +8,8 @@ sync            sync confidence of the model's results against that of the real 
 reconstruction  the mouth rebuilt with a reference from elsewhere in the clip against copying that reference
 silence         is the mouth closed before and after the speech
 
-The clips are aligned faces as `tools.prepare_faces` cuts them. Exit codes: 0 measured (missed targets are said in the
-table), 1 something is wrong with what was given.
+The clips are aligned faces as `preprocess.data_processing_pipeline` makes them. Exit codes: 0 measured (missed targets
+are said in the table), 1 something is wrong with what was given.
 """
 
 import argparse

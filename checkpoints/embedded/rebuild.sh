@@ -14,6 +14,7 @@ HELD_OUT=('hdtf_*' 'retalking_*' 'infinitetalk_*' 'grid_s27_*' 'grid_s24_*' 'gri
 # Seen but not heard: it is not certain that their sound belongs to their pictures.
 SILENT=('latentsync_demo[23]')
 CLIPS_PER_PERSON=60
+PERSON='([^/]+?)(_[^/_]*)?\.[^./]+$' # the file's name up to its last underscore
 
 HERE="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 ROOT="$(cd -- "$HERE/../.." && pwd -P)"
@@ -39,10 +40,17 @@ step() {
     touch "$DONE/$name"
 }
 
+# Clips of at most 12 s, whose sync and sharpness are not judged: the judge of sync would be the model that is replaced.
 prepare() {
-    mkdir -p "$DATA"
-    "$PYTHON" -m tools.prepare_faces --input_dir "${folders[@]}" --output_dir "$DATA" --held_out_dir "$DATA/held_out" \
-        --exclude "${HELD_OUT[@]}" --silent "${SILENT[@]}" --max_clips_per_person "$CLIPS_PER_PERSON"
+    rm -rf "$WORK/sources"
+    mkdir -p "$WORK/sources"
+    for index in "${!folders[@]}"; do
+        ln -s "${folders[index]}" "$WORK/sources/$index"
+    done
+    "$PYTHON" -m preprocess.data_processing_pipeline --input_dir "$WORK/sources" --output_dir "$DATA" \
+        --steps shots,faces --resolution 128 --segment_seconds 12 --min_seconds 1.28 --many_faces largest \
+        --keep_silent --person_pattern "$PERSON" --hold_out "${HELD_OUT[@]}" --distrust_sound "${SILENT[@]}" \
+        --max_clips_per_person "$CLIPS_PER_PERSON" --total_num_workers "$(nproc)"
 }
 
 # A UNet speaks the language of one autoencoder: its training must not go on with another.

@@ -10,7 +10,6 @@ import numpy as np
 from latentsync.faces.align import crop_size, template_anchors
 from preprocess.clip import Clip
 from preprocess.settings import ProcessSettings
-from preprocess.steps.faces import drop
 from preprocess.tools import Tools
 
 STEP = "alignment"
@@ -29,13 +28,15 @@ def alignment(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
         tools.still_detector.reset()
         found = tools.still_detector.detect(clip.faces[index])
         if not found:
-            return drop(clip, STEP, f"no face in the aligned frame {index}")
+            return clip.dropped(STEP, f"no face in the aligned frame {index}")
         distances = [np.linalg.norm(face.anchors - wanted, axis=-1).mean() for face in found]
         errors.append(min(distances) / clip.faces.shape[1])
     error = round(float(max(errors)), 4)
     clip = replace(clip, figures={**clip.figures, "alignment_error": error})
     if error > settings.max_alignment_error:
-        return drop(clip, STEP, f"anchors are {error:.1%} of the side off, {settings.max_alignment_error:.1%} allowed")
+        return clip.dropped(
+            STEP, f"anchors are {error:.1%} of the side off, {settings.max_alignment_error:.1%} allowed"
+        )
     return clip
 
 

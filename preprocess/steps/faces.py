@@ -4,7 +4,7 @@ Legend: T frames, R side of an aligned face. Only the aligned faces are kept in 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -15,7 +15,7 @@ from latentsync.faces.smoothing import AnchorSmoother
 from latentsync.media.frame import VideoFrame
 from latentsync.pipelines.face_stream import DETECTION_SIDE, FaceAligner
 from latentsync.utils.affine_transform import AlignRestore
-from preprocess.clip import FPS, Clip, Drop, Segment
+from preprocess.clip import FPS, Clip, Segment
 from preprocess.settings import ProcessSettings
 from preprocess.tools import Tools
 
@@ -32,19 +32,21 @@ def faces(segment: Segment, settings: ProcessSettings, tools: Tools) -> list[Cli
     smoothing, as a share of the brow distance).
     """
     crowd = _Crowd(settings)
-    tools.detector.reset()
+    detector = tools.still_detector if segment.is_still else tools.detector
+    detector.reset()
     cuts = CutDetector()
     for index, frame in enumerate(segment):
         image = frame.rgb(DETECTION_SIDE)
         if cuts.update(image):
-            tools.detector.reset()
+            detector.reset()
             crowd.end_all()
-        found = [face.scaled(frame.width / image.shape[1]) for face in tools.detector.detect(image)]
+        found = [face.scaled(frame.width / image.shape[1]) for face in detector.detect(image)]
         crowd.see(index, frame, [face for face in found if face.size.min() >= SMALLEST])
     crowd.end_all()
     if not crowd.done:
         return [_dropped(segment, "no face in sight")]
-    return _choose([_clip(person, segment, crowd.most) for person in crowd.done], crowd, settings)
+    needed = 1 if segment.is_still else settings.min_frames
+    return _choose([_clip(person, segment, crowd.most) for person in crowd.done], crowd, settings, needed)
 
 
 @dataclass
@@ -136,26 +138,21 @@ def _clip(person: _Person, segment: Segment, most: int) -> Clip:
     return Clip(segment.source, segment.index, person.number, start, np.stack(person.crops), wave, figures)
 
 
-def _choose(clips: list[Clip], crowd: _Crowd, settings: ProcessSettings) -> list[Clip]:
-    """Clips in order of the person; those that the settings do not want are dropped."""
+def _choose(clips: list[Clip], crowd: _Crowd, settings: ProcessSettings, needed: int) -> list[Clip]:
+    """Clips in order of the person; those shorter than `needed` or that the settings do not want are dropped."""
     largest = max(crowd.done, key=lambda person: person.area).number
     chosen = []
     for clip in sorted(clips, key=lambda clip: clip.person):
-        if clip.num_frames < settings.min_frames:
-            clip = drop(clip, STEP, f"a face in sight for {clip.num_frames} frames, {settings.min_frames} are needed")
+        if clip.num_frames < needed:
+            clip = clip.dropped(STEP, f"a face in sight for {clip.num_frames} frames, {needed} are needed")
         elif settings.many_faces == "drop" and crowd.most > 1:
-            clip = drop(clip, STEP, f"{crowd.most} faces at once")
+            clip = clip.dropped(STEP, f"{crowd.most} faces at once")
         elif settings.many_faces == "largest" and clip.person != largest:
-            clip = drop(clip, STEP, "not the largest face")
+            clip = clip.dropped(STEP, "not the largest face")
         chosen.append(clip)
     return chosen
 
 
-def drop(clip: Clip, step: str, reason: str) -> Clip:
-    """The clip without its pictures and sound, and why."""
-    return replace(clip, faces=None, wave=None, drop=Drop(step, reason))
-
-
 def _dropped(segment: Segment, reason: str) -> Clip:
-    figures = {"faces": 0}
-    return Clip(segment.source, segment.index, 0, segment.start, None, None, figures, Drop(STEP, reason))
+    clip = Clip(segment.source, segment.index, 0, segment.start, None, None, {"faces": 0}, length=segment.num_frames)
+    return clip.dropped(STEP, reason)

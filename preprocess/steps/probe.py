@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 
-from latentsync.media.audio import first_audio_stream
+from latentsync.media.audio import first_audio_stream, has_audio
 from latentsync.media.paths import open_input
 from latentsync.media.probe import VideoInfo, first_picture, first_video_stream, probe_video
 from latentsync.utils.errors import UserError
@@ -22,11 +22,15 @@ class SourceError(UserError):
 @dataclass(frozen=True)
 class Source:
     """A source fit for use. sound_delay: seconds from its first picture to its first sample, negative where sound
-    leads."""
+    leads; None without sound."""
 
     info: VideoInfo
     audio_track: int
-    sound_delay: Fraction
+    sound_delay: Fraction | None
+
+    @property
+    def has_sound(self) -> bool:
+        return self.sound_delay is not None
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -38,15 +42,21 @@ class Source:
             "source_seconds": round(info.duration or 0.0, 3),
             "rotation": info.rotation,
             "variable_fps": int(info.variable_frame_rate),
+            "has_sound": int(self.has_sound),
         }
 
 
-def probe(path: Path, audio_track: int = 0) -> Source:
-    """Examine a source. Raises SourceError for what is no video with sound that can be decoded."""
+def probe(path: Path, audio_track: int = 0, keep_silent: bool = False) -> Source:
+    """Examine a source. Raises SourceError for what is no video with sound that can be decoded.
+
+    keep_silent: pictures, and videos that have no sound at all, are fit as well.
+    """
     with source_errors():
         info = probe_video(path)
-        if info.is_still or info.is_animated_webp:
+        if info.is_animated_webp or (info.is_still and not keep_silent):
             raise SourceError(f"{path}: this is a picture, without sound; give a video")
+        if keep_silent and (info.is_still or not has_audio(path)):
+            return Source(info, audio_track, None)
         return Source(info, audio_track, _first_sample(path, audio_track) - _first_picture(path))
 
 

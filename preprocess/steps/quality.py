@@ -6,7 +6,6 @@ import numpy as np
 
 from preprocess.clip import Clip
 from preprocess.settings import ProcessSettings
-from preprocess.steps.faces import drop
 from preprocess.tools import Tools
 
 STEP = "quality"
@@ -20,5 +19,5 @@ def quality(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
     clip = replace(clip, figures={**clip.figures, "quality": round(value, 3), "quality_measure": meter.name})
     needed = meter.default_threshold if settings.min_quality is None else settings.min_quality
     if value < needed:
-        return drop(clip, STEP, f"{meter.name} {value:.1f}, {needed:g} is needed")
+        return clip.dropped(STEP, f"{meter.name} {value:.1f}, {needed:g} is needed")
     return clip

@@ -34,7 +34,8 @@ def resample(source: Source) -> Iterator[Sample]:
     with source_errors(), VideoReader(source.info) as reader:
         shown: Picture | None = None
         standing = 0
-        for index, picture in enumerate(nearest_samples(reader.pictures(), Fraction(FPS))):
+        limit = 1 if source.info.is_still else None
+        for index, picture in enumerate(nearest_samples(reader.pictures(), Fraction(FPS), limit)):
             was_left_out = standing > MAX_STANDING_FRAMES
             standing = standing + 1 if picture is shown else 1
             shown = picture
@@ -43,15 +44,17 @@ def resample(source: Source) -> Iterator[Sample]:
 
 
 class SoundReader:
-    """The sound of a source: float32, mono, 16 kHz, time 0 at the first picture. Read forward, a stretch in memory."""
+    """The sound of a source: float32, mono, 16 kHz, time 0 at the first picture. Read forward, a stretch in memory.
+
+    Of a source without sound: zeros.
+    """
 
     def __init__(self, source: Source) -> None:
-        self._path = source.info.path
-        frames = decoded_frames(self._path, source.audio_track)
+        frames = decoded_frames(source.info.path, source.audio_track)
         self._pieces = resampled(frames, "flt", "mono", SAMPLE_RATE)
         self._kept = np.zeros(0, np.float32)
-        self._begin = round(source.sound_delay * SAMPLE_RATE)  # place of the first sample kept
-        self._ended = False
+        self._begin = round((source.sound_delay or 0) * SAMPLE_RATE)  # place of the first sample kept
+        self._ended = not source.has_sound
 
     def __enter__(self) -> "SoundReader":
         return self

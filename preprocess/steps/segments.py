@@ -10,7 +10,9 @@ from preprocess.steps.resample import Sample, SoundReader
 KEPT_SECONDS = 1  # of sound from before a segment, for steps that shift it
 
 
-def segments(samples: Iterator[Sample], source: str, sound: SoundReader, length: int) -> Iterator[Segment]:
+def segments(
+    samples: Iterator[Sample], source: str, sound: SoundReader, length: int, is_still: bool = False
+) -> Iterator[Segment]:
     """Segments of at most `length` frames of one shot, in order, numbered from 0.
 
     Each must be done with before the next is taken: frames nobody took are then decoded and dropped.
@@ -20,7 +22,7 @@ def segments(samples: Iterator[Sample], source: str, sound: SoundReader, length:
     while cutter.next is not None:
         start = Fraction(cutter.next.index, FPS)
         sound.forget(start - KEPT_SECONDS)
-        segment = Segment(source, index, start, cutter.take(length), sound.read)
+        segment = Segment(source, index, start, cutter.take(length), sound.read, is_still)
         yield segment
         for _ in segment:
             pass

@@ -10,7 +10,6 @@ import numpy as np
 
 from preprocess.clip import FPS, SAMPLES_PER_FRAME, Clip
 from preprocess.settings import ProcessSettings
-from preprocess.steps.faces import drop
 from preprocess.tools import Tools
 
 STEP = "sync"
@@ -21,25 +20,28 @@ def sync(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
     """Moves the sound by the offset found, at whole frames; the ends that lose their partner are cut off.
 
     Figures: `offset` (frames that the sound was EARLY, see `latentsync.metrics.clip_sync`), `confidence`,
-    `sync_scorer`. Dropped: no sound, too short to measure, confidence below the threshold, offset too large.
+    `sync_scorer`. Dropped: silence, too short to measure, confidence below the threshold, offset too large. A clip of
+    a source without sound stays as it is.
     """
+    if clip.wave is None:
+        return clip
     scorer = tools.scorer
     if abs(clip.wave).max(initial=0) < SILENCE:
-        return drop(clip, STEP, "no sound")
+        return clip.dropped(STEP, "no sound")
     if clip.num_frames < scorer.min_frames:
-        return drop(clip, STEP, f"{clip.num_frames} frames are too few to measure sync, {scorer.min_frames} needed")
+        return clip.dropped(STEP, f"{clip.num_frames} frames are too few to measure sync, {scorer.min_frames} needed")
     found = scorer.score_faces(clip.faces, clip.wave)
     figures = {"offset": found.offset, "confidence": round(found.confidence, 4), "sync_scorer": found.scorer}
     clip = replace(clip, figures={**clip.figures, **figures})
     threshold = settings.sync_conf_threshold
     threshold = scorer.default_threshold if threshold is None else threshold
     if found.confidence < threshold:
-        return drop(clip, STEP, f"sync confidence {found.confidence:.2f}, {threshold:g} is needed")
+        return clip.dropped(STEP, f"sync confidence {found.confidence:.2f}, {threshold:g} is needed")
     if abs(found.offset) > settings.max_offset:
-        return drop(clip, STEP, f"sound is {found.offset:+d} frames early, {settings.max_offset} can be mended")
+        return clip.dropped(STEP, f"sound is {found.offset:+d} frames early, {settings.max_offset} can be mended")
     clip = shift_sound(clip, found.offset)
     if clip.num_frames < settings.min_frames:
-        return drop(clip, STEP, f"{clip.num_frames} frames are left in sync, {settings.min_frames} are needed")
+        return clip.dropped(STEP, f"{clip.num_frames} frames are left in sync, {settings.min_frames} are needed")
     return clip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 SUFFIXES = frozenset(".mp4 .mov .mkv .webm .avi .mpg .mpeg .m4v .flv .wmv .ts .mts .m2ts .3gp .ogv .vob .mxf".split())
+PICTURES = frozenset(".png .jpg .jpeg .webp .bmp .tif .tiff".split())
 WORK_FOLDER = ".work"  # unfinished files, and the lock of the run that makes them
 
 
@@ -25,8 +26,8 @@ class Storage(Protocol):
 
     url: str
 
-    def videos(self, besides: str | None = None) -> list[FileStamp]:
-        """All videos beneath, by suffix, sorted by name; not those of `besides` (the url of a folder within)."""
+    def sources(self, besides: str | None = None, pictures: bool = False) -> list[FileStamp]:
+        """All videos (and pictures) beneath, by suffix, sorted by name; not those of `besides`, a folder within."""
 
     def fetched(self, name: str, scratch: Path) -> contextlib.AbstractContextManager[Path]:
         """A local file with the content of `name`; not to be changed."""
@@ -56,9 +57,10 @@ class Storage(Protocol):
         """The local folder for unfinished files."""
 
 
-def is_video(name: str) -> bool:
-    """By its suffix; hidden files do not count."""
-    return not os.path.basename(name).startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+def is_source(name: str, pictures: bool) -> bool:
+    """Whether a file is a video (or a picture) by its suffix; hidden files do not count."""
+    suffix = os.path.splitext(name)[1].lower()
+    return not os.path.basename(name).startswith(".") and (suffix in SUFFIXES or (pictures and suffix in PICTURES))
 
 
 def private_folder(temp_dir: Path, url: str) -> Path:

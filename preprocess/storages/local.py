@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from latentsync.utils.errors import UserError
-from preprocess.storages.base import WORK_FOLDER, FileStamp, is_video, private_folder
+from preprocess.storages.base import WORK_FOLDER, FileStamp, is_source, private_folder
 from preprocess.write import output_errors
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class LocalStorage:
         self.root = root
         self.url = os.path.abspath(root)
 
-    def videos(self, besides: str | None = None) -> list[FileStamp]:
+    def sources(self, besides: str | None = None, pictures: bool = False) -> list[FileStamp]:
         if not self.root.is_dir():
             kind = "this is a file; give the folder that it lies in" if self.root.exists() else "no such folder"
             raise UserError(f"{self.root}: {kind}")
@@ -33,7 +33,7 @@ class LocalStorage:
         found = []
         for folder, names in _walk(self.root, skipped):
             for name in names:
-                if is_video(name):
+                if is_source(name, pictures):
                     found.append(self._stamp(os.path.join(folder, name)))
         return sorted(found, key=lambda stamp: os.fsencode(stamp.name))
 
@@ -150,6 +150,8 @@ class LocalStorage:
 
 
 def file_sha256(path: Path) -> str:
+    if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+        raise OSError(errno.EINVAL, "not a regular file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

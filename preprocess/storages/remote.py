@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 
 from latentsync.utils.errors import UserError
-from preprocess.storages.base import FileStamp, is_video, private_folder
+from preprocess.storages.base import FileStamp, is_source, private_folder
 from preprocess.write import OutputError, output_errors
 
 # Stores that show an object only when all of it has arrived.
@@ -34,7 +34,7 @@ class RemoteStorage:
         protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
         self._whole_objects = bool(_WHOLE_OBJECTS & set(protocols))
 
-    def videos(self, besides: str | None = None) -> list[FileStamp]:
+    def sources(self, besides: str | None = None, pictures: bool = False) -> list[FileStamp]:
         skipped = None
         if besides is not None and besides.startswith(f"{self.url}/"):
             skipped = besides.removeprefix(f"{self.url}/").rstrip("/") + "/"
@@ -47,7 +47,7 @@ class RemoteStorage:
             name = path.removeprefix(self._root).lstrip("/")
             hidden = any(part.startswith(".") for part in name.split("/"))
             inside = skipped is not None and name.startswith(skipped)
-            if not hidden and not inside and is_video(name):
+            if not hidden and not inside and is_source(name, pictures):
                 found.append(FileStamp(name, int(info.get("size") or 0), _tag(info)))
         return sorted(found, key=lambda stamp: stamp.name)
 

@@ -1,6 +1,5 @@
 """Mouth openings of made-up meshes and of the demo's portrait."""
 
-import cv2
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from latentsync.metrics.mouth import (
     mean_opening,
     mouth_opening,
 )
-from latentsync.utils.registry import PROJECT_ROOT
+from tests.metrics.faces import aligned_portrait
 
 
 def mesh(gap: float, turn: float = 0.0) -> np.ndarray:
@@ -47,8 +46,7 @@ def test_openings_are_taken_above_the_closed_mouth():
 
 
 def test_meter_on_a_portrait_and_on_no_face():
-    portrait = cv2.cvtColor(cv2.imread(str(PROJECT_ROOT / "assets" / "demo_portrait.png")), cv2.COLOR_BGR2RGB)
-    face = _aligned(portrait, 128)
+    face = aligned_portrait(128)
     meter = MouthMeter()
     found = meter.openings(np.stack([face, np.zeros_like(face), face]))
     meter.close()
@@ -57,14 +55,3 @@ def test_meter_on_a_portrait_and_on_no_face():
     assert 0 < found[0] < 0.2
     with pytest.raises(ValueError, match="uint8"):
         MouthMeter.openings(meter, face[None].astype(np.float32))
-
-
-def _aligned(image: np.ndarray, side: int) -> np.ndarray:
-    from latentsync.faces.align import resize_to_square
-    from latentsync.faces.mediapipe_detector import MediaPipeDetector
-    from latentsync.utils.affine_transform import AlignRestore
-
-    detector = MediaPipeDetector(static=True)
-    anchors = detector.detect(image)[0].anchors
-    detector.close()
-    return resize_to_square(AlignRestore(resolution=side).align_warp_face(image, anchors)[0], side)

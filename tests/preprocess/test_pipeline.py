@@ -72,7 +72,8 @@ def test_every_source_and_clip_has_its_fate(here, sources, tmp_path):
     assert [(row["status"], row["frames"]) for row in clips if "anna" in row["source"]] == [
         ("kept", "20"), ("kept", "20"), ("kept", "10"),
     ]  # fmt: skip
-    assert [row["reason"] for row in clips if row["source"] == "one frame.mp4"] == ["1 frames, 5 are needed"]
+    short = [(row["reason"], row["frames"]) for row in clips if row["source"] == "one frame.mp4"]
+    assert short == [("1 frames, 5 are needed", "1")]
     assert summary.kept == 3 and summary.processed == 5
     listed = [line.split("\t") for line in (tmp_path / "out" / "train.txt").read_text().splitlines()]
     assert {person for _, person in listed} == {"anna"} and all(
@@ -114,9 +115,9 @@ def test_aligned_faces_are_what_is_kept(here, tmp_path):
     clip(folder / "bob_2.mp4", 15, lambda index: np.full_like(large, 90), tone_seconds=0.6)
     assert process(RunOptions(folder, tmp_path / "out"), FACES).kept == 1
     rows = [row for row in rows_of(tmp_path / "out") if row["kind"] == "clip"]
-    assert [(row["status"], row["step"], row["person"]) for row in rows] == [
-        ("kept", "", "bob"),
-        ("dropped", "faces", "bob"),
+    assert [(row["status"], row["step"], row["person"], row["frames"]) for row in rows] == [
+        ("kept", "", "bob", "15"),
+        ("dropped", "faces", "bob", "15"),
     ]
     assert float(rows[0]["face_size"]) > 60 and rows[0]["quality_measure"] == "sharpness"
     with av.open(str(tmp_path / "out" / rows[0]["clip"])) as container:
@@ -141,11 +142,11 @@ def test_what_was_finished_of_an_interrupted_source_is_not_written_again(here, s
     written: list[str] = []
     put = source_work._SourceWork._put
 
-    def spy(self, path, made, frames):
+    def spy(self, path, made):
         written.append(made.segment)
         if len(written) == 3:
             raise KeyboardInterrupt
-        return put(self, path, made, frames)
+        return put(self, path, made)
 
     monkeypatch.setattr(source_work._SourceWork, "_put", spy)
     for other in ("silent.mp4", "empty.mp4", "garbage.mkv", "one frame.mp4"):
@@ -167,11 +168,11 @@ def _die_on(name: str):
     return work
 
 
-def _deadly_worker(pipe, job: Job) -> None:
+def _deadly_worker(pipe, job: Job, threads: int) -> None:
     from preprocess import executors
 
     executors.process_source = _die_on("silent.mp4")
-    executors._work(pipe, job)
+    executors._work(pipe, job, threads)
 
 
 def test_a_worker_that_dies_costs_its_source_alone(sources, tmp_path, monkeypatch):
@@ -237,16 +238,22 @@ def test_results_may_go_to_an_object_store(here, sources, tmp_path):
 
 @pytest.mark.slow
 def test_ray_makes_the_same_manifest(sources, tmp_path, monkeypatch):
+    large = cv2.resize(picture(), None, fx=2, fy=2)
+    clip(sources / "bob_1.mp4", 50, lambda index: large, tone_seconds=2.0)
+    measured = ProcessSettings(
+        resolution=128, min_seconds=1.4, sync_conf_threshold=-1.0, max_offset=15, min_quality=0.0
+    )
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        process(RunOptions(sources, tmp_path / "ray", workers=2, executor="ray"), FAST)
+        process(RunOptions(sources, tmp_path / "ray", workers=2, executor="ray"), measured)
     finally:
         ray.shutdown()
-    process(RunOptions(sources, tmp_path / "local"), FAST)
+    assert process(RunOptions(sources, tmp_path / "local"), measured).kept == 1
     assert (tmp_path / "ray" / "manifest.csv").read_text() == (tmp_path / "local" / "manifest.csv").read_text()
+    assert {"offset", "confidence", "quality", "jitter"} <= set(rows_of(tmp_path / "local")[0])
 
 
 def test_the_command(here, sources, tmp_path, capsys):

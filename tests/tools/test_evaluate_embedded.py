@@ -18,6 +18,7 @@ from latentsync.utils.checkpoints import save_checkpoint
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import PROJECT_ROOT
 from latentsync.utils.syncnet_config import load_syncnet_config
+from preprocess.write import write_faces
 from tests.conformance.seeded import fill_
 from tests.tiny_model import RESOLUTION, TinyFiles
 from tools import evaluate_embedded
@@ -26,7 +27,6 @@ from tools.evaluation.clips import HeldOutClip, load_clip, other_voices, read_he
 from tools.evaluation.measures import measure_reconstruction, pad_with_silence, sync_values
 from tools.evaluation.report import Figure, as_json, mean, ratio, silence_figures, sync_figures, syncnet_figures
 from tools.evaluation.synthesis import Talker, pingpong, reference_start
-from tools.prepare_faces import write_clip
 
 FRAMES, RATE = 34, 16000
 PEOPLE = ("ann_1", "bob_1", "eve_1")
@@ -64,7 +64,8 @@ def clips_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rng = np.random.default_rng(number)
         light = 0.7 + 0.3 * rng.random((FRAMES, 1, 1, 1))
         wave = 0.2 * rng.standard_normal(FRAMES * RATE // 25).clip(-3, 3)
-        write_clip(folder / name[:3] / f"{name}.mp4", (face * light).astype(np.uint8), wave)
+        (folder / name[:3]).mkdir()
+        write_faces(folder / name[:3] / f"{name}.mp4", (face * light).astype(np.uint8), wave)
     (folder / "train.txt").write_text("".join(f"{name[:3]}/{name}.mp4\t{name[:3]}\n" for name in PEOPLE))
     marks = zip(PEOPLE, ("seen", "unseen", "unseen"), strict=True)
     (folder / "held_out.txt").write_text(

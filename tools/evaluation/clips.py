@@ -117,7 +117,7 @@ def load_clip(clip: HeldOutClip, resolution: int) -> LoadedClip:
     if (height, width) != (resolution, resolution):
         raise UserError(
             f"{clip.path}: is {width}x{height} pixels, the model works on {resolution}x{resolution}; cut faces with "
-            f"`python -m tools.prepare_faces --resolution {resolution}`"
+            f"`python -m preprocess.data_processing_pipeline --resolution {resolution}`"
         )
     return LoadedClip(clip, frames, load_audio(clip.path, SAMPLE_RATE))
 

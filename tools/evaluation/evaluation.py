@@ -17,6 +17,7 @@ from latentsync.metrics.plots import plot_offsets
 from latentsync.metrics.sync import SyncScorer
 from latentsync.models.perceptual import LPIPS
 from latentsync.utils.errors import UserError
+from preprocess.write import write_faces
 from tools.contact_sheet import contact_sheet
 from tools.evaluation.clips import FPS, SAMPLE_RATE, HeldOutClip, LoadedClip, Voice, other_voices, spread
 from tools.evaluation.measures import (
@@ -38,7 +39,6 @@ from tools.evaluation.report import (
     syncnet_figures,
 )
 from tools.evaluation.synthesis import Talker, pingpong
-from tools.prepare_faces import write_clip
 
 SECTIONS = ("syncnet", "sync", "reconstruction", "silence")
 WRONG_VOICES = 3  # a result is scored against, to know what confidence chance gives
@@ -173,7 +173,8 @@ class Evaluation:
         paths = []
         for kind, result in results.items():
             path = self.output_dir / "clips" / f"{name}_{kind.replace(' ', '_')}.mp4"
-            write_clip(path, to_uint8(result.faces), result.wave)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_faces(path, to_uint8(result.faces), result.wave)
             paths.append(path)
         last = min(len(result.faces) for result in results.values()) - 1
         times = [Fraction(round(column * last / (SHEET_COLUMNS - 1)), FPS) for column in range(SHEET_COLUMNS)]
