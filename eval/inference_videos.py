@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.messages import one_line
+from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
@@ -66,13 +68,16 @@ class BatchInference:
         self._weights = weights_fingerprint(settings.model)
 
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[Row]:
-        """One row a pair, as each is finished. Raises UserError when the folder cannot be made."""
-        make_folder(self.folder)
-        for pair in pairs:
-            try:
-                yield self._run(pair)
-            except UserError as error:
-                yield Row(pair.id, FAILED, reason=str(error))
+        """One row a pair, as each is finished. Raises UserError when the folder cannot be written to, or is in use."""
+        with output_folder(self.folder):
+            for pair in pairs:
+                yield self._row(pair)
+
+    def _row(self, pair: Pair) -> Row:
+        try:
+            return self._run(pair)
+        except UserError as error:
+            return Row(pair.id, FAILED, reason=str(error))
 
     def _run(self, pair: Pair) -> Row:
         target, remark = self.folder / f"{pair.id}.mp4", self.folder / f"{pair.id}.json"
@@ -125,17 +130,6 @@ def weights_fingerprint(model: str) -> str:
         file.seek(max(0, size - EDGE))
         digest.update(file.read())
     return f"{size}-{digest.hexdigest()[:16]}"
-
-
-def make_folder(folder: Path) -> None:
-    """Raises UserError when it cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -199,7 +193,7 @@ def run(options: argparse.Namespace) -> list[Row]:
     rows = []
     for row in batch(pairs):
         rows.append(row)
-        logger.info("%d/%d %s: %s %s", len(rows), len(pairs), row.id, row.status, row.reason)
+        logger.info("%d/%d %s: %s %s", len(rows), len(pairs), row.id, row.status, one_line(row.reason))
         write_rows(options.output_dir / "inference.csv", rows)
     return rows
 
@@ -211,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         failed = [row for row in run(options) if row.status == FAILED]
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     if failed:
         print(f"error: {len(failed)} rows failed, see {options.output_dir / 'inference.csv'}", file=sys.stderr)
@@ -223,7 +217,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return None
+        return None  # the result is made again
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ class EmbeddedScorer:
         model = resolve("embedded")
         weights = CHECKPOINTS_DIR / "embedded" / "syncnet.safetensors"
         codec = LatentCodec.from_pretrained(model.vae).to(device)
+        codec.vae.encoder.to(memory_format=torch.channels_last)  # a third faster on a CPU, and most of the time
         self.scorer = SyncScorer.from_pretrained(
             EMBEDDED_CONFIG, weights, codec, Audio2Feature(model.whisper, device), device
         )

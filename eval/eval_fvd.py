@@ -1,0 +1,131 @@
+"""FVD of two folders of videos: `python -m eval.eval_fvd --real_videos_dir REAL --fake_videos_dir FAKE`.
+
+The Frechet distance of I3D features of 16-frame runs of the aligned face, 224 x 224, taken in strides over every whole
+clip at 25 frames/s. Runs never span a cut or a frame without a face. Needs checkpoints/auxiliary/i3d_torchscript.pt.
+Exit codes: 0 measured, 1 something is wrong with what was given, 2 wrong usage.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.frames import FaceChunk, PairedFaces
+from eval.measuring import add_windows
+from eval.messages import one_line
+from latentsync.loading import pick_device
+from latentsync.metrics.frechet import frechet_distance
+from latentsync.metrics.fvd import I3D, SIDE, STRIDE, ClipFeatures, VideoFeatures
+from latentsync.utils.errors import UserError
+from latentsync.utils.files import write_text
+
+logger = logging.getLogger("eval_fvd")
+SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
+ENOUGH = 400  # windows: the width of the features
+Faces = Callable[[Path], Iterable[FaceChunk]]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.eval_fvd",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--real_videos_dir", type=Path, required=True, help="folder of real videos")
+    add("--fake_videos_dir", type=Path, required=True, help="folder of results")
+    add("--i3d_path", type=Path, default=I3D, help="I3D as TorchScript (default: %(default)s)")
+    add("--stride", type=int, default=STRIDE, help="frames from one window to the next (default: %(default)s)")
+    add("--device", help="cuda, cuda:N, mps or cpu (default: the best there is)")
+    add("--output", type=Path, help="JSON with the figure, its settings and the windows of each clip")
+    return parser
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """Videos beneath a folder, sorted, hidden ones left out. Raises UserError when there are none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give one of videos")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not visible:
+        raise UserError(f"{folder}: holds no videos ({', '.join(sorted(SUFFIXES))})")
+    return visible
+
+
+def aligned_faces(path: Path) -> PairedFaces:
+    """The faces of a video, (F, 224, 224, 3) at a time."""
+    return PairedFaces(path, path, SIDE)
+
+
+def features_of(
+    videos: Sequence[Path], network: VideoFeatures, stride: int, faces: Faces = aligned_faces
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Features (W, D) of all videos, and the number of windows of each; those that cannot be used have none.
+
+    Raises:
+        UserError: no video has two windows to give.
+    """
+    rows: list[np.ndarray] = []
+    counts: dict[str, int] = {}
+    for path in videos:
+        clip = ClipFeatures(network, stride)
+        try:
+            for chunk in faces(path):
+                add_windows(clip, chunk)
+        except UserError as error:
+            logger.warning("left out: %s", one_line(error))
+            counts[str(path)] = 0
+            continue
+        found = clip.features()
+        counts[str(path)] = len(found)
+        rows += [found] if len(found) else []
+        logger.info("%s: %d windows", one_line(path.name), len(found))
+    if sum(counts.values()) < 2:
+        raise UserError(f"{videos[0].parent}: no video shows a face for 16 frames twice; FVD needs more of them")
+    return np.concatenate(rows), counts
+
+
+def run(options: argparse.Namespace) -> float:
+    """Do what the options say; returns the distance."""
+    folders = {"real": options.real_videos_dir, "fake": options.fake_videos_dir}
+    videos = {name: find_videos(folder) for name, folder in folders.items()}
+    device = str(pick_device(options.device))
+    network = VideoFeatures.from_pretrained(options.i3d_path, device)
+    found = {name: features_of(paths, network, options.stride) for name, paths in videos.items()}
+    distance = frechet_distance(found["real"][0], found["fake"][0])
+    fewest = min(len(features) for features, _ in found.values())
+    if fewest < ENOUGH:
+        logger.warning("only %d windows: the figure is far above its limit, compare it with equal counts only", fewest)
+    if options.output is not None:
+        content = {
+            "fvd": distance,
+            "stride": options.stride,
+            "i3d": str(options.i3d_path),
+            "device": device,
+            "windows": {name: counts for name, (_, counts) in found.items()},
+        }
+        write_text(options.output, lambda file: json.dump(content, file, indent=2))
+    return distance
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.stride < 1:
+        parser.error("--stride must be 1 or more")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        print(f"FVD {run(options):.4f}")
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

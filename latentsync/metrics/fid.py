@@ -1,0 +1,20 @@
+"""Features of FID (Heusel et al. 2017): single faces through the Inception network of `latentsync.models.inception`.
+
+Legend: N frames, R pixels.
+"""
+
+import numpy as np
+import torch
+
+from latentsync.data.clips import to_pixel_values
+from latentsync.models.inception import FIDInception
+
+BATCH_SIZE = 8
+
+
+@torch.no_grad()
+def frame_features(net: FIDInception, faces: np.ndarray) -> np.ndarray:
+    """Faces (N, R, R, 3) uint8 -> (N, 2048) float32."""
+    device = next(net.parameters()).device
+    batches = to_pixel_values(faces).split(BATCH_SIZE)
+    return np.concatenate([net(batch.to(device)).float().cpu().numpy() for batch in batches])

@@ -1,0 +1,99 @@
+"""Measures on the points of a face: LMD, the distance from the real face's points, and jitter, how much they tremble.
+
+Legend: T frames, F frames of a chunk, R pixels, P points. Faces are aligned (see `latentsync.faces.align`), uint8 RGB
+(T, R, R, 3). Points are (T, P, 2) in pixels of the aligned face, NaN where no face is seen.
+"""
+
+import numpy as np
+
+from latentsync.faces.mediapipe_detector import EYE_CORNERS, FACE_OVAL, POINTS, region_from_mesh
+from latentsync.faces.mediapipe_graphs import MeshNet, Region
+from latentsync.metrics.mouth import LOOK_CENTRE, LOOK_SIDE, MESH_POINTS, mouth_opening
+
+NUM_POINTS = 468  # of MediaPipe's mesh
+# Outer and inner edge of both lips.
+LIPS = [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409]
+LIPS += [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415]
+# The lower half of the oval: the jaw, which moves with speech as the lips do.
+JAW = [361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132]
+STILL = [index for index in range(NUM_POINTS) if index not in {*LIPS, *JAW, *FACE_OVAL}]
+
+
+class FaceMesh:
+    """All points of aligned faces by MediaPipe's mesh. Each frame is looked at afresh: equal pictures, equal points."""
+
+    def __init__(self) -> None:
+        self._mesh = MeshNet()
+
+    def points(self, faces: np.ndarray) -> np.ndarray:
+        """(T, 468, 2) of faces (T, R, R, 3) uint8; NaN for a frame in which no face is seen."""
+        if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:
+            raise ValueError(f"aligned faces must be (T, R, R, 3) uint8, not {faces.shape} {faces.dtype}")
+        return np.stack([self._points(face) for face in faces]) if len(faces) else np.zeros((0, NUM_POINTS, 2))
+
+    def _points(self, face: np.ndarray) -> np.ndarray:
+        side = len(face)
+        first = self._mesh.points(face, Region(np.array(LOOK_CENTRE) * side, LOOK_SIDE * side, 0.0), POINTS)
+        found = None if first is None else self._mesh.points(face, region_from_mesh(first), list(range(NUM_POINTS)))
+        return np.full((NUM_POINTS, 2), np.nan) if found is None else found
+
+    def close(self) -> None:
+        """Release the network."""
+        self._mesh.close()
+
+
+def openings(points: np.ndarray) -> np.ndarray:
+    """`latentsync.metrics.mouth.mouth_opening` of each frame: points (T, 468, 2) -> (T,), NaN where unseen."""
+    return np.array([mouth_opening(frame[MESH_POINTS]) for frame in points])
+
+
+def landmark_distance(made: np.ndarray, real: np.ndarray, indices: list[int] | None = None) -> np.ndarray:
+    """LMD (Chen et al. 2018): mean over the points of |made_p - real_p|, in per cent of the real face's eye distance.
+
+    That is the distance between the outer corners of both eyes; pixels would depend on the picture's size.
+
+    Args:
+        made, real: (T, 468, 2) in one coordinate system.
+        indices: points that count; all unless given.
+
+    Returns:
+        (T,), NaN where a face is not seen in both.
+    """
+    left, right = EYE_CORNERS
+    eyes = np.linalg.norm(real[:, right] - real[:, left], axis=-1)
+    distances = np.linalg.norm(made - real, axis=-1)
+    chosen = distances if indices is None else distances[:, indices]
+    return 100 * chosen.mean(axis=1) / eyes
+
+
+class JitterMeter:
+    """How much a result's points tremble over how much its source's do.
+
+    The root of  sum |p(t+1) - 2 p(t) + p(t-1)|^2  of the result over that of the source, on the same frames and points:
+    1 is as steady, more is more restless. Second differences cancel even movement, so that a head that moves smoothly
+    counts little. Memory does not grow with the clip.
+    """
+
+    def __init__(self, indices: list[int]) -> None:
+        """`indices`: points that count."""
+        self._indices = indices
+        self._last = np.zeros((2, 0, len(indices), 2))  # result and source, up to two frames before
+        self._sums = np.zeros(2)
+
+    def add(self, made: np.ndarray, real: np.ndarray, starts: np.ndarray) -> None:
+        """The next frames: points (F, 468, 2) of result and source; `starts` (F,): True where a new stretch begins."""
+        for pair, new in zip(np.stack([made, real], axis=1), starts, strict=True):
+            points = pair[:, self._indices]
+            seen = np.isfinite(points).all()
+            if new or not seen:
+                self._last = self._last[:, :0]
+            if not seen:
+                continue
+            if self._last.shape[1] == 2:
+                bends = points - 2 * self._last[:, 1] + self._last[:, 0]
+                self._sums += np.square(bends).sum(axis=(1, 2))
+            self._last = np.concatenate([self._last, points[:, None]], axis=1)[:, -2:]
+
+    def ratio(self) -> float:
+        """NaN where the source does not move at all (a still picture), or no three frames in a row show both."""
+        return float(np.sqrt(self._sums[0] / self._sums[1])) if self._sums[1] > 0 else float("nan")

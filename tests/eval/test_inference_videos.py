@@ -1,0 +1,164 @@
+"""Batches: one pipeline for all, resumable, bad rows do not stop the others."""
+
+import csv
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import latentsync
+from eval import inference_videos
+from eval.inference_videos import BatchInference, InferenceSettings, main
+from eval.output_folder import output_folder
+from eval.pairs import Pair, read_pairs
+from latentsync.loading import ModelPaths, load_pipeline
+from latentsync.media.audio import load_audio
+from latentsync.media.probe import probe_video
+from latentsync.utils.errors import UserError
+from tests.media.synthetic import tone, write_audio, write_clip
+
+
+@dataclass
+class Result:
+    num_frames: int
+
+
+class Copies:
+    """In the place of a pipeline: checks what it gets as the real one does, and writes a small file."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __call__(self, video: Path, audio: Path, target: Path, **options) -> Result:
+        probe_video(video)
+        load_audio(audio, 16000)
+        options["seed"] = options.pop("generator").initial_seed()
+        self.calls.append((video.name, audio.name, options))
+        target.write_bytes(video.read_bytes())
+        return Result(5)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_clip(tmp_path / "ä b.mp4", 5, tone_seconds=0.2)
+    write_clip(tmp_path / "two\nlines.mp4", 5, tone_seconds=0.2)
+    write_clip(tmp_path / "silent.mp4", 5)
+    write_audio(tmp_path / "voice.wav", tone(16000, 0.2))
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video")
+    rows = ["video,audio,id", "ä b.mp4,,first", "empty.mp4,,", "text.mp4,voice.wav,", "silent.mp4,,", "none.mp4,,"]
+    (tmp_path / "list.csv").write_text("\n".join([*rows, '"two\nlines.mp4",voice.wav,']) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def pipeline(monkeypatch) -> Copies:
+    made, opened = Copies(), []
+    monkeypatch.setattr(latentsync, "load_pipeline", lambda *args: opened.append(args) or made)
+    made.opened = opened
+    return made
+
+
+def call(folder: Path, *more: str) -> int:
+    words = ["--pairs", str(folder / "list.csv"), "--output_dir", str(folder / "out"), "--model", "embedded", *more]
+    return main(words)
+
+
+def fates(folder: Path) -> dict[str, str]:
+    with (folder / "out" / "inference.csv").open(newline="") as file:
+        return {row["id"]: row["status"] for row in csv.DictReader(file)}
+
+
+def test_bad_rows_are_rows_and_the_rest_is_done_by_one_pipeline(folder, pipeline, capsys):
+    assert call(folder, "--seed", "5", "--inference_steps", "3") == 1
+    failed = dict.fromkeys(["empty", "text__voice", "silent", "none"], "failed")
+    assert fates(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
+    assert len(pipeline.opened) == 1 and [name for name, *_ in pipeline.calls] == ["ä b.mp4", "two\nlines.mp4"]
+    options = pipeline.calls[0][2]
+    assert (options["seed"], options["num_inference_steps"], options["solver"]) == (5, 3, "ddim")
+    with (folder / "out" / "inference.csv").open(newline="") as file:
+        reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+    assert "0 bytes" in reasons["empty"] and "can" in reasons["text__voice"] and "cannot be read" in reasons["none"]
+    assert reasons["first"] == "" and reasons["silent"]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: 4 rows failed, see")
+
+
+def test_again_only_what_is_missing_or_changed(folder, pipeline):
+    call(folder)
+    call(folder)
+    assert fates(folder)["first"] == fates(folder)["two_lines__voice"] == "kept" and len(pipeline.calls) == 2
+    (folder / "out" / "first.mp4").unlink()
+    call(folder)
+    assert fates(folder)["first"] == "done" and fates(folder)["two_lines__voice"] == "kept"
+    write_audio(folder / "voice.wav", tone(16000, 0.3))
+    call(folder)
+    assert fates(folder)["first"] == "kept" and fates(folder)["two_lines__voice"] == "done"
+    (folder / "out" / "first.json").write_text('{"cut short')
+    call(folder)
+    assert fates(folder)["first"] == "done"
+    call(folder, "--guidance_scale", "1.0")
+    assert len(pipeline.calls) == 7
+
+
+def test_nothing_to_do_loads_nothing(folder, pipeline):
+    (folder / "list.csv").write_text("video\nempty.mp4\nnone.mp4\n")
+    assert call(folder) == 1
+    assert len(pipeline.calls) == 0
+
+
+def test_a_crash_leaves_no_result_that_is_taken_for_finished(folder, monkeypatch):
+    class Dies(Copies):
+        def __call__(self, video, audio, target, **options):
+            target.write_bytes(b"half")
+            raise MemoryError
+
+    pair = Pair("first", folder / "ä b.mp4")
+    with pytest.raises(MemoryError):
+        list(BatchInference(InferenceSettings("embedded"), folder / "out", Dies)([pair]))
+    rows = list(BatchInference(InferenceSettings("embedded"), folder / "out", Copies)([pair]))
+    assert [row.status for row in rows] == ["done"] and (folder / "out" / "first.mp4").read_bytes() != b"half"
+
+
+def test_two_runs_at_once_and_folders_that_cannot_be_written(folder, pipeline, capsys):
+    with output_folder(folder / "out"):
+        assert call(folder) == 1
+        assert "another run is writing there" in capsys.readouterr().err
+    assert call(folder, "--output_dir", str(folder / "list.csv")) == 1
+    assert "cannot be written to" in capsys.readouterr().err
+    (folder / "out" / "inference.csv").mkdir()
+    assert call(folder) == 1
+    assert "inference.csv: cannot be written" in capsys.readouterr().err
+
+
+def test_lists_and_models_that_are_wrong(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(folder, "--model", "unheard")
+    assert stop.value.code == 2
+    (folder / "list.csv").write_text("video\n")
+    assert call(folder) == 1
+    assert "has no rows" in capsys.readouterr().err
+
+
+def test_the_real_pipeline_on_a_tiny_model(media, tiny_files, shared_detector, tmp_path):
+    (tmp_path / "list.csv").write_text(f"video,audio,id\n{media / 'clip.mp4'},{media / 'voice.wav'},one\n")
+    settings = InferenceSettings("embedded", inference_steps=1, guidance_scale=1.0)
+    opener = partial(load_pipeline, ModelPaths(**vars(tiny_files)), "cpu")
+    (row,) = BatchInference(settings, tmp_path / "out", opener)(read_pairs(tmp_path / "list.csv"))
+    assert (row.status, row.frames) == ("done", 10) and row.seconds > 0
+    assert probe_video(tmp_path / "out" / "one.mp4").num_frames == 10
+
+
+def test_weights_are_told_apart(tmp_path, monkeypatch):
+    class Files:
+        unet = tmp_path / "unet.pt"
+
+    monkeypatch.setattr(inference_videos, "resolve", lambda name: Files)
+    found = set()
+    for content in (b"a", b"b", b"a" * (1 << 21), b"a" * ((1 << 21) - 1) + b"b"):
+        Files.unet.write_bytes(content)
+        found.add(inference_videos.weights_fingerprint("embedded"))
+    assert len(found) == 4
+    with pytest.raises(UserError):
+        monkeypatch.undo()
+        inference_videos.weights_fingerprint("unheard")

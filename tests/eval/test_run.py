@@ -1,0 +1,192 @@
+"""The comparison from a list of clips to its tables and page."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from eval import frames, measures, measuring
+from eval import run as command
+from eval.measures import MEASURES
+from latentsync.metrics.clip_sync import ClipSync
+from latentsync.utils.errors import UserError
+from tests.media.synthetic import write_clip
+from tests.metrics.i3d import write_i3d
+from tests.pipelines.scenes import clip, picture
+
+
+class Told:
+    """Sync by the file's sound: scoring itself is tested elsewhere."""
+
+    name, min_frames = "told", 4
+
+    def score_video(self, path: Path) -> list[ClipSync]:
+        wave = measuring.load_audio(path, 16000)
+        return [ClipSync("told", -1, float(np.abs(wave).mean()), 1.0, np.ones(4), 2, 6)]
+
+
+@pytest.fixture
+def lent(detector, monkeypatch) -> None:
+    """One face detector and mesh for all tests; no weights but what a test puts there."""
+
+    def lend(name: str, device: str = "cpu", static: bool = False):
+        detector.reset()
+        detector.static = static
+        return detector
+
+    monkeypatch.setattr(detector, "close", lambda: None)
+    monkeypatch.setattr(frames, "create_detector", lend)
+    monkeypatch.setattr(measures, "open_sync_scorer", lambda *args: Told())
+    for name in ("VGG16", "RECOGNITION", "INCEPTION", "I3D"):
+        monkeypatch.setattr(measures, name, Path("/nowhere/checkpoints") / f"{name.lower()}.x")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    clip(tmp_path / "a b.mp4", 6, tone_seconds=0.24)
+    results = tmp_path / "blurred"
+    results.mkdir()
+    clip(results / "first.mp4", 6, lambda index: cv2.GaussianBlur(picture(((16 + index % 8, 0),)), (0, 0), 1.5))
+    (tmp_path / "list.csv").write_text("video,audio,id\na b.mp4,,first\n")
+    return tmp_path
+
+
+@pytest.fixture
+def call(folder, lent) -> Callable[..., int]:
+    def run(*more: str, methods: tuple[str, ...] = ("blurred",)) -> int:
+        words = ["--pairs", str(folder / "list.csv"), "--output_dir", str(folder / "out"), "--resolution", "128"]
+        named = [f"{name}={folder / name}" for name in methods]
+        return command.main([*words, "--every", "2", "--device", "cpu", "--methods", *named, *more])
+
+    return run
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "out" / "summary.csv").open(newline="") as file:
+        return {row["method"]: row for row in csv.DictReader(file)}
+
+
+def test_a_comparison(call, folder, capsys):
+    assert call() == 0
+    assert capsys.readouterr().out.strip() == str(folder / "out" / "index.html")
+    rows = table(folder)
+    assert list(rows) == ["ground truth", "blurred"]
+    truth, made = rows.values()
+    assert float(truth["boundary"]) == 0 and float(truth["jitter"]) == 1
+    assert float(made["psnr"]) < 40 and 0.5 < float(made["ssim"]) < 0.99 and float(made["lmd_mouth"]) > 0
+    assert truth["psnr"] == "n/a (is what the others are compared with)"
+    for key, name in {"csim": "recognition", "fid": "inception", "fvd": "i3d", "lpips": "vgg16"}.items():
+        assert truth[key] == made[key] == f"n/a (needs /nowhere/checkpoints/{name}.x)"
+    content = json.loads((folder / "out" / "summary.json").read_text())
+    assert content["settings"]["resolution"] == 128 and content["settings"]["scorer"] == "told"
+    assert {"latentsync", "Python", "torch", "mediapipe"} <= set(content["versions"])
+    page = (folder / "out" / "index.html").read_text()
+    assert page.count("<video ") == 2 and "src='../a%20b.mp4'" in page and "resolution 128" in page
+    for measure in MEASURES:
+        number = made[measure.key]
+        assert (number if number.startswith("n/a") else f">{float(number):.4g}<") in page
+
+
+def test_again_nothing_is_measured_and_new_results_are(call, folder, monkeypatch):
+    measured = []
+    measure = command.measure
+    monkeypatch.setattr(
+        command, "measure", lambda pair, method, tools: measured.append(method.name) or measure(pair, method, tools)
+    )
+    assert call() == 0 and measured == ["ground truth", "blurred"]
+    before = (folder / "out" / "summary.csv").read_bytes()
+    assert call() == 0 and len(measured) == 2
+    assert (folder / "out" / "summary.csv").read_bytes() == before
+    entry = next((folder / "out" / "values").glob("*.json"))
+    entry.write_text(entry.read_text()[:40])  # cut short
+    assert call() == 0 and len(measured) == 3
+    clip(folder / "blurred" / "first.mp4", 6)
+    assert call() == 0 and measured[3:] == ["blurred"]
+    assert call("--every", "3") == 0 and len(measured) == 6
+
+
+def test_what_cannot_be_measured_is_a_row(call, folder, caplog):
+    write_clip(folder / "no face.mp4", 6, tone_seconds=0.24)
+    clip(folder / "silent.mp4", 1)
+    (folder / "empty.mp4").touch()
+    rows = ["first", "no face", "silent", "empty", "none"]
+    lines = ["video,audio,id", "a b.mp4,,first", *(f"{name}.mp4,,{name}" for name in rows[1:])]
+    (folder / "list.csv").write_text("\n".join([*lines, 'a b.mp4,,"two words"']) + "\n")
+    clip(folder / "blurred" / "two words.mp4", 6, lambda index: picture(width=240))
+    assert call() == 0
+    with (folder / "out" / "clips.csv").open(newline="") as file:
+        found = {(row["method"], row["id"]): row for row in csv.DictReader(file)}
+    truth = {name: found["ground truth", name] for name in [*rows, "two words"]}
+    assert [truth[name]["status"] for name in rows] == ["measured", "failed", "measured", "failed", "failed"]
+    assert "no face was found" in truth["no face"]["reason"] and "0 bytes" in truth["empty"]["reason"]
+    assert "cannot be read" in truth["none"]["reason"]
+    assert truth["silent"]["leak"] == "n/a (the video has no sound)" and truth["silent"]["frames"] == "1"
+    assert truth["silent"]["jitter"].startswith("n/a (") and truth["silent"]["lse_c"].startswith("n/a (")
+    assert "give results of the whole frame" in found["blurred", "two words"]["reason"]
+    assert "no result for 'no face'" in found["blurred", "no face"]["reason"]
+    assert "ground truth, empty: FAILED" in caplog.text
+
+
+def test_another_voice_is_not_held_against_the_video(call, folder):
+    clip(folder / "other.mp4", 6, tone_seconds=0.1)
+    (folder / "list.csv").write_text("video,audio,id\na b.mp4,other.mp4,first\n")
+    assert call() == 0
+    made = table(folder)["blurred"]
+    assert made["psnr"] == made["lmd_face"] == "n/a (another voice: there is no real video to compare with)"
+    assert float(made["boundary"]) >= 0
+
+
+def test_fvd_of_whole_clips(call, folder, monkeypatch):
+    monkeypatch.setattr(measures, "I3D", write_i3d(folder / "i3d.pt"))
+    monkeypatch.setattr(measures.VideoFeatures.from_pretrained.__func__, "__defaults__", (folder / "i3d.pt", "cpu"))
+    for path in (folder / "a b.mp4", folder / "blurred" / "first.mp4"):
+        clip(path, 26, tone_seconds=1.0)
+    assert call() == 0
+    found = table(folder)
+    assert float(found["blurred"]["fvd"]) == pytest.approx(0, abs=1e-5)
+    assert "only 3 samples" in (folder / "out" / "summary.md").read_text()
+
+
+def test_models_are_run_for_what_is_missing(call, folder, monkeypatch):
+    def pipeline(video: Path, audio: Path, target: Path, **options):
+        if video.name == "bad.mp4":
+            raise UserError("cannot be done")
+        target.write_bytes(video.read_bytes())
+        return type("Result", (), {"num_frames": 6})
+
+    loaded = []
+    monkeypatch.setattr(command, "load_pipeline", lambda *args: loaded.append(args) or pipeline)
+    clip(folder / "bad.mp4", 6, tone_seconds=0.24)
+    (folder / "list.csv").write_text("video,audio,id\na b.mp4,,first\nbad.mp4,,bad\n")
+    assert call("ours=pipeline:embedded", methods=()) == 0
+    assert call("ours=pipeline:embedded", methods=()) == 0
+    assert len(loaded) == 2  # the row that failed is tried again
+    assert (folder / "out" / "results" / "ours" / "first.mp4").is_file()
+    assert float(table(folder)["ours"]["ssim"]) == 1
+    assert table(folder)["ours"]["psnr"] == "n/a (infinite: the result is the source itself)"
+    content = json.loads((folder / "out" / "summary.json").read_text())
+    assert content["inference"]["ours"]["seed"] == 1247 and content["inference"]["ours"]["weights"]
+    assert [(item["id"], item["method"], item["reason"]) for item in content["failures"]] == [
+        ("bad", "ours", "cannot be done")
+    ]
+
+
+def test_wrong_use(call, folder, capsys):
+    for words in (("--every", "0"), ("--stride", "0"), ("--resolution", "8"), ("--sync_scorer", "none")):
+        with pytest.raises(SystemExit) as stop:
+            call(*words)
+        assert stop.value.code == 2
+    (folder / "list.csv").write_text("video\nnone.mp4\n")
+    assert call(methods=()) == 1
+    assert "no clip could be measured" in capsys.readouterr().err
+    (folder / "out" / "summary.md").unlink()
+    (folder / "out" / "summary.md").mkdir()
+    assert call(methods=()) == 1
+    assert "summary.md: cannot be written" in capsys.readouterr().err
+    with command.output_folder(folder / "out"):
+        assert call(methods=()) == 1
+    assert "another run is writing there" in capsys.readouterr().err

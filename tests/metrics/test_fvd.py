@@ -1,0 +1,48 @@
+"""Windows of FVD over whole clips, with a small TorchScript network in the place of I3D."""
+
+import numpy as np
+import pytest
+
+from latentsync.metrics.fvd import ClipFeatures, VideoFeatures
+from latentsync.utils.errors import UserError
+from tests.metrics.i3d import first_and_last, write_i3d
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> VideoFeatures:
+    return VideoFeatures.from_pretrained(write_i3d(tmp_path_factory.mktemp("i3d") / "i3d.pt"))
+
+
+def windows(network: VideoFeatures, count: int, stride: int, ends: tuple[int, ...] = ()) -> list[tuple[int, int]]:
+    clip = ClipFeatures(network, stride)
+    for number in range(count):
+        if number in ends:
+            clip.end_stretch()
+        clip.add(np.full((224, 224, 3), number, np.uint8))
+    return first_and_last(clip.features())
+
+
+def test_the_whole_clip_is_seen_in_strides(network):
+    assert windows(network, 16, 8) == [(0, 15)]
+    assert windows(network, 40, 8) == [(0, 15), (8, 23), (16, 31), (24, 39)]
+    assert windows(network, 40, 16) == [(0, 15), (16, 31), (24, 39)]  # the last ends at the last face
+    assert windows(network, 20, 100) == [(0, 15), (4, 19)]
+
+
+def test_no_window_spans_two_stretches(network):
+    assert windows(network, 50, 8, ends=(18, 30)) == [(0, 15), (2, 17), (30, 45), (34, 49)]
+    assert windows(network, 34, 8, ends=(17, 17)) == [(0, 15), (1, 16), (17, 32), (18, 33)]
+
+
+def test_a_clip_that_is_too_short_gives_nothing(network):
+    assert windows(network, 15, 8) == []
+    with pytest.raises(ValueError, match="stride"):
+        ClipFeatures(network, 0)
+
+
+def test_files_that_are_no_network_are_told(tmp_path):
+    with pytest.raises(UserError, match="not there"):
+        VideoFeatures.from_pretrained(tmp_path / "none.pt")
+    (tmp_path / "bad.pt").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="damaged or no TorchScript"):
+        VideoFeatures.from_pretrained(tmp_path / "bad.pt")
