@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 
+from latentsync.faces.sharpen import Sharpener
+from latentsync.models.enhancers import FaceEnhancer, open_enhancer
 from latentsync.models.lora import load_lora
-from latentsync.models.rrdbnet import FaceUpscaler
+from latentsync.models.rrdbnet import CHECKPOINT as UPSCALER_WEIGHTS
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
@@ -81,6 +83,7 @@ def load_pipeline(
     deepcache: bool = False,
     low_memory: bool = False,
     upscale: bool = False,
+    enhancer: str | None = None,
     lora: str | Path | None = None,
     lora_scale: float = 1.0,
     audio_cache_dir: str | Path | None = None,
@@ -94,7 +97,9 @@ def load_pipeline(
         dtype: of the UNet and the autoencoder; by default float32 on the CPU, float16 elsewhere.
         deepcache: reuse deep UNet features for two of three steps: up to twice as fast, slightly softer.
         low_memory: decode images one by one and in tiles.
-        upscale: enlarge the regenerated faces four-fold with RealESRGAN before they are pasted back.
+        upscale: enhance the regenerated faces with a network before they are pasted back.
+        enhancer: which: realesrgan (four times larger) or gfpgan (restored). None for realesrgan, and for the sharpness
+            filter alone where its weights are not there.
         lora: adapter from fine-tuning (`latentsync.models.lora`), merged into the UNet it was trained on.
         lora_scale: how much of it; 1 as trained, 0 nothing.
         audio_cache_dir: keep audio features of files there, named by content.
@@ -116,7 +121,6 @@ def load_pipeline(
     audio = Audio2Feature(
         model.whisper, device_, audio_cache_dir, config.data.num_frames, list(config.data.audio_feat_length)
     )
-    upscaler = FaceUpscaler.from_pretrained() if upscale else None
     pipeline = LipsyncPipeline(
         codec,
         audio,
@@ -126,13 +130,35 @@ def load_pipeline(
         num_inference_steps=model.inference_steps,
         guidance_scale=model.guidance_scale,
         blend_inset=model.blend_inset,
-        upscaler=upscaler,
+        enhancer=pick_enhancer(enhancer) if upscale else None,
     )
     if deepcache:
         unet.enable_deepcache(interval=3)
     if low_memory:
         codec.enable_low_memory()
     return pipeline.to(device_, dtype)
+
+
+def can_upscale() -> bool:
+    """Whether RealESRGAN's weights are there."""
+    return UPSCALER_WEIGHTS.is_file()
+
+
+def pick_enhancer(name: str | None = None) -> FaceEnhancer:
+    """The enhancer of that name, strictly; without a name RealESRGAN, or what works without its weights.
+
+    Raises:
+        UserError: the named one is unknown or has no weights.
+    """
+    if name is not None or can_upscale():
+        return open_enhancer(name or "realesrgan")
+    enhancer = Sharpener()
+    logger.warning(
+        "RealESRGAN's weights are not at %s: new faces are not enlarged, only sharpened by a filter (factor %g)",
+        UPSCALER_WEIGHTS,
+        enhancer.factor,
+    )
+    return enhancer
 
 
 def load_scheduler(path: str | Path) -> DDIMScheduler:

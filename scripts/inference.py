@@ -38,6 +38,7 @@ class _ConfigParser(argparse.ArgumentParser):
 
 def build_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
     from latentsync.media.writer import DEFAULT_CRF
+    from latentsync.models.enhancers import ENHANCERS
     from latentsync.utils.registry import model_names
 
     parser = kind(
@@ -78,7 +79,12 @@ def build_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) 
     add("--enable_deepcache", action="store_true", help="reuse deep features between steps: faster, slightly softer")
     add("--vram_efficient", action="store_true", help="less GPU memory, a little slower")
     add("--chunk_batch_size", type=int, default=1, help="chunks of 16 frames at once; more is faster on a large GPU")
-    add("--enable_upscale", action="store_true", help="sharpen the face with RealESRGAN x4 (checkpoint needed)")
+    add(
+        "--enable_upscale",
+        action="store_true",
+        help="RealESRGAN x4 on the new face; without its weights sharpening",
+    )
+    add("--enhancer", choices=ENHANCERS, help="network of --enable_upscale; its weights must be there")
     add("--sharpness_factor", type=float, default=1.0, help="sharpness of the new face, 1 = untouched")
     add("--crf", type=int, default=DEFAULT_CRF, help="H.264 quality, 0 lossless to 51 (default: %(default)s)")
 
@@ -181,6 +187,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise UserError("--lora_scale has no effect without --lora; give the adapter")
         if not 0 <= options.lora_scale <= 2:
             raise UserError(f"--lora_scale must lie between 0 and 2, not {options.lora_scale}")
+    if options.enhancer is not None and not options.enable_upscale:
+        raise UserError("--enhancer has no effect without --enable_upscale; give that as well")
     if not 0 <= options.sharpness_factor <= 10:
         raise UserError(f"--sharpness_factor must lie between 0 and 10, not {options.sharpness_factor}")
 
@@ -222,6 +230,7 @@ def synthesise(options: argparse.Namespace) -> Path:
             deepcache=options.enable_deepcache,
             low_memory=options.vram_efficient,
             upscale=options.enable_upscale,
+            enhancer=options.enhancer,
             lora=options.lora,
             lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
         )

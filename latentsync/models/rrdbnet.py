@@ -15,6 +15,8 @@ from latentsync.utils.registry import CHECKPOINTS_DIR
 
 CHECKPOINT = CHECKPOINTS_DIR / "auxiliary" / "RealESRGAN_x4plus.pth"
 RESIDUAL_SCALE = 0.2
+ENLARGED = 4
+TILE, CONTEXT = 256, 16  # pixels of a tile, and what is seen around it: larger pictures are done in parts
 
 
 class ResidualDenseBlock(nn.Module):
@@ -83,7 +85,9 @@ class RRDBNet(nn.Module):
 
 
 class FaceUpscaler:
-    """Four times larger faces, a few at a time."""
+    """Four times larger faces, one at a time and in tiles, which bounds the memory."""
+
+    name = "realesrgan"
 
     def __init__(self, net: RRDBNet):
         self.net = net
@@ -94,7 +98,7 @@ class FaceUpscaler:
         if not Path(path).is_file():
             raise UserError(
                 f"{path}: RealESRGAN's weights are not there; put RealESRGAN_x4plus.pth of its public release in that "
-                "place, or sharpen with --sharpness_factor instead"
+                "place; without them there is the sharpness filter alone (--sharpness_factor 1.5)"
             )
         return cls(RRDBNet.from_pretrained(path))
 
@@ -104,7 +108,22 @@ class FaceUpscaler:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(N, 3, R, R) in [-1, 1] -> (N, 3, 4R, 4R), one image at a time: what bounds the memory."""
-        parameter = self.net.conv_first.weight
-        images = (pixels.to(parameter) + 1) / 2
-        return torch.cat([self.net(image[None]).clamp(0, 1) for image in images]) * 2 - 1
+        """(N, 3, R, R) in [-1, 1] -> (N, 3, 4R, 4R)."""
+        images = (pixels.to(self.net.conv_first.weight) + 1) / 2
+        return torch.cat([self._enlarge(image[None]).clamp(0, 1) for image in images]) * 2 - 1
+
+    def _enlarge(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (1, 3, 4H, 4W)."""
+        rows = [self._row(image, top) for top in range(0, image.shape[-2], TILE)]
+        return torch.cat(rows, dim=-2)
+
+    def _row(self, image: Tensor, top: int) -> Tensor:
+        tiles = []
+        for left in range(0, image.shape[-1], TILE):
+            above, before = min(top, CONTEXT), min(left, CONTEXT)
+            seen = image[..., top - above : top + TILE + CONTEXT, left - before : left + TILE + CONTEXT]
+            height, width = min(TILE, image.shape[-2] - top), min(TILE, image.shape[-1] - left)
+            rows = slice(ENLARGED * above, ENLARGED * (above + height))
+            columns = slice(ENLARGED * before, ENLARGED * (before + width))
+            tiles.append(self.net(seen)[..., rows, columns])
+        return torch.cat(tiles, dim=-1)

@@ -18,7 +18,7 @@ MAX_UNTILED = 256  # pixels
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Attention layers in files from before diffusers 0.18, sd-vae-ft-mse among them.
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-CPU_IMAGES = 4  # decoded together on a CPU
+CPU_IMAGES = 4  # encoded or decoded together on a CPU
 
 
 class LatentCodec(nn.Module):
@@ -77,7 +77,9 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> (N, C, h, w), about unit variance."""
-        mean = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mean
+        pixels = pixels.to(self.device, self.dtype)
+        parts = pixels.split(CPU_IMAGES if self.device.type == "cpu" else len(pixels))  # see `decode`
+        mean = torch.cat([self.vae.encode(part).latent_dist.mean for part in parts])
         return (mean - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from latentsync.media.paths import check_output_path
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import open_timeline
 from latentsync.media.writer import DEFAULT_CRF
-from latentsync.models.rrdbnet import FaceUpscaler
+from latentsync.models.enhancers import FaceEnhancer
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import regenerate_faces, shared_noise
@@ -51,7 +51,7 @@ class LipsyncPipeline:
         resolution: side of the aligned faces in pixels; by default from the UNet's `sample_size`.
         num_inference_steps, guidance_scale: what the model runs best with, used where a call gives none.
         blend_inset: how far inside the mask the paste begins, as a share of the face's side; see `blend_weight`.
-        upscaler: enlarges regenerated faces before they are pasted back.
+        enhancer: works on regenerated faces before they are pasted back.
 
     Raises:
         UserError: UNet, autoencoder and audio encoder do not fit each other.
@@ -68,13 +68,13 @@ class LipsyncPipeline:
         num_inference_steps: int = 20,
         guidance_scale: float = 1.5,
         blend_inset: float = 0.0,
-        upscaler: FaceUpscaler | None = None,
+        enhancer: FaceEnhancer | None = None,
     ):
         self.codec = vae if isinstance(vae, LatentCodec) else LatentCodec(vae)
         self.audio_encoder, self.unet, self.scheduler = audio_encoder, unet, scheduler
         self.resolution = resolution or unet.config.sample_size * self.codec.factor
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.blend_inset, self.upscaler = blend_inset, upscaler
+        self.blend_inset, self.enhancer = blend_inset, enhancer
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -100,8 +100,8 @@ class LipsyncPipeline:
         self.codec.to(device, dtype)
         self.unet.to(device, dtype)
         self.audio_encoder.to(device)
-        if self.upscaler is not None:
-            self.upscaler.to(device, dtype)
+        if self.enhancer is not None:
+            self.enhancer.to(device, dtype)
         return self
 
     def __call__(
@@ -188,6 +188,8 @@ class LipsyncPipeline:
         aligner = AlignRestore(resolution=resolution)
         noise = shared_noise(self.codec, resolution, generator)
         paste = Paste(aligner, blend_weight(mask, self.blend_inset), sharpness_factor)
+        if sharpness_factor != 1 and self.enhancer is None:
+            logger.info("no enhancing network is in use: the new face is sharpened by a filter alone")
         file = ResultFile(video_out_path, info, fps, audio_path, crf, max_seconds, temp_dir)
 
         faces = 0
@@ -281,7 +283,7 @@ class LipsyncPipeline:
             yield from zip(run, faces.numpy(), strict=True)
 
     def regenerate(self, faces: Tensor, tokens: Tensor, mask: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
-        """Faces (B, F, R, R, 3) uint8 and audio (B, F, S, D) -> speaking faces, float32 0..255, larger if upscaled."""
+        """Faces (B, F, R, R, 3) uint8 and audio (B, F, S, D) -> speaking faces, float32 0..255, larger if enhanced."""
         pixels = faces.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         spoken = regenerate_faces(
             self.unet,
@@ -300,8 +302,8 @@ class LipsyncPipeline:
         if not torch.isfinite(spoken).all():
             remedy = "the checkpoint is damaged" if self.codec.dtype == torch.float32 else "use float32"
             raise UserError(f"the model's result is not a number: {remedy}")
-        if self.upscaler is not None:
-            spoken = self.upscaler(spoken.flatten(0, 1)).unflatten(0, spoken.shape[:2])
+        if self.enhancer is not None:
+            spoken = self.enhancer(spoken.flatten(0, 1)).unflatten(0, spoken.shape[:2])
         return ((spoken.float().clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2).cpu()
 
 

@@ -205,6 +205,18 @@ def test_large_pictures_are_done_in_tiles_without_seams(rife, monkeypatch):
     assert abs(made.astype(float) - (first.astype(float) + second) / 2).max() <= 1
 
 
+def test_away_from_the_seams_tiles_give_the_same_picture(rife, monkeypatch):
+    first = np.tile(texture(1), (1, 4, 1))[:64, :640]
+    second = shifted(first, 3)
+    whole = rife.between(first, second, 0.5).astype(int)
+    monkeypatch.setattr(interpolation, "TILE", 384)
+    monkeypatch.setattr(interpolation, "OVERLAP", 128)
+    assert interpolation._tiles(640) == [0, 256]
+    apart = np.abs(rife.between(first, second, 0.5) - whole).max(axis=(0, 2))  # of each column
+    assert max(apart[:224].max(), apart[416:].max()) <= 2  # the tiles share columns 256 to 384
+    assert apart.max() < 40  # random weights: what lies at the end of a tile differs, and fades out
+
+
 def test_warping_takes_pixels_from_where_the_flow_leads():
     module = interpolation._rife_module()
     picture = torch.arange(20.0).view(1, 1, 4, 5)

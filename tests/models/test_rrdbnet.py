@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from latentsync.models import rrdbnet
 from latentsync.models.rrdbnet import FaceUpscaler, RRDBNet
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_
@@ -33,6 +34,18 @@ def test_faces_keep_their_range_and_do_not_depend_on_each_other(small):
     large = upscale(faces)
     assert large.shape == (3, 3, 32, 32) and large.abs().max() <= 1
     assert torch.equal(large[1:2], upscale(faces[1:2]))
+
+
+@pytest.mark.parametrize("side", [24, 37])
+def test_tiles_make_the_same_picture(small, monkeypatch, side):
+    upscale, faces = FaceUpscaler(small), torch.rand(1, 3, side, side) * 2 - 1
+    whole = upscale(faces)
+    monkeypatch.setattr(rrdbnet, "TILE", 12)
+    monkeypatch.setattr(rrdbnet, "CONTEXT", 20)  # as far as this small network sees
+    assert torch.allclose(upscale(faces), whole, atol=1e-5)
+    monkeypatch.setattr(rrdbnet, "CONTEXT", 4)
+    seam = (upscale(faces) - whole).abs()[..., 2:46, 2:46]  # the first tile of 12 x 4 pixels, less its edge
+    assert seam[..., :16, :16].max() < 1e-5 < seam.max()
 
 
 def test_the_checkpoint_loads_and_others_do_not(small, tmp_path, monkeypatch):

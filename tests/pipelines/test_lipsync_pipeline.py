@@ -339,7 +339,7 @@ def test_another_resolution_sharpening_and_upscaling(pipeline, run, media, writt
     monkeypatch.setattr(
         Paste, "__call__", lambda self, item, pixels: sizes.append(len(pixels)) or paste(self, item, pixels)
     )
-    monkeypatch.setattr(pipeline, "upscaler", lambda faces: faces.repeat_interleave(4, -1).repeat_interleave(4, -2))
+    monkeypatch.setattr(pipeline, "enhancer", lambda faces: faces.repeat_interleave(4, -1).repeat_interleave(4, -2))
     run(media / "clip.mp4", media / "voice.wav", tmp_path / "a.mp4", height=128, sharpness_factor=1.5)
     assert sizes == [512] * 10
     assert all(changed(written, source_frames(media / "clip.mp4", 10)))

@@ -30,8 +30,8 @@ from tests.tiny_model import PROJECT_ROOT, UNET
 OPTIONS = (
     "video_path audio_path video_out_path temp_dir config model inference_ckpt_path unet_config_path vae_path "
     "whisper_path scheduler_config_path lora lora_scale device dtype inference_steps guidance_scale seed "
-    "solver enable_deepcache vram_efficient chunk_batch_size enable_upscale sharpness_factor crf face detector "
-    "video_fps interpolate max_seconds keep_fps on_short_video mask_image_path quiet"
+    "solver enable_deepcache vram_efficient chunk_batch_size enable_upscale enhancer sharpness_factor crf face "
+    "detector video_fps interpolate max_seconds keep_fps on_short_video mask_image_path quiet"
 ).split()
 
 
@@ -329,6 +329,7 @@ def test_folders_made_for_an_output_go_again_with_it(cli, tmp_path):
         ("--sharpness_factor=-1", "--sharpness_factor must lie"),
         ("--lora=none.safetensors", "none.safetensors: no such checkpoint"),
         ("--lora_scale=0.5", "--lora_scale has no effect without --lora"),
+        ("--enhancer=gfpgan", "--enhancer has no effect without --enable_upscale"),
         ("--inference_steps=1001", "inference steps must be at most 1000"),
         ("--face=middle", "face selection 'middle'"),
         ("--face=7", "no face that is the chosen one (7) was found"),

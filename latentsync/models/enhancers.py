@@ -1,0 +1,47 @@
+"""Networks that make a regenerated face larger or clearer before it is pasted back, behind one interface."""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from latentsync.models.gfpgan import FaceRestorer
+from latentsync.models.rrdbnet import FaceUpscaler
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class FaceEnhancer(Protocol):
+    """Works on aligned faces, each by itself. `name` says which network it is."""
+
+    name: str
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "FaceEnhancer":
+        """Move the network; returns self."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(N, 3, R, R) in [-1, 1] -> (N, 3, R', R') in [-1, 1], R' no smaller than R."""
+
+
+_OPENERS: dict[str, Callable[[], FaceEnhancer]] = {
+    "realesrgan": FaceUpscaler.from_pretrained,
+    "gfpgan": FaceRestorer.from_pretrained,
+}
+ENHANCERS = tuple(_OPENERS)
+
+
+def open_enhancer(name: str) -> FaceEnhancer:
+    """The enhancer of that name with its published weights.
+
+    Raises:
+        UserError: the name is unknown or the weights are not there. What works without weights is the sharpness filter
+            (`latentsync.faces.sharpen.Sharpener`).
+    """
+    if name not in _OPENERS:
+        raise UserError(f"enhancer {name!r} is unknown: choose one of {', '.join(ENHANCERS)}")
+    enhancer = _OPENERS[name]()
+    logger.info("faces are enhanced by %s", name)
+    return enhancer
