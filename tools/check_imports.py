@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": PARTS | {"pipelines", "data"},
     "training": PARTS | {"pipelines", "data", "trepa"},
     "loading": PARTS | {"pipelines"},
-    "serving": PARTS | {"pipelines", "loading", PACKAGE},
+    "serving": PARTS | {"pipelines", "loading", "data", PACKAGE},
     PACKAGE: PARTS | {"pipelines", "loading"},
 }
 # Modules that lie in one part for the sake of a public name and belong to another.

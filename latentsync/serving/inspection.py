@@ -33,10 +33,15 @@ def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings
         if role not in kind.roles:
             raise UserError(f"a {kind.value} job takes {' and '.join(kind.roles)}, not {role}")
     for role, (name, path) in files.items():
-        try:
-            _inspect(role, path, settings)
-        except UserError as error:
-            raise UserError(f"{role}: {str(error).replace(str(path), shown(name))}") from error
+        inspect_file(role, name, path, settings)
+
+
+def inspect_file(role: str, name: str, path: Path, settings: ServingSettings) -> None:
+    """Refuse one file, as `inspect_files` does."""
+    try:
+        _inspect(role, path, settings)
+    except UserError as error:
+        raise UserError(f"{role}: {str(error).replace(str(path), shown(name))}") from error
 
 
 def shown(name: str) -> str:

@@ -32,7 +32,9 @@ class JobOptions(BaseModel):
     on_short_video: Literal["loop", "freeze", "error"] = Field(
         "loop", description="what to do when the voice outlasts the video"
     )
-    enable_upscale: bool = Field(False, description="enlarge the new face with RealESRGAN x4 (checkpoint needed)")
+    enable_upscale: bool = Field(
+        False, description="enlarge the new face with RealESRGAN x4; sharpen it where its weights are not there"
+    )
     sharpness_factor: float = Field(
         1.0, ge=0, le=10, allow_inf_nan=False, description="sharpness of the new face, 1 = untouched"
     )

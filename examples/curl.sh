@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# The HTTP API with curl: examples/curl.sh VIDEO AUDIO OUT [option=value ...]
+# LATENTSYNC_URL: the server (default http://127.0.0.1:8000). LATENTSYNC_API_KEY: its key, if it has one.
+set -euo pipefail
+
+VIDEO=$1 AUDIO=$2 OUT=$3
+shift 3
+URL=${LATENTSYNC_URL:-http://127.0.0.1:8000}
+CURL=(curl --silent --show-error)
+if [[ -n ${LATENTSYNC_API_KEY:-} ]]; then
+    CURL+=(--header "Authorization: Bearer $LATENTSYNC_API_KEY")
+fi
+
+OPTIONS=()
+for option in "$@"; do
+    OPTIONS+=(--form-string "$option")
+done
+
+# Submit: two files, and options as further fields. The response is the job; links.self is its path.
+if ! ANSWER=$("${CURL[@]}" --fail-with-body ${OPTIONS[@]+"${OPTIONS[@]}"} \
+    --form "video=@\"$VIDEO\"" --form "audio=@\"$AUDIO\"" "$URL/v1/jobs"); then
+    echo "$ANSWER" >&2
+    exit 1
+fi
+JOB=$(sed -n 's/.*"self": *"\([^"]*\)".*/\1/p' <<<"$ANSWER")
+echo "queued as ${JOB##*/}"
+
+# Follow until it is over: events named progress, then one named final.
+"${CURL[@]}" --fail --no-buffer "$URL$JOB/events" | sed -n 's/^event: //p'
+
+# Fetch the result. A download that broke off is continued by --continue-at -.
+"${CURL[@]}" --fail --output "$OUT" "$URL$JOB/result"
+echo "saved $OUT"

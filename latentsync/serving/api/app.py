@@ -1,0 +1,87 @@
+"""The HTTP API over a job service, as an application for any ASGI server."""
+
+import threading
+from collections.abc import Collection
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.security import APIKeyHeader, HTTPBearer
+
+from latentsync import __version__
+from latentsync.serving.api import jobs, state
+from latentsync.serving.api.access import BrowserGuard, key_check
+from latentsync.serving.api.context import ApiContext
+from latentsync.serving.api.errors import install_handlers, responses
+from latentsync.serving.api.fetch import Fetcher
+from latentsync.serving.api.limits import ApiLimits
+from latentsync.serving.api.metrics import CountRequests, Metrics
+from latentsync.serving.api.schema import UrlJob
+from latentsync.serving.api.uploads import UploadDesk
+from latentsync.serving.service import JobService
+
+DESCRIPTION = """\
+Lip synchronisation as a queue of jobs: upload a video and a voice, follow the job, fetch the result.
+
+Every error is `{"error": {"code", "message"}}`. Where the server has an API key, send it as
+`Authorization: Bearer KEY` or `X-API-Key: KEY`.
+"""
+TAGS = [
+    {"name": "jobs", "description": "submit, follow, fetch"},
+    {"name": "server", "description": "the server itself"},
+]
+
+
+def create_app(
+    service: JobService,
+    *,
+    api_key: str | None = None,
+    allowed_hosts: Collection[str] | None = None,
+    fetcher: Fetcher | None = None,
+    limits: ApiLimits | None = None,
+    closing: threading.Event | None = None,
+) -> FastAPI:
+    """Build the application.
+
+    Args:
+        service: runs the jobs; whoever made it starts and stops it.
+        api_key: needed for everything but the documentation and the health routes; None for no key.
+        allowed_hosts: names that the Host header may have; None for any. Without a key on a loopback address give
+            `access.LOOPBACK_NAMES`, lest a page of another site reach the server by a name that leads here.
+        fetcher: fetches inputs that are given as URLs; None refuses them.
+        limits: bounds on what a client may ask.
+        closing: set by the server when it begins to stop, so that streams of events end.
+    """
+    limits = limits or ApiLimits()
+    desk = UploadDesk(
+        service.upload_folder(), service.settings.max_upload_bytes, service.settings.min_free_bytes, limits
+    )
+    app = FastAPI(title="LatentSync", version=__version__, description=DESCRIPTION, lifespan=None)
+    app.state.context = ApiContext(service, limits, desk, fetcher, closing or threading.Event())
+    app.state.metrics = Metrics(service, desk)
+    needs_key = [Depends(key_check(api_key))]
+    if api_key is not None:
+        # These only say in the documentation how the key is sent; `key_check` is what checks it.
+        needs_key += [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+    app.include_router(jobs.router, dependencies=needs_key, responses=responses(401) if api_key else None)
+    app.include_router(state.keyed_router, dependencies=needs_key, responses=responses(401) if api_key else None)
+    app.include_router(state.open_router)
+    install_handlers(app)
+    app.add_middleware(CountRequests, metrics=app.state.metrics)
+    app.add_middleware(BrowserGuard, hosts=allowed_hosts)
+    app.openapi = lambda: _document(app)
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI's description, with the models that only a request body read by hand refers to."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes, tags=TAGS
+        )
+        by_url = UrlJob.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        for name, schema in {**by_url.pop("$defs", {}), "UrlJob": by_url}.items():
+            schemas.setdefault(name, schema)
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,126 @@
+"""One shape for every error: {"error": {"code": ..., "message": ...}}. No traceback and no server path leaves."""
+
+import logging
+import sqlite3
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from latentsync.serving.jobs import InsufficientSpace, JobNotFound, QueueFull, WrongState
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MAX_REPORTED = 5  # problems named in one message
+MAX_MESSAGE = 1000  # characters
+RETRY_AFTER = 5  # seconds, told to a client that finds everything taken
+
+
+class ErrorBody(BaseModel):
+    code: str = Field(description="fixed word for programs", examples=["not_found"])
+    message: str = Field(
+        description="one line for people: what is wrong and what to do", examples=["there is no such job"]
+    )
+
+
+class ErrorView(BaseModel):
+    """What every response with a status of 400 or more contains."""
+
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """A request that is refused with `status`, a fixed `code` word and a one-line message."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        return error_response(self.status, self.code, self.message, self.headers)
+
+
+def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    line = " ".join(message.split())[:MAX_MESSAGE].encode("utf-8", "replace").decode()
+    return JSONResponse({"error": {"code": code, "message": line}}, status, dict(headers or {}))
+
+
+def try_later(code: str, message: str) -> ApiError:
+    """429: everything of a kind is taken."""
+    return ApiError(429, code, message, {"Retry-After": str(RETRY_AFTER)})
+
+
+def refusal_of(error: ApiError | UserError) -> ApiError:
+    """What a request that ran into `error` is answered."""
+    match error:
+        case ApiError():
+            return error
+        case JobNotFound():
+            return ApiError(404, "not_found", str(error))
+        case QueueFull():
+            return try_later("queue_full", str(error))
+        case WrongState():
+            return ApiError(409, "wrong_state", str(error))
+        case InsufficientSpace():
+            return ApiError(507, "insufficient_storage", str(error))
+    return ApiError(422, "invalid_input", str(error))
+
+
+def responses(*statuses: int) -> dict[int | str, dict]:
+    """For OpenAPI: the error model under each of these statuses."""
+    return {status: {"model": ErrorView, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+def describe_problems(problems: Sequence[Mapping], where: str) -> str:
+    """One line of pydantic's list of errors, without the values given: `where` says what they are parts of."""
+    lines = [
+        f"{where} {'.'.join(str(part) for part in problem['loc']) or '(all)'!s}: {problem['msg']}"
+        for problem in problems[:MAX_REPORTED]
+    ]
+    more = len(problems) - MAX_REPORTED
+    return "; ".join(lines + ([f"and {more} more"] if more > 0 else []))
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Give the application's errors, FastAPI's own and unforeseen ones the one shape."""
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(UserError)
+    async def user_error(request: Request, error: UserError) -> JSONResponse:
+        return refusal_of(error).response()
+
+    @app.exception_handler(sqlite3.OperationalError)
+    async def queue_unusable(request: Request, error: sqlite3.OperationalError) -> JSONResponse:
+        logger.warning("the queue cannot be used now: %s", error)  # the disk is full, or it is busy for too long
+        message = "the queue cannot be used now; try again later"
+        return error_response(503, "queue_unavailable", message, {"Retry-After": str(RETRY_AFTER)})
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        phrase = HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "_").replace("-", "_")
+        documented = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
+        headers = dict(error.headers or {})
+        if error.status_code == 405 and documented:  # the router names the methods of one of the path's routes only
+            headers["Allow"] = ", ".join(method.upper() for method in documented)
+        return error_response(error.status_code, code, phrase.lower(), headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = error.errors()
+        if any(problem["loc"][:1] == ("path",) for problem in problems):
+            return error_response(404, "not_found", "there is no such job")
+        return error_response(422, "invalid_request", describe_problems(problems, "parameter"))
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        # The server below logs the traceback: Starlette raises the exception again after this response.
+        return error_response(500, "internal_error", "the server failed on this request; its log says why")

@@ -1,0 +1,152 @@
+"""Routes of jobs: submit, list, look, follow, cancel, retry, delete, fetch the result."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path as FilePath
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from latentsync.serving.api.context import ApiContext, Context
+from latentsync.serving.api.errors import ApiError, responses, try_later
+from latentsync.serving.api.events import event_stream
+from latentsync.serving.api.schema import JobList, JobView
+from latentsync.serving.api.submission import request_body_docs, submit
+from latentsync.serving.api.transfer import FileTransfer
+from latentsync.serving.jobs import Job, JobState
+
+JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="the job's id")]
+MEDIA_TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matroska", ".jpg": "image/jpeg"}
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobView,
+    summary="Submit a job",
+    responses=responses(400, 403, 408, 413, 415, 422, 429, 507),
+    openapi_extra={"requestBody": request_body_docs()},
+)
+async def submit_job(request: Request, context: Context) -> Response:
+    """Upload a video (or a still picture) and a voice; options of the job are further fields of the form.
+
+    `curl -F video=@person.mp4 -F audio=@voice.wav -F inference_steps=20 http://localhost:8000/v1/jobs`
+
+    The files are checked before the job is queued. The response says where to look, as does the Location header.
+    Where the server was started with `--allow_urls`, a JSON object with addresses is taken instead.
+    """
+    return await submit(request, context)
+
+
+@router.get("", response_model=JobList, summary="List jobs", responses=responses(422))
+def list_jobs(
+    request: Request,
+    context: Context,
+    state: Annotated[list[JobState] | None, Query(description="only jobs in these states")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+) -> JobList:
+    jobs = context.service.list(states=state, limit=limit, offset=offset)
+    return JobList(jobs=[JobView.of(job, request) for job in jobs])
+
+
+@router.get("/{job_id}", response_model=JobView, summary="Look at a job", responses=responses(404))
+def get_job(request: Request, context: Context, job_id: JobId) -> JobView:
+    return JobView.of(context.service.get(job_id), request)
+
+
+@router.delete("/{job_id}", status_code=204, summary="Delete a job and its files", responses=responses(404, 409))
+async def delete_job(context: Context, job_id: JobId) -> None:
+    """A job that waits or runs is cancelled first; that may take seconds."""
+    await anyio.to_thread.run_sync(context.service.delete, job_id, limiter=context.deletions)
+
+
+@router.post("/{job_id}/cancel", response_model=JobView, summary="Cancel a job", responses=responses(404))
+def cancel_job(request: Request, context: Context, job_id: JobId) -> JobView:
+    """A running job stops within seconds: follow it. A job that has ended stays as it is."""
+    return JobView.of(context.service.cancel(job_id), request)
+
+
+@router.post("/{job_id}/retry", response_model=JobView, summary="Queue a job again", responses=responses(404, 409, 429))
+def retry_job(request: Request, context: Context, job_id: JobId) -> JobView:
+    """For a job that has ended: its files and options are used again, its result is deleted."""
+    return JobView.of(context.service.retry(job_id), request)
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job (server-sent events)",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}, **responses(404, 429)},
+)
+async def job_events(request: Request, context: Context, job_id: JobId) -> StreamingResponse:
+    """Events named `progress`, then one named `final` (or `deleted`), each with the job as JSON; comments in between
+    keep the connection alive. The stream ends after the last event, and early when the server stops: connect again.
+    """
+    await anyio.to_thread.run_sync(context.service.get, job_id)
+    if context.streams >= context.limits.event_streams:
+        raise try_later("too_many_streams", "too many clients follow jobs; ask for the job instead")
+
+    def show(job: Job) -> str:
+        return JobView.of(job, request).model_dump_json()
+
+    events = event_stream(lambda: context.service.get(job_id), show, context.closing.is_set, context.limits)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_counted(events, context), media_type="text/event-stream", headers=headers)
+
+
+async def _counted(events: AsyncIterator[str], context: ApiContext) -> AsyncIterator[str]:
+    context.streams += 1
+    try:
+        async for event in events:
+            yield event
+    finally:
+        context.streams -= 1
+
+
+FILE_RESPONSES = {
+    200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
+    206: {"description": "the range that was asked for"},
+    304: {"description": "unchanged (If-None-Match)"},
+    **responses(404, 409, 416),
+}
+
+
+@router.get("/{job_id}/result", summary="Download the result", response_class=Response, responses=FILE_RESPONSES)
+@router.head("/{job_id}/result", include_in_schema=False)
+def job_result(request: Request, context: Context, job_id: JobId) -> Response:
+    """The finished video. `Range` (one range) and `If-Range`, `If-None-Match` are understood."""
+    job = context.service.get(job_id)
+    if job.state is not JobState.DONE:
+        raise ApiError(409, "no_result", f"the job is {job.state.value}; only a job that is done has a result")
+    if job.result is None:
+        raise _gone("the result was deleted because of its age, or to make room; retry needs a new upload")
+    return _transfer(request, context, job.result, f"{job.id}{job.result.suffix}")
+
+
+@router.get(
+    "/{job_id}/thumbnail",
+    summary="A picture of the job",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}, **responses(404)},
+)
+def job_thumbnail(request: Request, context: Context, job_id: JobId) -> Response:
+    picture = context.service.thumbnail(job_id)
+    if picture is None:
+        raise _gone("the job has no thumbnail")
+    return _transfer(request, context, picture, f"{job_id}{picture.suffix}")
+
+
+def _transfer(request: Request, context: ApiContext, path: FilePath, name: str) -> Response:
+    media_type = MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
+    try:
+        return FileTransfer(path, request.headers, media_type, name, context.limits.send_seconds)
+    except FileNotFoundError as error:
+        raise _gone("the file was removed") from error
+
+
+def _gone(message: str) -> ApiError:
+    return ApiError(404, "not_found", message)

@@ -1,0 +1,29 @@
+"""How much one client may ask of the server."""
+
+from dataclasses import dataclass
+
+KIB, MIB = 2**10, 2**20
+
+
+@dataclass(frozen=True)
+class ApiLimits:
+    """Bounds on requests; those on the media themselves (bytes, seconds, pixels) are the service's settings.
+
+    Times are in seconds, sizes in bytes. A body is given up when nothing arrives for `idle_seconds`, or when after
+    `grace_seconds` less than `min_bytes_per_second` have arrived on average.
+    """
+
+    parallel_uploads: int = 16
+    wait_for_upload_slot: float = 30.0
+    parallel_probes: int = 4
+    parallel_deletions: int = 4
+    event_streams: int = 200
+    idle_seconds: float = 30.0
+    grace_seconds: float = 60.0
+    min_bytes_per_second: int = 8 * KIB
+    send_seconds: float = 60.0  # for a client to take one piece of a download
+    max_parts: int = 64
+    max_field_bytes: int = 4 * KIB
+    max_json_bytes: int = 64 * KIB
+    poll_seconds: float = 0.5  # how often a stream of events looks at its job
+    heartbeat_seconds: float = 15.0

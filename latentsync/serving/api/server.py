@@ -1,0 +1,92 @@
+"""The web server as the API needs it: it tells streams when it stops, and drops clients that never finish a request."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+STOP_SECONDS = 5  # for requests under way, once the server stops
+HEAD_SECONDS = 20.0  # for a client to send the head of a request
+LINGER_SECONDS = 5.0  # in which a client that was refused may go on sending, and so comes to read why
+MAX_HEAD_BYTES = 32 * 2**10
+MAX_CONNECTIONS = 1000
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 that closes connections on which the head of a request takes longer than HEAD_SECONDS, or the rest of a
+    body that was refused longer than LINGER_SECONDS."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Have a deadline exactly while a request is awaited."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget()
+        elif self._deadline is None and not self.transport.is_closing():
+            refused = self.cycle is not None and self.conn.their_state is h11.SEND_BODY
+            self._deadline = self.loop.call_later(LINGER_SECONDS if refused else HEAD_SECONDS, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class ApiServer(uvicorn.Server):
+    """Serves an application of `create_app` on the sockets that `run` is given; `on_ready` is told the URL.
+
+    When asked to stop it takes no more connections, sets the application's `closing`, so that streams of events end,
+    and gives other requests STOP_SECONDS.
+    """
+
+    def __init__(
+        self, app: FastAPI, *, log_level: str = "info", on_ready: Callable[[str], None] = lambda url: None
+    ) -> None:
+        self.on_ready = on_ready
+        self.closing: threading.Event = app.state.context.closing
+        config = uvicorn.Config(
+            app,
+            http=PatientProtocol,
+            ws="none",
+            loop="asyncio",
+            log_level=log_level,
+            log_config=None,  # messages go where the program's own go
+            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            server_header=False,
+            proxy_headers=False,
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.closing.set()
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self.on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.closing.set()
+        await super().shutdown(sockets)

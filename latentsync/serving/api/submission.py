@@ -1,0 +1,125 @@
+"""POST /v1/jobs: a form with files, or where it is allowed a JSON object with URLs, becomes a job."""
+
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from latentsync.serving.api.context import ApiContext
+from latentsync.serving.api.errors import ApiError, describe_problems
+from latentsync.serving.api.multipart import ReceivedFile
+from latentsync.serving.api.schema import JobView, UrlJob
+from latentsync.serving.api.uploads import Body, ClientGone
+from latentsync.serving.jobs import Job, JobKind, JobState, QueueFull
+from latentsync.serving.options import JobOptions
+
+FORM, JSON = "multipart/form-data", "application/json"
+CLIENT_CLOSED = 499  # nobody reads it; for the log
+
+
+def request_body_docs() -> dict:
+    """The request body of POST /v1/jobs for OpenAPI: the files, and the options of a job as form fields."""
+    options = JobOptions.model_json_schema(ref_template="#/components/schemas/{model}")
+    files = {
+        "video": {"type": "string", "format": "binary", "description": "video or still picture of a person"},
+        "audio": {"type": "string", "format": "binary", "description": "voice; not for kind=interpolate"},
+        "kind": {"type": "string", "enum": [kind.value for kind in JobKind], "default": JobKind.LIPSYNC.value},
+    }
+    form = {
+        "type": "object",
+        "required": ["video"],
+        "properties": files | options["properties"],
+        "additionalProperties": False,
+    }
+    by_url = {"$ref": "#/components/schemas/UrlJob"}
+    return {"required": True, "content": {FORM: {"schema": form}, JSON: {"schema": by_url}}}
+
+
+async def submit(request: Request, context: ApiContext) -> Response:
+    """Receive the files, check them, queue the job: 202 and the job."""
+    body = Body(request, context.limits)
+    try:
+        job = await _receive(body, context)
+    except ClientGone:
+        return Response(status_code=CLIENT_CLOSED)
+    view = JobView.of(job, request)
+    return JSONResponse(view.model_dump(mode="json"), 202, {"Location": view.links.self})
+
+
+async def _receive(body: Body, context: ApiContext) -> Job:
+    kind_of_body = body.content_type.partition(";")[0].strip().lower()
+    if kind_of_body not in (FORM, JSON):
+        raise ApiError(
+            415, "unsupported_media_type", f"send {FORM} with the files (curl: -F video=@FILE -F audio=@FILE)"
+        )
+    if kind_of_body == JSON and context.fetcher is None:
+        raise ApiError(403, "urls_not_allowed", f"this server fetches no addresses; upload the files as {FORM}")
+    await _refuse_when_full(context)
+    async with context.desk.folder() as folder:
+        if kind_of_body == FORM:
+            form = await context.desk.receive_form(body, folder)
+            kind, options = _form_options(form.fields)
+            _check_roles(kind, set(form.files))
+            files = form.files
+        else:
+            wanted = _url_job(b"".join([piece async for piece in body.pieces(context.limits.max_json_bytes)]))
+            kind, options = wanted.kind, wanted.options
+            files = await _fetch(context, wanted, folder)
+        return await _submit(context, kind, files, options)
+
+
+async def _refuse_when_full(context: ApiContext) -> None:
+    """Before anything is received. The service counts again when the job is queued."""
+    most = context.service.settings.max_queue
+    last_place = partial(context.service.list, states=[JobState.QUEUED], limit=1, offset=most - 1)
+    if await anyio.to_thread.run_sync(last_place):
+        raise QueueFull(f"{most} jobs are waiting already; try again later")
+
+
+def _form_options(fields: dict[str, str]) -> tuple[JobKind, JobOptions]:
+    """Text fields as options; an empty one counts as not given."""
+    given = {name: value for name, value in fields.items() if value != ""}
+    try:
+        kind = JobKind(given.pop("kind", JobKind.LIPSYNC))
+    except ValueError as error:
+        raise ApiError(422, "invalid_options", f"kind must be one of {', '.join(JobKind)}") from error
+    try:
+        return kind, JobOptions.model_validate_strings(given)
+    except ValidationError as error:
+        raise ApiError(422, "invalid_options", describe_problems(error.errors(), "option")) from error
+
+
+def _url_job(text: bytes) -> UrlJob:
+    try:
+        values = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, "broken_json", "the body is no JSON") from error
+    try:
+        wanted = UrlJob.model_validate(values)
+    except ValidationError as error:
+        raise ApiError(422, "invalid_options", describe_problems(error.errors(), "field")) from error
+    _check_roles(wanted.kind, {"video"} | ({"audio"} if wanted.audio_url else set()))
+    return wanted
+
+
+def _check_roles(kind: JobKind, given: set[str]) -> None:
+    missing, extra = set(kind.roles) - given, given - set(kind.roles)
+    if missing:
+        raise ApiError(422, "missing_file", f"kind {kind.value} needs a file as {' and one as '.join(sorted(missing))}")
+    if extra:
+        raise ApiError(422, "invalid_request", f"kind {kind.value} takes no file as {' or '.join(sorted(extra))}")
+
+
+async def _fetch(context: ApiContext, wanted: UrlJob, folder: Path) -> dict[str, ReceivedFile]:
+    urls = {"video": wanted.video_url, "audio": wanted.audio_url}
+    return {role: await context.fetcher.fetch(url, role, folder) for role, url in urls.items() if url}
+
+
+async def _submit(context: ApiContext, kind: JobKind, files: dict[str, ReceivedFile], options: JobOptions) -> Job:
+    given = {role: (file.name, file.path) for role, file in files.items()}
+    call = partial(context.service.submit, kind, given, options, move=True)
+    return await anyio.to_thread.run_sync(call, limiter=context.probes)

@@ -1,0 +1,80 @@
+"""The page as a whole."""
+
+import socket
+
+import gradio as gr
+
+from latentsync.serving.page.frames_tab import FramesTab
+from latentsync.serving.page.lipsync_tab import LipsyncTab
+from latentsync.serving.page.results_tab import ResultsTab
+from latentsync.serving.service import JobService
+from latentsync.utils.errors import UserError
+
+TITLE = "LatentSync"
+INTRODUCTION = """# LatentSync
+Give it a video or a picture of a person, and a voice: it moves the mouth to that voice. Use a person's face and voice
+only with their consent, and label the result as synthetic."""
+CSS = """
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.status { margin: 0.25rem 0; }
+.status.failed { color: #b42318; }
+.dark .status.failed { color: #ff8a80; }
+progress { width: 100%; height: 0.6rem; }
+#faces img { cursor: pointer; }
+@media (max-width: 600px) { #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
+"""
+
+
+def build_page(service: JobService) -> gr.Blocks:
+    """The page on a service that is started. Launch it with `css=CSS` and a theme."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(INTRODUCTION)
+        with gr.Tabs():
+            with gr.Tab("Lip-sync"):
+                LipsyncTab(service, page)
+            with gr.Tab("Frame rate (RIFE)"):
+                FramesTab(service, page)
+            with gr.Tab("Results") as results:
+                ResultsTab(service, page, results)
+    return page
+
+
+def serve_page(
+    service: JobService, host: str, port: int, *, login: tuple[str, str] | None = None, share: bool = False
+) -> None:
+    """Serve the page on a service that is started, until it is interrupted.
+
+    Args:
+        port: 0 for any free one.
+        login: user and password that visitors need.
+        share: also offer a public link, through Gradio's servers.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    page = build_page(service)
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port or _free_port(host),
+            share=share,
+            auth=login,
+            css=CSS,
+            allowed_paths=[str(service.workspace.jobs)],
+            max_file_size=service.settings.max_upload_bytes,
+            show_error=True,
+            quiet=True,
+            footer_links=[],
+            ssr_mode=False,
+            enable_monitoring=False,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UserError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
+    print(f"listening on {url}", flush=True)
+    page.block_thread()
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        return server.getsockname()[1]

@@ -1,0 +1,39 @@
+"""Errors as messages on the page."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import gradio as gr
+from pydantic import ValidationError
+
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def told(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn a UserError of a page's function into a message; everything else is logged, and told without its inside."""
+
+    @functools.wraps(function)
+    def safe(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False, title="That did not work") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            message = f"{first['loc'][0]}: {first['msg']}"
+            raise gr.Error(message, duration=None, print_exception=False, title="That did not work") from error
+        except gr.Error:
+            raise
+        except Exception as error:
+            logger.exception("the page failed")
+            message = "an internal error; the log of the service has the details"
+            raise gr.Error(message, duration=None, print_exception=False) from error
+
+    return safe

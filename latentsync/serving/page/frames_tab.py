@@ -1,0 +1,37 @@
+"""The tab that makes frames in between, for any video."""
+
+from pathlib import Path
+
+import gradio as gr
+
+from latentsync.media.interpolation import RIFE_WEIGHTS
+from latentsync.serving.jobs import JobKind
+from latentsync.serving.options import JobOptions
+from latentsync.serving.page.errors import told
+from latentsync.serving.page.job_panel import JobPanel
+from latentsync.serving.service import JobService
+from latentsync.utils.errors import UserError
+
+RIFE = "Frames are made by RIFE."
+FLOW = "Frames are made by optical flow, for RIFE's weights are not there (checkpoints/auxiliary/rife/flownet.pkl)."
+
+
+class FramesTab:
+    """Components and what they do; made inside `page`."""
+
+    def __init__(self, service: JobService, page: gr.Blocks) -> None:
+        self.service = service
+        gr.Markdown(RIFE if RIFE_WEIGHTS.is_file() else FLOW)
+        self.video = gr.File(label="Video", file_types=["video"], height=120, elem_id="frames-video")
+        self.fps = gr.Slider(24, 120, 50, step=1, label="Frames per second")
+        self.go = gr.Button("Make frames in between", variant="primary", elem_id="frames-go")
+        self.panel = JobPanel(service, "latentsync-frames")
+        self.panel.connect(page)
+        self.go.click(told(self.submit), [self.video, self.fps], self.panel.outputs, api_visibility="private")
+
+    def submit(self, video: str | None, fps: float) -> dict:
+        if not video:
+            raise UserError("give a video first")
+        files = {"video": (Path(video).name, Path(video))}
+        job = self.service.submit(JobKind.INTERPOLATE, files, JobOptions(interpolate=fps))
+        return self.panel.begun(job)

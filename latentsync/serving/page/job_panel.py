@@ -1,0 +1,117 @@
+"""A job as the page follows it: how far it is, a button to cancel it, before and after side by side."""
+
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+
+from latentsync.media.probe import probe_video
+from latentsync.media.timeline import open_timeline
+from latentsync.serving.jobs import Job, JobNotFound, JobState
+from latentsync.serving.page.errors import told
+from latentsync.serving.page.views import status_html
+from latentsync.serving.service import JobService
+from latentsync.utils.errors import UserError
+
+LOOK_SECONDS = 1.0
+SECRET = "latentsync"  # of what the browser keeps: the number of a job, which is no secret
+STILLS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"))
+
+
+class JobPanel:
+    """Components of one followed job, made where it is constructed.
+
+    The browser remembers the job's id, so that a page that is loaded again finds it. `storage_key` names it there; ""
+    for a panel that follows what it is told.
+    """
+
+    def __init__(self, service: JobService, storage_key: str = "") -> None:
+        self.service = service
+        self.job_id = gr.BrowserState("", storage_key=storage_key, secret=SECRET) if storage_key else gr.State("")
+        self.status = gr.HTML(status_html(None))
+        self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_classes="cancel")
+        hidden = {"visible": False, "interactive": False}
+        with gr.Row():
+            self.before_video = gr.Video(label="Before", buttons=[], elem_classes="before", **hidden)
+            self.before_picture = gr.Image(label="Before", buttons=[], elem_classes="before", **hidden)
+            self.after = gr.Video(label="After", buttons=["download"], elem_classes="after", **hidden)
+        self.timer = gr.Timer(LOOK_SECONDS, active=False)
+        self.outputs = [
+            self.job_id,
+            self.status,
+            self.cancel,
+            self.before_video,
+            self.before_picture,
+            self.after,
+            self.timer,
+        ]
+
+    def connect(self, page: gr.Blocks) -> None:
+        """Let the panel follow its job; to be called once, inside `page`."""
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        self.timer.tick(told(self.look), self.job_id, self.outputs, queue=False, **quiet)
+        self.cancel.click(told(self.stop), self.job_id, self.outputs, **quiet)
+        page.load(told(self.look), self.job_id, self.outputs, **quiet)
+
+    def begun(self, job: Job) -> dict:
+        """Updates of `outputs` for a job that was just submitted."""
+        hidden = gr.update(visible=False, value=None)
+        return self._standing(job) | {self.before_video: hidden, self.before_picture: hidden, self.after: hidden}
+
+    def look(self, job_id: str) -> dict:
+        """Updates of `outputs` for a job as it stands now."""
+        try:
+            job = self.service.get(job_id) if job_id else None
+        except JobNotFound:
+            job = None
+        if job is None:
+            hidden = gr.update(visible=False, value=None)
+            return {
+                self.job_id: "",
+                self.status: status_html(None),
+                self.cancel: gr.update(visible=False),
+                self.before_video: hidden,
+                self.before_picture: hidden,
+                self.after: hidden,
+                self.timer: gr.Timer(active=False),
+            }
+        if not job.state.is_final:
+            return self._standing(job)
+        return self._standing(job) | self._pictures(job)
+
+    def stop(self, job_id: str) -> dict:
+        """Cancel the job."""
+        if job_id:
+            self.service.cancel(job_id)
+        return self.look(job_id)
+
+    def _standing(self, job: Job) -> dict:
+        return {
+            self.job_id: job.id,
+            self.status: status_html(job),
+            self.cancel: gr.update(visible=not job.state.is_final),
+            self.timer: gr.Timer(active=not job.state.is_final),
+        }
+
+    def _pictures(self, job: Job) -> dict:
+        hidden = gr.update(visible=False, value=None)
+        if job.state is not JobState.DONE or job.result is None:
+            return {self.before_video: hidden, self.before_picture: hidden, self.after: hidden}
+        before = self.service.input_path(job.id, "video")
+        after = gr.update(visible=True, value=str(job.result))
+        if before.suffix.lower() not in STILLS:
+            shown = gr.update(visible=True, value=str(before))
+            return {self.before_video: shown, self.before_picture: hidden, self.after: after}
+        shown = gr.update(visible=True, value=still_pixels(before))
+        return {self.before_video: hidden, self.before_picture: shown, self.after: after}
+
+
+def still_pixels(path: Path) -> np.ndarray | None:
+    """(H, W, 3) uint8 of a picture as the pipeline sees it; None where it cannot be decoded."""
+    try:
+        with closing(open_timeline(probe_video(path), Fraction(1, 25), Fraction(25))) as frames:
+            return next(iter(frames)).rgb()
+    except (UserError, StopIteration):
+        return None

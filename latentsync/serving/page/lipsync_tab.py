@@ -1,0 +1,112 @@
+"""The tab that makes a person speak: video, voice, a button; everything else has a good default."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from latentsync.serving.inspection import inspect_file
+from latentsync.serving.jobs import JobKind
+from latentsync.serving.page.errors import told
+from latentsync.serving.page.faces import FaceFinder, FirstPicture
+from latentsync.serving.page.job_panel import JobPanel
+from latentsync.serving.page.options_form import OptionsForm
+from latentsync.serving.service import JobService
+from latentsync.utils.errors import UserError
+from latentsync.utils.registry import PROJECT_ROOT
+
+PREVIEW_SECONDS = 2.0
+EXAMPLE = [str(PROJECT_ROOT / "assets" / name) for name in ("demo_portrait.png", "demo_voice.wav")]
+PRIVATE = {"api_visibility": "private"}
+FACES = ["largest", "left", "right", "0", "1", "2"]
+
+
+class LipsyncTab:
+    """Components and what they do; made inside `page`."""
+
+    def __init__(self, service: JobService, page: gr.Blocks) -> None:
+        self.service, self.finder = service, FaceFinder()
+        with gr.Row():
+            with gr.Column(min_width=280):
+                self.video = gr.File(
+                    label="1. Video or picture of a person", file_types=["video", "image"], height=120, elem_id="video"
+                )
+                self.picture = gr.Image(
+                    label="Who shall speak? Click on a face",
+                    visible=False,
+                    interactive=False,
+                    buttons=[],
+                    height=300,
+                    elem_id="faces",
+                )
+            with gr.Column(min_width=280):
+                self.voice = gr.Audio(
+                    label="2. Voice",
+                    sources=["upload", "microphone"],
+                    type="filepath",
+                    buttons=[],
+                    elem_id="voice",
+                )
+                self.example = gr.Button("Use the example", size="sm", elem_id="example")
+        self.seen = gr.State(None)
+        with gr.Row():
+            self.speak = gr.Button("3. Make it speak", variant="primary", elem_id="speak")
+            self.preview = gr.Button(f"Preview of {PREVIEW_SECONDS:g} s", elem_id="preview")
+        self.panel = JobPanel(service, "latentsync-lipsync")
+        with gr.Accordion("Options", open=False, elem_id="options"):
+            self.face = gr.Dropdown(
+                FACES,
+                value="largest",
+                allow_custom_value=True,
+                label="Face",
+                info="largest, left, right, a number from the left, or x,y in pixels",
+                elem_id="face",
+            )
+            self.form = OptionsForm(service.settings)
+        self._connect(page)
+
+    def _connect(self, page: gr.Blocks) -> None:
+        self.panel.connect(page)
+        self.video.change(told(self.show_faces), self.video, [self.seen, self.picture, self.face], **PRIVATE)
+        self.example.click(lambda: EXAMPLE, None, [self.video, self.voice], **PRIVATE)
+        self.picture.select(told(self.choose_face), self.seen, [self.picture, self.face], **PRIVATE)
+        inputs = [self.video, self.voice, self.face, *self.form.fields]
+        for button, seconds in ((self.speak, None), (self.preview, PREVIEW_SECONDS)):
+            button.click(told(self._submitter(seconds)), inputs, self.panel.outputs, **PRIVATE)
+        page.load(told(self.form.refresh), None, [self.form.model, self.form.lora], show_progress="hidden", **PRIVATE)
+
+    def show_faces(self, path: str | None) -> tuple[FirstPicture | None, dict, str]:
+        """The first picture with its faces, and the face option as it was by default."""
+        if not path:
+            return None, gr.update(visible=False, value=None), "largest"
+        inspect_file("video", Path(path).name, Path(path), self.service.settings)
+        seen = self.finder.look(Path(path))
+        if not seen.faces:
+            gr.Warning("No face is seen in the first picture; frames without a face stay as they are.")
+        chosen = self._largest(seen)
+        return seen, gr.update(visible=True, value=seen.marked(chosen)), "largest"
+
+    def choose_face(self, seen: FirstPicture | None, event: gr.SelectData) -> tuple[np.ndarray | dict, str | dict]:
+        """The face that was clicked on becomes the option."""
+        number = seen.face_at(*event.index) if seen is not None else None
+        if number is None:
+            return gr.skip(), gr.skip()
+        return seen.marked(number), seen.option(number)
+
+    @staticmethod
+    def _largest(seen: FirstPicture) -> int | None:
+        sizes = [float(np.prod(face.size)) for face in seen.faces]
+        return int(np.argmax(sizes)) if sizes else None
+
+    def _submitter(self, seconds: float | None):
+        def submit(video: str | None, voice: str | None, face: str, *values: Any) -> dict:
+            if not video:
+                raise UserError("give a video or a picture of a person first")
+            if not voice:
+                raise UserError("give a voice first: a sound file, or a recording by the microphone")
+            files = {role: (Path(path).name, Path(path)) for role, path in (("video", video), ("audio", voice))}
+            options = self.form.read(values, face=str(face).strip(), preview_seconds=seconds)
+            return self.panel.begun(self.service.submit(JobKind.LIPSYNC, files, options))
+
+        return submit

@@ -1,0 +1,91 @@
+"""What the page says about jobs: text and small pictures, made from a `Job` alone."""
+
+import html
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from latentsync.serving.jobs import Job, JobKind, JobState
+
+STAGES = {
+    "": "starting",
+    "starting": "starting",
+    "loading": "loading the model",
+    "preparing": "listening to the voice",
+    "lip-sync": "moving the lips",
+    "interpolation": "making frames in between",
+    "finishing": "finishing the file",
+}
+COLOURS = {
+    JobState.QUEUED: (120, 120, 120),
+    JobState.RUNNING: (60, 100, 170),
+    JobState.DONE: (46, 130, 67),
+    JobState.FAILED: (170, 60, 60),
+    JobState.CANCELLED: (100, 100, 100),
+}
+IDLE = '<p class="status">Nothing is running.</p>'
+
+
+def status_html(job: Job | None) -> str:
+    """One line and a bar on how far a job is; read aloud by screen readers when it changes."""
+    if job is None:
+        return IDLE
+    bar = ""
+    if job.state is JobState.RUNNING:
+        value = f' value="{job.done}" max="{job.total}"' if job.total else ""
+        bar = f'<progress aria-label="progress"{value}></progress>'
+    kind = "failed" if job.state is JobState.FAILED else "plain"
+    return f'<p class="status {kind}" role="status">{html.escape(sentence(job))}</p>{bar}'
+
+
+def sentence(job: Job) -> str:
+    """Where a job stands, in one sentence."""
+    if job.state is JobState.QUEUED:
+        ahead = job.position or 0
+        return "Waiting: next in the queue." if not ahead else f"Waiting: {ahead} job{'s' * (ahead > 1)} before it."
+    if job.state is JobState.RUNNING:
+        frames = f", frame {job.done} of {job.total}" if job.total else ""
+        left = f", about {duration(job.eta_seconds)} left" if job.eta_seconds is not None else ""
+        again = f" (attempt {job.attempts})" if job.attempts > 1 else ""
+        return f"{STAGES.get(job.stage, job.stage).capitalize()}{frames}{left}{again}."
+    if job.state is JobState.DONE:
+        took = f" in {duration(job.finished - job.started)}" if job.finished and job.started else ""
+        return "Its files have aged out." if job.expired else f"Done{took}."
+    if job.state is JobState.FAILED:
+        return f"Failed: {job.error or 'for an unknown reason'}"
+    return "Cancelled."
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def caption(job: Job) -> str:
+    """A job in a list: what, how it stands, when."""
+    name = job.inputs.get("video", "")
+    what = "frames in between" if job.kind is JobKind.INTERPOLATE else f"with {job.inputs.get('audio', '')}"
+    state = "expired" if job.expired else job.state.value
+    preview = ", preview" if job.options.preview_seconds else ""
+    when = time.strftime("%d %b %H:%M", time.localtime(job.created))
+    return f"{name} {what} · {state}{preview} · {when}"
+
+
+def tile(job: Job, thumbnail: Path | None) -> str | np.ndarray:
+    """The picture of a job in a list: its thumbnail, or a card with its state."""
+    if thumbnail is not None:
+        return str(thumbnail)
+    card = np.full((180, 320, 3), COLOURS[job.state], np.uint8)
+    text = "expired" if job.expired else job.state.value
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 2)
+    place = ((320 - width) // 2, (180 + height) // 2)
+    return cv2.putText(card, text, place, cv2.FONT_HERSHEY_SIMPLEX, 1.0, (255, 255, 255), 2, cv2.LINE_AA)

@@ -1,0 +1,176 @@
+"""Serve lip-sync jobs over HTTP: `python -m scripts.serve`, then http://127.0.0.1:8000/docs.
+
+The API key is read from the environment variable LATENTSYNC_API_KEY. Exit codes: 0 stopped by a signal, 1 something is
+wrong with what was given (one line says what), 2 wrong usage.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentsync.utils.errors import UserError
+from scripts.inference import stop_on_signals
+
+if TYPE_CHECKING:
+    from latentsync.serving.settings import ServingSettings
+
+KEY_VARIABLE = "LATENTSYNC_API_KEY"
+MIN_KEY = 16  # characters
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.serve",
+        usage="%(prog)s [--option value ...], all optional; --help lists them",
+        description=f"HTTP API for lip-sync jobs. Its key is taken from {KEY_VARIABLE}.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument_group("network").add_argument
+    add("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need a key")
+    add("--port", type=int, default=8000, help="0 for any free one (default: %(default)s)")
+    add(
+        "--no_auth", action="store_true", help="serve other machines without a key: whoever reaches the port may use it"
+    )
+    add("--allowed_hosts", nargs="+", metavar="NAME", help="names the Host header may have (default: any with a key)")
+    add("--allow_urls", action="store_true", help="also fetch inputs from public web addresses that clients name")
+
+    add = parser.add_argument_group("jobs").add_argument
+    add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
+    add("--model", default="auto", help="for jobs that name none: a name that /v1/models lists (default: the best)")
+    add(
+        "--workers", type=int, default=1, help="processes that do jobs, each with its own models (default: %(default)s)"
+    )
+    add("--devices", nargs="+", default=["auto"], help="cuda:0 cuda:1 ...; workers take them in turn (default: auto)")
+    add("--max_models", type=int, default=2, help="models that a worker keeps loaded (default: %(default)s)")
+    add("--max_queue", type=int, default=1000, help="jobs that may wait (default: %(default)s)")
+    add("--max_upload_mb", type=float, default=2048, help="MiB of one uploaded file (default: %(default)s)")
+    add("--max_video_seconds", type=float, default=14400, help="length of a video (default: %(default)s)")
+    add("--max_audio_seconds", type=float, default=3600, help="length of a voice (default: %(default)s)")
+    add("--job_timeout_seconds", type=float, default=21600, help="time that a job may take (default: %(default)s)")
+    add("--keep_results_hours", type=float, default=168, help="then files of ended jobs go (default: %(default)s)")
+    add(
+        "--quota_gb",
+        type=float,
+        default=50,
+        help="GiB of the workspace; beyond it the oldest go (default: %(default)s)",
+    )
+    add("--ray_address", help="of a Ray cluster that does the jobs, see docs/serving.md")
+    return parser
+
+
+def read_key() -> str | None:
+    """The API key of the environment. Raises UserError for one that is too short or cannot be sent in a header."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key:
+        return None
+    if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(
+            f"{KEY_VARIABLE} must have {MIN_KEY} or more ASCII characters without spaces; make one with "
+            "`python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
+        )
+    return key
+
+
+def check_exposure(host: str, key: str | None, no_auth: bool) -> bool:
+    """Whether `host` is this machine's own address. Raises UserError when others could use the server without a key."""
+    from latentsync.serving.api.access import is_loopback
+
+    local = is_loopback(host)
+    if not local and key is None and not no_auth:
+        raise UserError(
+            f"--host {host} can be reached from other machines: set {KEY_VARIABLE}, or give --no_auth to let anyone in"
+        )
+    return local
+
+
+def build_settings(options: argparse.Namespace) -> "ServingSettings":
+    from latentsync.serving.models import find_model
+    from latentsync.serving.settings import GIB, MIB, ServingSettings
+
+    find_model(options.model)
+    return ServingSettings(
+        workspace=options.workspace,
+        workers=options.workers,
+        devices=tuple(options.devices),
+        model=options.model,
+        max_models=options.max_models,
+        max_queue=options.max_queue,
+        max_upload_bytes=int(options.max_upload_mb * MIB),
+        max_video_seconds=options.max_video_seconds,
+        max_audio_seconds=options.max_audio_seconds,
+        job_timeout_seconds=options.job_timeout_seconds,
+        keep_results_hours=options.keep_results_hours,
+        quota_bytes=int(options.quota_gb * GIB),
+        ray_address=options.ray_address,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound. Raises UserError when the address cannot be had."""
+    if not 0 <= port <= 65535:  # the name service would take it modulo 2^16
+        raise UserError(f"--port must lie between 0 and 65535, not {port}")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        return socket.create_server(address[:2], family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot listen on {host} port {port} ({reason}); choose another --host or --port") from error
+
+
+def allowed_hosts(options: argparse.Namespace, key: str | None, local: bool) -> Sequence[str] | None:
+    """Names the Host header may have; None for any. A key keeps out what a browser may be tricked into sending."""
+    from latentsync.serving.api.access import LOOPBACK_NAMES
+
+    if options.allowed_hosts:
+        return options.allowed_hosts
+    return (*LOOPBACK_NAMES, options.host) if local and key is None else None
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve until a signal comes; running jobs then go back to the queue."""
+    key = read_key()
+    if key and options.no_auth:
+        raise UserError(f"{KEY_VARIABLE} is set and --no_auth is given; drop one of them")
+    local = check_exposure(options.host, key, options.no_auth)
+
+    from latentsync.serving.api import ApiServer, create_app
+    from latentsync.serving.api.fetch import Fetcher
+    from latentsync.serving.service import JobService
+
+    settings = build_settings(options)
+    with listen(options.host, options.port) as sock, JobService(settings) as service:
+        app = create_app(
+            service,
+            api_key=key,
+            allowed_hosts=allowed_hosts(options, key, local),
+            fetcher=Fetcher(settings.max_upload_bytes) if options.allow_urls else None,
+        )
+        try:
+            ApiServer(app, on_ready=lambda url: print(f"listening on {url}", flush=True)).run([sock])
+        except KeyboardInterrupt:  # the signal that stopped the server, raised once more at its end
+            return
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    stop_on_signals()
+    try:
+        options = build_parser().parse_args(argv)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        run(options)
+    except UserError as error:
+        line = str(error).replace("\n", "\\n")
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

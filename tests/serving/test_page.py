@@ -1,0 +1,149 @@
+"""The page: what it says, its face picker, and what becomes of its forms. `test_page_browser` uses it as people do."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+gr = pytest.importorskip("gradio")
+
+import gradio_app  # noqa: E402
+from latentsync.serving.jobs import Job, JobKind, JobState  # noqa: E402
+from latentsync.serving.options import JobOptions  # noqa: E402
+from latentsync.serving.page.app import build_page  # noqa: E402
+from latentsync.serving.page.errors import told  # noqa: E402
+from latentsync.serving.page.faces import FaceFinder  # noqa: E402
+from latentsync.serving.page.frames_tab import FramesTab  # noqa: E402
+from latentsync.serving.page.job_panel import JobPanel  # noqa: E402
+from latentsync.serving.page.lipsync_tab import LipsyncTab  # noqa: E402
+from latentsync.serving.page.results_tab import ResultsTab  # noqa: E402
+from latentsync.serving.page.views import caption, duration, sentence, status_html, tile  # noqa: E402
+from latentsync.utils.errors import UserError  # noqa: E402
+from tests.pipelines.scenes import clip  # noqa: E402
+from tests.serving.fakes import FakeRunner, service_in, wait_for, working, write_files  # noqa: E402
+
+
+def job(state: JobState, **values) -> Job:
+    values = {"inputs": {"video": "a.mp4", "audio": "b.wav"}, "created": 0.0} | values
+    return Job("0" * 32, JobKind.LIPSYNC, state, JobOptions(), **values)
+
+
+@pytest.fixture
+def service(tmp_path):
+    return service_in(tmp_path / "ws")
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (job(JobState.QUEUED, position=0), "Waiting: next in the queue."),
+        (job(JobState.QUEUED, position=2), "Waiting: 2 jobs before it."),
+        (
+            job(JobState.RUNNING, stage="lip-sync", done=3, total=10, eta_seconds=75.0),
+            "Moving the lips, frame 3 of 10, about 1 min 15 s left.",
+        ),
+        (job(JobState.RUNNING, stage="loading", attempts=2), "Loading the model (attempt 2)."),
+        (job(JobState.DONE, started=1.0, finished=5.0), "Done in 4 s."),
+        (job(JobState.DONE, expired=True), "Its files have aged out."),
+        (job(JobState.FAILED, error="no face"), "Failed: no face"),
+        (job(JobState.CANCELLED), "Cancelled."),
+    ],
+)
+def test_what_is_said_of_a_job(shown, text):
+    assert sentence(shown) == text
+
+
+def test_texts_of_users_are_no_markup():
+    html = status_html(job(JobState.FAILED, error="<script>alert(1)</script>"))
+    assert "<script" not in html and "&lt;script" in html
+    assert "a.mp4 with b.wav · done" in caption(job(JobState.DONE))
+    assert tile(job(JobState.FAILED), None).shape == (180, 320, 3)
+    assert (duration(0.2), duration(3700)) == ("1 s", "1 h 1 min")
+
+
+def test_the_face_picker(tmp_path):
+    path = clip(tmp_path / "a.mp4", 2)
+    seen = FaceFinder().look(path)
+    assert len(seen.faces) == 1 and seen.scale == 1
+    x, y = seen.faces[0].centre
+    assert seen.face_at(x + 5, y) == 0 and seen.face_at(x + 200, y) is None
+    given = [float(part) for part in seen.option(0).split(",")]
+    assert np.abs(np.array(given) - (x, y)).max() <= 1
+    assert JobOptions(face=seen.option(0))
+    assert (seen.marked(0) != seen.marked(None)).any() and (seen.marked(None) != seen.pixels).any()
+
+
+def test_errors_become_messages_without_the_inside(caplog):
+    def user_error():
+        raise UserError("no face in it")
+
+    def bug():
+        raise RuntimeError("secret")
+
+    with pytest.raises(gr.Error, match="no face in it"):
+        told(user_error)()
+    with pytest.raises(gr.Error, match="internal error") as error:
+        told(bug)()
+    assert "secret" not in str(error.value) and "secret" in caplog.text
+    with pytest.raises(gr.Error, match="crf"):
+        told(lambda: JobOptions(crf=99))()
+
+
+def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
+    files = write_files(tmp_path / "in")
+    with gr.Blocks() as page, gr.Tab("x") as tab:
+        lipsync, results = LipsyncTab(service, page), ResultsTab(service, page, tab)
+        frames = FramesTab(service, page)
+    values = [field.value for field in lipsync.form.fields]
+    submit = lipsync._submitter(2.0)
+    with pytest.raises(UserError, match="video or a picture"):
+        submit(None, str(files["audio"][1]), "largest", *values)
+    with pytest.raises(UserError, match="voice first"):
+        submit(str(files["video"][1]), None, "largest", *values)
+    updates = submit(str(files["video"][1]), str(files["audio"][1]), " left ", *values)
+    job_id = updates[lipsync.panel.job_id]
+    made = service.get(job_id)
+    assert (made.options.face, made.options.preview_seconds, made.options.guidance_scale) == ("left", 2.0, None)
+    assert "next in the queue" in updates[lipsync.panel.status]
+    with working(service, FakeRunner()):
+        assert wait_for(service, job_id).state is JobState.DONE
+    shown = lipsync.panel.look(job_id)
+    assert shown[lipsync.panel.after]["visible"] and shown[lipsync.panel.before_picture]["visible"]
+
+    listed = results.listing()
+    assert listed[results.ids] == [job_id] and "done" in listed[results.gallery]["value"][0][1]
+    opened = results.open([job_id], SimpleNamespace(index=0))
+    assert opened[results.download]["visible"] and opened[results.delete]["visible"]
+    removed = results.remove(job_id)
+    assert removed[results.ids] == [] and not removed[results.delete]["visible"]
+    assert lipsync.panel.look(job_id)[lipsync.panel.job_id] == ""
+    with pytest.raises(UserError, match="video first"):
+        frames.submit(None, 50)
+
+
+def test_a_running_job_is_found_again_and_can_be_cancelled(service, tmp_path):
+    made = service.submit(JobKind.LIPSYNC, write_files(tmp_path / "in"), JobOptions())
+    with gr.Blocks():
+        panel = JobPanel(service, "x")
+    again = panel.look(made.id)
+    assert again[panel.cancel]["visible"] and again[panel.timer].active
+    stopped = panel.stop(made.id)
+    assert "Cancelled" in stopped[panel.status] and not stopped[panel.timer].active
+
+
+def test_the_page_is_built_without_public_functions(service):
+    page = build_page(service)
+    assert all(function.api_visibility == "private" for function in page.fns.values())
+
+
+def test_strangers_need_a_password(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in (gradio_app.USER_VARIABLE, gradio_app.PASSWORD_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    for words in (["--host", "0.0.0.0"], ["--share"]):
+        assert gradio_app.main(words) == 1
+        assert "others can reach the page" in capsys.readouterr().err
+    monkeypatch.setenv(gradio_app.USER_VARIABLE, "me")
+    assert gradio_app.main([]) == 1
+    assert "set both" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

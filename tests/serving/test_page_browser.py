@@ -1,0 +1,173 @@
+"""The page in a real browser, with a real worker: from the upload to the result, by mouse, by keyboard, on a phone."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from latentsync.media.probe import probe_video
+from latentsync.serving.jobs import JobKind, JobState
+from latentsync.serving.service import JobService
+from latentsync.utils.registry import PROJECT_ROOT
+from tests.pipelines.scenes import clip, picture
+from tests.serving.browser import Browser, chromium
+from tests.serving.fakes import service_in
+
+pytest.importorskip("gradio")
+pytestmark = pytest.mark.slow
+
+VOICE = PROJECT_ROOT / "assets" / "demo_voice.wav"
+HEADS = ((0, 0), (150, 0))  # of the scene: two people side by side
+TILES = "#jobs button.thumbnail-item, #jobs .gallery-item"
+HEARD = "#voice #waveform, #voice .waveform-container"
+
+
+@pytest.fixture
+def address(tmp_path) -> Iterator[str]:
+    """The page with one worker, on a free port; its workspace is `tmp_path / "ws"`."""
+    log = tmp_path / "page.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "gradio_app.py", "--port", "0", "--workspace", str(tmp_path / "ws"), "--devices", "cpu"],
+            cwd=PROJECT_ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        found, end = None, time.monotonic() + 180
+        while not found and process.poll() is None and time.monotonic() < end:
+            found = re.search(r"listening on (\S+)", log.read_text())
+            time.sleep(0.5)
+        assert found, log.read_text()
+        yield found[1]
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_person_with_a_browser(address, tmp_path):
+    # A name that is markup: wherever the page shows it, it must stay text.
+    scene = clip(
+        tmp_path / "<img src=x onerror=alert(1)>.mp4", 25, lambda i: picture(HEADS, width=290), tone_seconds=1.0
+    )
+    service = service_in(tmp_path / "ws")
+    with chromium(address, tmp_path) as browser:
+        browser.find("#speak")
+        browser.click("#speak")
+        browser.until(lambda: "give a video" in browser.text("body"), "no message")
+        browser.shot("message")
+        browser.script("document.querySelectorAll('.toast-close').forEach(button => button.click())")
+        _give(browser, scene)
+        _choose(browser)
+        _preview(browser, service)
+        _cancel(browser, service, scene)
+        _results(browser, service)
+        _frames(browser, scene, service)
+        assert not browser.all("img[src=x]")
+        _phone(browser)
+
+
+def _give(browser: Browser, scene: Path) -> None:
+    browser.upload("#video", scene)
+    browser.find("#faces img")
+    browser.upload("#voice", VOICE)
+    browser.find(HEARD)
+
+
+def _choose(browser: Browser) -> None:
+    """The face on the right by a click, one denoising step without guidance."""
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    image = browser.find("#faces img")
+    assert browser.script("return arguments[0].naturalWidth", image) == 290
+    scale = min(image.size["width"] / 290, image.size["height"] / 120)
+    right = round(scale * (150 + 60 - 145))  # of the middle of the picture: the middle of the head on the right
+    ActionChains(browser.driver).move_to_element_with_offset(image, right, 0).click().perform()
+    browser.click("#options button")
+    browser.until(lambda: "," in browser.find("#face input").get_property("value"), "no face was chosen")
+    for field in ("#steps", "#guidance"):
+        number = browser.find(f"{field} input[type=number]")
+        number.send_keys(Keys.CONTROL, "a")
+        number.send_keys("1", Keys.TAB)
+    browser.shot("given")
+    names = browser.focused_names()
+    assert all(names), names
+    order = [next(i for i, name in enumerate(names) if word in name) for word in ("Lip-sync", "3. Make", "Preview")]
+    assert order == sorted(order), names
+    assert "Options" in names[order[-1] + 1], names
+
+
+def _preview(browser: Browser, service: JobService) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.find("#preview").send_keys(Keys.ENTER)
+    browser.until(lambda: "Waiting" in browser.text(".status") or browser.all(".cancel"), "nothing was begun")
+    browser.driver.refresh()  # the page finds its job again
+    browser.until(lambda: "frame" in browser.text(".status"), "no progress was seen")
+    browser.shot("running")
+    video = browser.find(".after video")
+    length = browser.until(lambda: browser.script("return arguments[0].duration", video), "the result does not load")
+    assert length == pytest.approx(2.0, abs=0.1)
+    browser.script("arguments[0].muted = true; arguments[0].play()", video)
+    browser.until(lambda: browser.script("return arguments[0].currentTime > 0.5", video), "the result does not play")
+    assert browser.find(".before video").location["y"] == video.location["y"]  # side by side
+    browser.shot("done")
+    job = service.list()[0]
+    x, _ = (float(part) for part in job.options.face.split(","))
+    assert 150 < x < 270 and (job.options.inference_steps, job.options.guidance_scale) == (1, 1)
+
+
+def _cancel(browser: Browser, service: JobService, scene: Path) -> None:
+    _give(browser, scene)
+    browser.click("#speak")
+    browser.until(lambda: service.list()[0].state is JobState.RUNNING, "the second job does not run")
+    browser.click(".cancel")
+    browser.until(lambda: "Cancelled" in browser.text(".status"), "it was not cancelled")
+    assert [job.state for job in service.list()] == [JobState.CANCELLED, JobState.DONE]
+
+
+def _results(browser: Browser, service: JobService) -> None:
+    browser.tab("Results")
+    browser.until(lambda: len(browser.all(TILES)) == 2, "not two jobs are listed")
+    browser.shot("results")
+    browser.until(lambda: browser.all(TILES)[1].click() or True)
+    browser.until(lambda: browser.all("#download") and browser.all("#smooth"), "nothing can be done with the job")
+    assert browser.find("#download").get_attribute("href").endswith(".mp4")
+    browser.shot("opened")
+    browser.click("#smooth")
+    browser.until(lambda: len(browser.all(TILES)) == 3, "the new job is not listed")
+    browser.until(lambda: service.list()[0].state is JobState.DONE, "no frames were made in between")
+    smooth = service.list()[0]
+    assert smooth.kind is JobKind.INTERPOLATE and probe_video(smooth.result).fps == 50
+    browser.until(lambda: "Done" in browser.text(".status") and browser.all("#delete"), "it is not shown as done")
+    browser.click("#delete")
+    browser.until(lambda: len(browser.all(TILES)) == 2, "the job is still listed")
+    assert smooth.id not in [job.id for job in service.list()]
+
+
+def _frames(browser: Browser, scene: Path, service: JobService) -> None:
+    browser.tab("Frame rate (RIFE)")
+    browser.upload("#frames-video", scene)
+    browser.until(lambda: "MB" in browser.text("#frames-video") or "KB" in browser.text("#frames-video"), "no upload")
+    browser.click("#frames-go")
+    browser.until(lambda: service.list()[0].state is JobState.DONE, "no frames were made in between")
+    browser.find(".after video")
+    browser.shot("frames")
+
+
+def _phone(browser: Browser) -> None:
+    browser.become_a_phone()
+    for name in ("Lip-sync", "Results"):
+        browser.tab(name)
+        browser.until(
+            lambda: browser.script("return document.documentElement.scrollWidth <= 360"), f"{name} is too wide", 20
+        )
+        browser.shot(f"phone_{name.lower()}")
