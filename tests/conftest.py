@@ -1,5 +1,7 @@
 """What tests of several parts share: a tiny model as files, a clip with a voice, one face detector for all."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork come first: threads that earlier tests started in the same process do not live in its forks,
     which may then wait for them."""
     items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "run_forked"))
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Programs that a test calls set handlers of their own, which would swallow what later tests send."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

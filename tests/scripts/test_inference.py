@@ -37,16 +37,12 @@ OPTIONS = (
 
 @pytest.fixture(autouse=True)
 def process_state() -> Iterator[None]:
-    """`main` sets signal handlers and the log level of the process."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [signal.getsignal(number) for number in numbers]
+    """`main` sets the log level of the process."""
     level, threads = logging.getLogger().level, torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
     logging.getLogger().setLevel(level)
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
 
 
 class Outcome:

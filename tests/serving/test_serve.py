@@ -22,12 +22,8 @@ KEY = "a-key-for-the-test-of-the-server"
 
 
 @pytest.fixture(autouse=True)
-def no_key(monkeypatch) -> Iterator[None]:
+def no_key(monkeypatch) -> None:
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", ""])
