@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from eval.messages import one_line
 from latentsync.utils.errors import UserError
 
 SMOOTHING = 0.9  # of the training curve: share of the past in the running mean
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         draw(args.runs, args.output)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     print(args.output)
     return 0

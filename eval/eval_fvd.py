@@ -17,6 +17,7 @@ import numpy as np
 from eval.frames import FaceChunk, PairedFaces
 from eval.measuring import add_windows
 from eval.messages import one_line
+from eval.videos import find_videos
 from latentsync.loading import pick_device
 from latentsync.metrics.frechet import frechet_distance
 from latentsync.metrics.fvd import I3D, SIDE, STRIDE, ClipFeatures, VideoFeatures
@@ -24,7 +25,6 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
 
 logger = logging.getLogger("eval_fvd")
-SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 ENOUGH = 400  # windows: the width of the features
 Faces = Callable[[Path], Iterable[FaceChunk]]
 
@@ -44,17 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", help="cuda, cuda:N, mps or cpu (default: the best there is)")
     add("--output", type=Path, help="JSON with the figure, its settings and the windows of each clip")
     return parser
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """Videos beneath a folder, sorted, hidden ones left out. Raises UserError when there are none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give one of videos")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not visible:
-        raise UserError(f"{folder}: holds no videos ({', '.join(sorted(SUFFIXES))})")
-    return visible
 
 
 def aligned_faces(path: Path) -> PairedFaces:

@@ -16,11 +16,12 @@ from typing import TextIO
 
 import numpy as np
 
+from eval.messages import one_line
+from eval.videos import find_videos
 from latentsync.metrics.clip_sync import SCORERS, ClipSync, ClipSyncScorer, open_sync_scorer
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".ts"}
 COLUMNS = ("video", "face", "scorer", "offset", "confidence", "min_distance", "start_frame", "frames", "error")
 WINDOW_COLUMNS = ("video", "face", "frame", "confidence")
 
@@ -56,16 +57,6 @@ class Row:
         sync = self.sync
         numbers = (f"{sync.confidence:.4f}", f"{sync.min_distance:.4f}", sync.start, sync.frames)
         return [self.video, self.face, sync.scorer, sync.offset, *numbers, ""]
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """Videos below a folder, sorted; links that lead in circles are not followed. Raises UserError for none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give one with videos, or a single file as --video_path")
-    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    if not videos:
-        raise UserError(f"{folder}: no videos in it (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
-    return videos
 
 
 def score_all(scorer: ClipSyncScorer, videos: list[Path]) -> Iterator[Row]:
@@ -120,7 +111,7 @@ def run(args: argparse.Namespace) -> bool:
     for row in score_all(scorer, videos):
         rows.append(row)
         shown = row.error or f"offset {row.sync.offset:+d}, confidence {row.sync.confidence:.3f}"
-        print(f"{row.video} face {row.face}: {shown}".replace("\n", "\\n"), flush=True)
+        print(one_line(f"{row.video} face {row.face}: {shown}"), flush=True)
     if args.output:
         write_table(args.output, COLUMNS, (row.cells() for row in rows))
     if args.windows_output:
@@ -136,8 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return 0 if run(args) else 1
     except UserError as error:
-        line = str(error).replace("\n", "\\n")
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
 
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from eval.messages import one_line
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.syncnet_parts import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         values = evaluate(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     for name, value in values.items():
         print(f"{name}: {value:.6f}")

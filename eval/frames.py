@@ -127,7 +127,7 @@ def with_voice(video: Path, wave: np.ndarray, folder: Path) -> Iterator[Path]:
             pictures = container.add_stream_from_template(stream)
             sound = container.add_stream("pcm_f32le", rate=SAMPLE_RATE, layout="mono")
             for packet in source.demux(stream):
-                if packet.dts is not None:
+                if packet.size:  # the last one only flushes; Matroska's first ones may lack a decoding time
                     packet.stream = pictures
                     container.mux(packet)
             for start in range(0, len(wave), SAMPLE_RATE):

@@ -31,6 +31,7 @@ logger = logging.getLogger("inference_videos")
 
 DONE, KEPT, FAILED = "done", "kept", "failed"
 EDGE = 1 << 20  # bytes at either end of a weights file that tell it from another
+WEIGHTS_SUFFIXES = (".json", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,20 @@ class BatchInference:
 
 
 def weights_fingerprint(model: str) -> str:
-    """Tells one UNet file of a model from another without reading gigabytes. Raises UserError as `resolve`."""
+    """Tells the files of a model from others without reading gigabytes. Raises UserError as `resolve`."""
     import hashlib
 
-    path = resolve(model).unet
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(EDGE))
+    found = resolve(model)
+    vae = (path for path in found.vae.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
+    digest = hashlib.sha256()
+    for path in (found.unet, found.whisper, found.unet_config, found.scheduler_config, *sorted(vae)):
         size = path.stat().st_size
-        file.seek(max(0, size - EDGE))
-        digest.update(file.read())
-    return f"{size}-{digest.hexdigest()[:16]}"
+        digest.update(size.to_bytes(8))
+        with path.open("rb") as file:
+            digest.update(file.read(EDGE))
+            file.seek(max(0, size - EDGE))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

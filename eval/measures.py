@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentsync.data.cache import file_digest
 from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
 from latentsync.metrics.fvd import I3D, STRIDE, VideoFeatures
 from latentsync.metrics.landmarks import FaceMesh
@@ -15,9 +16,9 @@ from latentsync.models.face_embedding import RECOGNITION, FaceEmbedder
 from latentsync.models.inception import CHECKPOINT as INCEPTION
 from latentsync.models.inception import FIDInception
 from latentsync.models.perceptual import LPIPS, VGG16
-from latentsync.utils.registry import AUXILIARY, PROJECT_ROOT
+from latentsync.utils.registry import PROJECT_ROOT
 
-VERSION = 1  # of the measuring code: a change makes every value measured before void
+VERSION = 2  # of the measuring code: a change makes every value measured before void
 HIGH, LOW, ONE, ZERO = "higher is better", "lower is better", "best at 1", "best at 0"
 
 
@@ -128,8 +129,8 @@ class Tools:
 
     def identity(self) -> dict[str, Any]:
         """All that a value depends on but the files it is of: part of the name under which it is kept."""
-        present = [path for path in (VGG16, RECOGNITION, INCEPTION, I3D, *_sync_files()) if path.is_file()]
-        weights = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in present}
+        present = [path for path in (VGG16, RECOGNITION, INCEPTION, I3D) if path.is_file()]
+        weights = {_short(path): file_digest(path) for path in (*present, *self.sync.files)}
         return {"version": VERSION, **asdict(self.settings), "scorer": self.sync.name, "weights": weights}
 
     def close(self) -> None:
@@ -153,8 +154,3 @@ def _missing(settings: MeasureSettings) -> dict[str, str]:
 
 def _short(path: Path) -> str:
     return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else str(path)
-
-
-def _sync_files() -> list[Path]:
-    embedded = INCEPTION.parent.parent / "embedded" / "syncnet.safetensors"
-    return [embedded, *(path for file in AUXILIARY[:2] if (path := file.find()) is not None)]

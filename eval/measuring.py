@@ -178,7 +178,10 @@ def _score(result: Path, wave: np.ndarray | None, tools: Tools, folder: Path):
     if wave is None:
         return tools.sync.score_video(result)[0]
     with with_voice(result, wave, folder) as voiced:
-        return tools.sync.score_video(voiced)[0]
+        try:
+            return tools.sync.score_video(voiced)[0]
+        except UserError as error:
+            raise UserError(str(error).replace(str(voiced), str(result))) from error
 
 
 def _own_sound(video: Path) -> np.ndarray | None:

@@ -18,7 +18,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from eval.eval_sync_conf import find_videos
+from eval.messages import one_line
+from eval.videos import find_videos
 from latentsync.faces.factory import create_detector
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import VideoInfo, probe_video
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> str:
         try:
             found += measure(scorer, video, args.min_face, args.max_offset)
         except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"left out: {one_line(error)}", file=sys.stderr)
     if not found:
         raise UserError(f"{args.videos_dir}: no clip counts, see above")
 
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(run(args))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
 
         summary = process(options, settings, show)
     if args.report:
-        write_report(options.output_dir, summary.rows, options.input_dir)
+        write_report(options.output_dir, summary.rows, options.input_dir, settings)
     print(f"{summary.kept} clips kept; {summary.processed} sources worked on, {summary.resumed} done before")
     for step, count in summary.dropped.most_common():
         print(f"dropped by {step}: {count}")

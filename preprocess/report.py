@@ -1,6 +1,7 @@
 """report.html: how many were kept, why others were not, how the figures spread, what it looks like. One file."""
 
 import base64
+import dataclasses
 import html
 import logging
 import os
@@ -15,21 +16,24 @@ import numpy as np
 
 from latentsync.media.paths import file_url
 from latentsync.utils.errors import UserError
+from preprocess.settings import ProcessSettings
 from preprocess.storage import open_storage
 from preprocess.storages.base import Storage
 
 logger = logging.getLogger(__name__)
 REPORT = "report.html"
+REASONS = 5  # of each step that are told
 EXAMPLES = 18  # pictures of kept clips, and as many of dropped ones
 SIDE = 128  # pixels of a picture
 BINS = 24
 WIDTH, HEIGHT = 300, 120  # of a histogram
+# Column, what it is, and the column that says what measured it.
 HISTOGRAMS = (
-    ("seconds", "duration of clips (s)"),
-    ("face_size", "width of the face (pixels of the source)"),
-    ("offset", "offset (frames that the sound was early)"),
-    ("confidence", "sync confidence"),
-    ("quality", "quality"),
+    ("seconds", "duration of clips (s)", ""),
+    ("face_size", "width of the face (pixels of the source)", ""),
+    ("offset", "offset (frames that the sound was early)", "sync_scorer"),
+    ("confidence", "sync confidence", "sync_scorer"),
+    ("quality", "quality", "quality_measure"),
 )
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#222}
@@ -41,11 +45,13 @@ svg text{font:11px system-ui,sans-serif;fill:#555}
 """
 
 
-def write_report(output_dir: str | os.PathLike, rows: list[dict], input_dir: str | os.PathLike) -> str:
+def write_report(
+    output_dir: str | os.PathLike, rows: list[dict], input_dir: str | os.PathLike, settings: ProcessSettings
+) -> str:
     """Write report.html into the output folder; returns its place.
 
-    rows: of manifest.csv. Pictures of kept clips are read from these, of dropped ones from their sources; one that
-    cannot be read is left out.
+    rows: of manifest.csv, made with `settings`. Pictures of kept clips are read from these, of dropped ones from their
+    sources; one that cannot be read is left out.
 
     Raises:
         UserError: it cannot be written.
@@ -59,8 +65,9 @@ def write_report(output_dir: str | os.PathLike, rows: list[dict], input_dir: str
         _totals(rows, kept),
         "<h2>Why others were left out</h2>" + _drops(rows),
         "<h2>Figures</h2>" + _histograms(clips),
-        "<h2>Kept</h2>" + _examples(kept, output, "clip", output_dir),
-        "<h2>Left out</h2>" + _examples(dropped, source, "source", output_dir),
+        "<h2>Kept</h2>" + _examples(kept, output, "clip"),
+        "<h2>Left out</h2>" + _examples(dropped, source, "source"),
+        "<h2>Settings</h2>" + _settings(settings),
     ]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Data processing</title><style>{STYLE}</style>'
     output.write_text(REPORT, head + "\n".join(parts) + "</html>\n")
@@ -80,29 +87,40 @@ def _totals(rows: list[dict], kept: list[dict]) -> str:
 
 
 def _drops(rows: list[dict]) -> str:
-    counts = Counter((row["kind"], row["step"]) for row in rows if row["status"] == "dropped")
-    if not counts:
-        return "<p>Nothing was.</p>"
-    example = {(row["kind"], row["step"]): row["reason"] for row in reversed(rows) if row["status"] == "dropped"}
+    reasons: dict[tuple, Counter] = {}
+    for row in rows:
+        if row["status"] == "dropped":
+            reasons.setdefault((row["kind"], row["step"]), Counter())[str(row["reason"])] += 1
     lines = [
-        f'<tr><td>{_text(step)}</td><td>{kind}</td><td class="n">{count}</td><td>{_text(example[kind, step])}</td></tr>'
-        for (kind, step), count in counts.most_common()
+        f'<tr><td>{_text(step)}</td><td>{kind}</td><td class="n">{sum(found.values())}</td><td>{_most_common(found)}'
+        "</td></tr>"
+        for (kind, step), found in sorted(reasons.items(), key=lambda item: -sum(item[1].values()))
     ]
-    return f"<table><tr><th>step</th><th>what</th><th>number</th><th>for example</th></tr>{''.join(lines)}</table>"
+    if not lines:
+        return "<p>Nothing was.</p>"
+    return f"<table><tr><th>step</th><th>what</th><th>number</th><th>why</th></tr>{''.join(lines)}</table>"
+
+
+def _most_common(reasons: Counter) -> str:
+    shown = [f"{count} × {_text(reason)}" for reason, count in reasons.most_common(REASONS)]
+    others = sum(reasons.values()) - sum(count for _, count in reasons.most_common(REASONS))
+    return "<br>".join([*shown, *([f"{others} others"] if others else [])])
 
 
 def _histograms(clips: list[dict]) -> str:
     charts = []
-    for name, title in HISTOGRAMS:
-        values = [(float(row[name]), row["status"] == "kept") for row in clips if row.get(name) not in (None, "")]
-        if values:
-            charts.append(f"<div>{_text(title)}<br>{histogram(values)}</div>")
+    for name, title, measured_by in HISTOGRAMS:
+        having = [row for row in clips if row.get(name) not in (None, "")]
+        if having:
+            by = ", ".join(sorted({str(row[measured_by]) for row in having})) if measured_by else ""
+            values = [(float(row[name]), row["status"] == "kept") for row in having]
+            charts.append(f"<div>{_text(title)}{_text(f', by {by}') if by else ''}<br>{histogram(values)}</div>")
     legend = '<p><span style="color:#2a7">■</span> kept <span style="color:#c76">■</span> left out</p>'
     return f'{legend}<div class="row">{"".join(charts)}</div>'
 
 
 def histogram(values: list[tuple[float, bool]]) -> str:
-    """SVG of stacked bars: (value, kept) pairs."""
+    """SVG of stacked bars: (value, kept) pairs. Below them the ends of the range, above them the highest count."""
     numbers = np.array([value for value, _ in values])
     low, high = float(numbers.min()), float(numbers.max())
     if low == high:
@@ -110,7 +128,8 @@ def histogram(values: list[tuple[float, bool]]) -> str:
     flags = np.array([kept for _, kept in values])
     edges = np.linspace(low, high, BINS + 1)
     kept, lost = (np.histogram(numbers[chosen], edges)[0] for chosen in (flags, ~flags))
-    scale = (HEIGHT - 20) / max((kept + lost).max(), 1)
+    most = int((kept + lost).max())
+    scale = (HEIGHT - 40) / most
     width = WIDTH / BINS
     bars = []
     for index, (good, bad) in enumerate(zip(kept, lost, strict=True)):
@@ -121,11 +140,21 @@ def histogram(values: list[tuple[float, bool]]) -> str:
     ends = (
         f'<text x="0" y="{HEIGHT - 5}">{low:.3g}</text>'
         f'<text x="{WIDTH}" y="{HEIGHT - 5}" text-anchor="end">{high:.3g}</text>'
+        f'<text x="0" y="12">at most {most} clips a bar</text>'
     )
     return f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{"".join(bars)}{ends}</svg>'
 
 
-def _examples(rows: list[dict], storage: Storage, column: str, output_dir: str | os.PathLike) -> str:
+def _settings(settings: ProcessSettings) -> str:
+    shown = dataclasses.asdict(settings) | {"steps": ", ".join(settings.steps)}
+    lines = [
+        f"<tr><td>{name}</td><td>{_text('default' if value is None else value)}</td></tr>"
+        for name, value in shown.items()
+    ]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _examples(rows: list[dict], storage: Storage, column: str) -> str:
     """Pictures spread over the rows, with what is to say about them."""
     if not rows:
         return "<p>None.</p>"
@@ -141,7 +170,7 @@ def _examples(rows: list[dict], storage: Storage, column: str, output_dir: str |
 
 
 def _said(row: dict) -> str:
-    names = [name for name, _ in HISTOGRAMS if row.get(name) not in (None, "")]
+    names = [name for name, *_ in HISTOGRAMS if row.get(name) not in (None, "")]
     return ", ".join(f"{name} {float(row[name]):.3g}" for name in names)
 
 

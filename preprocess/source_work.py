@@ -23,7 +23,7 @@ from preprocess.steps.sync import sync
 from preprocess.storage import open_storage
 from preprocess.storages.base import FileStamp, Storage
 from preprocess.tools import Tools
-from preprocess.write import FrameWriter, OutputError, write_faces
+from preprocess.write import FrameWriter, OutputError, output_errors, write_faces
 from tools.write_fileslist import compile_pattern, match_person
 
 CLIPS = "clips"
@@ -176,7 +176,8 @@ class _SourceWork:
 
     @contextmanager
     def _scratch_file(self) -> Iterator[Path]:
-        self.job.scratch.mkdir(parents=True, exist_ok=True)
+        with output_errors(self.job.scratch):
+            self.job.scratch.mkdir(parents=True, exist_ok=True)
         path = self.job.scratch / f"{uuid.uuid4().hex}.mp4"
         try:
             yield path

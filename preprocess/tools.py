@@ -1,5 +1,6 @@
 """The networks that the steps look through, opened when they are first needed, once a process."""
 
+from latentsync.data.cache import file_digest
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
 from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
@@ -57,12 +58,12 @@ class Tools:
         return self._quality
 
     def names(self) -> dict[str, str]:
-        """What "auto" stands for here, for the steps that run."""
+        """What "auto" stands for here, for the steps that run; of a sync scorer its weights too, which may change."""
         names = {}
         if self._settings.runs("faces"):
             names["detector"] = type(self.detector).__name__
         if self._settings.runs("sync"):
-            names["sync_scorer"] = self.scorer.name
+            names["sync_scorer"] = " ".join([self.scorer.name, *map(file_digest, self.scorer.files)])
         if self._settings.runs("quality"):
             names["quality_measure"] = self.quality.name
         return names

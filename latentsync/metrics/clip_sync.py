@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 
+from latentsync.data.clips import to_pixel_values
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
 from latentsync.faces.s3fd import S3FD
@@ -28,11 +29,20 @@ from latentsync.metrics.face_tracks import MIN_FACE, MIN_FRAMES, FaceTrack, crop
 from latentsync.metrics.published_sync import PublishedScore, score_faces
 from latentsync.metrics.sync import SyncScorer, offset_score
 from latentsync.models.syncnet_v2 import FACE_SIZE, WINDOW_FRAMES, SyncNetV2
-from latentsync.models.vae import LatentCodec
+from latentsync.models.syncnets import SYNCNET_SCHEMAS
+from latentsync.models.vae import WEIGHTS_NAMES, LatentCodec
 from latentsync.pipelines.face_stream import DETECTION_SIDE, FaceAligner, face_runs, tracked_frames
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import AUXILIARY, CHECKPOINTS_DIR, DOWNLOAD_COMMAND, PROJECT_ROOT, resolve
+from latentsync.utils.registry import (
+    AUXILIARY,
+    CHECKPOINTS_DIR,
+    DOWNLOAD_COMMAND,
+    EMBEDDED_SYNCNET,
+    PROJECT_ROOT,
+    resolve,
+)
+from latentsync.utils.syncnet_config import load_syncnet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)
@@ -66,9 +76,11 @@ class ClipSync:
 
 
 class ClipSyncScorer(Protocol):
-    """What a scorer offers. `min_frames`: the shortest clip it takes; `default_threshold`: confidence of good clips."""
+    """What a scorer offers. `min_frames`: the shortest clip it takes; `default_threshold`: confidence of good clips;
+    `files`: the weights and configs that its scores depend on."""
 
     name: str
+    files: tuple[Path, ...]
     min_frames: int
     default_threshold: float
 
@@ -118,6 +130,7 @@ class PublishedScorer:
         self.net = SyncNetV2.from_pretrained(model_path).to(device)
         self.s3fd = S3FD.from_pretrained(s3fd_path).to(device) if s3fd_path else None
         self.name = "syncnet_v2" if s3fd_path else "syncnet_v2 (MediaPipe faces)"
+        self.files = tuple(Path(path) for path in (model_path, s3fd_path) if path)
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
         """The whole aligned face takes the place of the crop around a track: both hold the face from brow to chin."""
@@ -167,17 +180,21 @@ class EmbeddedScorer:
     default_threshold = EMBEDDED_THRESHOLD
 
     def __init__(self, device: str = "cpu"):
-        model = resolve("embedded")
-        weights = CHECKPOINTS_DIR / "embedded" / "syncnet.safetensors"
-        codec = LatentCodec.from_pretrained(model.vae).to(device)
-        codec.vae.encoder.to(memory_format=torch.channels_last)  # a third faster on a CPU, and most of the time
-        self.scorer = SyncScorer.from_pretrained(
-            EMBEDDED_CONFIG, weights, codec, Audio2Feature(model.whisper, device), device
-        )
+        model, weights = resolve("embedded"), CHECKPOINTS_DIR / EMBEDDED_SYNCNET.path
+        data = load_syncnet_config(EMBEDDED_CONFIG, *SYNCNET_SCHEMAS).data
+        self.files: tuple[Path, ...] = (EMBEDDED_CONFIG, weights)
+        codec = audio = None
+        if data.latent_space:
+            codec = LatentCodec.from_pretrained(model.vae).to(device)
+            self.files += (model.vae / WEIGHTS_NAMES[0],)
+        if data.audio_features == "whisper":
+            audio = Audio2Feature(model.whisper, device)
+            self.files += (model.whisper,)
+        self.scorer = SyncScorer.from_pretrained(EMBEDDED_CONFIG, weights, codec, audio, device)
         self.min_frames = self.scorer.shortest_clip
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
-        pixels = torch.from_numpy(np.ascontiguousarray(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = to_pixel_values(faces)
         vision, audio = self.scorer.embed(pixels, wave)
         score = offset_score(vision, audio)
         near = torch.cdist(vision.double(), audio.double()).numpy()

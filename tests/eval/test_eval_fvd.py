@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval import frames
-from eval.eval_fvd import features_of, find_videos, main
+from eval.eval_fvd import features_of, main
 from eval.frames import FaceChunk
 from latentsync.metrics.fvd import VideoFeatures
 from latentsync.utils.errors import UserError
@@ -65,13 +65,7 @@ def test_two_folders(i3d, tmp_path, monkeypatch, detector, capsys):
 
 
 def test_what_is_wrong_is_told(i3d, tmp_path, capsys):
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / ".hidden" / "a.mp4").touch()
-    (tmp_path / "loop").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="holds no videos"):
-        find_videos(tmp_path)
     (tmp_path / "a.mp4").touch()
-    assert find_videos(tmp_path) == [tmp_path / "a.mp4"]
     words = ["--real_videos_dir", str(tmp_path), "--fake_videos_dir", str(tmp_path)]
     assert main([*words, "--i3d_path", str(tmp_path / "none.pt")]) == 1
     assert "the I3D network of FVD is not there" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from eval import frames
 from eval.frames import PairedFaces, rescaled, with_voice
 from latentsync.media.audio import load_audio
+from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import pingpong_index
 from latentsync.utils.errors import UserError
-from tests.media.synthetic import tone, write_clip
+from tests.media.synthetic import numbers_of, tone, write_clip
 from tests.pipelines.scenes import clip, picture
 
 
@@ -80,6 +82,14 @@ def test_a_video_gets_the_samples_that_drove_it(tmp_path, rotation):
         before, after = probe_video(video), probe_video(voiced)
         assert (after.width, after.height, after.fps) == (before.width, before.height, before.fps)
     assert not voiced.exists()
+
+
+def test_a_matroska_result_keeps_all_its_pictures(tmp_path):
+    """Where frames are predicted from later ones, its first packets have no decoding time."""
+    video = write_clip(tmp_path / "v.mkv", 30, options={"crf": "12", "preset": "fast", "bf": "2", "b-adapt": "0"})
+    with with_voice(video, tone(16000, 1.2), tmp_path) as voiced, av.open(str(voiced)) as container:
+        frames = [VideoFrame.from_rgb(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert numbers_of(frames) == list(range(30))
 
 
 def test_a_short_voice_and_a_file_that_is_no_video(tmp_path):

@@ -4,6 +4,7 @@ import csv
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -150,15 +151,19 @@ def test_the_real_pipeline_on_a_tiny_model(media, tiny_files, shared_detector, t
 
 
 def test_weights_are_told_apart(tmp_path, monkeypatch):
-    class Files:
-        unet = tmp_path / "unet.pt"
-
-    monkeypatch.setattr(inference_videos, "resolve", lambda name: Files)
-    found = set()
-    for content in (b"a", b"b", b"a" * (1 << 21), b"a" * ((1 << 21) - 1) + b"b"):
-        Files.unet.write_bytes(content)
-        found.add(inference_videos.weights_fingerprint("embedded"))
-    assert len(found) == 4
+    (tmp_path / "vae").mkdir()
+    parts = ("unet", "whisper", "unet_config", "scheduler_config")
+    paths = {name: tmp_path / name for name in parts} | {"weights": tmp_path / "vae" / "weights.safetensors"}
+    for path in paths.values():
+        path.write_bytes(b"a")
+    files = SimpleNamespace(vae=tmp_path / "vae", **{name: paths[name] for name in parts})
+    monkeypatch.setattr(inference_videos, "resolve", lambda name: files)
+    found = {inference_videos.weights_fingerprint("embedded")}
+    for path in paths.values():
+        for content in (b"b", b"a" * (1 << 21), b"a" * ((1 << 21) - 1) + b"b"):
+            path.write_bytes(content)
+            found.add(inference_videos.weights_fingerprint("embedded"))
+    assert len(found) == 1 + 3 * len(paths)
     with pytest.raises(UserError):
         monkeypatch.undo()
         inference_videos.weights_fingerprint("unheard")

@@ -22,7 +22,7 @@ from tests.pipelines.scenes import clip, picture
 class Told:
     """Sync by the file's sound: scoring itself is tested elsewhere."""
 
-    name, min_frames = "told", 4
+    name, min_frames, files = "told", 4, ()
 
     def score_video(self, path: Path) -> list[ClipSync]:
         wave = measuring.load_audio(path, 16000)

@@ -37,7 +37,7 @@ def test_which_scorer_is_opened(published_path, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="choose one of auto, syncnet_v2, embedded"):
         open_sync_scorer("lse")
     scorer = open_sync_scorer("auto", model_path=published_path, checkpoints=tmp_path)
-    assert scorer.name == "syncnet_v2 (MediaPipe faces)"
+    assert scorer.name == "syncnet_v2 (MediaPipe faces)" and scorer.files == (published_path,)
 
 
 def test_offsets_of_the_embedded_scorer_have_the_published_sign(monkeypatch):

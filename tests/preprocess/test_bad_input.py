@@ -102,6 +102,15 @@ def test_an_output_that_is_read_only(tmp_path):
         process(RunOptions(folder, "/sys/latentsync"), FAST)
 
 
+def test_a_folder_for_unfinished_files_that_cannot_be_made(here, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_clip(folder / "a.mp4", 20, tone_seconds=0.8)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/latentsync-preprocess-.* cannot be written .*choose another place"):
+        process(RunOptions(folder, tmp_path / "out", temp_dir=tmp_path / "file"), FAST)
+
+
 @contextmanager
 def small_files_only(size: int) -> Iterator[None]:
     """No file of this process may grow beyond `size` bytes: the disk is full in the middle of one."""

@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,6 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
+from latentsync.media.audio import load_audio
+from latentsync.media.frame import VideoFrame
 from latentsync.utils.errors import UserError
 from preprocess import source_work
 from preprocess.data_processing_pipeline import build_parser, main, settings_of
@@ -21,7 +25,7 @@ from preprocess.settings import ProcessSettings
 from preprocess.source_work import Job, person_of, process_source
 from preprocess.storages.base import FileStamp
 from preprocess.tools import Tools
-from tests.media.synthetic import write_clip
+from tests.media.synthetic import click_track, numbered_rgb, numbers_of, onsets, tone, write_clip, write_frames
 from tests.pipelines.scenes import clip, picture
 
 FAST = ProcessSettings(steps=(), min_seconds=0.2, segment_seconds=0.8)
@@ -87,14 +91,43 @@ def test_segments_are_cut_to_the_frame_and_the_sample(here, sources, tmp_path):
     process(RunOptions(sources, tmp_path / "out"), FAST)
     second = next(path for path in sorted((tmp_path / "out").rglob("*.mp4")) if path.stem.endswith("_0001"))
     with av.open(str(second)) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    with av.open(str(second)) as container:
         samples = sum(frame.samples for frame in container.decode(audio=0))
-    from latentsync.media.frame import VideoFrame
-    from tests.media.synthetic import numbers_of
-
-    assert numbers_of(VideoFrame.from_rgb(frame) for frame in frames) == list(range(20, 40))
+    assert numbers_of(_frames(second)) == list(range(20, 40))
     assert samples == 20 * 640
+
+
+def test_a_phones_recording_becomes_even_frames_in_step_with_the_chosen_sound(here, tmp_path):
+    """Lying on its side, frames at uneven times, two sound tracks."""
+    lying = [np.rot90(numbered_rgb(number)) for number in range(60)]
+    stamps = [20 * number + number % 3 * 3 for number in range(60)]
+    options = {"crf": "12", "preset": "ultrafast", "bf": "0"}
+    video = write_clip(
+        tmp_path / "video.mov", 60, fps=50, stamps=stamps, time_base=Fraction(1, 1000), size=(48, 64),
+        pictures=lying, rotation=-90, options=options,
+    )  # fmt: skip
+    (tmp_path / "in").mkdir()
+    with av.open(str(video)) as source, av.open(str(tmp_path / "in" / "phone.mov"), "w") as container:
+        pictures = container.add_stream_from_template(source.streams.video[0])
+        tracks = [container.add_stream("pcm_s16le", rate=16000, layout="mono") for _ in range(2)]
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = pictures
+                container.mux(packet)
+        for track, samples in zip(tracks, (tone(16000, 1.2), click_track(16000, 1.2, [0.5, 0.9])), strict=True):
+            write_frames(container, track, samples[None], 16000, "mono")
+    assert process(RunOptions(tmp_path / "in", tmp_path / "out"), replace(FAST, audio_track=1)).kept == 2
+    row = rows_of(tmp_path / "out")[0]
+    assert (row["width"], row["height"], row["variable_fps"], row["rotation"] != "0") == ("64", "48", "1", True)
+    clips = sorted((tmp_path / "out" / "clips").rglob("*.mp4"))
+    shown = [number for path in clips for number in numbers_of(_frames(path))]
+    assert shown == list(range(0, 60, 2))
+    heard = [onsets(load_audio(path, 16000), 16000) for path in clips]
+    assert heard == [[pytest.approx(0.5, abs=0.002)], [pytest.approx(0.1, abs=0.002)]]
+
+
+def _frames(path: Path) -> list[VideoFrame]:
+    with av.open(str(path)) as container:
+        return [VideoFrame.from_rgb(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
 
 def test_shots_are_not_mixed(here, tmp_path):
@@ -267,6 +300,7 @@ def test_the_command(here, sources, tmp_path, capsys):
     assert len((tmp_path / "out" / "train.txt").read_text().splitlines()) == 2
     page = (tmp_path / "out" / "report.html").read_text()
     assert "3 of 4 clips kept" in page and page.count("data:image/jpeg") == 4 and "<script" not in page
+    assert "at most 2 clips a bar" in page and "<td>segment_seconds</td><td>0.8</td>" in page
     assert main(["--input_dir", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err
     assert main([*words, "--steps", "sync"]) == 1

@@ -16,6 +16,7 @@ from preprocess.clip import Clip
 from preprocess.settings import ProcessSettings
 from preprocess.steps.quality import quality
 from preprocess.steps.sync import shift_sound, sync
+from preprocess.tools import Tools
 from tests.pipelines.scenes import head
 
 SETTINGS = ProcessSettings(min_seconds=0.4)
@@ -107,3 +108,14 @@ def test_which_measure_is_opened(tmp_path):
 @pytest.mark.parametrize("shape", [(300, 400, 3), (128, 128, 3), (224, 224, 3)])
 def test_centre_crop(shape):
     assert centre_crop(np.zeros(shape, np.uint8), 224).shape == (224, 224, 3)
+
+
+def test_other_weights_of_the_scorer_are_other_tools(tmp_path):
+    weights = tmp_path / "syncnet.safetensors"
+    tools = Tools(ProcessSettings(steps=("faces", "sync")))
+    tools._detector, tools._scorer = SimpleNamespace(), SimpleNamespace(name="told", files=(weights,))
+    names = []
+    for content in (b"a", b"b"):
+        weights.write_bytes(content)
+        names.append(tools.names())
+    assert names[0] != names[1] and names[0]["sync_scorer"].startswith("told ")
