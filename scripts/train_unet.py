@@ -16,7 +16,7 @@ import torch
 from latentsync.loading import load_scheduler
 from latentsync.metrics.sync import SyncScorer
 from latentsync.metrics.validation import VideoSyncScorer
-from latentsync.models.syncnet_config import StableSyncNetConfig
+from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.training.loop import run_training
@@ -75,7 +75,7 @@ def make_scorer(config: UNetFileConfig, parts: FrozenParts) -> VideoSyncScorer |
     if not (config.run.validate and config.data.val_video_path and config.data.syncnet_config_path):
         return None
     path = project_path(config.data.syncnet_config_path)
-    weights = load_syncnet_config(path, StableSyncNetConfig).ckpt.inference_ckpt_path
+    weights = load_syncnet_config(path, *SYNCNET_SCHEMAS).ckpt.inference_ckpt_path
     if not weights or not project_path(weights).is_file():
         logger.info("validation videos get no sync confidence: %s names no trained weights", path)
         return None

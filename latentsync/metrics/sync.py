@@ -1,4 +1,4 @@
-"""Do lips and voice belong together: scores of a StableSyncNet over a clip.
+"""Do lips and voice belong together: scores of a SyncNet over a clip.
 
 Legend: T frames of a clip, F frames of a window, W windows, D width of the embeddings, R pixels.
 The measures are those of Chung & Zisserman, "Out of time" (2016), on unit vectors.
@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync.data.syncnet_mel import mel_window, syncnet_mel
-from latentsync.models.stable_syncnet import StableSyncNet
-from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.syncnet_input import ROWS_PER_FRAME, AudioFeatures, audio_input, visual_input, whisper_rows
+from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
@@ -94,10 +93,10 @@ def preference(vision: Tensor, audio: Tensor, gap: int = NEGATIVE_GAP) -> Tensor
 
 
 class SyncScorer:
-    """Embeds the windows of a clip with a StableSyncNet, as it was trained.
+    """Embeds the windows of a clip with a SyncNet, as it was trained.
 
     Args:
-        net: StableSyncNet, or another with its `embed_images` and `embed_audio`: (B, C, H, W) -> unit vectors (B, D).
+        net: one of `latentsync.models.syncnets`: `embed_images` and `embed_audio`, (B, C, H, W) -> unit vectors (B, D).
         num_frames: F.
         resolution: side of the faces that `net` was trained with; others are resized.
         lower_half: `net` sees the lower half of the face (or of its latents).
@@ -151,13 +150,13 @@ class SyncScorer:
         audio: Audio2Feature | None = None,
         device: str | torch.device = "cpu",
     ) -> "SyncScorer":
-        """A StableSyncNet from its config and checkpoint; `codec` and `audio` as the class takes them.
+        """A SyncNet from its config and checkpoint; `codec` and `audio` as the class takes them.
 
         Raises:
             UserError: a file is missing or damaged, the two do not fit, or codec or audio do not fit the network.
         """
-        config = load_syncnet_config(config_path, StableSyncNetConfig)
-        net = load_into(lambda: StableSyncNet(config.model), load_checkpoint(ckpt_path), exact=True)
+        config = load_syncnet_config(config_path, *SYNCNET_SCHEMAS)
+        net = load_into(lambda: make_syncnet(config.model), load_checkpoint(ckpt_path), exact=True)
         return cls.from_config(net.to(device), config.data, codec, audio)
 
     @classmethod

@@ -2,15 +2,18 @@
 
 from torch import nn
 
+from latentsync.models.framewise_syncnet import FramewiseSyncNet, FramewiseSyncNetConfig
 from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.wav2lip_syncnet import Wav2LipSyncNet, Wav2LipSyncNetConfig
 
-SyncNetConfig = StableSyncNetConfig | Wav2LipSyncNetConfig
+SyncNetConfig = StableSyncNetConfig | FramewiseSyncNetConfig | Wav2LipSyncNetConfig
 # The first is meant where a config names no architecture.
-SYNCNET_SCHEMAS = (StableSyncNetConfig, Wav2LipSyncNetConfig)
+SYNCNET_SCHEMAS = (StableSyncNetConfig, FramewiseSyncNetConfig, Wav2LipSyncNetConfig)
 
 
 def make_syncnet(config: SyncNetConfig) -> nn.Module:
     """A new network; all have `forward(image_sequences, audio_sequences)`, `embed_images` and `embed_audio`."""
+    if isinstance(config, FramewiseSyncNetConfig):
+        return FramewiseSyncNet(config)
     return Wav2LipSyncNet(config) if isinstance(config, Wav2LipSyncNetConfig) else StableSyncNet(config)

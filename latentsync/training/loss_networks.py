@@ -7,8 +7,7 @@ from torch import nn
 
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.perceptual import LPIPS
-from latentsync.models.stable_syncnet import StableSyncNet
-from latentsync.models.syncnet_config import StableSyncNetConfig
+from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.training.decode_region import region_box
 from latentsync.training.extra_losses import TrunkEmbedding
 from latentsync.training.sync_supervision import SyncSupervision
@@ -98,7 +97,7 @@ def load_sync_supervision(config: UNetFileConfig, num_layers: int) -> SyncSuperv
     if not config.data.syncnet_config_path:
         raise UserError(f"data.syncnet_config_path is empty: name the config of a trained SyncNet, or {WITHOUT_SYNC}")
     path = project_path(config.data.syncnet_config_path)
-    syncnet = load_syncnet_config(path, StableSyncNetConfig)
+    syncnet = load_syncnet_config(path, *SYNCNET_SCHEMAS)
     _check_fit(config, syncnet)
     weights = syncnet.ckpt.inference_ckpt_path
     if not weights or not project_path(weights).is_file():
@@ -106,7 +105,7 @@ def load_sync_supervision(config: UNetFileConfig, num_layers: int) -> SyncSuperv
             f"{path}: ckpt.inference_ckpt_path {weights!r} is no file: the sync loss needs a trained SyncNet; "
             f"{WITHOUT_SYNC}"
         )
-    net = load_into(lambda: StableSyncNet(syncnet.model), load_checkpoint(project_path(weights)), exact=True)
+    net = load_into(lambda: make_syncnet(syncnet.model), load_checkpoint(project_path(weights)), exact=True)
     return SyncSupervision(
         net,
         num_frames=syncnet.data.num_frames,

@@ -61,7 +61,7 @@ class SyncNetData:
         return SyncNetDataset(
             self._clips(data.train_fileslist, data.train_data_dir, data.recoloured_copies),
             self._sound(),
-            data.num_frames,
+            data.run_frames or data.num_frames,
             self.config.run.seed,
             contrastive=self.config.run.contrastive,
             other_clip_negatives=data.other_clip_negatives,

@@ -51,6 +51,12 @@ def build_syncnet(config: SyncNetFileConfig) -> nn.Module:
     return make_syncnet(config.model)
 
 
+def windows_per_run(config: SyncNetFileConfig) -> int:
+    """How many windows, samples of the contrastive loss, one item of the dataset holds."""
+    beyond = (config.data.run_frames or config.data.num_frames) - config.data.num_frames
+    return beyond // config.model.window_stride + 1 if beyond else 1
+
+
 class SyncNetTask:
     """`latentsync.training.task.Task` of a SyncNet.
 
@@ -83,7 +89,7 @@ class SyncNetTask:
         """Warn of a batch that is known to be too small, and know what a guess costs."""
         batch, run = self.config.data.batch_size * world_size, self.config.run
         if run.contrastive:
-            return PlateauWatch(math.log(batch))
+            return PlateauWatch(math.log(batch * windows_per_run(self.config)))
         warning = explain_small_batch(batch * run.gradient_accumulation_steps)
         if warning:
             logger.warning("%s", warning)
@@ -113,7 +119,7 @@ class SyncNetTask:
                 "accuracy": pair_accuracy(vision.detach(), audio.detach(), y),
             }
         vision, audio = gather_with_gradient(vision), gather_with_gradient(audio)
-        same = self._same_moment(batch)
+        same = self._same_moment(batch, len(vision))
         loss = contrastive_loss(vision, audio, self.config.run.temperature, same)
         return {"loss": loss, "accuracy": _found(vision.detach(), audio.detach(), same)}
 
@@ -131,11 +137,18 @@ class SyncNetTask:
     def _sound(self, samples: Tensor) -> Tensor:
         return audio_input(samples, self.config.data.audio_features)
 
-    def _same_moment(self, batch: Mapping[str, Any]) -> Tensor:
-        """(N, N) bool: windows of one clip less than 6 frames apart, which are not out of sync enough to be told so."""
+    def _same_moment(self, batch: Mapping[str, Any], count: int) -> Tensor:
+        """(N, N) bool: windows of one clip less than 6 frames apart, which are not out of sync enough to be told so.
+
+        count: N, the windows of all processes; of a run that is longer than one, they follow each other.
+        """
         names = [zlib.crc32(path.encode()) for path in batch["video_path"]]
         clips = gather_with_gradient(torch.tensor(names, device=self._device))
         starts = gather_with_gradient(batch["start_idx"])
+        per_run = count // len(starts)
+        if per_run > 1:
+            later = self.config.model.window_stride * torch.arange(per_run, device=starts.device)
+            clips, starts = clips.repeat_interleave(per_run), (starts[:, None] + later).flatten()
         return (clips[:, None] == clips) & ((starts[:, None] - starts).abs() < MIN_SHIFT)
 
     def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:

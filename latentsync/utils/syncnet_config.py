@@ -68,6 +68,8 @@ class SyncNetDataConfig:
     latent_cache_dir: where encoded clips are kept, empty for a folder in train_output_dir; runs may share one.
     balance_people: a person counts with the square root of the clips there are of them, not with their number.
     augment: variations of the clips as they are read, on pixels alone.
+    run_frames: frames of a clip that are shown at once, all windows of which are samples of a contrastive batch; 0 for
+        one window. For framewise_syncnet, which encodes each frame once for all of them.
     windows_per_clip: neighbouring samples of a batch that are taken from one clip; a contrastive batch should hold
         several, since only they tell the moment and not the speaker.
     recoloured_copies: cached clips also come mirrored and recoloured, those of rare people besides the clip itself.
@@ -95,6 +97,7 @@ class SyncNetDataConfig:
     latent_cache_dir: str = ""
     balance_people: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    run_frames: int = 0
     windows_per_clip: int = 1
     recoloured_copies: bool = False
 
@@ -104,6 +107,10 @@ class SyncNetDataConfig:
         require(self.num_workers >= 0, f"num_workers must be at least 0, got {self.num_workers}")
         require(self.resolution % 8 == 0, f"resolution {self.resolution} is not a multiple of 8; use 256")
         require(self.audio_sample_rate == 16000, "audio_sample_rate must be 16000: the models know no other")
+        require(
+            self.run_frames == 0 or self.run_frames >= self.num_frames,
+            f"run_frames must be 0 or at least num_frames ({self.num_frames}), got {self.run_frames}",
+        )
         share = self.other_clip_negatives
         require(0 <= share <= 1, f"other_clip_negatives is a share of 1, from 0 to 1; got {share}")
         require(
@@ -197,6 +204,10 @@ class SyncNetFileConfig(Generic[Model]):
         require(
             not self.run.contrastive or self.data.batch_size >= 2,
             "run.contrastive compares the samples of a batch; data.batch_size must be at least 2",
+        )
+        require(
+            not self.data.run_frames or (self.run.contrastive and self.model.architecture == "framewise_syncnet"),
+            "data.run_frames is for contrastive training of a framewise_syncnet; set it to 0",
         )
         require(
             not self.run.contrastive or self.data.other_clip_negatives == 0,

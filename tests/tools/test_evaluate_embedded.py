@@ -182,10 +182,11 @@ def test_other_face_size_is_refused(clips_dir):
 def test_figures_know_their_targets():
     entry = {"person": "a", "windows": 50, "confidence": 1.0}
     real = [
-        {**entry, "seen": True, "preference": 1.0, "offset": -1},
-        {**entry, "seen": False, "preference": 0.9, "offset": 2},
+        {**entry, "seen": True, "preference": 1.0, "corrected_preference": 1.0, "offset": -1},
+        {**entry, "seen": False, "preference": 0.9, "corrected_preference": 0.95, "offset": 2},
     ]
-    seen, unseen, offset = syncnet_figures(real)
+    seen, _, unseen, corrected, offset = syncnet_figures(real)
+    assert (corrected.value, corrected.verdict) == (pytest.approx(0.95), "")
     assert (seen.verdict, unseen.verdict, offset.value) == ("met", "MISSED", 0.5)
     assert unseen.cells[2:4] == ("90.0 %", ">= 93.0 %")
     values = {"confidence": 0.9, "offset": 1}

@@ -11,16 +11,18 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from latentsync.data.draws import collate
 from latentsync.data.sound import MelReader
 from latentsync.data.syncnet_dataset import MIN_SHIFT
 from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import StableSyncNetConfig
+from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.gradient_cache import GradientCache
 from latentsync.training.loop import run_training
 from latentsync.training.plateau import PlateauWatch, explain_small_batch
 from latentsync.training.sync_loss import contrastive_loss
 from latentsync.training.syncnet_data import JudgedPairs, SyncNetData
-from latentsync.training.syncnet_task import SyncNetTask, judge, train_settings
+from latentsync.training.syncnet_task import SyncNetTask, judge, train_settings, windows_per_run
 from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 from latentsync.utils.syncnet_config import load_syncnet_config
@@ -209,7 +211,70 @@ def test_contrastive_over_two_processes_equals_one(write_config, tmp_path):
 def test_windows_of_the_same_moment_are_no_negatives(write_config):
     task = make_task(write_config(contrastive=True))
     batch = {"video_path": ["a", "a", "a", "b"], "start_idx": torch.tensor([0, 5, 6, 0])}
-    assert task._same_moment(batch).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert task._same_moment(batch, 4).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+
+
+def framewise(audio) -> dict:  # noqa: F811
+    return {
+        "architecture": "framewise_syncnet",
+        "window_stride": 4,
+        "frame_channels": 3,
+        "frame_size": [4, 8],
+        "audio_channels": audio.num_layers * audio.width,
+        "frame_widths": [8, 8, 8],
+        "feature_width": 8,
+        "window_widths": [8, 8],
+        "embedding_width": 16,
+        "dropout": 0.0,
+    }
+
+
+RUNS = {
+    "num_frames": 16,
+    "run_frames": 24,
+    "latent_space": True,
+    "cache_latents": True,
+    "audio_features": "whisper",
+    "batch_size": 2,
+    "balance_people": True,
+}
+
+
+def test_all_windows_of_a_run_are_compared(write_config, audio, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(SyncNetData, "_load_audio", lambda data: audio)
+    monkeypatch.setattr("latentsync.training.syncnet_data.cache_key", lambda *_: "key")
+    path = write_config(model=framewise(audio), data=RUNS, contrastive=True, gradient_cache_chunk=1)
+    config = load_syncnet_config(path, *SYNCNET_SCHEMAS)
+    task = SyncNetTask(config, SyncNetData(config, MeanCodec(), Path(), Path()))
+    assert windows_per_run(config) == 3
+    batch = {"video_path": ["a", "a"], "start_idx": torch.tensor([0, 8])}  # windows from 0, 4, 8 and from 8, 12, 16 on
+    near = task._same_moment(batch, 6).int().tolist()
+    assert near[0] == [1, 1, 0, 0, 0, 0] and near[2] == [0, 1, 1, 1, 1, 0] and near[5] == [0, 0, 0, 0, 1, 1]
+
+    batch = collate([task.dataset()[0], task.dataset()[2]])
+    assert batch["frames"].shape == (2, 24, 3, 4, 8) and batch["audio_samples"].shape[:2] == (2, 48)
+    cuts = [(run, start) for run in range(2) for start in (0, 4, 8)]
+    frames = torch.stack([batch["frames"][run, start : start + 16] for run, start in cuts])
+    sound = torch.stack([batch["audio_samples"][run, 2 * start : 2 * (start + 16)] for run, start in cuts])
+    embeds = task.model.network(task._images(frames), task._sound(sound))
+    expected = contrastive_loss(*embeds, config.run.temperature, task._same_moment(batch, 6))
+    assert task.step(task.model, batch, 0)["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+    run_training(task, train_settings(config))
+    assert (tmp_path / "output/checkpoints/syncnet-2.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("data", "run", "message"),
+    [
+        ({"run_frames": 8}, {"contrastive": True}, "run_frames must be 0 or at least num_frames"),
+        ({}, {"contrastive": False}, "run_frames is for contrastive training of a framewise_syncnet"),
+    ],
+)
+def test_runs_that_make_no_sense_are_refused(write_config, audio, data, run, message):  # noqa: F811
+    path = write_config(model=framewise(audio), data={**RUNS, **data}, **run)
+    with pytest.raises(UserError, match=message):
+        load_syncnet_config(path, *SYNCNET_SCHEMAS)
 
 
 def test_judged_pairs_are_far_enough_off(clips):  # noqa: F811

@@ -18,6 +18,7 @@ from tools.evaluation.clips import FPS, SAMPLE_RATE, HeldOutClip, LoadedClip, Vo
 from tools.evaluation.synthesis import CHUNK, Talker, pingpong
 
 SILENCE_SECONDS = 1.5
+MAX_CORRECTION = 6  # frames; data processing moves the sound of a clip by no more
 Values = dict[str, Any]
 
 
@@ -32,13 +33,21 @@ def to_uint8(faces: Tensor) -> np.ndarray:
 
 
 def measure_syncnet(scorer: SyncScorer, clip: LoadedClip) -> Values:
-    """A real clip as the scorer sees it: how often in-sync windows are preferred, offset, confidence."""
+    """A real clip as the scorer sees it: how often in-sync windows are preferred, offset, confidence.
+
+    corrected_preference is the same with the sound moved by the offset found, if that is at most 6 frames, as data
+    processing would do before training: some recordings are out of sync themselves.
+    """
     vision, audio = scorer.embed(clip.faces, clip.wave)
     shares, score = preference(vision, audio), offset_score(vision, audio)
+    late = score.offset if abs(score.offset) <= MAX_CORRECTION else 0
+    windows = len(vision) - abs(late)
+    corrected = preference(vision[max(-late, 0) :][:windows], audio[max(late, 0) :][:windows])
     return {
         **identity(clip.clip),
         "windows": len(shares),
         "preference": float(shares.mean()),
+        "corrected_preference": float(corrected.mean()),
         "offset": score.offset,
         "confidence": score.confidence,
     }

@@ -1,0 +1,207 @@
+"""A small SyncNet that looks at each frame by itself before it looks at their order.
+
+StableSyncNet stacks the frames of a window along the channels, so its first convolution has to learn anew for each
+place in the window what a mouth looks like. Here one encoder is shared by all frames, and a second one sees how its
+features change. Of a run that is longer than a window every frame is encoded once, whatever number of windows it is in.
+Few clips and few steps are then enough.
+
+Legend: B runs, R frames of a run, F frames of a window, W windows of a run, C channels, H W map, D widths, A values of
+an audio row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentsync.models.syncnet_input import ROWS_PER_FRAME
+from latentsync.utils.schema import SchemaError, require, require_positive
+
+NORM_GROUPS = 8
+FRAME_STRIDES = ((1, 2), (2, 2), (2, 2))  # of a lower half, 8 x 16 cells, to 2 x 2
+STEPS = 3  # a window of frames is halved so often, one of audio rows once more
+
+
+class InputChannels(NamedTuple):
+    """What a config file needs to know of an encoder."""
+
+    in_channels: int
+
+
+@dataclass(frozen=True)
+class FramewiseSyncNetConfig:
+    """`model` section of a config file for this network.
+
+    num_frames: F. window_stride: frames between the windows of a run that is longer than F.
+    frame_channels, frame_size: C and (H, W) of one frame as the network is shown it.
+    audio_channels: A, all Whisper states of a row.
+    frame_widths: of the three blocks that see a frame. feature_width: of what is known of a frame or an audio row.
+    window_widths: of the blocks that see a window, the last one repeated. embedding_width: of the result.
+    """
+
+    num_frames: int = 16
+    window_stride: int = 1
+    frame_channels: int = 16
+    frame_size: tuple[int, int] = (8, 16)
+    audio_channels: int = 1920
+    frame_widths: tuple[int, int, int] = (64, 96, 128)
+    feature_width: int = 128
+    window_widths: tuple[int, int] = (192, 256)
+    embedding_width: int = 256
+    dropout: float = 0.1
+    architecture: Literal["framewise_syncnet"] = "framewise_syncnet"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "window_stride", "frame_channels", "audio_channels", "embedding_width")
+        shortest = 2 ** (STEPS + 1)
+        require(self.num_frames >= shortest, f"num_frames must be at least {shortest}, got {self.num_frames}")
+        for name, count in (("frame_size", 2), ("frame_widths", len(FRAME_STRIDES)), ("window_widths", 2)):
+            require(len(getattr(self, name)) == count, f"{name} must be {count} numbers, got {getattr(self, name)}")
+        for width in (*self.frame_widths, *self.window_widths, self.feature_width):
+            require(
+                width > 0 and width % NORM_GROUPS == 0, f"width {width} is not a multiple of {NORM_GROUPS} (the norms)"
+            )
+        require(0 <= self.dropout < 1, f"dropout must be at least 0 and below 1, got {self.dropout}")
+
+    @property
+    def visual_encoder(self) -> InputChannels:
+        """Frames of a window side by side."""
+        return InputChannels(self.num_frames * self.frame_channels)
+
+    @property
+    def audio_encoder(self) -> InputChannels:
+        return InputChannels(self.audio_channels)
+
+    def check_visual_input(self, channels: int, size: tuple[int, int]) -> None:
+        """Refuse pictures (channels, *size) that are no window, nor a run of whole frames. Raises SchemaError."""
+        frames, rest = divmod(channels, self.frame_channels)
+        if rest or frames < self.num_frames or tuple(size) != tuple(self.frame_size):
+            wanted = f"{self.num_frames} or more frames of {self.frame_channels} x {_by(self.frame_size)}"
+            raise SchemaError(("model",), f"framewise_syncnet takes {wanted}; got {channels} x {_by(size)}")
+
+    def check_audio_input(self, channels: int, size: tuple[int, int]) -> None:
+        """Refuse sound (channels, *size) that is no row of Whisper states. Raises SchemaError."""
+        if channels != self.audio_channels or size[0] != 1 or size[1] < ROWS_PER_FRAME * self.num_frames:
+            wanted = f"{self.audio_channels} x 1 x {ROWS_PER_FRAME * self.num_frames} or more (Whisper states)"
+            raise SchemaError(("model",), f"framewise_syncnet takes sound of {wanted}; got {channels} x {_by(size)}")
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+class ResBlock(nn.Module):
+    """Convolution of 3, norm, SiLU, twice, with a shortcut; the first one strided.
+
+    Args:
+        conv: nn.Conv1d or nn.Conv2d.
+    """
+
+    def __init__(
+        self,
+        conv: type[nn.Conv1d] | type[nn.Conv2d],
+        in_channels: int,
+        out_channels: int,
+        stride: int | tuple[int, int],
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.conv1 = conv(in_channels, out_channels, 3, stride, padding=1)
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(NORM_GROUPS, out_channels)
+        self.conv_shortcut = conv(in_channels, out_channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(F.silu(self.norm1(self.conv1(x))))
+        return F.silu(self.norm2(self.conv2(hidden)) + self.conv_shortcut(x))
+
+
+class FrameEncoder(nn.Module):
+    """A frame by itself: (N, C, H, W) -> (N, feature_width)."""
+
+    def __init__(self, config: FramewiseSyncNetConfig):
+        super().__init__()
+        width = config.frame_widths[0]
+        self.conv_in = nn.Conv2d(config.frame_channels, width, 3, padding=1)
+        self.blocks = nn.Sequential()
+        height, cells = config.frame_size
+        for out_width, stride in zip(config.frame_widths, FRAME_STRIDES, strict=True):
+            self.blocks.append(ResBlock(nn.Conv2d, width, out_width, stride))
+            width, height, cells = out_width, -(-height // stride[0]), -(-cells // stride[1])
+        self.dropout = nn.Dropout(config.dropout)
+        self.proj_out = nn.Linear(width * height * cells, config.feature_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj_out(self.dropout(self.blocks(self.conv_in(x)).flatten(1)))
+
+
+class WindowEncoder(nn.Module):
+    """Features of a window in their order: (N, feature_width, length) -> (N, embedding_width), not negative, unit
+    vectors. The mean over the window is taken away first: what moves counts, not who is seen and heard."""
+
+    def __init__(self, config: FramewiseSyncNetConfig, length: int, steps: int):
+        super().__init__()
+        first, last = config.window_widths
+        widths = [config.feature_width] + [first] * (steps - 2) + [last] * 2
+        self.blocks = nn.Sequential()
+        for in_width, out_width in zip(widths[:-1], widths[1:], strict=True):
+            self.blocks.append(ResBlock(nn.Conv1d, in_width, out_width, 2, config.dropout))
+            length = -(-length // 2)
+        self.proj_out = nn.Linear(last * length, config.embedding_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return F.normalize(F.relu(self.proj_out(self.blocks(x).flatten(1))), dim=1)
+
+
+class FramewiseSyncNet(nn.Module):
+    """Embeds lips and Whisper states so that what belongs together points the same way; called as StableSyncNet is.
+
+    Args:
+        config: its sizes.
+
+    Raises:
+        UserError: an input of another shape (at the call).
+    """
+
+    def __init__(self, config: FramewiseSyncNetConfig | None = None):
+        super().__init__()
+        self.config = config = config or FramewiseSyncNetConfig()
+        self.frame_encoder = FrameEncoder(config)
+        self.frame_order = WindowEncoder(config, config.num_frames, STEPS)
+        self.row_dropout = nn.Dropout(config.dropout)
+        self.row_encoder = nn.Conv1d(config.audio_channels, config.feature_width, 1)
+        self.row_order = WindowEncoder(config, ROWS_PER_FRAME * config.num_frames, STEPS + 1)
+
+    def forward(self, image_sequences: Tensor, audio_sequences: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors (vision_embeds, audio_embeds), both (B * W, D) in [0, 1], the windows of a run one after the
+        other: from frame 0, window_stride, 2 * window_stride, ... on. W is 1 where R = F.
+
+        Args:
+            image_sequences: (B, R * C, H, W), the frames stacked along the channels.
+            audio_sequences: (B, A, 1, 2R) stacked Whisper states of the same frames.
+        """
+        return self.embed_images(image_sequences), self.embed_audio(audio_sequences)
+
+    def embed_images(self, image_sequences: Tensor) -> Tensor:
+        """(B, R * C, H, W) -> (B * W, D) unit vectors."""
+        self.config.check_visual_input(image_sequences.shape[1], tuple(image_sequences.shape[2:]))
+        frames = rearrange(image_sequences, "b (r c) h w -> (b r) c h w", c=self.config.frame_channels)
+        features = rearrange(self.frame_encoder(frames), "(b r) d -> b d r", b=len(image_sequences))
+        return self.frame_order(self._windows(features, rows=1))
+
+    def embed_audio(self, audio_sequences: Tensor) -> Tensor:
+        """(B, A, 1, 2R) -> (B * W, D) unit vectors."""
+        self.config.check_audio_input(audio_sequences.shape[1], tuple(audio_sequences.shape[2:]))
+        rows = self.row_encoder(self.row_dropout(audio_sequences.squeeze(2)))
+        return self.row_order(self._windows(rows, rows=ROWS_PER_FRAME))
+
+    def _windows(self, features: Tensor, rows: int) -> Tensor:
+        """(B, D, R * rows) -> (B * W, D, F * rows)."""
+        size, step = self.config.num_frames * rows, self.config.window_stride * rows
+        return rearrange(features.unfold(-1, size, step), "b d w t -> (b w) d t")
