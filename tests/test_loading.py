@@ -48,6 +48,20 @@ def test_options_reach_the_parts(tiny_files):
     assert pipeline.codec.vae.use_slicing and pipeline.unet._deepcache is not None
 
 
+def test_without_weights_upscaling_is_sharpening_and_says_so(tiny_files, tmp_path, monkeypatch, caplog):
+    weights = tmp_path / "RealESRGAN_x4plus.pth"
+    monkeypatch.setattr(loading, "UPSCALER_WEIGHTS", weights)
+    pipeline = load_pipeline(paths(tiny_files), "cpu", upscale=True)
+    assert pipeline.enhancer.name == "sharpness filter"
+    assert f"{weights}: new faces are not enlarged, only sharpened by a filter" in caplog.text
+    with pytest.raises(UserError, match="weights are not there"):
+        load_pipeline(paths(tiny_files), "cpu", upscale=True, enhancer="gfpgan")  # asked for by name: strict
+    assert load_pipeline(paths(tiny_files), "cpu").enhancer is None
+    weights.touch()
+    monkeypatch.setattr(loading, "open_enhancer", lambda name: name)
+    assert loading.can_upscale() and loading.pick_enhancer() == "realesrgan"
+
+
 def test_audio_settings_come_from_the_config(tiny_files, tmp_path):
     changed = config(tmp_path, {"audio_feat_length": [1, 3], "num_frames": 8})
     encoder = load_pipeline(paths(tiny_files, unet_config=changed), "cpu").audio_encoder

@@ -2,6 +2,8 @@
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 _BLUR_SIGMA = 1.0
 
@@ -22,3 +24,22 @@ def sharpen(pixels: np.ndarray, factor: float) -> np.ndarray:
         return pixels
     blurred = cv2.GaussianBlur(pixels, (0, 0), _BLUR_SIGMA)
     return np.clip(blurred + factor * (pixels - blurred), 0, 255)
+
+
+class Sharpener:
+    """The filter in the place of an enhancing network (`latentsync.models.enhancers.FaceEnhancer`): sizes stay."""
+
+    name = "sharpness filter"
+
+    def __init__(self, factor: float = 1.5):
+        self.factor = factor
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Sharpener":
+        """Nothing to move; returns self."""
+        return self
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(N, 3, R, R) in [-1, 1] -> the same, on the CPU."""
+        faces = ((pixels.float().cpu() + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+        sharp = torch.from_numpy(np.stack([sharpen(face, self.factor) for face in faces]))
+        return sharp.permute(0, 3, 1, 2) / 127.5 - 1

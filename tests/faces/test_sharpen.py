@@ -3,8 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from latentsync.faces.sharpen import sharpen
+from latentsync.faces.sharpen import Sharpener, sharpen
 
 
 @pytest.fixture
@@ -38,3 +39,11 @@ def test_stays_in_range(edge):
 def test_negative_is_refused(edge):
     with pytest.raises(ValueError, match="0 or more"):
         sharpen(edge, -0.1)
+
+
+def test_the_filter_in_the_place_of_a_network(edge):
+    faces = torch.from_numpy(np.stack([edge, edge[:, ::-1]])).permute(0, 3, 1, 2) / 127.5 - 1
+    made = Sharpener(2.0).to("cpu", torch.float32)(faces.half())
+    assert made.shape == faces.shape and made.abs().max() <= 1
+    expected = torch.from_numpy(sharpen(edge, 2.0)).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(made[0], expected, atol=2e-3) and torch.allclose(made[1], expected.flip(-1), atol=2e-3)
