@@ -16,7 +16,6 @@ from latentsync.utils.errors import UserError
 from scripts.inference import stop_on_signals
 
 USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASSWORD"
-CACHE_SECONDS = (3600, 7200)  # how often copies made for browsers are looked through, and how long they live
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -77,7 +77,7 @@ class Worker:
         beats = threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True)
         beats.start()
         while not self.stopping.is_set():
-            row = self._attempt(lambda: self.store.claim(self.owner))
+            row = self._attempt(self._claim)
             if row is None:
                 self.stopping.wait(IDLE_SECONDS)
                 continue
@@ -86,6 +86,12 @@ class Worker:
             self._job = None
         beats.join()
         self.store.worker_gone(self.owner)
+
+    def _claim(self) -> Row | None:
+        """The next job; none while the disk is full, where one after the other would fail."""
+        if self.workspace.free() < self.settings.min_free_bytes:
+            return None
+        return self.store.claim(self.owner)
 
     def _do(self, row: Row) -> None:
         logger.info("job %s: attempt %d", row.id, row.attempts)

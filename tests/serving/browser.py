@@ -1,6 +1,7 @@
 """A headless Chromium that uses a web page as a person does."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 180.0  # that a step may take on a busy machine
+SECONDS = float(os.environ.get("LATENTSYNC_PATIENCE", 180))  # that a step may take; more on a busy machine
+DOWNLOADS = "downloads"  # folder, beside the test's other files
 PHONE = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
 # What has the focus, as a screen reader would call it; "" for something without a name, None for the page itself.
 FOCUSED = """
@@ -81,17 +83,14 @@ class Browser:
         self.until(lambda: self.script(script, name), f"no tab {name}")
 
     def focused_names(self, most: int = 80) -> list[str]:
-        """What the Tab key leads to, from the page's beginning, by the names that screen readers tell."""
+        """What the Tab key leads to, from the first of the page's tabs, by the names that screen readers tell."""
         from selenium.webdriver.common.keys import Keys
 
-        self.script("document.activeElement.blur(); window.scrollTo(0, 0)")
+        self.script("arguments[0].focus()", self.find("button[role=tab]"))
         names = []
-        for _ in range(most):
-            self.driver.switch_to.active_element.send_keys(Keys.TAB)
-            name = self.script(FOCUSED)
-            if name is None:
-                break
+        while (name := self.script(FOCUSED)) is not None and len(names) < most:
             names.append(" ".join(name.split()))
+            self.driver.switch_to.active_element.send_keys(Keys.TAB)
         return names
 
     def shot(self, name: str) -> None:
@@ -106,15 +105,15 @@ class Browser:
 def chromium(address: str, folder: Path) -> Iterator[Browser]:
     """A browser at `address`, or the test is skipped. Pictures go to LATENTSYNC_SCREENSHOTS, else to `folder`."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs requirements-tests.txt")
-    from selenium.common.exceptions import WebDriverException
-
+    program, driver_program = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if program is None or driver_program is None:
+        pytest.skip("needs Chromium and its driver")
     options = webdriver.ChromeOptions()
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder / DOWNLOADS)})
+    options.binary_location = program  # else Selenium looks for one in the network
     for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1000"):
         options.add_argument(f"--{word}")
-    try:
-        driver = webdriver.Chrome(options=options)
-    except WebDriverException as error:
-        pytest.skip(f"needs Chromium and its driver: {error.msg}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(driver_program))
     browser = Browser(driver, Path(os.environ.get("LATENTSYNC_SCREENSHOTS", folder)))
     try:
         driver.get(address)

@@ -1,7 +1,9 @@
 """The page: what it says, its face picker, and what becomes of its forms. `test_page_browser` uses it as people do."""
 
+import re
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ gr = pytest.importorskip("gradio")
 import gradio_app  # noqa: E402
 from latentsync.serving.jobs import Job, JobKind, JobState  # noqa: E402
 from latentsync.serving.options import JobOptions  # noqa: E402
-from latentsync.serving.page.app import build_page  # noqa: E402
+from latentsync.serving.page.app import build_page, serve_page  # noqa: E402
 from latentsync.serving.page.errors import told  # noqa: E402
 from latentsync.serving.page.faces import FaceFinder  # noqa: E402
 from latentsync.serving.page.frames_tab import FramesTab  # noqa: E402
@@ -19,6 +21,7 @@ from latentsync.serving.page.lipsync_tab import LipsyncTab  # noqa: E402
 from latentsync.serving.page.results_tab import ResultsTab  # noqa: E402
 from latentsync.serving.page.views import caption, duration, sentence, status_html, tile  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
+from latentsync.utils.registry import PROJECT_ROOT  # noqa: E402
 from tests.pipelines.scenes import clip  # noqa: E402
 from tests.serving.fakes import FakeRunner, service_in, wait_for, working, write_files  # noqa: E402
 
@@ -56,7 +59,8 @@ def test_what_is_said_of_a_job(shown, text):
 def test_texts_of_users_are_no_markup():
     html = status_html(job(JobState.FAILED, error="<script>alert(1)</script>"))
     assert "<script" not in html and "&lt;script" in html
-    assert "a.mp4 with b.wav · done" in caption(job(JobState.DONE))
+    said = caption(job(JobState.DONE))
+    assert said.startswith("done · ") and said.endswith(" · a.mp4 with b.wav")
     assert tile(job(JobState.FAILED), None).shape == (180, 320, 3)
     assert (duration(0.2), duration(3700)) == ("1 s", "1 h 1 min")
 
@@ -136,6 +140,22 @@ def test_the_page_is_built_without_public_functions(service):
     assert all(function.api_visibility == "private" for function in page.fns.values())
 
 
+def test_the_page_shows_no_other_files_and_answers_to_no_other_site(service, monkeypatch, capsys):
+    pages: list[gr.Blocks] = []
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda page: pages.append(page))
+    serve_page(service, "127.0.0.1", 0)
+    url = re.search(r"listening on (\S+)", capsys.readouterr().out)[1]
+    try:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+            assert client.get("/").status_code == 200
+            for path in (PROJECT_ROOT / "README.md", service.workspace.database, "/etc/passwd"):
+                assert client.get(f"/gradio_api/file={path}").status_code == 403, path
+            assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
+            assert client.get("/", headers={"Origin": "https://evil.example"}).status_code == 403
+    finally:
+        pages[0].close()
+
+
 def test_strangers_need_a_password(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in (gradio_app.USER_VARIABLE, gradio_app.PASSWORD_VARIABLE):
@@ -143,6 +163,8 @@ def test_strangers_need_a_password(monkeypatch, capsys, tmp_path):
     for words in (["--host", "0.0.0.0"], ["--share"]):
         assert gradio_app.main(words) == 1
         assert "others can reach the page" in capsys.readouterr().err
+    default = gradio_app.build_parser().parse_args([])
+    assert not default.share and not default.no_auth and default.host == "127.0.0.1"
     monkeypatch.setenv(gradio_app.USER_VARIABLE, "me")
     assert gradio_app.main([]) == 1
     assert "set both" in capsys.readouterr().err

@@ -193,6 +193,19 @@ def test_a_full_queue_and_a_full_disk(tmp_path, files):
     assert len(service.list()) == 1
 
 
+def test_waiting_jobs_wait_while_the_disk_is_full(tmp_path, files):
+    job = service_in(tmp_path / "ws").submit(LIPSYNC, files, JobOptions())
+    full = service_in(tmp_path / "ws", min_free_bytes=2**60)
+    runner = FakeRunner()
+    with working(full, runner):
+        assert eventually(lambda: full.stats().workers_alive == 1)
+        time.sleep(0.5)
+    assert full.get(job.id).state is JobState.QUEUED and not runner.seen
+    roomy = service_in(tmp_path / "ws")
+    with working(roomy, runner):
+        assert wait_for(roomy, job.id).state is JobState.DONE
+
+
 def test_old_results_go_and_the_oldest_where_the_quota_is_exceeded(tmp_path, files):
     service = service_in(tmp_path / "ws")
     ids = [service.submit(LIPSYNC, files, JobOptions()).id for _ in range(3)]

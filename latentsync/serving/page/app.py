@@ -3,7 +3,9 @@
 import socket
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from latentsync.serving.api.access import LOOPBACK_NAMES, BrowserGuard, is_loopback
 from latentsync.serving.page.frames_tab import FramesTab
 from latentsync.serving.page.lipsync_tab import LipsyncTab
 from latentsync.serving.page.results_tab import ResultsTab
@@ -19,9 +21,22 @@ CSS = """
 .status { margin: 0.25rem 0; }
 .status.failed { color: #b42318; }
 .dark .status.failed { color: #ff8a80; }
-progress { width: 100%; height: 0.6rem; }
+progress { appearance: none; width: 100%; height: 0.6rem; border: 0; border-radius: 0.3rem; overflow: hidden; }
+progress, progress::-webkit-progress-bar { background: var(--neutral-200); }
+.dark progress, .dark progress::-webkit-progress-bar { background: var(--neutral-700); }
+progress::-webkit-progress-value { background: var(--primary-500); }
+progress::-moz-progress-bar { background: var(--primary-500); }
+progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate; }
+@keyframes waiting { to { opacity: 0.3; } }
 #faces img { cursor: pointer; }
-@media (max-width: 600px) { #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
+#jobs .caption-label {
+    max-width: 100%; white-space: normal; overflow-wrap: anywhere;
+    display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
+}
+@media (max-width: 600px) {
+    #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; }
+}
 """
 
 
@@ -53,6 +68,10 @@ def serve_page(
         UserError: the address cannot be had.
     """
     page = build_page(service)
+    guards = []
+    if login is None and not share and is_loopback(host):
+        # Nothing else keeps a page of another site from reaching this one by a name that leads here.
+        guards.append(Middleware(BrowserGuard, hosts=(*LOOPBACK_NAMES, host)))
     try:
         _, url, _ = page.launch(
             server_name=host,
@@ -60,6 +79,7 @@ def serve_page(
             share=share,
             auth=login,
             css=CSS,
+            app_kwargs={"middleware": guards},
             allowed_paths=[str(service.workspace.jobs)],
             max_file_size=service.settings.max_upload_bytes,
             show_error=True,

@@ -65,7 +65,7 @@ class OptionsForm:
             sharpness = gr.Slider(0, 3, 1, step=0.1, label="Sharpness of the face", info="1: untouched")
         with gr.Row():
             interpolate = gr.Dropdown(
-                [("as the video", OFF), ("50 per second", 50), ("60 per second", 60)],
+                [("none", OFF), ("50 per second", 50), ("60 per second", 60)],
                 value=OFF,
                 label="Frames in between",
             )

@@ -71,13 +71,13 @@ def duration(seconds: float) -> str:
 
 
 def caption(job: Job) -> str:
-    """A job in a list: what, how it stands, when."""
+    """A job in a list: how it stands, when it came, what it is."""
     name = job.inputs.get("video", "")
     what = "frames in between" if job.kind is JobKind.INTERPOLATE else f"with {job.inputs.get('audio', '')}"
     state = "expired" if job.expired else job.state.value
     preview = ", preview" if job.options.preview_seconds else ""
     when = time.strftime("%d %b %H:%M", time.localtime(job.created))
-    return f"{name} {what} · {state}{preview} · {when}"
+    return f"{state}{preview} · {when} · {name} {what}"
 
 
 def tile(job: Job, thumbnail: Path | None) -> str | np.ndarray:
