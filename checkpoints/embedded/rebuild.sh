@@ -70,7 +70,7 @@ install_model() {
     mkdir -p "$HERE/vae"
     cp "$WORK/vae/config.json" "$WORK/vae/diffusion_pytorch_model.safetensors" "$HERE/vae/"
     "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/syncnet" syncnet)" --output "$HERE/syncnet.safetensors"
-    "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/unet_stage3" unet)" --output "$HERE/unet.safetensors"
+    "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/unet_stage4" unet)" --output "$HERE/unet.safetensors"
 }
 
 evaluate() { "$PYTHON" -m tools.evaluate_embedded --clips_dir "$DATA/held_out" --output_dir "$WORK/report"; }
@@ -93,7 +93,8 @@ step syncnet-for-training train_syncnet embedded_latent
 step syncnet train_syncnet embedded
 step unet-stage-1 train_unet embedded_stage1
 step unet-stage-2 train_unet embedded_stage2
-step unet-stage-3 train_unet embedded
+step unet-stage-3 train_unet embedded_stage3
+step unet-stage-4 train_unet embedded
 step install install_model
 step figures evaluate
 say "the embedded model in $HERE is new; its figures are in $WORK/report/report.md"
