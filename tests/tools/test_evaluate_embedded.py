@@ -287,7 +287,7 @@ def test_command_measures_and_writes_everything(arguments, tmp_path):
 def test_command_measures_only_what_is_asked_for(arguments, tmp_path):
     assert evaluate_embedded.main([*arguments, "--sections", "syncnet"]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert len(report["figures"]) == 3 and report["clips"] == []
+    assert len(report["figures"]) == 5 and report["clips"] == []
 
 
 def test_command_says_what_is_wrong(arguments, capsys):
