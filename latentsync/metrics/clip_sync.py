@@ -52,7 +52,7 @@ SAMPLE_RATE = 16000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 SCORERS = ("auto", "syncnet_v2", "embedded")
 PUBLISHED_THRESHOLD = 3.0  # confidence that training clips of the reference have
-EMBEDDED_THRESHOLD = 0.15  # between real clips (0.2 to 0.6 where it can judge) and shuffled sound (0.05 to 0.18)
+EMBEDDED_THRESHOLD = 0.15  # between real clips (0.2 to 0.9 where it can judge) and shuffled sound (0.05 to 0.15)
 EMBEDDED_CONFIG = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
 MAX_RUN = 15000  # frames of one face held at once: ten minutes
 
