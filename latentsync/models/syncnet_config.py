@@ -109,6 +109,13 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
+class InputChannels:
+    """What a config file needs to know of an encoder whose layout is not an `EncoderConfig`."""
+
+    in_channels: int
+
+
+@dataclass(frozen=True)
 class StableSyncNetConfig:
     """The two encoders; both end in the same width, that of the embedding.
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentsync.models.syncnet_config import InputChannels
 from latentsync.utils.schema import SchemaError
 
 VISUAL_INPUT = (15, 128, 256)  # 5 frames x 3 colours
@@ -49,13 +50,6 @@ AUDIO_LAYERS = (
 )
 # How many of the last convolutions end in a plain ReLU instead of a leaky one.
 PLAIN_VISUAL, PLAIN_AUDIO = 3, 2
-
-
-@dataclass(frozen=True)
-class InputChannels:
-    """What a config file needs to know of an encoder of fixed layout."""
-
-    in_channels: int
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class SyncNetTask:
                 "accuracy": pair_accuracy(vision.detach(), audio.detach(), y),
             }
         vision, audio = gather_with_gradient(vision), gather_with_gradient(audio)
-        same = self._same_moment(batch, len(vision))
+        same = self._same_moment(batch)
         loss = contrastive_loss(vision, audio, self.config.run.temperature, same)
         return {"loss": loss, "accuracy": _found(vision.detach(), audio.detach(), same)}
 
@@ -137,15 +137,15 @@ class SyncNetTask:
     def _sound(self, samples: Tensor) -> Tensor:
         return audio_input(samples, self.config.data.audio_features)
 
-    def _same_moment(self, batch: Mapping[str, Any], count: int) -> Tensor:
+    def _same_moment(self, batch: Mapping[str, Any]) -> Tensor:
         """(N, N) bool: windows of one clip less than 6 frames apart, which are not out of sync enough to be told so.
 
-        count: N, the windows of all processes; of a run that is longer than one, they follow each other.
+        N counts the windows of all processes; those of a run follow each other.
         """
         names = [zlib.crc32(path.encode()) for path in batch["video_path"]]
         clips = gather_with_gradient(torch.tensor(names, device=self._device))
         starts = gather_with_gradient(batch["start_idx"])
-        per_run = count // len(starts)
+        per_run = windows_per_run(self.config)
         if per_run > 1:
             later = self.config.model.window_stride * torch.arange(per_run, device=starts.device)
             clips, starts = clips.repeat_interleave(per_run), (starts[:, None] + later).flatten()

@@ -211,7 +211,7 @@ def test_contrastive_over_two_processes_equals_one(write_config, tmp_path):
 def test_windows_of_the_same_moment_are_no_negatives(write_config):
     task = make_task(write_config(contrastive=True))
     batch = {"video_path": ["a", "a", "a", "b"], "start_idx": torch.tensor([0, 5, 6, 0])}
-    assert task._same_moment(batch, 4).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert task._same_moment(batch).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
 def framewise(audio) -> dict:  # noqa: F811
@@ -248,7 +248,7 @@ def test_all_windows_of_a_run_are_compared(write_config, audio, tmp_path, monkey
     task = SyncNetTask(config, SyncNetData(config, MeanCodec(), Path(), Path()))
     assert windows_per_run(config) == 3
     batch = {"video_path": ["a", "a"], "start_idx": torch.tensor([0, 8])}  # windows from 0, 4, 8 and from 8, 12, 16 on
-    near = task._same_moment(batch, 6).int().tolist()
+    near = task._same_moment(batch).int().tolist()
     assert near[0] == [1, 1, 0, 0, 0, 0] and near[2] == [0, 1, 1, 1, 1, 0] and near[5] == [0, 0, 0, 0, 1, 1]
 
     batch = collate([task.dataset()[0], task.dataset()[2]])
@@ -257,7 +257,7 @@ def test_all_windows_of_a_run_are_compared(write_config, audio, tmp_path, monkey
     frames = torch.stack([batch["frames"][run, start : start + 16] for run, start in cuts])
     sound = torch.stack([batch["audio_samples"][run, 2 * start : 2 * (start + 16)] for run, start in cuts])
     embeds = task.model.network(task._images(frames), task._sound(sound))
-    expected = contrastive_loss(*embeds, config.run.temperature, task._same_moment(batch, 6))
+    expected = contrastive_loss(*embeds, config.run.temperature, task._same_moment(batch))
     assert task.step(task.model, batch, 0)["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
     run_training(task, train_settings(config))
