@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.utils.errors import UserError
-from scripts.inference import stop_on_signals
+from scripts.serve import run_server
 
 USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASSWORD"
 
@@ -59,6 +59,7 @@ def check_exposure(options: argparse.Namespace, login: tuple[str, str] | None) -
 
 def run(options: argparse.Namespace) -> None:
     """Serve the page until a signal comes; running jobs then go back to the queue."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     login = read_login()
     check_exposure(options, login)
 
@@ -86,19 +87,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    stop_on_signals()
-    try:
-        options = build_parser().parse_args(argv)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        run(options)
-    except UserError as error:
-        line = str(error).replace("\n", "\\n")
-        print(f"error: {line}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 0
-    return 0
+    return run_server(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

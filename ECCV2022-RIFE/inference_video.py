@@ -15,7 +15,7 @@ from tqdm import tqdm  # noqa: E402
 
 from latentsync.media.interpolation import INTERPOLATORS, change_frame_rate  # noqa: E402
 from latentsync.media.writer import DEFAULT_CRF  # noqa: E402
-from latentsync.utils.errors import UserError  # noqa: E402
+from latentsync.utils.errors import UserError, one_line  # noqa: E402
 from latentsync.utils.files import parent_folders  # noqa: E402
 
 MAX_EXP = 5
@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
                 on_progress=show,
             )
     except UserError as error:
-        line = str(error).replace("\n", "\\n")
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     print(output)
     return 0

@@ -12,8 +12,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from eval.messages import one_line
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 
 SMOOTHING = 0.9  # of the training curve: share of the past in the running mean
 Curve = tuple[list[float], list[float]]

@@ -16,12 +16,11 @@ import numpy as np
 
 from eval.frames import FaceChunk, PairedFaces
 from eval.measuring import add_windows
-from eval.messages import one_line
 from eval.videos import find_videos
 from latentsync.loading import pick_device
 from latentsync.metrics.frechet import frechet_distance
 from latentsync.metrics.fvd import I3D, SIDE, STRIDE, ClipFeatures, VideoFeatures
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
 logger = logging.getLogger("eval_fvd")

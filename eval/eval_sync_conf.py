@@ -16,10 +16,9 @@ from typing import TextIO
 
 import numpy as np
 
-from eval.messages import one_line
 from eval.videos import find_videos
 from latentsync.metrics.clip_sync import SCORERS, ClipSync, ClipSyncScorer, open_sync_scorer
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
 COLUMNS = ("video", "face", "scorer", "offset", "confidence", "min_distance", "start_frame", "frames", "error")

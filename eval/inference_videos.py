@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.messages import one_line
 from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 from latentsync.utils.registry import default_name, model_names, resolve
 

@@ -18,7 +18,6 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from eval.messages import one_line
 from eval.videos import find_videos
 from latentsync.faces.factory import create_detector
 from latentsync.media.audio import load_audio
@@ -33,7 +32,7 @@ from latentsync.metrics.clip_sync import (
     aligned_runs,
     open_sync_scorer,
 )
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
 REACH = 8  # frames

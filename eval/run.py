@@ -29,7 +29,6 @@ from eval.inference_videos import BatchInference, add_model_options, settings_of
 from eval.kept_values import KeptValues
 from eval.measures import MeasureSettings, Tools, Values
 from eval.measuring import measure
-from eval.messages import one_line
 from eval.methods import Method, parse_methods
 from eval.output_folder import output_folder
 from eval.page import write_page
@@ -38,7 +37,7 @@ from eval.table import Failure, as_csv, as_json, as_markdown, clips_as_csv, figu
 from latentsync import __version__
 from latentsync.loading import load_pipeline, pick_device
 from latentsync.metrics.clip_sync import SCORERS
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
 logger = logging.getLogger("eval")

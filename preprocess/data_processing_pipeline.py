@@ -15,7 +15,7 @@ from tqdm import tqdm
 from latentsync.faces.factory import DETECTORS
 from latentsync.metrics.clip_sync import SCORERS
 from latentsync.metrics.picture_quality import MEASURES
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
 from preprocess.report import write_report
@@ -142,8 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(args)
     except UserError as error:
-        line = str(error).replace("\n", "\\n")
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

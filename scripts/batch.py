@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 from scripts.inference import INTERRUPTED, stop_on_signals
 
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         told += 1
         seconds = f" ({fate.seconds:.0f} s)" if fate.seconds else ""
         reason = f": {fate.reason}" if fate.reason else ""
-        print(f"[{told}/{len(rows)}] {fate.status} {printable(fate.row.out)}{seconds}{reason}", flush=True)
+        print(f"[{told}/{len(rows)}] {fate.status} {one_line(fate.row.out)}{seconds}{reason}", flush=True)
 
     with JobService(settings) as service:
         fates = Batch(service).run(rows, tell)
@@ -60,13 +60,8 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} of {len(rows)} rows failed:", file=sys.stderr)
         for fate in failed:
-            print(f"  line {fate.row.line}: {printable(fate.row.video)}: {fate.reason}", file=sys.stderr)
+            print(f"  line {fate.row.line}: {one_line(fate.row.video)}: {fate.reason}", file=sys.stderr)
     return len(failed)
-
-
-def printable(path: Path) -> str:
-    """A file name on one line, whatever bytes it is made of."""
-    return str(path).replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         return 1 if run(options) else 0
     except UserError as error:
-        line = str(error).replace("\n", "\\n")
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

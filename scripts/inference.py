@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 
 # The libraries take seconds to load. They are imported in the functions that need them, so that wrong usage is told at
 # once and Ctrl-C is obeyed from the first moment on.
@@ -292,8 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = run(options)
         print(os.fsencode(path).decode("utf-8", "backslashreplace"))  # file names may be any bytes
     except UserError as error:
-        line = str(error).replace("\n", "\\n")  # file names may hold line breaks
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

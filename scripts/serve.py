@@ -9,11 +9,11 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 from scripts.inference import stop_on_signals
 
 if TYPE_CHECKING:
@@ -157,19 +157,25 @@ def run(options: argparse.Namespace) -> None:
             return
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run_server(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
+) -> int:
+    """What the `main` of a server does: `run` until a signal comes. Returns the exit code."""
     stop_on_signals()
     try:
-        options = build_parser().parse_args(argv)
+        options = parser.parse_args(argv)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         run(options)
     except UserError as error:
-        line = str(error).replace("\n", "\\n")
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_server(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 
 from latentsync.faces.mask import mouth_slices
 from latentsync.media.optical_flow import FlowMeter, visibility, warp
+from latentsync.metrics.image import require_aligned
 
 HIDDEN = 0.5  # visibility below which a point is left out
 STEADY = 1.5  # pixels: sigma of the blur under which motion is measured, so that noise is not taken for motion
@@ -31,8 +32,7 @@ class FlickerMeter:
 
     def add(self, faces: np.ndarray) -> None:
         """The next frames (T, R, R, 3) uint8 of a clip."""
-        if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:
-            raise ValueError(f"aligned faces must be (T, R, R, 3) uint8, not {faces.shape} {faces.dtype}")
+        require_aligned(faces)
         for face in faces:
             luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
             if self._last is not None:

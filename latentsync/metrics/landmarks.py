@@ -8,6 +8,7 @@ import numpy as np
 
 from latentsync.faces.mediapipe_detector import EYE_CORNERS, FACE_OVAL, POINTS, region_from_mesh
 from latentsync.faces.mediapipe_graphs import MeshNet, Region
+from latentsync.metrics.image import require_aligned
 from latentsync.metrics.mouth import LOOK_CENTRE, LOOK_SIDE, MESH_POINTS, mouth_opening
 
 NUM_POINTS = 468  # of MediaPipe's mesh
@@ -27,8 +28,7 @@ class FaceMesh:
 
     def points(self, faces: np.ndarray) -> np.ndarray:
         """(T, 468, 2) of faces (T, R, R, 3) uint8; NaN for a frame in which no face is seen."""
-        if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:
-            raise ValueError(f"aligned faces must be (T, R, R, 3) uint8, not {faces.shape} {faces.dtype}")
+        require_aligned(faces)
         return np.stack([self._points(face) for face in faces]) if len(faces) else np.zeros((0, NUM_POINTS, 2))
 
     def _points(self, face: np.ndarray) -> np.ndarray:

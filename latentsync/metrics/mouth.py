@@ -9,6 +9,7 @@ import numpy as np
 
 from latentsync.faces.mediapipe_detector import POINTS, region_from_mesh
 from latentsync.faces.mediapipe_graphs import MeshNet, Region
+from latentsync.metrics.image import require_aligned
 
 # MediaPipe mesh: pairs of points on the inner edges of upper and lower lip, left, middle, right.
 INNER_LIPS = [(82, 87), (13, 14), (312, 317)]
@@ -44,8 +45,7 @@ class MouthMeter:
 
     def openings(self, faces: np.ndarray) -> np.ndarray:
         """(T,) float64 of `mouth_opening`, NaN where no face is seen. `faces` (T, R, R, 3) uint8."""
-        if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:
-            raise ValueError(f"aligned faces must be (T, R, R, 3) uint8, not {faces.shape} {faces.dtype}")
+        require_aligned(faces)
         return np.array([self._opening(face) for face in faces])
 
     def _opening(self, face: np.ndarray) -> float:

@@ -4,9 +4,8 @@ import os
 
 import pytest
 
-from eval.messages import one_line
 from eval.videos import find_videos
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, one_line
 
 
 def test_hidden_files_and_links_in_circles_are_passed_over(tmp_path):
