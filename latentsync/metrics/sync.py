@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync.data.syncnet_mel import mel_window, syncnet_mel
+from latentsync.models.framewise_syncnet import FramewiseSyncNet
 from latentsync.models.syncnet_input import ROWS_PER_FRAME, AudioFeatures, audio_input, visual_input, whisper_rows
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.vae import LatentCodec
@@ -25,6 +26,7 @@ from latentsync.whisper.windows import count_frames
 FPS = 25
 OFFSET_REACH = 15  # frames that the sound is moved either way
 NEGATIVE_GAP = 6  # frames: windows this far apart do not belong together
+RUN_WINDOWS = 128  # embedded together, where they share their frames
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,21 @@ class SyncScorer:
             UserError: fewer frames than one window.
         """
         self._check_length(len(faces), self.num_frames)
-        windows = self._pictures(faces).unfold(0, self.num_frames, 1).movedim(-1, 1)  # (W, F, C, H, W)
+        pictures = self._pictures(faces)
+        if isinstance(self.net, FramewiseSyncNet):
+            return self._embed_runs(pictures)
+        windows = pictures.unfold(0, self.num_frames, 1).movedim(-1, 1)  # (W, F, C, H, W)
         batches = windows.split(self.batch_size)
         images = (visual_input(batch, self.lower_half).to(self.device) for batch in batches)
         return torch.cat([self.net.embed_images(image).float().cpu() for image in images])
+
+    def _embed_runs(self, pictures: Tensor) -> Tensor:
+        """As `embed_faces`, of a network that looks at each frame of a run once: pictures (T, C, H, W) -> (W, D)."""
+        beyond = self.num_frames - 1
+        starts = range(0, len(pictures) - beyond, RUN_WINDOWS)
+        runs = (pictures[None, start : start + RUN_WINDOWS + beyond] for start in starts)
+        images = (visual_input(run, self.lower_half).to(self.device) for run in runs)
+        return torch.cat([self.net.embed_images(image, stride=1).float().cpu() for image in images])
 
     @torch.no_grad()
     def embed_audio(self, wave: np.ndarray, frames: int) -> Tensor:

@@ -183,20 +183,20 @@ class FramewiseSyncNet(nn.Module):
         """
         return self.embed_images(image_sequences), self.embed_audio(audio_sequences)
 
-    def embed_images(self, image_sequences: Tensor) -> Tensor:
-        """(B, R * C, H, W) -> (B * W, D) unit vectors."""
+    def embed_images(self, image_sequences: Tensor, stride: int | None = None) -> Tensor:
+        """(B, R * C, H, W) -> (B * W, D) unit vectors; `stride` takes the place of window_stride."""
         self.config.check_visual_input(image_sequences.shape[1], tuple(image_sequences.shape[2:]))
         frames = rearrange(image_sequences, "b (r c) h w -> (b r) c h w", c=self.config.frame_channels)
         features = rearrange(self.frame_encoder(frames), "(b r) d -> b d r", b=len(image_sequences))
-        return self.frame_order(self._windows(features, rows=1))
+        return self.frame_order(self._windows(features, stride or self.config.window_stride))
 
     def embed_audio(self, audio_sequences: Tensor) -> Tensor:
         """(B, A, 1, 2R) -> (B * W, D) unit vectors."""
         self.config.check_audio_input(audio_sequences.shape[1], tuple(audio_sequences.shape[2:]))
         rows = self.row_encoder(self.row_dropout(audio_sequences.squeeze(2)))
-        return self.row_order(self._windows(rows, rows=ROWS_PER_FRAME))
+        return self.row_order(self._windows(rows, self.config.window_stride, ROWS_PER_FRAME))
 
-    def _windows(self, features: Tensor, rows: int) -> Tensor:
-        """(B, D, R * rows) -> (B * W, D, F * rows)."""
-        size, step = self.config.num_frames * rows, self.config.window_stride * rows
-        return rearrange(features.unfold(-1, size, step), "b d w t -> (b w) d t")
+    def _windows(self, features: Tensor, stride: int, rows: int = 1) -> Tensor:
+        """(B, D, R * rows) -> (B * W, D, F * rows), with `rows` of them a frame."""
+        windows = features.unfold(-1, self.config.num_frames * rows, stride * rows)
+        return rearrange(windows, "b d w t -> (b w) d t")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from latentsync.metrics.plots import plot_offsets
 from latentsync.metrics.sync import SyncScore, SyncScorer, offset_score, preference
+from latentsync.models.framewise_syncnet import FramewiseSyncNet, FramewiseSyncNetConfig
 from latentsync.utils.errors import UserError
 
 FRAMES, RATE = 60, 640  # frames of a clip; samples of a frame
@@ -157,3 +158,18 @@ def test_chart_is_written(tmp_path):
     scores = {"real": SyncScore(np.array([1.0, 0.5, 1.0])), "shuffled": SyncScore(np.array([1.0, 0.9, 1.0]))}
     path = plot_offsets(scores, tmp_path / "charts" / "a.png", "a clip")
     assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_frames_seen_once_give_the_same_embeddings(monkeypatch):
+    """Windows on both sides of where two runs meet are those that the network gives one by one."""
+    monkeypatch.setattr("latentsync.metrics.sync.RUN_WINDOWS", 8)
+    torch.manual_seed(0)
+    config = FramewiseSyncNetConfig(
+        window_stride=2, frame_channels=3, frame_size=(4, 8), frame_widths=(8, 8, 8), window_widths=(8, 8)
+    )
+    scorer = SyncScorer(FramewiseSyncNet(config), resolution=8)
+    faces = torch.rand(37, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        single = [scorer.net.embed_images(faces[i : i + 16, :, 4:].flatten(0, 1)[None]) for i in range(22)]
+    assert torch.allclose(scorer.embed_faces(faces), torch.cat(single), atol=1e-5)
+    assert (single[0] - single[9]).abs().max() > 1e-3
