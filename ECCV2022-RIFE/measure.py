@@ -2,10 +2,13 @@
 
 Every other frame is left out, made again from its neighbours and held against the real one; beside it the plain mean of
 the neighbours. PSNR of the whole picture and of what moves (neighbours differ by more than 8 of 255, and 4 pixels
-around), SSIM of the whole.
+around), SSIM of the whole. The neighbours' own neighbours, two frames further, are given where there are such.
+
+Means are of videos, each the mean of its frames; `--group` gives them apart as well.
 """
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, as the original is
 
 from latentsync.media.interpolation import INTERPOLATORS, Interpolator, open_interpolator  # noqa: E402
+from latentsync.media.optical_flow import FlowMeter, warp  # noqa: E402
 from latentsync.media.probe import probe_video  # noqa: E402
 from latentsync.media.reader import VideoReader  # noqa: E402
 from latentsync.metrics.image import ssim  # noqa: E402
@@ -25,6 +29,7 @@ from latentsync.utils.errors import UserError  # noqa: E402
 
 MOVES, AROUND = 8, 9  # grey levels, pixels
 FEW = 100  # pixels that move: fewer say nothing
+REPEATED = 15.0  # dB that a frame is nearer to one neighbour than to the other if it is that one shown again
 
 
 @dataclass(frozen=True)
@@ -64,41 +69,108 @@ def likeness(made: list[np.ndarray], real: list[np.ndarray], moving: list[np.nda
     )
 
 
-def measure(frames: list[np.ndarray], interpolator: Interpolator) -> tuple[Likeness, Likeness]:
-    """(interpolated, mean of both) against the frames left out.
+@dataclass(frozen=True)
+class Gap:
+    """A frame left out, its neighbours and theirs at the rate that is left; (H, W, 3) uint8, None beyond the ends."""
+
+    before: np.ndarray | None
+    first: np.ndarray
+    real: np.ndarray
+    second: np.ndarray
+    after: np.ndarray | None
+
+    def moving(self) -> np.ndarray:
+        """(H, W) bool: where the neighbours differ, and around."""
+        differs = (cv2.absdiff(self.first, self.second).max(axis=-1) > MOVES).astype(np.uint8)
+        return cv2.dilate(differs, np.ones((AROUND, AROUND), np.uint8)) > 0
+
+    def mixed(self) -> np.ndarray:
+        """The plain mean of the neighbours."""
+        return ((self.first.astype(np.uint16) + self.second + 1) // 2).astype(np.uint8)
+
+    def is_repeat(self) -> bool:
+        """Whether the real frame is a neighbour shown again, as in 25 frames/s made 30: nothing lies between."""
+        return abs(psnr(self.real, self.first) - psnr(self.real, self.second)) > REPEATED
+
+
+def gaps_of(frames: list[np.ndarray], every: int = 1, skip_repeats: bool = False) -> list[Gap]:
+    """Every other frame left out, of these each `every`-th taken.
 
     Raises:
-        UserError: fewer than three frames.
+        UserError: fewer than three frames, or none left.
     """
     if len(frames) < 3:
         raise UserError(f"three frames or more are needed, there are {len(frames)}")
-    pairs = [(frames[i], frames[i + 1], frames[i + 2]) for i in range(0, len(frames) - 2, 2)]
-    real = [middle for _, middle, _ in pairs]
-    moved = [interpolator.between(first, second, 0.5) for first, _, second in pairs]
-    mixed = [((first.astype(np.uint16) + second + 1) // 2).astype(np.uint8) for first, _, second in pairs]
-    masks = []
-    for first, _, second in pairs:
-        differs = (cv2.absdiff(first, second).max(axis=-1) > MOVES).astype(np.uint8)
-        masks.append(cv2.dilate(differs, np.ones((AROUND, AROUND), np.uint8)) > 0)
-    return likeness(moved, real, masks), likeness(mixed, real, masks)
+    kept, ends = [None, *frames[::2], None], len(frames[::2]) - 1
+    gaps = [Gap(kept[i], kept[i + 1], frames[2 * i + 1], kept[i + 2], kept[i + 3]) for i in range(0, ends, every)]
+    gaps = [gap for gap in gaps if not (skip_repeats and gap.is_repeat())]
+    if not gaps:
+        raise UserError("every frame that would be left out repeats its neighbour; measure without --skip-repeats")
+    return gaps
+
+
+def measure(gaps: list[Gap], interpolator: Interpolator) -> tuple[Likeness, Likeness]:
+    """(interpolated, mean of both) against the frames left out."""
+    real, masks = [gap.real for gap in gaps], [gap.moving() for gap in gaps]
+    moved = [interpolator.between(gap.first, gap.second, 0.5, gap.before, gap.after) for gap in gaps]
+    return likeness(moved, real, masks), likeness([gap.mixed() for gap in gaps], real, masks)
+
+
+def ceiling(gaps: list[Gap]) -> Likeness:
+    """Of the neighbours moved by flow measured with the frame left out itself: what no guess at the motion reaches.
+
+    What is missing beyond is noise, light that changes, and what neither neighbour shows.
+    """
+    meter = FlowMeter()
+
+    def best(gap: Gap) -> np.ndarray:
+        height, width = gap.real.shape[:2]
+        moved = []
+        for neighbour in (gap.first, gap.second):
+            flow = meter.both_ways(gap.real, neighbour)[0]
+            scale = np.float32([width / flow.shape[1], height / flow.shape[0]])
+            moved.append(warp(neighbour, cv2.resize(flow, (width, height)) * scale))
+        return np.clip(np.rint((moved[0] + moved[1]) / 2), 0, 255).astype(np.uint8)
+
+    return likeness([best(gap) for gap in gaps], [gap.real for gap in gaps], [gap.moving() for gap in gaps])
+
+
+def gains(rows: list[tuple[Likeness, ...]]) -> str:
+    """One line on videos: (interpolated, mean, perhaps the ceiling) of each."""
+    there = [made.moving - mixed.moving for made, mixed, *_ in rows if np.isfinite(made.moving)]
+    whole = [made.psnr - mixed.psnr for made, mixed, *_ in rows]
+    made, mixed = (np.mean([row[place].ssim for row in rows]) for place in (0, 1))
+    text = f"{np.mean(whole):+.2f} dB on whole pictures ({min(whole):+.2f} to {max(whole):+.2f}), "
+    text += f"{np.mean(there):+.2f} where it moves, " if there else "nothing moves, "
+    text += f"SSIM {made:.4f} / {mixed:.4f}"
+    if len(rows[0]) > 2:
+        text += f", with the true motion {np.mean([row[2].psnr - row[1].psnr for row in rows]):+.2f} dB"
+    return f"{text}, over {len(rows)} videos"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("videos", nargs="+", type=Path)
     parser.add_argument("--frames", type=int, default=25, help="of each video (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="of the frames left out, take each N-th")
+    parser.add_argument("--skip-repeats", action="store_true", help="pass over frames that repeat a neighbour")
+    parser.add_argument("--ceiling", action="store_true", help="also what flow gains that knows the frame left out")
+    parser.add_argument(
+        "--group", action="append", default=[], metavar="REGEX", help="means of the videos whose names begin so"
+    )
     parser.add_argument("--interpolator", choices=INTERPOLATORS, default="auto")
     parser.add_argument("--model", type=Path, help="RIFE's flownet.pkl")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    rows = []
+    rows: dict[Path, tuple[Likeness, ...]] = {}
     try:
         interpolator = open_interpolator(args.interpolator, args.device, rife_path=args.model)
         print(f"| video | PSNR {interpolator.name} / mean (dB) | where it moves | gain there | SSIM |")
         print("|---|---|---|---|---|")
         for video in args.videos:
-            made, mixed = measure(frames_of(video, args.frames), interpolator)
-            rows.append((made, mixed))
+            gaps = gaps_of(frames_of(video, args.frames), args.every, args.skip_repeats)
+            made, mixed = measure(gaps, interpolator)
+            rows[video] = (made, mixed, ceiling(gaps)) if args.ceiling else (made, mixed)
             print(
                 f"| {video.stem} | {made.psnr:.2f} / {mixed.psnr:.2f} | {made.moving:.2f} / {mixed.moving:.2f} "
                 f"| {made.moving - mixed.moving:+.2f} | {made.ssim:.4f} / {mixed.ssim:.4f} |",
@@ -107,10 +179,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    there = [made.moving - mixed.moving for made, mixed in rows if np.isfinite(made.moving)]
-    if there:
-        print(f"mean gain where it moves: {np.mean(there):+.2f} dB over {len(there)} videos")
-    print(f"mean gain of whole pictures: {np.mean([m.psnr - p.psnr for m, p in rows]):+.2f} dB over {len(rows)} videos")
+    for group in args.group:
+        if members := [row for video, row in rows.items() if re.match(group, video.stem)]:
+            print(f"{group}: mean gain {gains(members)}")
+    print(f"mean gain {gains(list(rows.values()))}")
     return 0
 
 

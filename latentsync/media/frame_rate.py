@@ -1,8 +1,10 @@
 """A stream of frames at another rate: exact times, frames in between made by an interpolator."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import cached_property
 from typing import Protocol
 
 import cv2
@@ -20,15 +22,27 @@ class Interpolator(Protocol):
 
     name: str
 
-    def between(self, first: np.ndarray, second: np.ndarray, t: float) -> np.ndarray:
-        """(H, W, 3) uint8 RGB at time t in (0, 1) between two pictures of that size."""
+    def between(
+        self,
+        first: np.ndarray,
+        second: np.ndarray,
+        t: float,
+        before: np.ndarray | None = None,
+        after: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """(H, W, 3) uint8 RGB at time t in (0, 1) between two pictures of that size.
+
+        `before` and `after`, where there are such, lie one step before the first and one after the second: from them
+        a method may tell motion that speeds up or slows down.
+        """
 
 
 class FrameRateConverter:
     """Takes frames at `source_fps`, gives frames at `target_fps`: frame j is shown at j / target_fps.
 
     A frame that falls on a source frame's time is that frame, untouched. Across a cut the nearer neighbour is shown,
-    between equal neighbours the first. Holds two frames. ceil(n * target / source) frames come of n.
+    between equal neighbours the first. Holds four frames and lags one behind, as motion is judged from both sides.
+    ceil(n * target / source) frames come of n.
     """
 
     def __init__(self, interpolator: Interpolator, source_fps: Fraction, target_fps: Fraction):
@@ -37,45 +51,65 @@ class FrameRateConverter:
         self.written = 0
         self._step = self.source_fps / self.target_fps
         self._taken = 0
-        self._last: VideoFrame | None = None
-        self._rgb_frame: VideoFrame | None = None  # whose picture `_last_rgb` is
-        self._last_rgb: np.ndarray | None = None
+        self._held: deque[_Held] = deque([_Held(None)] * 3, maxlen=4)
 
     def push(self, frame: VideoFrame) -> Iterator[VideoFrame]:
-        """Frames of the result before `frame`'s time, and the one at it if there is one."""
-        index, self._taken = self._taken, self._taken + 1
+        """Frames of the result after the last but two's time, up to the last but one's: `frame` is only looked at."""
+        self._taken += 1
+        self._held.append(_Held(frame))
+        yield from self._show(*self._held, self._taken - 2)
+
+    def flush(self) -> Iterator[VideoFrame]:
+        """What is left: frames up to the last one's time, then that frame, for as long as it is shown."""
+        if not self._taken:
+            return
+        _, before, first, last = self._held
+        yield from self._show(before, first, last, _Held(None), self._taken - 1)
+        total = math.ceil(self._taken / self._step)
+        while self.written < total:
+            yield last.frame
+            self.written += 1
+
+    def _show(
+        self, before: "_Held", first: "_Held", second: "_Held", after: "_Held", index: int
+    ) -> Iterator[VideoFrame]:
+        """Frames before the time of `second`, the source's frame of that index, and the one at it if there is one."""
         make = None
         while (time := self.written * self._step) < index:
-            make = make or self._between(self._last, frame)
+            make = make or self._between(before, first, second, after)
             yield make(time - (index - 1))
             self.written += 1
         if time == index:
-            yield frame
-            self.written += 1
-        self._last = frame
-
-    def flush(self) -> Iterator[VideoFrame]:
-        """What is left after the last frame's time: that frame, for as long as it is shown."""
-        total = math.ceil(self._taken / self._step)
-        while self.written < total:
-            yield self._last
+            yield second.frame
             self.written += 1
 
-    def _between(self, first: VideoFrame, second: VideoFrame) -> Callable[[Fraction], VideoFrame]:
+    def _between(
+        self, before: "_Held", first: "_Held", second: "_Held", after: "_Held"
+    ) -> Callable[[Fraction], VideoFrame]:
         """What shows the time t in (0, 1) between two neighbours."""
-        if first is second or cv2.norm(first.i420, second.i420, cv2.NORM_INF) <= STILL:
-            return lambda t: first
-        if is_cut(first, second):
-            return lambda t: first if t < Fraction(1, 2) else second
-        pictures = self._rgb_of_last(), second.rgb()
-        self._rgb_frame, self._last_rgb = second, pictures[1]
-        return lambda t: VideoFrame.from_rgb(self.interpolator.between(*pictures, float(t)), second.color)
+        a, b = first.frame, second.frame
+        if a is b or cv2.norm(a.i420, b.i420, cv2.NORM_INF) <= STILL:
+            return lambda t: a
+        if is_cut(a, b):
+            return lambda t: a if t < Fraction(1, 2) else b
+        around = before.rgb_with(first), after.rgb_with(second)
+        pictures = first.rgb, second.rgb
+        return lambda t: VideoFrame.from_rgb(self.interpolator.between(*pictures, float(t), *around), b.color)
 
-    def _rgb_of_last(self) -> np.ndarray:
-        """Converted once, where it was the second of the pair before."""
-        if self._last_rgb is None or self._rgb_frame is not self._last:
-            return self._last.rgb()
-        return self._last_rgb
+
+class _Held:
+    """A frame, or None beyond either end, and its picture, converted once: interpolators know pictures again."""
+
+    def __init__(self, frame: VideoFrame | None) -> None:
+        self.frame = frame
+
+    @cached_property
+    def rgb(self) -> np.ndarray:
+        return self.frame.rgb()
+
+    def rgb_with(self, neighbour: "_Held") -> np.ndarray | None:
+        """The picture, None where there is none of the neighbour's scene."""
+        return None if self.frame is None or is_cut(self.frame, neighbour.frame) else self.rgb
 
 
 def is_cut(first: VideoFrame, second: VideoFrame) -> bool:

@@ -56,8 +56,15 @@ class RifeInterpolator:
         self.scale, self.device = scale, torch.device(device)
         self.net = load_rife(path).to(self.device)
 
-    def between(self, first: np.ndarray, second: np.ndarray, t: float) -> np.ndarray:
-        """By repeated halving, to within 1/32 of `t`."""
+    def between(
+        self,
+        first: np.ndarray,
+        second: np.ndarray,
+        t: float,
+        before: np.ndarray | None = None,
+        after: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """By repeated halving, to within 1/32 of `t`; RIFE looks at two pictures only."""
         pair = torch.stack([torch.from_numpy(picture) for picture in (first, second)]).to(self.device)
         early, late = pair.permute(0, 3, 1, 2).float().div(255).split(1)
         low, high = 0.0, 1.0

@@ -13,7 +13,7 @@ from latentsync.media import interpolation
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter, is_cut
 from latentsync.media.interpolation import RifeInterpolator, change_frame_rate, load_rife, open_interpolator
-from latentsync.media.optical_flow import FlowInterpolator
+from latentsync.media.optical_flow import FlowInterpolator, FlowMeter
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import PROJECT_ROOT
 from tests.conformance.seeded import fill_
@@ -27,9 +27,11 @@ class Told:
 
     def __init__(self):
         self.asked: list[float] = []
+        self.around: list[tuple[np.ndarray | None, np.ndarray | None]] = []
 
-    def between(self, first: np.ndarray, second: np.ndarray, t: float) -> np.ndarray:
+    def between(self, first, second, t, before=None, after=None) -> np.ndarray:
         self.asked.append(t)
+        self.around.append((before, after))
         level = first.mean() * (1 - t) + second.mean() * t
         return np.full_like(first, round(level))
 
@@ -94,6 +96,20 @@ def test_equal_neighbours_and_cuts_are_not_interpolated():
     assert made[:4] == [a] * 4 and made[4:7] == [same, same, b] and not asked
 
 
+def test_neighbours_of_the_same_scene_are_told_on_either_side():
+    alike = [VideoFrame.from_rgb(shifted(texture(1), 2 * index)) for index in range(4)]
+    told = Told()
+    converter = FrameRateConverter(told, Fraction(25), Fraction(50))
+    for frame in (*alike, VideoFrame.from_rgb(texture(2))):
+        list(converter.push(frame))
+    list(converter.flush())
+    expected = [(None, alike[2]), (alike[0], alike[3]), (alike[1], None)]  # nothing from beyond the cut
+    assert len(told.around) == len(expected)
+    for found, wanted in zip(told.around, expected, strict=True):
+        for picture, frame in zip(found, wanted, strict=True):
+            assert (picture is None) if frame is None else np.array_equal(picture, frame.rgb())
+
+
 def test_flow_follows_motion_where_blending_doubles_it():
     first, middle, second = texture(), shifted(texture(), 3), shifted(texture(), 6)
     made = FlowInterpolator().between(first, second, 0.5)
@@ -106,6 +122,51 @@ def test_flow_follows_motion_where_blending_doubles_it():
     assert error(made) < error(blended) / 10
     quarter = FlowInterpolator().between(first, second, 0.25)
     assert np.square(quarter[inner].astype(float) - shifted(texture(), 1.5)[inner]).mean() < error(blended) / 10
+
+
+def test_flow_knows_motion_that_speeds_up_from_four_pictures():
+    places = [0.5 * time**2 for time in (4, 5, 6, 7, 8)]  # pixels, of which 5, 6 and 7 are first, middle and second
+    first, middle, second = (shifted(texture(), places[i]).astype(float) for i in (1, 2, 3))
+    before, after = (shifted(texture(), 0.5 * time**2) for time in (3, 9))
+    pair = first.astype(np.uint8), second.astype(np.uint8)
+    inner = (slice(24, -24), slice(48, -48))
+
+    def error(picture: np.ndarray) -> float:
+        return float(np.square(picture[inner] - middle[inner]).mean())
+
+    flow = FlowInterpolator()
+    straight, bent = flow.between(*pair, 0.5), flow.between(*pair, 0.5, before, after)
+    assert error(bent) < error(straight) / 4
+    assert error(flow.between(*pair, 0.5, before)) < error(straight) / 4  # constant acceleration: one side says it all
+    assert error(flow.between(*pair, 0.5, None, after)) < error(straight) / 4
+
+
+def test_what_is_hidden_in_one_neighbour_comes_from_the_other():
+    backdrop, thing = texture(3), texture(4)[:60, :60]
+
+    def scene(left: int) -> np.ndarray:
+        picture = backdrop.copy()
+        picture[34:94, left : left + 60] = thing
+        return picture
+
+    first, middle, second = scene(50), scene(53), scene(56)
+    made = FlowInterpolator().between(first, second, 0.5)
+    plain = (first.astype(float) + second) / 2
+    for seen_once in (slice(50, 53), slice(113, 116)):  # columns that only the second, only the first shows
+
+        def error(picture: np.ndarray, columns: slice = seen_once) -> float:
+            return float(np.square(picture[44:84, columns].astype(float) - middle[44:84, columns]).mean())
+
+        assert error(made) < error(plain) / 2
+
+
+def test_flow_of_a_pair_is_measured_once():
+    meter = FlowMeter()
+    first, second, third = (shifted(texture(), pixels) for pixels in (0, 2, 4))
+    known = meter.both_ways(first, second)
+    meter.both_ways(second, third)
+    assert meter.both_ways(first, second) is known
+    assert meter.both_ways(first, third) is not known
 
 
 def test_flow_of_unrelated_noise_is_no_worse_than_blending():
