@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.utils.errors import UserError
-from scripts.serve import run_server
+from scripts.serve import run_server, size
 
 USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASSWORD"
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need a password")
-    port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # a text: what is no number is wrong usage, as of the option
     add("--port", type=int, default=port, help="0 for any free one (default: %(default)s)")
     add("--no_auth", action="store_true", help="let other machines in without a password")
     add("--share", action="store_true", help="a public link through Gradio's servers: anyone with the link may come")
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default="auto", help="what is used unless another is picked (default: the best present)")
     add("--workers", type=int, default=1, help="processes that do jobs, each with its models (default: %(default)s)")
     add("--devices", nargs="+", default=["auto"], help="cuda:0 cuda:1 ...; workers take them in turn (default: auto)")
-    add("--max_upload_mb", type=float, default=2048, help="MiB of one uploaded file (default: %(default)s)")
+    add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")
     add("--ray_address", help="of a Ray cluster that does the jobs, see docs/serving.md")
     return parser
 

@@ -6,12 +6,14 @@ which. Exit codes: 0 done, 1 something is wrong with what was given, 2 wrong usa
 
 import argparse
 import logging
+import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, as the original is
 
 from tqdm import tqdm  # noqa: E402
+from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: E402
 
 from latentsync.media.interpolation import INTERPOLATORS, change_frame_rate  # noqa: E402
 from latentsync.media.writer import DEFAULT_CRF  # noqa: E402
@@ -19,6 +21,7 @@ from latentsync.utils.errors import UserError, one_line  # noqa: E402
 from latentsync.utils.files import parent_folders  # noqa: E402
 
 MAX_EXP = 5
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--exp", type=int, default=1, help="2^EXP times as many frames (default: 1, 25 becomes 50)")
     rate.add_argument("--fps", type=float, help="frames a second of the result, any number")
-    add("--scale", type=float, default=1.0, help="0.5 for 4K: motion is looked at half as finely (RIFE only)")
+    scale_help = "0.5 for 4K: motion is looked at half as finely (RIFE only)"
+    add("--scale", type=float, choices=SCALES, default=1.0, help=scale_help)
     add("--model", type=Path, help="RIFE's flownet.pkl")
     add("--interpolator", choices=INTERPOLATORS, default="auto")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (RIFE only)")
@@ -50,7 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not 1 <= args.exp <= MAX_EXP:
             raise UserError(f"--exp must lie between 1 and {MAX_EXP}, not {args.exp}")
-        with parent_folders(output), tqdm(unit="frame", leave=False) as bar:
+        if args.fps is not None and not math.isfinite(args.fps):
+            raise UserError(f"--fps must be a number of frames a second, not {args.fps}")
+        # Which interpolator runs stands on a line of its own, not in the progress bar.
+        with parent_folders(output), logging_redirect_tqdm(), tqdm(unit="frame", leave=False) as bar:
 
             def show(stage: str, done: int, total: int) -> None:
                 bar.total = total

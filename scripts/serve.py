@@ -6,6 +6,7 @@ wrong with what was given (one line says what), 2 wrong usage.
 
 import argparse
 import logging
+import math
 import os
 import socket
 import sys
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "LATENTSYNC_API_KEY"
 MIN_KEY = 16  # characters
+
+
+def size(text: str) -> float:
+    """A number for argparse, which takes a ValueError for wrong usage."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,14 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--devices", nargs="+", default=["auto"], help="cuda:0 cuda:1 ...; workers take them in turn (default: auto)")
     add("--max_models", type=int, default=2, help="models that a worker keeps loaded (default: %(default)s)")
     add("--max_queue", type=int, default=1000, help="jobs that may wait (default: %(default)s)")
-    add("--max_upload_mb", type=float, default=2048, help="MiB of one uploaded file (default: %(default)s)")
+    add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")
     add("--max_video_seconds", type=float, default=14400, help="length of a video (default: %(default)s)")
     add("--max_audio_seconds", type=float, default=3600, help="length of a voice (default: %(default)s)")
     add("--job_timeout_seconds", type=float, default=21600, help="time that a job may take (default: %(default)s)")
     add("--keep_results_hours", type=float, default=168, help="then files of ended jobs go (default: %(default)s)")
     add(
         "--quota_gb",
-        type=float,
+        type=size,
         default=50,
         help="GiB of the workspace; beyond it the oldest go (default: %(default)s)",
     )

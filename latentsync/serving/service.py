@@ -301,7 +301,11 @@ class JobService:
 
 
 def _eta(row: Row) -> float | None:
-    """Seconds until a running job is done, if it goes on as it has since its frames began."""
-    if not row.done or row.frames_since is None or row.beat is None:
+    """Seconds until a running job is done, if it goes on as it has since its frames began.
+
+    Frames come in runs: between two of them the time that has passed is taken off.
+    """
+    if not row.done or None in (row.frames_since, row.moved, row.beat):
         return None
-    return (row.beat - row.frames_since) * max(0, row.total - row.done) / row.done
+    left = (row.moved - row.frames_since) * max(0, row.total - row.done) / row.done
+    return max(0.0, left - (row.beat - row.moved))

@@ -18,7 +18,7 @@ from latentsync.serving.options import JobOptions
 from latentsync.utils.errors import UserError
 
 BUSY_SECONDS = 30.0
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     done INTEGER NOT NULL DEFAULT 0,
     total INTEGER NOT NULL DEFAULT 0,
     frames_since REAL,
+    moved REAL,
     error TEXT,
     result TEXT,
     expired INTEGER NOT NULL DEFAULT 0,
@@ -53,6 +54,7 @@ CREATE TABLE IF NOT EXISTS workers (
     beat REAL NOT NULL
 );
 """
+FROM_VERSION_1 = "ALTER TABLE jobs ADD COLUMN moved REAL"
 ENDED = "state IN ('done', 'failed', 'cancelled')"
 TOO_OFTEN = "the job was begun {attempts} times and its worker died each time; it may need more memory than there is"
 
@@ -62,8 +64,8 @@ class Row:
     """A job as it is stored.
 
     files: role -> name of the file in the job's folder; result: the same, or None. place: order in the queue.
-    frames_since: when the running attempt first knew how many frames there are. owner, beat: worker and its last sign
-    of life. cancel: the owner is to stop.
+    frames_since: when the running attempt first knew how many frames there are; moved: when `done` last changed.
+    owner, beat: worker and its last sign of life. cancel: the owner is to stop.
     """
 
     number: int
@@ -82,6 +84,7 @@ class Row:
     done: int
     total: int
     frames_since: float | None
+    moved: float | None
     error: str | None
     result: str | None
     expired: bool
@@ -106,8 +109,10 @@ class JobStore:
         self.path, self._local = path, threading.local()
         with self._write() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, SCHEMA_VERSION):
+            if not 0 <= version <= SCHEMA_VERSION:
                 raise UserError(f"{path}: written by another version of this program; choose another workspace")
+            if version == 1:
+                db.execute(FROM_VERSION_1)
             for statement in SCHEMA.split(";"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -217,7 +222,8 @@ class JobStore:
             now = time.time()
             row = db.execute(
                 "UPDATE jobs SET state = 'running', owner = ?, beat = ?, started = ?, attempts = attempts + 1,"
-                " stage = 'starting', done = 0, total = 0, frames_since = NULL, cancel = 0 WHERE number ="
+                " stage = 'starting', done = 0, total = 0, frames_since = NULL, moved = NULL, cancel = 0"
+                " WHERE number ="
                 " (SELECT number FROM jobs WHERE state = 'queued' ORDER BY place LIMIT 1) RETURNING *",
                 (owner, now, now),
             ).fetchone()
@@ -229,9 +235,10 @@ class JobStore:
         with self._write() as db:
             found = db.execute(
                 "UPDATE jobs SET stage = ?, done = ?, total = ?, beat = ?,"
-                " frames_since = CASE WHEN ? > 0 THEN coalesce(frames_since, ?) END"
+                " frames_since = CASE WHEN ? > 0 THEN coalesce(frames_since, ?) END,"
+                " moved = CASE WHEN done = ? THEN moved ELSE ? END"
                 " WHERE id = ? AND owner = ? AND attempts = ? AND state = 'running' RETURNING cancel",
-                (stage, done, total, now, total, now, row.id, row.owner, row.attempts),
+                (stage, done, total, now, total, now, done, now, row.id, row.owner, row.attempts),
             ).fetchone()
             return None if found is None else bool(found["cancel"])
 

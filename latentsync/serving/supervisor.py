@@ -91,10 +91,10 @@ class Supervisor:
     def _start(self, seat: Seat) -> None:
         seat.owner, seat.started, seat.ordered = uuid.uuid4().hex, time.monotonic(), None
         paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        plain = json.dumps(self.settings.as_plain())
+        words = [json.dumps(self.settings.as_plain()), seat.owner, seat.device, str(os.getpid())]
         seat.process = subprocess.Popen(
             # -P: modules come from the project, not from the directory the user happens to be in.
-            [sys.executable, "-P", "-m", "latentsync.serving.worker", plain, seat.owner, seat.device],
+            [sys.executable, "-P", "-m", "latentsync.serving.worker", *words],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the service, which then stops its workers in order

@@ -62,14 +62,20 @@ class Worker:
         owner: name of this worker in the queue.
         device: for the models.
         runner: does the jobs, see `latentsync.serving.handler`.
+        service: number of the process that started this one, with which it ends; as it is now unless given.
     """
 
-    def __init__(self, settings: ServingSettings, owner: str, device: str, runner: Runner) -> None:
+    def __init__(
+        self, settings: ServingSettings, owner: str, device: str, runner: Runner, service: int | None = None
+    ) -> None:
         self.settings, self.owner, self.device, self.runner = settings, owner, device, runner
         self.workspace = Workspace(settings.workspace)
         self.store = JobStore(self.workspace.database)
         self.stopping = threading.Event()
+        self._service = os.getppid() if service is None else service
         self._job: Row | None = None
+        self._telling = threading.Lock()  # what is told is always the newest
+        self._newest: tuple[str, int, int] | None = None  # stage, done, total of the job; None before the first
         self._reported = 0.0
 
     def run(self) -> None:
@@ -81,7 +87,7 @@ class Worker:
             if row is None:
                 self.stopping.wait(IDLE_SECONDS)
                 continue
-            self._job = row
+            self._newest, self._job = None, row
             self._do(row)
             self._job = None
         beats.join()
@@ -140,6 +146,7 @@ class Worker:
             nonlocal last_stage
             if self.stopping.is_set():
                 raise Stopping
+            self._newest = (stage, done, total)
             now = time.monotonic()
             if now > deadline:
                 raise TimedOut
@@ -147,7 +154,7 @@ class Worker:
                 return
             self._reported, last_stage = now, stage
             try:
-                cancel = self.store.progress(row, stage, done, total)
+                cancel = self._tell(row)
             except sqlite3.OperationalError as error:  # a full disk: the job itself will say so
                 logger.warning("progress of job %s could not be stored: %s", row.id, error)
                 return
@@ -158,17 +165,25 @@ class Worker:
 
         return report
 
+    def _tell(self, row: Row) -> bool | None:
+        """Store how far a job is, and renew its lease; returns as `JobStore.progress` does."""
+        with self._telling:
+            newest = self._newest
+            return self.store.renew(row) if newest is None else self.store.progress(row, *newest)
+
     def _beat_forever(self) -> None:
-        """Tell that this worker lives, and stop it when the process that started it is gone."""
-        parent = os.getppid()
+        """Tell that this worker lives and how far it is, and stop it when the process that started it is gone.
+
+        Frames come in runs, many within a moment: most of them are not reported when they come.
+        """
         while not self.stopping.is_set():
-            if os.getppid() != parent:
+            if os.getppid() != self._service:
                 logger.warning("the service is gone; stopping")
                 self.stopping.set()
             job = self._job
             self._attempt(lambda: self.store.worker_beat(self.owner, os.getpid(), self.device, self.runner.models()))
             if job is not None:
-                self._attempt(lambda job=job: self.store.renew(job))
+                self._attempt(lambda job=job: self._tell(job))
             self.stopping.wait(BEAT_SECONDS)
         self.store.close()
 
@@ -209,11 +224,11 @@ class Outcome:
 
 
 def main(argv: list[str]) -> int:
-    """Run a worker until SIGTERM or SIGINT."""
-    plain, owner, device = argv
+    """Run a worker until SIGTERM or SIGINT, or until the service is gone, be it while this process begins."""
+    plain, owner, device, service = argv
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s worker {owner[:8]}: %(message)s")
     settings = ServingSettings(**json.loads(plain))
-    worker = Worker(settings, owner, device, make_runner(settings, device))
+    worker = Worker(settings, owner, device, make_runner(settings, device), int(service))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stopping.set())
     worker.run()

@@ -111,7 +111,9 @@ def chromium(address: str, folder: Path) -> Iterator[Browser]:
     options = webdriver.ChromeOptions()
     options.add_experimental_option("prefs", {"download.default_directory": str(folder / DOWNLOADS)})
     options.binary_location = program  # else Selenium looks for one in the network
-    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1000"):
+    words = ["headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1000"]
+    words += ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]  # a microphone that beeps, allowed
+    for word in words:
         options.add_argument(f"--{word}")
     driver = webdriver.Chrome(options, webdriver.ChromeService(driver_program))
     browser = Browser(driver, Path(os.environ.get("LATENTSYNC_SCREENSHOTS", folder)))

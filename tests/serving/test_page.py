@@ -156,6 +156,21 @@ def test_the_page_shows_no_other_files_and_answers_to_no_other_site(service, mon
         pages[0].close()
 
 
+@pytest.mark.parametrize("words", [["--max_upload_mb", "nan"], ["--max_upload_mb", "inf"], []])
+def test_numbers_that_are_none(words, monkeypatch, capsys):
+    if not words:
+        monkeypatch.setenv("GRADIO_SERVER_PORT", "x")
+    with pytest.raises(SystemExit, match="2"):
+        gradio_app.main(words)
+    assert "invalid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_ports_that_are_none(service, port):
+    with pytest.raises(UserError, match="between 0 and 65535"):
+        serve_page(service, "127.0.0.1", port)
+
+
 def test_strangers_need_a_password(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in (gradio_app.USER_VARIABLE, gradio_app.PASSWORD_VARIABLE):

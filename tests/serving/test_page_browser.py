@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
-from latentsync.serving.jobs import JobKind, JobState
+from latentsync.serving.jobs import Job, JobKind, JobState
 from latentsync.serving.service import JobService
 from latentsync.utils.registry import PROJECT_ROOT
 from tests.pipelines.scenes import clip, picture
@@ -69,6 +71,8 @@ def test_a_person_with_a_browser(address, tmp_path):
         _cancel(browser, service, scene)
         _results(browser, service, tmp_path / DOWNLOADS)
         _frames(browser, scene, service)
+        _example(browser, service)
+        _microphone(browser, scene, service)
         assert not browser.all("img[src=x]")
         _phone(browser)
 
@@ -83,7 +87,6 @@ def _give(browser: Browser, scene: Path) -> None:
 def _choose(browser: Browser) -> None:
     """The face on the right by a click, one denoising step without guidance."""
     from selenium.webdriver import ActionChains
-    from selenium.webdriver.common.keys import Keys
 
     image = browser.find("#faces img")
     assert browser.script("return arguments[0].naturalWidth", image) == 290
@@ -92,10 +95,7 @@ def _choose(browser: Browser) -> None:
     ActionChains(browser.driver).move_to_element_with_offset(image, right, 0).click().perform()
     browser.click("#options button")
     browser.until(lambda: "," in browser.find("#face input").get_property("value"), "no face was chosen")
-    for field in ("#steps", "#guidance"):
-        number = browser.find(f"{field} input[type=number]")
-        number.send_keys(Keys.CONTROL, "a")
-        number.send_keys("1", Keys.TAB)
+    _hurry(browser)
     browser.shot("given")
     names = browser.focused_names()
     # Without a name is only the picture: what its faces are for, the field "Face" does by keyboard.
@@ -105,6 +105,16 @@ def _choose(browser: Browser) -> None:
         for word in ("Lip-sync", "3. Make", "Preview", "Options")
     ]
     assert order == sorted(order), "\n".join(names)
+
+
+def _hurry(browser: Browser) -> None:
+    """One denoising step without guidance, by keyboard; the options are open."""
+    from selenium.webdriver.common.keys import Keys
+
+    for field in ("#steps", "#guidance"):
+        number = browser.find(f"{field} input[type=number]")
+        number.send_keys(Keys.CONTROL, "a")
+        number.send_keys("1", Keys.TAB)
 
 
 def _preview(browser: Browser, service: JobService) -> None:
@@ -165,6 +175,50 @@ def _frames(browser: Browser, scene: Path, service: JobService) -> None:
     browser.until(lambda: service.list()[0].state is JobState.DONE, "no frames were made in between")
     browser.find(".after video")
     browser.shot("frames")
+
+
+def _example(browser: Browser, service: JobService) -> None:
+    """One click fills in both files, and they do."""
+    browser.driver.refresh()
+    browser.click("#example")
+    browser.find("#faces img")
+    browser.find(HEARD)
+    browser.click("#options button")
+    _hurry(browser)
+    browser.click("#preview")
+    job = _done(browser, service)
+    assert job.inputs == {"video": "demo_portrait.png", "audio": "demo_voice.wav"}
+    assert browser.find(".before img").location["y"] == browser.find(".after video").location["y"]
+    browser.shot("example")
+
+
+def _microphone(browser: Browser, scene: Path, service: JobService) -> None:
+    """Two seconds of what the browser's microphone hears are a voice."""
+    browser.driver.refresh()
+    browser.upload("#video", scene)
+    browser.find("#faces img")
+    browser.click("#voice button[aria-label='Record audio']")
+    browser.click("#voice .record-button")
+    browser.find("#voice .stop-button")
+    time.sleep(2)
+    browser.click("#voice .stop-button")
+    browser.find("#voice button[aria-label='Play']")
+    browser.shot("recorded")
+    browser.click("#options button")
+    _hurry(browser)
+    browser.click("#preview")
+    recorded = service.input_path(_done(browser, service).id, "audio")
+    assert np.abs(load_audio(recorded, 16000)).max() > 0.01  # it beeps
+
+
+def _done(browser: Browser, service: JobService) -> Job:
+    """The newest job, which was just submitted, as soon as its result is shown."""
+    browser.until(lambda: browser.all(".cancel"), "nothing was begun")
+    browser.until(lambda: service.list()[0].state.is_final, "it does not end")
+    job = service.list()[0]
+    assert job.state is JobState.DONE, job.error
+    browser.find(".after video")
+    return job
 
 
 def _phone(browser: Browser) -> None:

@@ -53,6 +53,13 @@ def test_a_key_and_no_auth_contradict(monkeypatch, capsys):
     assert "drop one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--max_upload_mb", "--quota_gb"])
+def test_sizes_that_are_none(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([option, "nan"])
+    assert "invalid size value" in capsys.readouterr().err
+
+
 def test_host_names_are_checked_where_a_page_could_reach_the_server():
     options = build_parser().parse_args([])
     assert "localhost" in allowed_hosts(options, None, True)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from latentsync.serving import worker
 from latentsync.serving.jobs import InsufficientSpace, JobKind, JobNotFound, JobState, QueueFull, WrongState
 from latentsync.serving.options import JobOptions
 from latentsync.serving.workspace import RESULT, Workspace
@@ -80,6 +81,28 @@ def test_cancelling_a_waiting_a_running_and_an_ended_job(service, files):
         service.cancel("x" * 32)
 
 
+def test_frames_that_come_in_runs_are_all_counted(service, files, monkeypatch):
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.1)
+
+    def runs(out, on_progress):
+        on_progress("preparing", 0, 100)
+        time.sleep(0.5)
+        for done in range(1, 17):
+            on_progress("lip-sync", done, 100)
+        finished.wait(20)
+        out.write_bytes(b"x")
+
+    finished = threading.Event()
+    job_id = service.submit(LIPSYNC, files, JobOptions()).id
+    with working(service, FakeRunner(runs)):
+        assert eventually(lambda: service.get(job_id).done == 16)
+        first = service.get(job_id).eta_seconds
+        assert first < 84 / 16 * 2  # the pace of 16 frames, not of the first of them
+        assert eventually(lambda: service.get(job_id).eta_seconds < first - 0.3)  # it passes while no frame comes
+        finished.set()
+        assert wait_for(service, job_id).state is JobState.DONE
+
+
 def test_failures_tell_users_what_they_can_mend_and_nothing_of_the_inside(service, files, caplog):
     def user_error(out, on_progress):
         raise UserError(f"{out.parent / 'video.png'}: no face in it")
@@ -117,6 +140,14 @@ def test_a_stopped_worker_gives_its_job_back_and_the_next_one_does_it(service, f
     assert (waiting.state, waiting.attempts, waiting.position) == (JobState.QUEUED, 0, 0)
     with working(service, FakeRunner()):
         assert wait_for(service, job.id).state is JobState.DONE
+
+
+def test_a_worker_ends_with_its_service_even_if_that_was_gone_before_it_began(service):
+    left = worker.Worker(service.settings, "w" * 32, "cpu", FakeRunner(), service=os.getppid() + 1)
+    thread = threading.Thread(target=left.run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_retry_and_delete(service, files):

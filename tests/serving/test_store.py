@@ -104,3 +104,24 @@ def test_a_queue_of_another_version_is_refused(tmp_path, store):
     store._connection().execute("PRAGMA user_version = 99")
     with pytest.raises(UserError, match="another version"):
         JobStore(tmp_path / "jobs.sqlite")
+
+
+def test_a_queue_of_the_version_before_goes_on(tmp_path, store):
+    add(store, "a")
+    db = store._connection()
+    db.execute("ALTER TABLE jobs DROP COLUMN moved")
+    db.execute("PRAGMA user_version = 1")
+    later = JobStore(tmp_path / "jobs.sqlite")
+    row = later.claim("w")
+    assert row.id == "a" and later.progress(row, "x", 1, 2) is False and later.get("a").moved is not None
+
+
+def test_when_frames_last_came_is_kept(store):
+    add(store, "a")
+    row = store.claim("w")
+    store.progress(row, "x", 0, 9)
+    assert store.get("a").moved is None
+    store.progress(row, "x", 3, 9)
+    moved = store.get("a").moved
+    store.progress(row, "x", 3, 9)
+    assert store.get("a").moved == moved <= store.get("a").beat

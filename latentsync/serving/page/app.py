@@ -29,13 +29,14 @@ progress::-moz-progress-bar { background: var(--primary-500); }
 progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate; }
 @keyframes waiting { to { opacity: 0.3; } }
 #faces img { cursor: pointer; }
+#jobs .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
 #jobs .caption-label {
-    max-width: 100%; white-space: normal; overflow-wrap: anywhere;
+    opacity: 1 !important; max-width: 100%; white-space: normal; overflow-wrap: anywhere;
     display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
 }
 @media (max-width: 600px) {
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
-    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; }
+    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; -webkit-line-clamp: 3; }
 }
 """
 
@@ -67,6 +68,8 @@ def serve_page(
     Raises:
         UserError: the address cannot be had.
     """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port must lie between 0 and 65535, not {port}")
     page = build_page(service)
     guards = []
     if login is None and not share and is_loopback(host):

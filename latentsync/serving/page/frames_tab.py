@@ -22,7 +22,7 @@ class FramesTab:
     def __init__(self, service: JobService, page: gr.Blocks) -> None:
         self.service = service
         gr.Markdown(RIFE if RIFE_WEIGHTS.is_file() else FLOW)
-        self.video = gr.File(label="Video", file_types=["video"], height=120, elem_id="frames-video")
+        self.video = gr.File(label="Video", file_types=["video"], height=150, elem_id="frames-video")
         self.fps = gr.Slider(24, 120, 50, step=1, label="Frames per second")
         self.go = gr.Button("Make frames in between", variant="primary", elem_id="frames-go")
         self.panel = JobPanel(service, "latentsync-frames")

@@ -30,7 +30,7 @@ class LipsyncTab:
         with gr.Row():
             with gr.Column(min_width=280):
                 self.video = gr.File(
-                    label="1. Video or picture of a person", file_types=["video", "image"], height=120, elem_id="video"
+                    label="1. Video or picture of a person", file_types=["video", "image"], height=150, elem_id="video"
                 )
                 self.picture = gr.Image(
                     label="Who shall speak? Click on a face",
