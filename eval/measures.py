@@ -18,7 +18,7 @@ from latentsync.models.inception import FIDInception
 from latentsync.models.perceptual import LPIPS, VGG16
 from latentsync.utils.registry import PROJECT_ROOT
 
-VERSION = 2  # of the measuring code: a change makes every value measured before void
+VERSION = 3  # of the measuring code: a change makes every value measured before void
 HIGH, LOW, ONE, ZERO = "higher is better", "lower is better", "best at 1", "best at 0"
 
 
@@ -52,6 +52,7 @@ MEASURES = (
     Measure("boundary", "boundary", "levels/px", ZERO, "edge that the regenerated region adds"),
     Measure("jitter", "jitter", "x", ONE, "trembling of brows, eyes, nose and cheeks over the source's"),
     Measure("lip_jitter", "lip jitter", "x", "as the ground truth", "trembling of the lips over the source's"),
+    Measure("flicker", "flicker", "levels", "as the ground truth", "change of the mouth's luma beyond its motion"),
 )
 
 

@@ -16,22 +16,31 @@ from eval.measures import MEASURES, Tools, Values
 from eval.methods import Method
 from eval.pairs import Pair, speaks_own_voice
 from latentsync.data.clips import to_pixel_values
+from latentsync.faces.mouth import closed_opening, mean_opening
 from latentsync.media.audio import load_audio
 from latentsync.media.silence import silence_and_speech
 from latentsync.metrics.boundary import BoundaryMeter
 from latentsync.metrics.fid import frame_features
+from latentsync.metrics.flicker import FlickerMeter
 from latentsync.metrics.fvd import SIDE, ClipFeatures
 from latentsync.metrics.identity import identity_similarity
 from latentsync.metrics.image import psnr, ssim
 from latentsync.metrics.landmarks import LIPS, STILL, JitterMeter, landmark_distance, openings
-from latentsync.metrics.mouth import closed_opening, mean_opening
 from latentsync.utils.errors import UserError
 
 NO_FACE, NO_MOVEMENT = "no face was seen in the result", "no face was seen, or the source does not move"
 NO_SILENCE, NO_SPEECH = "the voice is never silent for 0.3 s", "the voice is silent throughout"
 NO_SOUND, EQUAL = "the video has no sound", "infinite: the result is the source itself"
 SPOKEN = ("leak", "opening")
-REASONS = {"leak": NO_SILENCE, "opening": NO_SPEECH, "jitter": NO_MOVEMENT, "lip_jitter": NO_MOVEMENT, "psnr": EQUAL}
+NO_PAIR = "no two frames in a row could be compared"
+REASONS = {
+    "leak": NO_SILENCE,
+    "opening": NO_SPEECH,
+    "jitter": NO_MOVEMENT,
+    "lip_jitter": NO_MOVEMENT,
+    "flicker": NO_PAIR,
+    "psnr": EQUAL,
+}
 OTHER_VOICE, REFERENCE = "another voice: there is no real video to compare with", "is what the others are compared with"
 
 
@@ -71,6 +80,7 @@ class Meters:
         self._openings = {name: np.full(num_frames, np.nan) for name in ("result", "source")}
         self._jitter = {"jitter": JitterMeter(STILL), "lip_jitter": JitterMeter(LIPS)}
         self._boundary = BoundaryMeter(tools.settings.resolution)
+        self._flicker = FlickerMeter()
         self._per_frame: dict[str, list[np.ndarray]] = {}
         self._windows = ClipFeatures(tools.i3d, tools.settings.stride) if tools.has("fvd") else None
 
@@ -79,6 +89,7 @@ class Meters:
         self.faces += len(chunk.indices)
         self._add_points(chunk)
         self._boundary.add(chunk.result, chunk.source)
+        self._flicker.add(chunk.result, chunk.starts)
         if self.compared:
             made, real = to_pixel_values(chunk.result), to_pixel_values(chunk.source)
             self._keep("psnr", psnr(made, real).numpy())
@@ -89,7 +100,7 @@ class Meters:
 
     def values(self, wave: np.ndarray | None) -> Values:
         """Of all faces so far; `wave` is the voice that the result speaks, None for no sound."""
-        numbers = {"boundary": self._boundary.visibility(), **self._mouth(wave)}
+        numbers = {"boundary": self._boundary.visibility(), "flicker": self._flicker.flicker(), **self._mouth(wave)}
         numbers |= {key: meter.ratio() for key, meter in self._jitter.items()}
         joined = {key: np.concatenate(parts) for key, parts in self._per_frame.items()}
         arrays = {"fid": joined.pop("fid")} if "fid" in joined else {}

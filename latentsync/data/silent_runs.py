@@ -4,7 +4,8 @@ Clips of speech hold next to no silence that is as long as a run, so a network t
 its reference go on speaking in pauses. Legend: F frames of a run, T rows of audio states, L layers, D width.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +14,17 @@ from torch import Tensor
 from latentsync.data.clips import Clip
 from latentsync.data.sound import frame_tokens
 from latentsync.data.windows import back_and_forth, draw_apart
+from latentsync.faces.mouth import closed_opening, mean_opening
 from latentsync.media.audio import load_audio
 from latentsync.media.silence import FPS, SAMPLE_RATE, SETTLE, frame_rms, runs_of, silence_and_speech
 from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
 from latentsync.whisper.windows import ROWS_PER_SECOND
 
+logger = logging.getLogger(__name__)
+
 SHORTEST_REST = 4  # frames of a mouth at rest that are worth playing back and forth
+REST_OPENING = 0.1  # of the mean opening in speech: a mouth that is no further open than this is at rest
 PADDING_FRAMES = 40  # of silence around speech
 SOUNDS = 8  # clips whose padded sound is heard
 
@@ -44,16 +49,17 @@ class SilentSound:
 class SilentRuns:
     """Draws silent runs of clips at 25 frames/s that hold a pause.
 
-    The frames of the longest pause of a clip's own sound (`silence_and_speech`) are played back and forth. What is
-    heard is silence before or after the speech of some clip, as Whisper hears it there: digital silence, or a hiss as
-    loud as the clip at its quietest.
+    The longest run of frames in which the sound pauses (`silence_and_speech`) and the mouth is shut is played back and
+    forth: before they speak many people sit with their lips apart. What is heard is silence before or after the speech
+    of some clip, as Whisper hears it there: digital silence, or a hiss as loud as the clip at its quietest.
 
     Args:
-        clips: of the dataset; of those in several variants the sound is read once.
+        clips: of the dataset; of those in several variants sound and mouth are looked at once.
         audio: audio encoder.
         num_frames: F.
         audio_feat_length: (l, r), the frames heard before and after.
         share: of the samples that are to be silent, in [0, 1].
+        openings: how far the mouth of a clip is open, (T,), NaN where no face is seen: see `MouthOpenings`.
 
     Raises:
         UserError: no clip holds a pause, or one has no sound.
@@ -66,22 +72,27 @@ class SilentRuns:
         num_frames: int,
         audio_feat_length: Sequence[int],
         share: float,
+        openings: Callable[[Clip], np.ndarray],
     ) -> None:
         self.num_frames, self.audio_feat_length, self.share = num_frames, tuple(audio_feat_length), share
-        waves = {clip.path: load_audio(clip.path, SAMPLE_RATE) for clip in clips}
-        lengths = {clip.path: clip.num_frames for clip in clips}
-        pauses = {path: _longest_pause(wave, lengths[path]) for path, wave in waves.items()}
-        self._pauses = {path: pause for path, pause in pauses.items() if pause is not None}
-        if not self._pauses:
-            raise UserError("data.silent_share: none of the clips holds a pause; set it to 0, or add clips with pauses")
+        once = {clip.path: clip for clip in clips}
+        waves = {path: load_audio(path, SAMPLE_RATE) for path in once}
+        rests = {path: _longest_rest(wave, openings(once[path])) for path, wave in waves.items()}
+        self._rests = {path: rest for path, rest in rests.items() if rest is not None}
+        if not self._rests:
+            raise UserError(
+                "data.silent_share: in none of the clips a mouth is shut while the sound pauses; set it to 0, or add "
+                "clips with pauses"
+            )
+        logger.info("silence: %d of %d clips show a mouth at rest", len(self._rests), len(once))
         spread = list(waves.values())[:: -(-len(waves) // SOUNDS)]
         self._sounds = [_between_silences(wave, audio, num_frames, bool(i % 2)) for i, wave in enumerate(spread)]
 
     def draw(self, clip: Clip, rng: np.random.Generator) -> SilentRun | None:
-        """A silent run of `clip`, or None: by chance, or because the clip has no pause with a reference beside it."""
-        if rng.random() >= self.share or clip.path not in self._pauses:
+        """A silent run of `clip`, or None: by chance, or because the clip has no rest with a reference beside it."""
+        if rng.random() >= self.share or clip.path not in self._rests:
             return None
-        start, end = self._pauses[clip.path]
+        start, end = self._rests[clip.path]
         reference = draw_apart(clip.num_frames, self.num_frames, start, end, rng)
         if reference is None:
             return None
@@ -100,11 +111,13 @@ class SilentRuns:
         )
 
 
-def _longest_pause(wave: np.ndarray, num_frames: int) -> tuple[int, int] | None:
-    """[start, end) of the longest silence of a clip, in frames; None where all are shorter than 4."""
-    silence, _ = silence_and_speech(wave, num_frames)
-    pauses = [pause for pause in runs_of(silence) if pause[1] - pause[0] >= SHORTEST_REST]
-    return max(pauses, key=lambda pause: pause[1] - pause[0], default=None)
+def _longest_rest(wave: np.ndarray, openings: np.ndarray) -> tuple[int, int] | None:
+    """[start, end) of the longest run of frames with a pause and a shut mouth; None where all are shorter than 4."""
+    silence, speech = silence_and_speech(wave, len(openings))
+    closed = closed_opening(openings)
+    shut = openings <= closed + REST_OPENING * mean_opening(openings, speech, closed)  # never where NaN
+    rests = [rest for rest in runs_of(silence & shut) if rest[1] - rest[0] >= SHORTEST_REST]
+    return max(rests, key=lambda rest: rest[1] - rest[0], default=None)
 
 
 def _between_silences(wave: np.ndarray, audio: Audio2Feature, num_frames: int, hiss: bool) -> SilentSound:

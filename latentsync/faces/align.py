@@ -155,3 +155,9 @@ def shift_source(matrix: np.ndarray, x0: float, y0: float) -> np.ndarray:
 def resize_to_square(crop: np.ndarray, resolution: int) -> np.ndarray:
     """Aligned crop (h, w, 3) uint8 -> (resolution, resolution, 3) uint8, Lanczos: the picture the networks see."""
     return cv2.resize(crop, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4)
+
+
+def require_aligned(faces: np.ndarray) -> None:
+    """Raises ValueError for anything but aligned faces (T, R, R, 3) uint8."""
+    if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:
+        raise ValueError(f"aligned faces must be (T, R, R, 3) uint8, not {faces.shape} {faces.dtype}")

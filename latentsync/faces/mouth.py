@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
+from latentsync.faces.align import require_aligned
 from latentsync.faces.mediapipe_detector import POINTS, region_from_mesh
 from latentsync.faces.mediapipe_graphs import MeshNet, Region
-from latentsync.metrics.image import require_aligned
 
 # MediaPipe mesh: pairs of points on the inner edges of upper and lower lip, left, middle, right.
 INNER_LIPS = [(82, 87), (13, 14), (312, 317)]

@@ -1,6 +1,6 @@
 """Temporal flicker of the mouth: what changes from frame to frame beyond motion.
 
-Legend: T frames, R pixels. Faces are aligned (see `latentsync.faces.align`), uint8 RGB (T, R, R, 3).
+Legend: F frames of a chunk, R pixels. Faces are aligned (see `latentsync.faces.align`), uint8 RGB (F, R, R, 3).
 """
 
 import math
@@ -8,13 +8,16 @@ import math
 import cv2
 import numpy as np
 
+from latentsync.faces.align import require_aligned
 from latentsync.faces.mask import mouth_slices
-from latentsync.media.optical_flow import FlowMeter, visibility, warp
-from latentsync.metrics.image import require_aligned
+from latentsync.media.optical_flow import warp
 
-HIDDEN = 0.5  # visibility below which a point is left out
+# The flow is the measure's own: figures must not change because interpolation, which has one too, is made better.
+SMOOTHNESS = 40.0  # of the flow, twice OpenCV's default: else it follows the noise
+LARGE = 480  # pixels of R above which motion is looked at half as finely, for the same reason
+CONSISTENT = 1.0  # pixels, and a twentieth of the motion, that going there and back may miss a point in sight by
 STEADY = 1.5  # pixels: sigma of the blur under which motion is measured, so that noise is not taken for motion
-FEWEST = 0.05  # share of the region that must be seen in both frames
+FEWEST = 0.05  # share of the region that must be in sight in both frames
 
 
 class FlickerMeter:
@@ -26,22 +29,19 @@ class FlickerMeter:
     """
 
     def __init__(self) -> None:
-        self._flow = FlowMeter()
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis.setVariationalRefinementAlpha(SMOOTHNESS)
         self._last: np.ndarray | None = None
         self._sum, self._count = 0.0, 0
 
-    def add(self, faces: np.ndarray) -> None:
-        """The next frames (T, R, R, 3) uint8 of a clip."""
+    def add(self, faces: np.ndarray, starts: np.ndarray) -> None:
+        """The next frames (F, R, R, 3) uint8 of a clip; `starts` (F,): True where one does not continue the last."""
         require_aligned(faces)
-        for face in faces:
+        for face, new in zip(faces, starts, strict=True):
             luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
-            if self._last is not None:
+            if self._last is not None and not new:
                 self._compare(self._last, luma)
             self._last = luma
-
-    def cut(self) -> None:
-        """The next frame is not the continuation of the last."""
-        self._last = None
 
     def flicker(self) -> float:
         """Mean over the pairs of frames, in grey levels; NaN where no pair could be compared."""
@@ -49,23 +49,12 @@ class FlickerMeter:
 
     def _compare(self, before: np.ndarray, now: np.ndarray) -> None:
         steady = [cv2.GaussianBlur(luma, (0, 0), STEADY) for luma in (before, now)]
-        back, there = self._flow.both_ways(steady[1], steady[0])
+        self._dis.setFinestScale(int(len(now) > LARGE))
+        back, there = self._dis.calc(steady[1], steady[0], None), self._dis.calc(steady[0], steady[1], None)
         difference = np.abs(now - warp(before, back))
+        missed = np.linalg.norm(back + warp(there, back), axis=-1)
+        seen = missed < CONSISTENT + np.linalg.norm(back, axis=-1) / 20
         mouth = mouth_slices(len(now))
-        seen = visibility(back, there)[mouth] > HIDDEN
-        if seen.mean() >= FEWEST:
-            self._sum += float(difference[mouth][seen].mean())
+        if seen[mouth].mean() >= FEWEST:
+            self._sum += float(difference[mouth][seen[mouth]].mean())
             self._count += 1
-
-
-def flicker(faces: np.ndarray) -> float:
-    """Of one clip (T, R, R, 3) uint8, in grey levels; NaN with fewer than two frames."""
-    meter = FlickerMeter()
-    meter.add(faces)
-    return meter.flicker()
-
-
-def relative_flicker(result: np.ndarray, source: np.ndarray) -> float:
-    """Flicker of the result over that of the source, both (T, R, R, 3): 1 is as steady, more is more restless."""
-    reference = flicker(source)
-    return flicker(result) / reference if reference > 0 else math.nan

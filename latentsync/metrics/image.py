@@ -3,7 +3,6 @@
 Legend: N images, H W pixels. Pictures are (N, 3, H, W) in [-1, 1]; a region is (H, W), its values weights >= 0.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,12 +12,6 @@ from latentsync.faces.mask import mouth_slices
 PEAK = 2.0  # of pictures in [-1, 1]
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
-
-
-def require_aligned(faces: np.ndarray) -> None:
-    """Raises ValueError for anything but aligned faces (T, R, R, 3) uint8."""
-    if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:
-        raise ValueError(f"aligned faces must be (T, R, R, 3) uint8, not {faces.shape} {faces.dtype}")
 
 
 def psnr(first: Tensor, second: Tensor, region: Tensor | None = None) -> Tensor:

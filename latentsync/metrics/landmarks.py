@@ -6,10 +6,10 @@ Legend: T frames, F frames of a chunk, R pixels, P points. Faces are aligned (se
 
 import numpy as np
 
+from latentsync.faces.align import require_aligned
 from latentsync.faces.mediapipe_detector import EYE_CORNERS, FACE_OVAL, POINTS, region_from_mesh
 from latentsync.faces.mediapipe_graphs import MeshNet, Region
-from latentsync.metrics.image import require_aligned
-from latentsync.metrics.mouth import LOOK_CENTRE, LOOK_SIDE, MESH_POINTS, mouth_opening
+from latentsync.faces.mouth import LOOK_CENTRE, LOOK_SIDE, MESH_POINTS, mouth_opening
 
 NUM_POINTS = 468  # of MediaPipe's mesh
 # Outer and inner edge of both lips.
@@ -43,7 +43,7 @@ class FaceMesh:
 
 
 def openings(points: np.ndarray) -> np.ndarray:
-    """`latentsync.metrics.mouth.mouth_opening` of each frame: points (T, 468, 2) -> (T,), NaN where unseen."""
+    """`latentsync.faces.mouth.mouth_opening` of each frame: points (T, 468, 2) -> (T,), NaN where unseen."""
     return np.array([mouth_opening(frame[MESH_POINTS]) for frame in points])
 
 

@@ -34,6 +34,11 @@ def cache_key(vae_path: Path, whisper_path: Path, mask: Tensor) -> str:
     return digest.hexdigest()[:KEY_DIGITS]
 
 
+def latent_cache_dir(data: DataConfig | SyncNetDataConfig) -> Path:
+    """Where a trainer keeps what it has found out about clips."""
+    return Path(data.latent_cache_dir or Path(data.train_output_dir) / "encoded")
+
+
 def variants(clips: Sequence[Clip], recoloured_copies: bool) -> list[tuple[Clip, int]]:
     """Clips with the variants of them to encode, see `ClipEncoder.encode`; 0 is the clip as it is."""
     if not recoloured_copies:
@@ -67,8 +72,7 @@ def encode_clips(
     """
     if torch.cuda.is_available():
         codec.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-    cache = Path(data.latent_cache_dir or Path(data.train_output_dir) / "encoded")
-    encoder = ClipEncoder(codec, audio, mask, cache, key, data.video_fps)
+    encoder = ClipEncoder(codec, audio, mask, latent_cache_dir(data), key, data.video_fps)
     return encoder.encode_all(_own_share_first(variants(clips, recoloured_copies), encoder))
 
 

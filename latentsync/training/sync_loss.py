@@ -27,7 +27,10 @@ def cosine_loss(vision: Tensor, audio: Tensor, y: Tensor, reduction: Literal["me
     """
     with torch.autocast(vision.device.type, enabled=False):
         probability = similarity(vision, audio).clamp(PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
-        return F.binary_cross_entropy(probability, y.reshape(-1).float(), reduction=reduction)
+        y = y.reshape(-1).float()
+        # F.binary_cross_entropy ends the process on a NaN; the loop is to see it and skip the batch.
+        losses = -(y * probability.log() + (1 - y) * (-probability).log1p())
+        return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()
 
 
 def contrastive_loss(vision: Tensor, audio: Tensor, temperature: float, excluded: Tensor | None = None) -> Tensor:

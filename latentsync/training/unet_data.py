@@ -1,15 +1,17 @@
 """The UNet's training clips: read as pixels, or encoded once into a cache."""
 
+from contextlib import closing
 from pathlib import Path
 
 from latentsync.data.clips import read_fileslist
 from latentsync.data.latent_dataset import LatentClipDataset
+from latentsync.data.mouth_openings import MouthOpenings
 from latentsync.data.silent_runs import SilentRuns
 from latentsync.data.sound import MelReader
 from latentsync.data.unet_dataset import UNetDataset
 from latentsync.faces.mask import load_mask
 from latentsync.models.vae import LatentCodec
-from latentsync.training.clip_cache import cache_key, encode_clips
+from latentsync.training.clip_cache import cache_key, encode_clips, latent_cache_dir
 from latentsync.utils.config import UNetFileConfig
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import project_path
@@ -51,7 +53,10 @@ def build_dataset(
     encoded = encode_clips(clips, data, codec, audio, mask, key, data.recoloured_copies)
     silent_runs = None
     if data.silent_share:
-        silent_runs = SilentRuns(encoded, audio, data.num_frames, data.audio_feat_length, data.silent_share)
+        with closing(MouthOpenings(latent_cache_dir(data), data.video_fps)) as openings:
+            silent_runs = SilentRuns(
+                encoded, audio, data.num_frames, data.audio_feat_length, data.silent_share, openings
+            )
     return LatentClipDataset(
         encoded,
         data.audio_feat_length,

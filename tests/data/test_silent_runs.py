@@ -35,9 +35,14 @@ def spoken(path, pauses: list[tuple[int, int]]) -> EncodedClip:
     return EncodedClip(path, "a", FRAMES, entry, 2 * FRAMES)
 
 
+def still(clip: EncodedClip) -> np.ndarray:
+    """Openings of a mouth that is shut but for some frames, in which all clips here speak."""
+    return np.where((np.arange(FRAMES) >= 14) & (np.arange(FRAMES) < 25), 0.1, 0.01)
+
+
 def test_a_pause_is_played_back_and_forth_with_a_reference_beside_it(tmp_path, audio):
     clip = spoken(tmp_path / "a.wav", [(0, 12)])
-    silent = SilentRuns([clip], audio, 6, audio.audio_feat_length, 1.0)
+    silent = SilentRuns([clip], audio, 6, audio.audio_feat_length, 1.0, still)
     dataset = LatentClipDataset([clip], audio.audio_feat_length, 6, silent_runs=silent)
     starts = set()
     for key in range(20):
@@ -54,16 +59,39 @@ def test_a_pause_is_played_back_and_forth_with_a_reference_beside_it(tmp_path, a
 
 def test_the_share_is_kept_and_clips_without_a_pause_speak(tmp_path, audio):
     quiet, loud = spoken(tmp_path / "a.wav", [(25, 40)]), spoken(tmp_path / "b.wav", [])
-    silent = SilentRuns([quiet, loud], audio, NUM_FRAMES, audio.audio_feat_length, 0.5)
+    silent = SilentRuns([quiet, loud], audio, NUM_FRAMES, audio.audio_feat_length, 0.5, still)
     dataset = LatentClipDataset([quiet, loud], audio.audio_feat_length, NUM_FRAMES, silent_runs=silent)
     flags = [dataset[Draw(0, key)]["silent"] for key in range(100)]
     assert 30 < sum(flags) < 70
     assert not any(dataset[Draw(1, key)]["silent"] for key in range(10))
 
 
+def test_a_mouth_that_is_open_in_a_pause_is_not_at_rest(tmp_path, audio):
+    clip = spoken(tmp_path / "a.wav", [(0, 16), (26, 40)])
+
+    def parted_at_first(clip: EncodedClip) -> np.ndarray:
+        openings = np.full(FRAMES, 0.01)
+        openings[:9], openings[16:26], openings[34] = 0.05, 0.08, np.nan
+        return openings
+
+    silent = SilentRuns([clip], audio, 4, audio.audio_feat_length, 1.0, parted_at_first)
+    runs = [silent.draw(clip, np.random.default_rng(seed)).frames for seed in range(30)]
+    assert {int(frame) for frame in np.concatenate(runs)} == {35, 36, 37, 38, 39}  # 30 to 33 is the shorter run
+
+
+def test_clips_in_whose_pauses_no_mouth_is_shut_are_refused(tmp_path, audio):
+    clip = spoken(tmp_path / "a.wav", [(0, 12)])
+
+    def parted(clip: EncodedClip) -> np.ndarray:
+        return np.where(np.arange(FRAMES) < 12, 0.05, 0.01)
+
+    with pytest.raises(UserError, match="silent_share"):
+        SilentRuns([clip], audio, NUM_FRAMES, audio.audio_feat_length, 0.5, parted)
+
+
 def test_clips_without_any_pause_are_refused(tmp_path, audio):
     with pytest.raises(UserError, match="silent_share"):
-        SilentRuns([spoken(tmp_path / "a.wav", [])], audio, NUM_FRAMES, audio.audio_feat_length, 0.5)
+        SilentRuns([spoken(tmp_path / "a.wav", [])], audio, NUM_FRAMES, audio.audio_feat_length, 0.5, still)
 
 
 def test_no_room_for_a_reference():

@@ -77,6 +77,7 @@ def test_a_comparison(call, folder, capsys):
     assert list(rows) == ["ground truth", "blurred"]
     truth, made = rows.values()
     assert float(truth["boundary"]) == 0 and float(truth["jitter"]) == 1
+    assert float(truth["flicker"]) > float(made["flicker"]) > 0
     assert float(made["psnr"]) < 40 and 0.5 < float(made["ssim"]) < 0.99 and float(made["lmd_mouth"]) > 0
     assert truth["psnr"] == "n/a (is what the others are compared with)"
     for key, name in {"csim": "recognition", "fid": "inception", "fvd": "i3d", "lpips": "vgg16"}.items():
@@ -125,6 +126,7 @@ def test_what_cannot_be_measured_is_a_row(call, folder, caplog):
     assert "no face was found" in truth["no face"]["reason"] and "0 bytes" in truth["empty"]["reason"]
     assert "cannot be read" in truth["none"]["reason"]
     assert truth["silent"]["leak"] == "n/a (the video has no sound)" and truth["silent"]["frames"] == "1"
+    assert truth["silent"]["flicker"] == "n/a (no two frames in a row could be compared)"
     assert truth["silent"]["jitter"].startswith("n/a (") and truth["silent"]["lse_c"].startswith("n/a (")
     assert "give results of the whole frame" in found["blurred", "two words"]["reason"]
     assert "no result for 'no face'" in found["blurred", "no face"]["reason"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentsync.metrics.mouth import (
+from latentsync.faces.mouth import (
     CHIN,
     FOREHEAD,
     INNER_LIPS,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from latentsync.faces.mediapipe_detector import EYE_CORNERS
+from latentsync.faces.mouth import CHIN, FOREHEAD, INNER_LIPS
 from latentsync.metrics.landmarks import LIPS, NUM_POINTS, STILL, FaceMesh, JitterMeter, landmark_distance, openings
-from latentsync.metrics.mouth import CHIN, FOREHEAD, INNER_LIPS
 from tests.metrics.faces import aligned_portrait
 
 

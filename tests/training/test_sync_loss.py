@@ -68,3 +68,8 @@ def test_pair_accuracy():
     vision = torch.tensor([[1.0, 0.0]] * 4)
     audio = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     assert pair_accuracy(vision, audio, torch.tensor([[1.0], [0], [0], [0]])).item() == 0.75
+
+
+def test_the_cosine_loss_of_a_broken_embedding_is_not_finite():
+    """The training loop skips such a batch; an error would end the run."""
+    assert cosine_loss(torch.full((2, 4), float("nan")), torch.ones(2, 4), torch.ones(2)).isnan()

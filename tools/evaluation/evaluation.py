@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from latentsync.faces.mouth import MouthMeter
 from latentsync.media.audio import load_audio
-from latentsync.metrics.mouth import MouthMeter
 from latentsync.metrics.plots import plot_offsets
 from latentsync.metrics.sync import SyncScorer
 from latentsync.models.perceptual import LPIPS

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latentsync.faces.mouth import MouthMeter, closed_opening, mean_opening
 from latentsync.media.silence import silence_and_speech
 from latentsync.metrics.image import crop_region, mouth_region, psnr, ssim
-from latentsync.metrics.mouth import MouthMeter, closed_opening, mean_opening
 from latentsync.metrics.sync import SyncScore, SyncScorer, offset_score, preference
 from tools.evaluation.clips import FPS, SAMPLE_RATE, HeldOutClip, LoadedClip, Voice
 from tools.evaluation.synthesis import CHUNK, Talker, pingpong
