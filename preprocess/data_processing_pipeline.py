@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("lists").add_argument
     add("--max_clips_per_person", type=int, help="to train on, so that nobody outnumbers the others")
     add("--hold_out", nargs="+", default=[], metavar="PATTERN", help="sources for held_out/train.txt alone")
+    add("--held_out_per_person", type=int, default=40, help="of the clips that are too many (default: %(default)s)")
     add("--distrust_sound", nargs="+", default=[], metavar="PATTERN", help="sources for faces.txt alone")
 
     add = parser.add_argument_group("who works").add_argument
@@ -106,7 +107,9 @@ def options_of(args: argparse.Namespace) -> RunOptions:
         1 / args.per_gpu_num_workers if args.per_gpu_num_workers > 0 else 0.0,
         args.executor,
         args.temp_dir,
-        ListOptions(args.max_clips_per_person, tuple(args.hold_out), tuple(args.distrust_sound)),
+        ListOptions(
+            args.max_clips_per_person, tuple(args.hold_out), tuple(args.distrust_sound), args.held_out_per_person
+        ),
     )
 
 

@@ -13,7 +13,6 @@ from preprocess.storages.base import Storage
 TRAIN = "train.txt"
 FACES = "faces.txt"
 HELD_OUT = "held_out/train.txt"
-HELD_OUT_PER_PERSON = 40  # of the clips that a person has too many of
 
 Row = dict[str, Figure]
 
@@ -24,16 +23,20 @@ class ListOptions:
 
     max_clips_per_person: in the lists to train on, spread over what there is, so that nobody outnumbers the others.
     hold_out: patterns (as the shell's) of sources never to be trained on: names without suffix, or beneath the folder.
-    distrust_sound: patterns of sources that are trained on without their sound.
+    distrust_sound: patterns of sources whose sound is neither trained on nor judged by.
+    held_out_per_person: where anything is held out, so many of the clips that are too many of a person are as well.
     """
 
     max_clips_per_person: int | None = None
     hold_out: tuple[str, ...] = ()
     distrust_sound: tuple[str, ...] = ()
+    held_out_per_person: int = 40
 
     def __post_init__(self) -> None:
         if self.max_clips_per_person is not None and self.max_clips_per_person < 1:
             raise UserError(f"--max_clips_per_person must be 1 or more, not {self.max_clips_per_person}")
+        if self.held_out_per_person < 0:
+            raise UserError(f"--held_out_per_person must be 0 or more, not {self.held_out_per_person}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def choose(rows: list[Row], options: ListOptions) -> Lists:
     """Sort the kept clips into lists.
 
     Of a person with more than `max_clips_per_person` clips that many are trained on. Where anything is held out at all,
-    the others are as well, up to HELD_OUT_PER_PERSON: a known face to judge by.
+    the others are as well, up to `held_out_per_person`: a known face to judge by.
     """
     kept = [row for row in rows if row["kind"] == "clip" and row["status"] == "kept"]
     held_out = [row for row in kept if _fits(row, options.hold_out)]
@@ -63,7 +66,7 @@ def choose(rows: list[Row], options: ListOptions) -> Lists:
         chosen += [group[index] for index in taken]
         if options.hold_out:
             left = [row for index, row in enumerate(group) if index not in taken]
-            held_out += [left[index] for index in spread(len(left), HELD_OUT_PER_PERSON)]
+            held_out += [left[index] for index in spread(len(left), options.held_out_per_person)]
     train, held_out = ([row for row in some if _is_heard(row, options)] for some in (chosen, held_out))
     return Lists(train, chosen, held_out)
 

@@ -12,8 +12,9 @@ set -euo pipefail
 # Never trained on: other corpora, two speakers as a whole, and one clip each of two speakers that are trained on.
 HELD_OUT=('hdtf_*' 'retalking_*' 'infinitetalk_*' 'grid_s27_*' 'grid_s24_*' 'grid_s1_bbaf2n' 'grid_s4_bbilzs')
 # Seen but not heard: it is not certain that their sound belongs to their pictures.
-SILENT=('latentsync_demo[23]')
+SILENT=('latentsync_demo[23]' 'infinitetalk_*')
 CLIPS_PER_PERSON=60
+HELD_OUT_PER_PERSON=400 # all the clips that are too many to train on: figures of few clips say little
 PERSON='([^/]+?)(_[^/_]*)?\.[^./]+$' # the file's name up to its last underscore
 
 HERE="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
@@ -50,7 +51,7 @@ prepare() {
     "$PYTHON" -m preprocess.data_processing_pipeline --input_dir "$WORK/sources" --output_dir "$DATA" \
         --steps shots,faces --resolution 128 --segment_seconds 12 --min_seconds 1.28 --many_faces largest \
         --keep_silent --person_pattern "$PERSON" --hold_out "${HELD_OUT[@]}" --distrust_sound "${SILENT[@]}" \
-        --max_clips_per_person "$CLIPS_PER_PERSON" --total_num_workers "$(nproc)"
+        --max_clips_per_person "$CLIPS_PER_PERSON" --held_out_per_person "$HELD_OUT_PER_PERSON" --total_num_workers "$(nproc)"
 }
 
 # A UNet speaks the language of one autoencoder: its training must not go on with another.

@@ -9,7 +9,7 @@ from PIL import Image
 
 from latentsync.data.clips import read_fileslist
 from latentsync.utils.errors import UserError
-from preprocess.lists import HELD_OUT_PER_PERSON, ListOptions, choose, spread
+from preprocess.lists import ListOptions, choose, spread
 from preprocess.runner import RunOptions, process
 from preprocess.settings import ProcessSettings
 from preprocess.source_work import person_of, process_source
@@ -39,7 +39,9 @@ def test_what_is_judged_by_is_never_trained_on():
     names = [{row["clip"] for row in some} for some in (lists.faces, lists.held_out)]
     assert not names[0] & names[1] and lists.train == lists.faces
     assert people_of(lists.train) == {"anna": 10, "bert": 2}
-    assert people_of(lists.held_out) == {"carl": 2, "bert": 1, "anna": HELD_OUT_PER_PERSON}
+    assert people_of(lists.held_out) == {"carl": 2, "bert": 1, "anna": 40}
+    more = choose(rows, ListOptions(10, ("carl_*", "bert_001"), held_out_per_person=200))
+    assert people_of(more.held_out)["anna"] == 90 and more.train == lists.train
     assert choose(rows, ListOptions(10)).held_out == [] and len(choose(rows, ListOptions()).train) == 105
 
 
@@ -63,6 +65,8 @@ def test_clips_are_taken_from_all_over():
     assert spread(10, 4) == [0, 3, 6, 9] and spread(2, 5) == [0, 1] and spread(0, 3) == []
     with pytest.raises(UserError, match="must be 1 or more"):
         ListOptions(0)
+    with pytest.raises(UserError, match="must be 0 or more"):
+        ListOptions(held_out_per_person=-1)
 
 
 def test_pictures_and_silent_videos_teach_faces(tmp_path, monkeypatch, detector):

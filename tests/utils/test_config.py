@@ -58,7 +58,7 @@ def test_every_shipped_unet_config_loads_and_builds(name):
 
 def test_recipe_of_the_embedded_model():
     config = load("embedded")
-    assert config.run.cache_latents and config.run.weigh_mouth and config.data.silent_share == 0.25
+    assert config.run.cache_latents and config.run.weigh_mouth and config.data.silent_share == 0.5
     assert (load("embedded_stage1").run.ema_decay, config.run.ema_decay) == (0.995, 0.99)
     assert config.data.balance_people and config.data.recoloured_copies
     assert train_settings(config).betas == (0.9, 0.99)
