@@ -6,7 +6,6 @@ which. Exit codes: 0 done, 1 something is wrong with what was given, 2 wrong usa
 
 import argparse
 import logging
-import math
 import sys
 from pathlib import Path
 
@@ -54,8 +53,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not 1 <= args.exp <= MAX_EXP:
             raise UserError(f"--exp must lie between 1 and {MAX_EXP}, not {args.exp}")
-        if args.fps is not None and not math.isfinite(args.fps):
-            raise UserError(f"--fps must be a number of frames a second, not {args.fps}")
         # Which interpolator runs stands on a line of its own, not in the progress bar.
         with parent_folders(output), logging_redirect_tqdm(), tqdm(unit="frame", leave=False) as bar:
 

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, as the original is
 
 from latentsync.media.interpolation import INTERPOLATORS, Interpolator, open_interpolator  # noqa: E402
-from latentsync.media.optical_flow import FlowMeter, warp  # noqa: E402
+from latentsync.media.optical_flow import FlowMeter, enlarge, warp  # noqa: E402
 from latentsync.media.probe import probe_video  # noqa: E402
 from latentsync.media.reader import VideoReader  # noqa: E402
 from latentsync.metrics.image import ssim  # noqa: E402
@@ -124,12 +124,10 @@ def ceiling(gaps: list[Gap]) -> Likeness:
     meter = FlowMeter()
 
     def best(gap: Gap) -> np.ndarray:
-        height, width = gap.real.shape[:2]
-        moved = []
-        for neighbour in (gap.first, gap.second):
-            flow = meter.both_ways(gap.real, neighbour)[0]
-            scale = np.float32([width / flow.shape[1], height / flow.shape[0]])
-            moved.append(warp(neighbour, cv2.resize(flow, (width, height)) * scale))
+        moved = [
+            warp(neighbour, enlarge(meter.both_ways(gap.real, neighbour)[0], gap.real.shape))
+            for neighbour in (gap.first, gap.second)
+        ]
         return np.clip(np.rint((moved[0] + moved[1]) / 2), 0, 255).astype(np.uint8)
 
     return likeness([best(gap) for gap in gaps], [gap.real for gap in gaps], [gap.moving() for gap in gaps])

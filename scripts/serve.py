@@ -121,8 +121,9 @@ def build_settings(options: argparse.Namespace) -> "ServingSettings":
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound. Raises UserError when the address cannot be had."""
-    if not 0 <= port <= 65535:  # the name service would take it modulo 2^16
-        raise UserError(f"--port must lie between 0 and 65535, not {port}")
+    from latentsync.serving.api.access import check_port
+
+    check_port(port)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)

@@ -62,7 +62,7 @@ class SilentRuns:
         openings: how far the mouth of a clip is open, (T,), NaN where no face is seen: see `MouthOpenings`.
 
     Raises:
-        UserError: no clip holds a pause, or one has no sound.
+        UserError: no clip shows a mouth at rest, or one has no sound.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SilentRuns:
         self.num_frames, self.audio_feat_length, self.share = num_frames, tuple(audio_feat_length), share
         once = {clip.path: clip for clip in clips}
         waves = {path: load_audio(path, SAMPLE_RATE) for path in once}
-        rests = {path: _longest_rest(wave, openings(once[path])) for path, wave in waves.items()}
+        rests = {path: _longest_rest(clip, waves[path], openings) for path, clip in once.items()}
         self._rests = {path: rest for path, rest in rests.items() if rest is not None}
         if not self._rests:
             raise UserError(
@@ -111,13 +111,21 @@ class SilentRuns:
         )
 
 
-def _longest_rest(wave: np.ndarray, openings: np.ndarray) -> tuple[int, int] | None:
+def _longest_rest(clip: Clip, wave: np.ndarray, openings_of: Callable[[Clip], np.ndarray]) -> tuple[int, int] | None:
     """[start, end) of the longest run of frames with a pause and a shut mouth; None where all are shorter than 4."""
-    silence, speech = silence_and_speech(wave, len(openings))
+    silence, speech = silence_and_speech(wave, clip.num_frames)
+    if _longest_run(silence) is None:  # looking at mouths takes long
+        return None
+    openings = openings_of(clip)
     closed = closed_opening(openings)
     shut = openings <= closed + REST_OPENING * mean_opening(openings, speech, closed)  # never where NaN
-    rests = [rest for rest in runs_of(silence & shut) if rest[1] - rest[0] >= SHORTEST_REST]
-    return max(rests, key=lambda rest: rest[1] - rest[0], default=None)
+    return _longest_run(silence & shut)
+
+
+def _longest_run(flags: np.ndarray) -> tuple[int, int] | None:
+    """[start, end) of the longest stretch where the flags (T,) bool are set; None where all are shorter than 4."""
+    runs = [run for run in runs_of(flags) if run[1] - run[0] >= SHORTEST_REST]
+    return max(runs, key=lambda run: run[1] - run[0], default=None)
 
 
 def _between_silences(wave: np.ndarray, audio: Audio2Feature, num_frames: int, hiss: bool) -> SilentSound:

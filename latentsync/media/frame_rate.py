@@ -51,12 +51,12 @@ class FrameRateConverter:
         self.written = 0
         self._step = self.source_fps / self.target_fps
         self._taken = 0
-        self._held: deque[_Held] = deque([_Held(None)] * 3, maxlen=4)
+        self._held: deque[_Held] = deque([_Held()] * 3, maxlen=4)
 
     def push(self, frame: VideoFrame) -> Iterator[VideoFrame]:
         """Frames of the result after the last but two's time, up to the last but one's: `frame` is only looked at."""
         self._taken += 1
-        self._held.append(_Held(frame))
+        self._held.append(_Held(frame, self._held[-1].frame))
         yield from self._show(*self._held, self._taken - 2)
 
     def flush(self) -> Iterator[VideoFrame]:
@@ -64,7 +64,7 @@ class FrameRateConverter:
         if not self._taken:
             return
         _, before, first, last = self._held
-        yield from self._show(before, first, last, _Held(None), self._taken - 1)
+        yield from self._show(before, first, last, _Held(), self._taken - 1)
         total = math.ceil(self._taken / self._step)
         while self.written < total:
             yield last.frame
@@ -90,26 +90,32 @@ class FrameRateConverter:
         a, b = first.frame, second.frame
         if a is b or cv2.norm(a.i420, b.i420, cv2.NORM_INF) <= STILL:
             return lambda t: a
-        if is_cut(a, b):
+        if second.opens_scene:
             return lambda t: a if t < Fraction(1, 2) else b
-        around = before.rgb_with(first), after.rgb_with(second)
         pictures = first.rgb, second.rgb
+        around = None if first.opens_scene else before.rgb, None if after.opens_scene else after.rgb
         return lambda t: VideoFrame.from_rgb(self.interpolator.between(*pictures, float(t), *around), b.color)
 
 
 class _Held:
-    """A frame, or None beyond either end, and its picture, converted once: interpolators know pictures again."""
+    """A frame, None beyond either end, and what is found out of it once, though three pairs in turn ask for it.
 
-    def __init__(self, frame: VideoFrame | None) -> None:
-        self.frame = frame
+    Args:
+        previous: the frame before it.
+    """
+
+    def __init__(self, frame: VideoFrame | None = None, previous: VideoFrame | None = None) -> None:
+        self.frame, self._previous = frame, previous
 
     @cached_property
     def rgb(self) -> np.ndarray:
+        """Always the same array: interpolators know pictures again."""
         return self.frame.rgb()
 
-    def rgb_with(self, neighbour: "_Held") -> np.ndarray | None:
-        """The picture, None where there is none of the neighbour's scene."""
-        return None if self.frame is None or is_cut(self.frame, neighbour.frame) else self.rgb
+    @cached_property
+    def opens_scene(self) -> bool:
+        """Whether it goes on from no frame: it is the first one, beyond the last one, or behind a cut."""
+        return self.frame is None or self._previous is None or is_cut(self._previous, self.frame)
 
 
 def is_cut(first: VideoFrame, second: VideoFrame) -> bool:

@@ -182,9 +182,10 @@ def change_frame_rate(
     info = probe_video(video_path)
     if info.is_still:
         raise UserError(f"{video_path}: is a picture; there is nothing between its frames")
-    target = info.fps * factor if target_fps is None else Fraction(target_fps).limit_denominator(1001)
-    if not 1 <= target <= MAX_FPS:
-        raise UserError(f"the frame rate must lie between 1 and {MAX_FPS}, not {float(target):g}")
+    wanted = info.fps * factor if target_fps is None else target_fps
+    if not 1 <= wanted <= MAX_FPS:  # NaN is not
+        raise UserError(f"the frame rate must lie between 1 and {MAX_FPS}, not {float(wanted):g}")
+    target = Fraction(wanted).limit_denominator(1001)
     total = available_frames(info, info.fps)
     converter = FrameRateConverter(open_interpolator(interpolator, device, scale, rife_path), info.fps, target)
     sound = video_path if has_audio(video_path) else None

@@ -77,7 +77,7 @@ class FlowInterpolator:
         early_weight, late_weight = (1 - t) * (seen_first + UNSEEN), t * (seen_second + UNSEEN)
         share = late_weight / (early_weight + late_weight)
         early, late = (
-            warp(picture, _enlarge(flow, first.shape)) for picture, flow in ((first, to_first), (second, to_second))
+            warp(picture, enlarge(flow, first.shape)) for picture, flow in ((first, to_first), (second, to_second))
         )
         return _mix(early, late, _resize(share, first.shape), first, second, t)
 
@@ -93,7 +93,7 @@ def _resize(field: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return field if field.shape[:2] == shape[:2] else cv2.resize(field, (shape[1], shape[0]))
 
 
-def _enlarge(flow: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def enlarge(flow: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A flow (h, w, 2) as one of pictures (H, W), in their pixels."""
     height, width = flow.shape[:2]
     if (height, width) == shape[:2]:

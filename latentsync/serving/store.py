@@ -242,16 +242,6 @@ class JobStore:
             ).fetchone()
             return None if found is None else bool(found["cancel"])
 
-    def renew(self, row: Row) -> bool | None:
-        """Renew a job's lease; returns as `progress` does."""
-        with self._write() as db:
-            found = db.execute(
-                "UPDATE jobs SET beat = ? WHERE id = ? AND owner = ? AND attempts = ? AND state = 'running'"
-                " RETURNING cancel",
-                (time.time(), row.id, row.owner, row.attempts),
-            ).fetchone()
-            return None if found is None else bool(found["cancel"])
-
     def finish(self, row: Row, state: JobState, *, result: str | None = None, error: str | None = None) -> bool:
         """End a job; False, and nothing done, where it is no longer the caller's."""
         with self._write() as db:

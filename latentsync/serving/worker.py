@@ -75,7 +75,7 @@ class Worker:
         self._service = os.getppid() if service is None else service
         self._job: Row | None = None
         self._telling = threading.Lock()  # what is told is always the newest
-        self._newest: tuple[str, int, int] | None = None  # stage, done, total of the job; None before the first
+        self._newest = ("", 0, 0)  # stage, done, total of the job
         self._reported = 0.0
 
     def run(self) -> None:
@@ -87,7 +87,7 @@ class Worker:
             if row is None:
                 self.stopping.wait(IDLE_SECONDS)
                 continue
-            self._newest, self._job = None, row
+            self._newest, self._job = (row.stage, row.done, row.total), row
             self._do(row)
             self._job = None
         beats.join()
@@ -168,8 +168,7 @@ class Worker:
     def _tell(self, row: Row) -> bool | None:
         """Store how far a job is, and renew its lease; returns as `JobStore.progress` does."""
         with self._telling:
-            newest = self._newest
-            return self.store.renew(row) if newest is None else self.store.progress(row, *newest)
+            return self.store.progress(row, *self._newest)
 
     def _beat_forever(self) -> None:
         """Tell that this worker lives and how far it is, and stop it when the process that started it is gone.

@@ -30,7 +30,7 @@ def cosine_loss(vision: Tensor, audio: Tensor, y: Tensor, reduction: Literal["me
         y = y.reshape(-1).float()
         # F.binary_cross_entropy ends the process on a NaN; the loop is to see it and skip the batch.
         losses = -(y * probability.log() + (1 - y) * (-probability).log1p())
-        return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()
+        return losses if reduction == "none" else getattr(losses, reduction)()
 
 
 def contrastive_loss(vision: Tensor, audio: Tensor, temperature: float, excluded: Tensor | None = None) -> Tensor:

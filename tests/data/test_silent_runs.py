@@ -89,6 +89,18 @@ def test_clips_in_whose_pauses_no_mouth_is_shut_are_refused(tmp_path, audio):
         SilentRuns([clip], audio, NUM_FRAMES, audio.audio_feat_length, 0.5, parted)
 
 
+def test_mouths_are_looked_at_only_where_the_sound_pauses(tmp_path, audio):
+    quiet, loud = spoken(tmp_path / "a.wav", [(25, 40)]), spoken(tmp_path / "b.wav", [])
+    seen = []
+
+    def openings(clip: EncodedClip) -> np.ndarray:
+        seen.append(clip.path)
+        return still(clip)
+
+    SilentRuns([quiet, loud], audio, NUM_FRAMES, audio.audio_feat_length, 0.5, openings)
+    assert seen == [quiet.path]
+
+
 def test_clips_without_any_pause_are_refused(tmp_path, audio):
     with pytest.raises(UserError, match="silent_share"):
         SilentRuns([spoken(tmp_path / "a.wav", [])], audio, NUM_FRAMES, audio.audio_feat_length, 0.5, still)

@@ -61,7 +61,7 @@ def test_a_worker_that_lost_its_job_can_do_nothing_to_it(store):
     assert store.recover(3, before=time.time()) == 1
     now = store.claim("second")
     assert (now.id, now.attempts) == ("a", 2)
-    assert store.progress(late, "x", 1, 2) is None and store.renew(late) is None
+    assert store.progress(late, "x", 1, 2) is None
     assert not store.finish(late, JobState.DONE, result="r")
     assert store.progress(now, "x", 1, 2) is False and store.finish(now, JobState.DONE, result="r")
     assert not store.finish(now, JobState.FAILED, error="twice")
@@ -80,17 +80,17 @@ def test_lost_jobs_keep_their_place_and_fail_when_begun_too_often(store):
     store.give_back("w")
     assert store.claim("w").attempts == 1
     store.cancel("b")
-    assert store.renew(store.get("b")) is True
+    assert store.progress(store.get("b"), "x", 0, 0) is True
     store.recover(9, owner="w")
     assert store.get("b").state is JobState.CANCELLED
     assert store.recover(9, owner="w") == 0
 
 
-def test_what_is_renewed_is_not_lost(store):
+def test_a_job_that_is_reported_on_is_not_lost(store):
     add(store, "a")
     row = store.claim("w")
     begun = time.time()
-    assert store.renew(row) is False
+    assert store.progress(row, row.stage, row.done, row.total) is False
     assert store.recover(3, before=begun - 1) == 0 and store.get("a").state is JobState.RUNNING
 
 

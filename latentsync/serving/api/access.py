@@ -11,9 +11,17 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from latentsync.serving.api.errors import ApiError
+from latentsync.utils.errors import UserError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+MAX_PORT = 2**16 - 1
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def check_port(port: int) -> None:
+    """Raises UserError for a number that is no port; the name service would take it modulo 2^16."""
+    if not 0 <= port <= MAX_PORT:
+        raise UserError(f"--port must lie between 0 and {MAX_PORT}, not {port}")
 
 
 def is_loopback(host: str) -> bool:

@@ -5,7 +5,7 @@ import socket
 import gradio as gr
 from starlette.middleware import Middleware
 
-from latentsync.serving.api.access import LOOPBACK_NAMES, BrowserGuard, is_loopback
+from latentsync.serving.api.access import LOOPBACK_NAMES, BrowserGuard, check_port, is_loopback
 from latentsync.serving.page.frames_tab import FramesTab
 from latentsync.serving.page.lipsync_tab import LipsyncTab
 from latentsync.serving.page.results_tab import ResultsTab
@@ -68,8 +68,7 @@ def serve_page(
     Raises:
         UserError: the address cannot be had.
     """
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port must lie between 0 and 65535, not {port}")
+    check_port(port)
     page = build_page(service)
     guards = []
     if login is None and not share and is_loopback(host):
