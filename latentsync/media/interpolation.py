@@ -185,7 +185,7 @@ def change_frame_rate(
     wanted = info.fps * factor if target_fps is None else target_fps
     if not 1 <= wanted <= MAX_FPS:  # NaN is not
         raise UserError(f"the frame rate must lie between 1 and {MAX_FPS}, not {float(wanted):g}")
-    target = Fraction(wanted).limit_denominator(1001)
+    target = wanted if target_fps is None else Fraction(wanted).limit_denominator(1001)
     total = available_frames(info, info.fps)
     converter = FrameRateConverter(open_interpolator(interpolator, device, scale, rife_path), info.fps, target)
     sound = video_path if has_audio(video_path) else None
