@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -72,20 +71,6 @@ def augment(frames: Tensor, augmentation: Augmentation) -> Tensor:
     return frames
 
 
-def jitter_clip(frames: Tensor, seed: int) -> Tensor:
-    """Mirror a clip and shift its colours, the same way in every frame: a cheap second person.
-
-    frames float (F, 3, R, R) in [-1, 1]; returns the same shape and range. Latents in caches were made with it.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    gain = 0.75 + 0.5 * torch.rand(1, 1, 1, 1, generator=rng)
-    tint = 1 + 0.2 * (torch.rand(1, 3, 1, 1, generator=rng) - 0.5)
-    level = 0.3 * (torch.rand(1, 1, 1, 1, generator=rng) - 0.5)
-    gamma = 0.75 + 0.6 * torch.rand(1, 1, 1, 1, generator=rng)
-    bright = ((frames.flip(-1) + 1) / 2).clamp(0, 1) ** gamma
-    return ((bright * 2 - 1) * gain * tint + level).clamp(-1, 1)
-
-
 def _recolour(frames: Tensor, colours: Colours) -> Tensor:
     bright = ((frames + 1) / 2).clamp(0, 1) ** colours.gamma
     tint = frames.new_tensor(colours.tint).view(1, 3, 1, 1)
@@ -93,12 +78,18 @@ def _recolour(frames: Tensor, colours: Colours) -> Tensor:
 
 
 def _place(frames: Tensor, placement: Placement) -> Tensor:
-    """Bilinear; what comes from outside the picture is its mirror image, so that no edge shows."""
     cos, sin = math.cos(placement.angle) / placement.zoom, math.sin(placement.angle) / placement.zoom
     right, down = placement.shift
-    # grid_sample asks where each output pixel comes from: the inverse of turn, zoom and shift.
-    inverse = frames.new_tensor([[cos, sin, -cos * right - sin * down], [-sin, cos, sin * right - cos * down]]).expand(
-        len(frames), 2, 3
-    )
+    inverse = frames.new_tensor([[cos, sin, -cos * right - sin * down], [-sin, cos, sin * right - cos * down]])
+    return warp(frames, inverse.expand(len(frames), 2, 3))
+
+
+def warp(frames: Tensor, inverse: Tensor) -> Tensor:
+    """Move the pixels of each frame; what comes from outside the picture is its mirror image, so that no edge shows.
+
+    Args:
+        frames: (F, 3, R, R) float in [-1, 1].
+        inverse: (F, 2, 3), which maps a place in the result (right, down, 1), from -1 to 1, to where it comes from.
+    """
     grid = F.affine_grid(inverse, list(frames.shape), align_corners=False)
-    return F.grid_sample(frames, grid, mode="bilinear", padding_mode="reflection", align_corners=False).clamp(-1, 1)
+    return F.grid_sample(frames, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsync.data.augment import jitter_clip
 from latentsync.data.clip_dataset import ClipDataset
-from latentsync.data.clips import drop_short_clips, read_frames, to_pixel_values
+from latentsync.data.clips import drop_short_clips
 from latentsync.data.encoded_clips import EncodedClip
 from latentsync.data.silent_runs import SilentRuns
 from latentsync.data.sound import MelReader, frame_tokens
@@ -69,7 +68,7 @@ class LatentClipDataset(ClipDataset):
         if self.mels is not None:
             item["mel"] = self.mels.open(clip).window(int(frames[0]), self.num_frames)
         if self.with_pixels:
-            item["gt_pixel_values"] = self._pixels(clip, frames)
+            item["gt_pixel_values"] = clip.pictures(frames, self.fps)
         return {**item, "audio": tokens, "start_idx": int(frames[0]), "silent": int(silent is not None)}
 
     def _tokens(self, clip: EncodedClip, run: range) -> Tensor:
@@ -80,8 +79,3 @@ class LatentClipDataset(ClipDataset):
             self.fps,
             self.audio_feat_length,
         )
-
-    def _pixels(self, clip: EncodedClip, frames: np.ndarray) -> Tensor:
-        """Frames as they were encoded."""
-        pixels = to_pixel_values(read_frames(clip.path, frames, fps=self.fps))
-        return jitter_clip(pixels, clip.variant) if clip.variant else pixels

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from latentsync.data.clips import Clip
+from latentsync.data.encoded_clips import EncodedClip
 from latentsync.data.sound import frame_tokens
+from latentsync.data.varied_copies import paced_span
 from latentsync.data.windows import back_and_forth, draw_apart
 from latentsync.faces.mouth import closed_opening, mean_opening
 from latentsync.media.audio import load_audio
@@ -54,7 +55,8 @@ class SilentRuns:
     of some clip, as Whisper hears it there: digital silence, or a hiss as loud as the clip at its quietest.
 
     Args:
-        clips: of the dataset; of those in several variants sound and mouth are looked at once.
+        clips: of the dataset, of which every copy rests where its clip does. Copies of a clip that is not there itself
+            have no rest.
         audio: audio encoder.
         num_frames: F.
         audio_feat_length: (l, r), the frames heard before and after.
@@ -67,15 +69,15 @@ class SilentRuns:
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[EncodedClip],
         audio: Audio2Feature,
         num_frames: int,
         audio_feat_length: Sequence[int],
         share: float,
-        openings: Callable[[Clip], np.ndarray],
+        openings: Callable[[EncodedClip], np.ndarray],
     ) -> None:
         self.num_frames, self.audio_feat_length, self.share = num_frames, tuple(audio_feat_length), share
-        once = {clip.path: clip for clip in clips}
+        once = {clip.path: clip for clip in clips if not clip.variant}
         waves = {path: load_audio(path, SAMPLE_RATE) for path in once}
         rests = {path: _longest_rest(clip, waves[path], openings) for path, clip in once.items()}
         self._rests = {path: rest for path, rest in rests.items() if rest is not None}
@@ -88,11 +90,11 @@ class SilentRuns:
         spread = list(waves.values())[:: -(-len(waves) // SOUNDS)]
         self._sounds = [_between_silences(wave, audio, num_frames, bool(i % 2)) for i, wave in enumerate(spread)]
 
-    def draw(self, clip: Clip, rng: np.random.Generator) -> SilentRun | None:
+    def draw(self, clip: EncodedClip, rng: np.random.Generator) -> SilentRun | None:
         """A silent run of `clip`, or None: by chance, or because the clip has no rest with a reference beside it."""
         if rng.random() >= self.share or clip.path not in self._rests:
             return None
-        start, end = self._rests[clip.path]
+        start, end = paced_span(*self._rests[clip.path], clip.pace, clip.num_frames)
         reference = draw_apart(clip.num_frames, self.num_frames, start, end, rng)
         if reference is None:
             return None
@@ -111,7 +113,9 @@ class SilentRuns:
         )
 
 
-def _longest_rest(clip: Clip, wave: np.ndarray, openings_of: Callable[[Clip], np.ndarray]) -> tuple[int, int] | None:
+def _longest_rest(
+    clip: EncodedClip, wave: np.ndarray, openings_of: Callable[[EncodedClip], np.ndarray]
+) -> tuple[int, int] | None:
     """[start, end) of the longest run of frames with a pause and a shut mouth; None where all are shorter than 4."""
     silence, speech = silence_and_speech(wave, clip.num_frames)
     if _longest_run(silence) is None:  # looking at mouths takes long

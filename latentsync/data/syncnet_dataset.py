@@ -27,8 +27,8 @@ class SyncNetDataset(ClipDataset):
     """Pairs of frames and sound.
 
     Items: frames (F, 3, H, W) float32 in [-1, 1], or latents (F, C, h, w) of encoded clips; audio_samples, mel
-    (1, 80, columns) or Whisper states (2F, L, D); y (1,), 1 in sync and 0 not; start_idx int; key, video_path,
-    failed_paths.
+    (1, 80, columns) or Whisper states (2F, L, D); y (1,), 1 in sync and 0 not; start_idx int; pace () float32,
+    frames of the clip that pass in one of the sample; key, video_path, failed_paths.
 
     Half of the pairs are out of sync: the sound is at least 6 frames off in the same clip, or of another clip. In the
     contrastive mode all are in sync, the other rows of the batch being what they are told from; neighbouring keys are
@@ -100,6 +100,7 @@ class SyncNetDataset(ClipDataset):
             "audio_samples": heard,
             "y": torch.tensor([float(in_sync)]),
             "start_idx": start,
+            "pace": torch.tensor(float(clip.pace) if isinstance(clip, EncodedClip) else 1.0),
         }
 
     def _wrong_sound(self, clip: Clip, track: SoundTrack, total: int, start: int, rng: np.random.Generator) -> Tensor:

@@ -73,7 +73,7 @@ def denoise_latents(
     """
     guided = guidance_scale > 1
     noise_options = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
-    latents = noise.to(masked.dtype).expand_as(masked) * scheduler.init_noise_sigma
+    latents = noise.to(masked).expand_as(masked) * scheduler.init_noise_sigma
     scheduler.set_timesteps(num_inference_steps, device=masked.device)
     unet.reset_deepcache()
     tokens = torch.cat([torch.zeros_like(audio), audio]) if guided else audio

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,15 +13,13 @@ from tqdm import tqdm
 from latentsync.data.cache import file_digest
 from latentsync.data.clips import Clip
 from latentsync.data.encoded_clips import ClipEncoder, EncodedClip
-from latentsync.models.vae import WEIGHTS_NAMES, LatentCodec
+from latentsync.models.vae import WEIGHTS_NAMES
 from latentsync.utils.config import DataConfig
 from latentsync.utils.errors import UserError
 from latentsync.utils.syncnet_config import SyncNetDataConfig
-from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)
 
-PLENTY = 40  # clips of one person from which on a mirrored, recoloured copy of each is not added
 KEY_DIGITS = 16
 
 
@@ -39,44 +36,22 @@ def latent_cache_dir(data: DataConfig | SyncNetDataConfig) -> Path:
     return Path(data.latent_cache_dir or Path(data.train_output_dir) / "encoded")
 
 
-def variants(clips: Sequence[Clip], recoloured_copies: bool) -> list[tuple[Clip, int]]:
-    """Clips with the variants of them to encode, see `ClipEncoder.encode`; 0 is the clip as it is."""
-    if not recoloured_copies:
-        return [(clip, 0) for clip in clips]
-    per_person = Counter(clip.person for clip in clips)
-    wanted = []
-    for index, clip in enumerate(clips):
-        rare = per_person[clip.person] < PLENTY
-        wanted += [(clip, variant) for variant in ((0, index + 1) if rare else (index + 1 if index % 2 else 0,))]
-    return wanted
-
-
-def encode_clips(
-    clips: Sequence[Clip],
-    data: DataConfig | SyncNetDataConfig,
-    codec: LatentCodec,
-    audio: Audio2Feature,
-    mask: Tensor,
-    key: str,
-    recoloured_copies: bool,
-) -> list[EncodedClip]:
-    """Clips with the copies asked for, encoded where the cache does not hold them; processes share the work.
+def encode_clips(encoder: ClipEncoder, clips: Sequence[Clip], copies: int = 0) -> list[EncodedClip]:
+    """Clips, each followed by so many copies of it; processes share the work of encoding what the cache does not hold.
 
     Args:
-        data: of either trainer's config: where the cache is, and the frame rate.
-        codec: moved to this process's GPU where there is one.
-        key: see `cache_key`.
+        encoder: its codec is moved to this process's GPU where there is one.
 
     Raises:
         UserError: see `ClipEncoder.encode_all`.
     """
     if torch.cuda.is_available():
-        codec.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-    encoder = ClipEncoder(codec, audio, mask, latent_cache_dir(data), key, data.video_fps)
-    return encoder.encode_all(_own_share_first(variants(clips, recoloured_copies), encoder))
+        encoder.codec.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    wanted = [(clip, variant) for clip in clips for variant in range(copies + 1)]
+    return encoder.encode_all(_own_share_first(wanted, encoder))
 
 
-def _own_share_first(wanted: list[tuple[Clip, int]], encoder: ClipEncoder) -> tqdm:
+def _own_share_first(wanted: Sequence[tuple[Clip, int]], encoder: ClipEncoder) -> tqdm:
     """Where several processes train, each first encodes every n-th clip, so that they share the work."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     for clip, variant in wanted[rank::world] if world > 1 else ():

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from latentsync.data.clips import Clip, examine_clips, read_fileslist
+from latentsync.data.encoded_clips import ClipEncoder
 from latentsync.data.sound import MelReader, SoundReader, WhisperReader
 from latentsync.data.syncnet_dataset import MIN_SHIFT, SyncNetDataset
 from latentsync.data.windows import draw_shifted
 from latentsync.faces.mask import load_mask
 from latentsync.models.vae import LatentCodec
-from latentsync.training.clip_cache import cache_key, encode_clips
+from latentsync.training.clip_cache import cache_key, encode_clips, latent_cache_dir
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import project_path
 from latentsync.utils.syncnet_config import SyncNetFileConfig
@@ -59,7 +60,7 @@ class SyncNetData:
                 "data.train_fileslist is empty; write a list of clips with `python -m tools.write_fileslist`"
             )
         return SyncNetDataset(
-            self._clips(data.train_fileslist, data.train_data_dir, data.recoloured_copies),
+            self._clips(data.train_fileslist, data.train_data_dir, data.varied_copies),
             self._sound(),
             data.run_frames or data.num_frames,
             self.config.run.seed,
@@ -74,7 +75,7 @@ class SyncNetData:
         data = self.config.data
         if not data.val_fileslist:
             return None
-        clips = self._clips(data.val_fileslist, data.val_data_dir, False)
+        clips = self._clips(data.val_fileslist, data.val_data_dir)
         return JudgedPairs(clips, self._sound(), data.num_frames, self.config.run.seed, **self._look())
 
     def _look(self) -> dict:
@@ -83,7 +84,7 @@ class SyncNetData:
         encodes_later = data.latent_space and not data.cache_latents
         return {"resolution": data.resolution, "use_lower_half": data.lower_half and not encodes_later}
 
-    def _clips(self, fileslist: str, folder: str, recoloured: bool) -> list[Clip]:
+    def _clips(self, fileslist: str, folder: str, copies: int = 0) -> list[Clip]:
         data = self.config.data
         clips = read_fileslist(project_path(fileslist), folder or None)
         if not data.cache_latents:
@@ -93,7 +94,8 @@ class SyncNetData:
         fit = examine_clips(
             clips, min_frames=data.num_frames + MIN_SHIFT, fps=data.video_fps, resolution=data.resolution
         )
-        return encode_clips(fit, data, self.codec, self._audio, mask, key, recoloured)
+        encoder = ClipEncoder(self.codec, self._audio, mask, latent_cache_dir(data), key, data.video_fps)
+        return encode_clips(encoder, fit, copies)
 
     def _sound(self) -> SoundReader:
         data = self.config.data

@@ -144,12 +144,14 @@ class SyncNetTask:
         """
         names = [zlib.crc32(path.encode()) for path in batch["video_path"]]
         clips = gather_with_gradient(torch.tensor(names, device=self._device))
-        starts = gather_with_gradient(batch["start_idx"])
+        starts, paces = gather_with_gradient(batch["start_idx"]), gather_with_gradient(batch["pace"])
         per_run = windows_per_run(self.config)
         if per_run > 1:
             later = self.config.model.window_stride * torch.arange(per_run, device=starts.device)
-            clips, starts = clips.repeat_interleave(per_run), (starts[:, None] + later).flatten()
-        return (clips[:, None] == clips) & ((starts[:, None] - starts).abs() < MIN_SHIFT)
+            clips, paces = clips.repeat_interleave(per_run), paces.repeat_interleave(per_run)
+            starts = (starts[:, None] + later).flatten()
+        moments = starts * paces
+        return (clips[:, None] == clips) & ((moments[:, None] - moments).abs() < MIN_SHIFT)
 
     def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
         """On held-out clips: accuracy, the share of pairs, half of them in sync, where (similarity > 0.5) is right;

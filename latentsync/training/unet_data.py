@@ -4,6 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 from latentsync.data.clips import read_fileslist
+from latentsync.data.encoded_clips import ClipEncoder
 from latentsync.data.latent_dataset import LatentClipDataset
 from latentsync.data.mouth_openings import MouthOpenings
 from latentsync.data.silent_runs import SilentRuns
@@ -50,7 +51,13 @@ def build_dataset(
             augmentation=data.augment,
         )
     key = cache_key(vae_path, whisper_path, mask)
-    encoded = encode_clips(clips, data, codec, audio, mask, key, data.recoloured_copies)
+    encoder = ClipEncoder(codec, audio, mask, latent_cache_dir(data), key, data.video_fps)
+    if with_mel and data.varied_copies:
+        raise UserError(
+            "data.varied_copies: the SyncNet of this config hears the mel, of which there are no copies; set it to 0, "
+            "or take a SyncNet with audio_features: whisper"
+        )
+    encoded = encode_clips(encoder, clips, data.varied_copies)
     silent_runs = None
     if data.silent_share:
         with closing(MouthOpenings(latent_cache_dir(data), data.video_fps)) as openings:

@@ -29,9 +29,9 @@ class DataConfig:
     latent_cache_dir: where encoded clips are kept (run.cache_latents), empty for a folder in train_output_dir. Entries
         go by content, so that several runs may share one.
     balance_people: a person counts with the square root of the clips there are of them, not with their number.
-    augment: variations of the clips as they are read; of clips encoded once (run.cache_latents) recoloured_copies:
-        those of people of whom there are few come a second time, mirrored and recoloured, and every second one of the
-        others is.
+    augment: variations of the clips as they are read.
+    varied_copies: how many copies of each clip encoded once (run.cache_latents) are trained on besides it, of another
+        pace, look and sound.
     silent_share: of the samples of clips encoded once, how many show a mouth at rest in silence while the reference
         frames speak, in [0, 1]; see `SilentRuns`.
     """
@@ -55,11 +55,12 @@ class DataConfig:
     latent_cache_dir: str = ""
     balance_people: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    recoloured_copies: bool = False
+    varied_copies: int = 0
     silent_share: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "num_frames", "resolution", "video_fps")
+        require(self.varied_copies >= 0, f"varied_copies must be at least 0, got {self.varied_copies}")
         require(0 <= self.silent_share <= 1, f"silent_share must be between 0 and 1, got {self.silent_share:g}")
         require(not self.silent_share or self.video_fps == 25, "silent_share needs clips at 25 frames/s (video_fps)")
         require(self.num_workers >= 0, f"num_workers must be at least 0, got {self.num_workers}")
@@ -265,12 +266,10 @@ class UNetFileConfig(Generic[Model]):
         if self.run.cache_latents:
             require(
                 self.data.augment == AugmentConfig(),
-                "data.augment has no effect on latents encoded once (run.cache_latents); use data.recoloured_copies",
+                "data.augment has no effect on latents encoded once (run.cache_latents); use data.varied_copies",
             )
         else:
-            require(
-                not self.data.recoloured_copies, "data.recoloured_copies is for run.cache_latents; use data.augment"
-            )
+            require(not self.data.varied_copies, "data.varied_copies is for run.cache_latents; use data.augment")
             require(not self.data.silent_share, "data.silent_share needs run.cache_latents; set it to 0 or true")
 
 

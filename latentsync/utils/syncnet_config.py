@@ -72,7 +72,7 @@ class SyncNetDataConfig:
         one window. For framewise_syncnet, which encodes each frame once for all of them.
     windows_per_clip: neighbouring samples of a batch that are taken from one clip; a contrastive batch should hold
         several, since only they tell the moment and not the speaker.
-    recoloured_copies: cached clips also come mirrored and recoloured, those of rare people besides the clip itself.
+    varied_copies: how many copies of each cached clip are trained on besides it, of another pace, look and sound.
     """
 
     train_output_dir: str = "output/syncnet"
@@ -99,7 +99,7 @@ class SyncNetDataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     run_frames: int = 0
     windows_per_clip: int = 1
-    recoloured_copies: bool = False
+    varied_copies: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, "windows_per_clip")
@@ -116,6 +116,12 @@ class SyncNetDataConfig:
         require(
             self.latent_space or not self.cache_latents,
             "cache_latents has no effect on pixels; set latent_space to true as well",
+        )
+        require(self.varied_copies >= 0, f"varied_copies must be at least 0, got {self.varied_copies}")
+        require(
+            not self.varied_copies or (self.cache_latents and self.audio_features == "whisper"),
+            "varied_copies are made where clips are encoded once and heard by Whisper; set cache_latents to true and"
+            " audio_features to whisper, or use augment",
         )
         require(
             not self.cache_latents or self.augment == AugmentConfig(),

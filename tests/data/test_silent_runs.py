@@ -1,5 +1,8 @@
 """Silent runs: a mouth at rest back and forth, silence around speech, and a reference beside the pause."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -55,6 +58,17 @@ def test_a_pause_is_played_back_and_forth_with_a_reference_beside_it(tmp_path, a
         assert same(item, dataset[Draw(0, key)])
         starts.add(item["start_idx"])
     assert len(starts) > 3
+
+
+def test_a_copy_rests_where_its_clip_does(tmp_path, audio):
+    clip = spoken(tmp_path / "a.wav", [(0, 12)])
+    quick = replace(clip, variant=1, pace=Fraction(5, 4), num_frames=32)
+    silent = SilentRuns([quick, clip], audio, 6, audio.audio_feat_length, 1.0, still)
+    runs = [silent.draw(quick, np.random.default_rng(seed)) for seed in range(20)]
+    assert set(np.concatenate([run.frames for run in runs]).tolist()) == set(range(6))  # 8 of the clip's
+    assert min(run.reference for run in runs) >= 6
+    alone = pytest.raises(UserError, SilentRuns, [quick], audio, 6, audio.audio_feat_length, 1.0, still)
+    assert "in none of the clips a mouth is shut" in str(alone.value)
 
 
 def test_the_share_is_kept_and_clips_without_a_pause_speak(tmp_path, audio):

@@ -15,7 +15,7 @@ from latentsync.utils.errors import UserError
 from tests.data.conftest import CLIP_FRAMES, NUM_FRAMES, SIDE, numbers, same
 from tests.data.test_latent_dataset import MeanCodec
 
-KEYS = {"frames", "audio_samples", "y", "start_idx", "key", "video_path", "failed_paths"}
+KEYS = {"frames", "audio_samples", "y", "start_idx", "pace", "key", "video_path", "failed_paths"}
 
 
 class NumberedTrack(SoundTrack):

@@ -210,8 +210,10 @@ def test_contrastive_over_two_processes_equals_one(write_config, tmp_path):
 
 def test_windows_of_the_same_moment_are_no_negatives(write_config):
     task = make_task(write_config(contrastive=True))
-    batch = {"video_path": ["a", "a", "a", "b"], "start_idx": torch.tensor([0, 5, 6, 0])}
+    batch = {"video_path": ["a", "a", "a", "b"], "start_idx": torch.tensor([0, 5, 6, 0]), "pace": torch.ones(4)}
     assert task._same_moment(batch).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    batch["pace"] = torch.tensor([1.0, 1.25, 0.8, 1.0])  # copies at other paces: moments 0, 6.25, 4.8
+    assert task._same_moment(batch).int().tolist() == [[1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
 
 
 def framewise(audio) -> dict:  # noqa: F811
@@ -247,7 +249,8 @@ def test_all_windows_of_a_run_are_compared(write_config, audio, tmp_path, monkey
     config = load_syncnet_config(path, *SYNCNET_SCHEMAS)
     task = SyncNetTask(config, SyncNetData(config, MeanCodec(), Path(), Path()))
     assert windows_per_run(config) == 3
-    batch = {"video_path": ["a", "a"], "start_idx": torch.tensor([0, 8])}  # windows from 0, 4, 8 and from 8, 12, 16 on
+    # windows from 0, 4, 8 and from 8, 12, 16 on
+    batch = {"video_path": ["a", "a"], "start_idx": torch.tensor([0, 8]), "pace": torch.ones(2)}
     near = task._same_moment(batch).int().tolist()
     assert near[0] == [1, 1, 0, 0, 0, 0] and near[2] == [0, 1, 1, 1, 1, 0] and near[5] == [0, 0, 0, 0, 1, 1]
 

@@ -245,19 +245,28 @@ def test_validation_makes_a_video(tmp_path, parts, media, shared_detector):
     assert quiet.validate(quiet.model, 7, tmp_path) == {}
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached):
+@pytest.mark.parametrize(("cached", "copies"), [(False, 0), (True, 0), (True, 1)])
+def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached, copies):
     write_clips(tmp_path)
-    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync())
-    config = tiny_config(tmp_path, pixel_space_supervise=True, use_syncnet=True, cache_latents=cached)
-    config = replace(config, data=replace(config.data, balance_people=True, recoloured_copies=cached))
-    dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=True)
+    hears_mel = not copies
+    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync() if hears_mel else None)
+    config = tiny_config(tmp_path, pixel_space_supervise=True, use_syncnet=hears_mel, cache_latents=cached)
+    config = replace(config, data=replace(config.data, balance_people=True, varied_copies=copies))
+    dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=hears_mel)
     task = UNetTask(config, parts, networks, lambda: dataset)
-    assert len(task.sample_weights()) == len(dataset) == (4 if cached else 2)
+    assert len(task.sample_weights()) == len(dataset) == 2 * (1 + copies)
     batch = collate([dataset[0], dataset[1]])
     assert "error" not in batch and ("latents" in batch) == cached
     losses = grad_step(task, batch)
     assert torch.isfinite(losses["loss"])
+
+
+def test_copies_are_not_heard_as_mel(tmp_path, parts, tiny_files):
+    write_clips(tmp_path)
+    config = tiny_config(tmp_path, cache_latents=True)
+    config = replace(config, data=replace(config.data, varied_copies=1))
+    with pytest.raises(UserError, match="hears the mel, of which there are no copies"):
+        build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=True)
 
 
 def test_runs_share_a_cache_of_latents(tmp_path, parts, tiny_files, monkeypatch):

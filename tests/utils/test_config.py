@@ -60,7 +60,8 @@ def test_recipe_of_the_embedded_model():
     config = load("embedded")
     assert config.run.cache_latents and config.run.weigh_mouth and config.data.silent_share == 0.5
     assert (load("embedded_stage1").run.ema_decay, config.run.ema_decay) == (0.995, 0.99)
-    assert config.data.balance_people and config.data.recoloured_copies
+    assert config.data.balance_people
+    assert (load("embedded_stage1").data.varied_copies, config.data.varied_copies) == (8, 3)
     assert train_settings(config).betas == (0.9, 0.99)
     plain = load("stage1").run
     assert not (plain.weigh_mouth or plain.cache_latents or plain.ema_decay) and plain.audio_dropout == 0.1
@@ -122,7 +123,7 @@ REFUSED = [
     ("model: {}\nrun: {lora_rank: 4, trainable_modules: [attn2.]}\n", "set trainable_modules to"),
     ("model: {}\nrun: {gradient_accumulation_steps: 0}\n", "gradient_accumulation_steps must be above 0"),
     ("model: {}\noptimizer: {adam_beta2: 1}\n", "adam_beta2 must be at least 0 and below 1"),
-    ("model: {}\ndata: {recoloured_copies: true}\n", "recoloured_copies is for run.cache_latents"),
+    ("model: {}\ndata: {varied_copies: 1}\n", "varied_copies is for run.cache_latents"),
     ("model: {}\nrun: {cache_latents: true}\ndata: {augment: {flip: 0.5}}\n", "data.augment has no effect"),
     ("model: {}\nrun: {guidance_scale: 0.5}\n", "guidance_scale must be at least 1"),
     ("model: {}\nrun: {max_train_epochs: 0}\n", "max_train_epochs must be above 0, or -1"),

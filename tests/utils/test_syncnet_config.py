@@ -84,6 +84,8 @@ REFUSED = [
     ("data: {audio_sample_rate: 8000}\n", "audio_sample_rate must be 16000"),
     ("data: {other_clip_negatives: 2}\n", "other_clip_negatives is a share of 1, from 0 to 1; got 2.0"),
     ("data: {cache_latents: true}\n", "cache_latents has no effect on pixels"),
+    ("data: {varied_copies: 2}\n", "varied_copies are made where clips are encoded once"),
+    ("data: {varied_copies: -1}\n", "varied_copies must be at least 0"),
     ("data: {audio_features: words}\n", "'words' is not one of 'mel', 'whisper'"),
     ("data: {audio_features: whisper, video_fps: 30}\n", "audio_features whisper needs video_fps 25"),
     ("data: {num_workers: -1}\n", "num_workers must be at least 0"),
