@@ -1,10 +1,11 @@
-"""Measure speed and memory: `python -m tools.benchmark [geometry|overhead|memory|demo|gpu|all]`.
+"""Measure speed and memory: `python -m tools.benchmark [geometry|overhead|memory|demo|gpu|training|all]`.
 
 geometry  milliseconds per frame of alignment and paste-back at 720p and 1080p
 overhead  everything but the networks against decoding and encoding alone, 1080p
 memory    peak memory of the command line on 30 s and on 10 min of 720p video
 demo      duration of ./inference.sh without arguments
 gpu       the full-size UNet, where there is a CUDA device
+training  steps of the full-size UNet's stage 2 and the memory they take, where there is a CUDA device
 
 All inputs are made from the demo's portrait and voice. Options after `--` go to the measured commands of `memory` and
 `demo`. Exit codes: 0 measured (missed targets are said in the table), 1 something is wrong with what was given.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from latentsync.utils.errors import UserError
-from tools.benchmarks import geometry, gpu, overhead, processes
+from tools.benchmarks import geometry, gpu, overhead, processes, training
 from tools.benchmarks.report import Figure, as_json, as_markdown, as_text, machine
 
 
@@ -53,6 +54,7 @@ def sections() -> dict[str, Callable[[argparse.Namespace, Path], list[Figure]]]:
         ),
         "demo": lambda options, folder: processes.measure_demo(folder, options.passed_on),
         "gpu": lambda options, folder: gpu.measure(),
+        "training": lambda options, folder: training.measure(folder),
     }
 
 

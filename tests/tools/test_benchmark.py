@@ -2,16 +2,23 @@
 
 import json
 import sys
+from dataclasses import replace
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
+from latentsync.data.clips import examine_clips, read_fileslist
 from latentsync.media.audio import audio_duration
+from latentsync.models.unet_config import UNetConfig
+from latentsync.training.loss_networks import load_sync_supervision
+from latentsync.utils.config import load_unet_config
 from latentsync.utils.errors import UserError
+from tests.tiny_model import PROJECT_ROOT
+from tests.training.tiny_run import TinyTask, tiny_settings
 from tools import benchmark
-from tools.benchmarks import geometry, gpu, inputs, overhead, processes
+from tools.benchmarks import geometry, gpu, inputs, overhead, processes, training
 from tools.benchmarks.report import Figure, as_json, as_markdown, as_text
 
 SIZE = (320, 240)
@@ -69,10 +76,32 @@ def test_failing_command_is_named(tmp_path):
         processes.peak_memory([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
-def test_no_gpu(monkeypatch):
+def test_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    [figure] = gpu.measure()
-    assert figure.verdict == "not measured" and figure.note == "no CUDA device"
+    for [figure] in (gpu.measure(), training.measure(tmp_path)):
+        assert figure.verdict == "not measured" and figure.note == "no CUDA device"
+
+
+def test_a_timed_run_leaves_no_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)
+    row = training.time_run(TinyTask(), tiny_settings(tmp_path / "output"))
+    assert row["step"] == training.WARM_UP + training.STEPS and row["steps_per_second"] > 0
+    assert 0 <= row["data_wait"] <= 1
+    assert {path.name for path in (tmp_path / "output").iterdir()} <= {"checkpoints", "train.csv"}
+    assert not list((tmp_path / "output").glob("checkpoints/*"))
+
+
+def test_training_is_measured_on_the_config_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CLIP_SECONDS", 2)
+    config = training.make_config(tmp_path / "run", tmp_path / "videomae.pt", "stage2")
+    published = load_unet_config(PROJECT_ROOT / "configs/unet/stage2.yaml", UNetConfig)
+    assert config.model == published.model and config.optimizer == published.optimizer
+    assert config.run == replace(published.run, perceptual_random_trunk=True)
+    clips = read_fileslist(config.data.train_fileslist)
+    assert len(examine_clips(clips, min_frames=50, resolution=256)) == training.CLIPS
+    assert load_sync_supervision(config, 5).batch_key == "mel"
+    speed, memory, waiting = training.as_figures(config, {"steps_per_second": 0.5, "data_wait": 0.02}, 3 * 2**30)
+    assert (speed.value, memory.value, waiting.value) == (0.5, 3.0, 2.0) and "1 x 16 frames" in speed.note
 
 
 def test_missed_targets_are_printed_as_missed():

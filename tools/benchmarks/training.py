@@ -1,0 +1,151 @@
+"""Speed and memory of training the full-size UNet, stage 2, on a GPU: the trainer itself, on clips made here.
+
+All networks have random weights: neither time nor memory depends on them. Clips are read from the disk and decoded as
+in any training, so that the share of time spent waiting for them is the loader's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from latentsync.loading import load_scheduler
+from latentsync.media.audio import load_audio
+from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
+from latentsync.models.unet_config import UNetConfig
+from latentsync.models.vae import LatentCodec
+from latentsync.training.distributed import make_accelerator, release
+from latentsync.training.loop import Trainer
+from latentsync.training.loss_networks import load_loss_networks
+from latentsync.training.settings import TrainSettings
+from latentsync.training.stopping import StopRequest
+from latentsync.training.task import Task
+from latentsync.training.unet_data import build_dataset
+from latentsync.training.unet_task import FrozenParts, UNetTask, train_settings
+from latentsync.trepa.loss import VIT_G
+from latentsync.trepa.videomae import VideoMAE
+from latentsync.utils.checkpoints import save_checkpoint
+from latentsync.utils.config import UNetFileConfig, load_unet_config
+from latentsync.utils.registry import DEFAULT_MODEL, PROJECT_ROOT, resolve
+from latentsync.utils.syncnet_config import load_syncnet_config
+from latentsync.whisper.audio2feature import Audio2Feature
+from preprocess.write import write_faces
+from tools.benchmarks.inputs import FPS, PORTRAIT, SAMPLE_RATE, VOICE
+from tools.benchmarks.report import Figure
+
+CONFIGS = ("stage2", "stage2_512")
+WARM_UP, STEPS = 6, 14
+CLIPS, CLIP_SECONDS = 4, 4
+LATENT_SCALE = 0.18215
+# The autoencoder of Stable Diffusion 1.5 (sd-vae-ft-mse).
+VAE_LAYOUT = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 256,
+}
+
+
+class TimedTrainer(Trainer):
+    """A run of `WARM_UP` and `STEPS` steps, a row for each, which leaves no weights behind."""
+
+    def _log_and_save(self) -> None:
+        if self.progress.step in (WARM_UP, WARM_UP + STEPS):
+            self.report.write_row(self.progress.step)
+
+
+def measure(folder: Path, names: Sequence[str] = CONFIGS) -> list[Figure]:
+    """Seconds of a step, peak memory and share of waiting time of each config of `configs/unet/`."""
+    if not torch.cuda.is_available():
+        return [Figure("training", "full-size UNet, stage 2", None, "", None, "no CUDA device")]
+    weights = folder / "videomae.pt"
+    save_checkpoint(weights, VideoMAE(VIT_G).state_dict())
+    figures = []
+    for name in names:
+        config = make_config(folder / name, weights, name)
+        torch.cuda.reset_peak_memory_stats()
+        timings = time_run(make_task(config), train_settings(config))
+        figures += as_figures(config, timings, torch.cuda.max_memory_allocated())
+        torch.cuda.empty_cache()
+    return figures
+
+
+def as_figures(config: UNetFileConfig, timings: Mapping[str, float], peak: int) -> list[Figure]:
+    data = config.data
+    what = f"stage 2, {data.resolution} px"
+    note = f"batch of {data.batch_size} x {data.num_frames} frames, random weights, {STEPS} steps"
+    return [
+        Figure("training", f"{what}, speed", timings["steps_per_second"], "steps/s", None, note),
+        Figure("training", f"{what}, peak GPU memory", peak / 2**30, "GiB", None, "allocated by torch"),
+        Figure(
+            "training",
+            f"{what}, time spent waiting for data",
+            100 * timings["data_wait"],
+            "%",
+            None,
+            f"{data.num_workers} worker processes",
+        ),
+    ]
+
+
+def time_run(task: Task, settings: TrainSettings) -> dict[str, float]:
+    """The report's row of the steps after the warm-up: losses, `steps_per_second`, `data_wait`."""
+    settings = replace(settings, max_train_steps=WARM_UP + STEPS, max_train_epochs=-1)
+    accelerator = make_accelerator(settings)
+    try:
+        with StopRequest(0.0) as stop:
+            trainer = TimedTrainer(task, settings, accelerator)
+            trainer.run(stop)
+        return trainer.report.train.rows[-1]
+    finally:
+        release(accelerator)
+
+
+def make_config(folder: Path, trepa_weights: Path, name: str) -> UNetFileConfig[UNetConfig]:
+    """configs/unet/`name`.yaml, its files in `folder`: clips, a SyncNet of random weights, the output."""
+    folder.mkdir()
+    config = load_unet_config(PROJECT_ROOT / "configs" / "unet" / f"{name}.yaml", UNetConfig)
+    sync = PROJECT_ROOT / config.data.syncnet_config_path
+    save_checkpoint(folder / "syncnet.pt", make_syncnet(load_syncnet_config(sync, *SYNCNET_SCHEMAS).model).state_dict())
+    own = folder / "syncnet.yaml"
+    own.write_text(f"base: {sync}\nckpt:\n  inference_ckpt_path: {folder / 'syncnet.pt'}\n", encoding="utf-8")
+    data = replace(
+        config.data,
+        syncnet_config_path=str(own),
+        train_output_dir=str(folder / "output"),
+        train_fileslist=str(write_clips(folder, config.data.resolution)),
+        audio_mel_cache_dir=str(folder / "mel"),
+    )
+    ckpt = replace(config.ckpt, resume_ckpt_path="", trepa_ckpt_path=str(trepa_weights))
+    return replace(config, data=data, ckpt=ckpt, run=replace(config.run, perceptual_random_trunk=True))
+
+
+def write_clips(folder: Path, resolution: int) -> Path:
+    """Clips of the demo's portrait with its voice and fresh grain, as processed clips lie on the disk; their list."""
+    picture = cv2.cvtColor(cv2.imread(str(PORTRAIT), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    face = cv2.resize(picture, (resolution, resolution), interpolation=cv2.INTER_AREA).astype(np.float32)
+    wave = np.resize(load_audio(VOICE, SAMPLE_RATE), CLIP_SECONDS * SAMPLE_RATE)
+    names = [f"clip{index}.mp4" for index in range(CLIPS)]
+    for index, name in enumerate(names):
+        rng = np.random.default_rng(index)
+        grain = rng.normal(0, 3, (CLIP_SECONDS * int(FPS), resolution, resolution, 1))
+        write_faces(folder / name, (face + grain).clip(0, 255).astype(np.uint8), wave)
+    listed = folder / "clips.txt"
+    listed.write_text("".join(f"{name}\tsomeone\n" for name in names), encoding="utf-8")
+    return listed
+
+
+def make_task(config: UNetFileConfig[UNetConfig]) -> UNetTask:
+    """What scripts/train_unet.py builds, of networks that nobody trained."""
+    whisper = resolve(DEFAULT_MODEL).whisper
+    codec = LatentCodec(AutoencoderKL(**VAE_LAYOUT, scaling_factor=LATENT_SCALE))
+    audio = Audio2Feature(whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
+    parts = FrozenParts(codec, audio, load_scheduler(PROJECT_ROOT / "configs" / "scheduler_config.json"))
+    networks = load_loss_networks(config, audio.num_layers)
+    return UNetTask(config, parts, networks, lambda: build_dataset(config, codec, Path(), whisper, networks.needs_mel))
