@@ -5,7 +5,7 @@ overhead  everything but the networks against decoding and encoding alone, 1080p
 memory    peak memory of the command line on 30 s and on 10 min of 720p video
 demo      duration of ./inference.sh without arguments
 gpu       the full-size UNet, where there is a CUDA device
-training  steps of the full-size UNet's stage 2 and the memory they take, where there is a CUDA device
+training  steps of the full-size UNet and the memory they take, by config, where there is a CUDA device
 
 All inputs are made from the demo's portrait and voice. Options after `--` go to the measured commands of `memory` and
 `demo`. Exit codes: 0 measured (missed targets are said in the table), 1 something is wrong with what was given.

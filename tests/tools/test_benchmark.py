@@ -8,6 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 
 from latentsync.data.clips import examine_clips, read_fileslist
 from latentsync.media.audio import audio_duration
@@ -17,6 +18,7 @@ from latentsync.utils.config import load_unet_config
 from latentsync.utils.errors import UserError
 from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_run import TinyTask, tiny_settings
+from tests.training.tiny_unet import VIDEO_MAE
 from tools import benchmark
 from tools.benchmarks import geometry, gpu, inputs, overhead, processes, training
 from tools.benchmarks.report import Figure, as_json, as_markdown, as_text
@@ -100,8 +102,27 @@ def test_training_is_measured_on_the_config_itself(tmp_path, monkeypatch):
     clips = read_fileslist(config.data.train_fileslist)
     assert len(examine_clips(clips, min_frames=50, resolution=256)) == training.CLIPS
     assert load_sync_supervision(config, 5).batch_key == "mel"
-    speed, memory, waiting = training.as_figures(config, {"steps_per_second": 0.5, "data_wait": 0.02}, 3 * 2**30)
+    timings = {"steps_per_second": 0.5, "data_wait": 0.02}
+    speed, memory, waiting = training.as_figures("stage2.yaml", config, timings, 3 * 2**30)
     assert (speed.value, memory.value, waiting.value) == (0.5, 3.0, 2.0) and "1 x 16 frames" in speed.note
+
+
+def test_a_gpu_that_is_too_small_is_said_so(tmp_path, monkeypatch):
+    def run_out(task, settings):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name, replacement in {
+        "VIT_G": VIDEO_MAE,
+        "make_task": lambda config: None,
+        "time_run": run_out,
+        "CLIP_SECONDS": 1,
+    }.items():
+        monkeypatch.setattr(training, name, replacement)
+    [figure] = training.measure(tmp_path, ["stage2_512"])
+    assert figure.verdict == "not measured" and figure.name == "stage2_512.yaml" and "too little memory" in figure.note
 
 
 def test_missed_targets_are_printed_as_missed():

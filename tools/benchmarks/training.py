@@ -1,9 +1,10 @@
-"""Speed and memory of training the full-size UNet, stage 2, on a GPU: the trainer itself, on clips made here.
+"""Speed and memory of training the full-size UNet on a GPU: the trainer itself, on clips made here.
 
 All networks have random weights: neither time nor memory depends on them. Clips are read from the disk and decoded as
 in any training, so that the share of time spent waiting for them is the loader's.
 """
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +31,16 @@ from latentsync.trepa.loss import VIT_G
 from latentsync.trepa.videomae import VideoMAE
 from latentsync.utils.checkpoints import save_checkpoint
 from latentsync.utils.config import UNetFileConfig, load_unet_config
-from latentsync.utils.registry import DEFAULT_MODEL, PROJECT_ROOT, resolve
+from latentsync.utils.registry import EMBEDDED_WHISPER, PROJECT_ROOT
 from latentsync.utils.syncnet_config import load_syncnet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 from preprocess.write import write_faces
 from tools.benchmarks.inputs import FPS, PORTRAIT, SAMPLE_RATE, VOICE
 from tools.benchmarks.report import Figure
 
-CONFIGS = ("stage2", "stage2_512")
-WARM_UP, STEPS = 6, 14
+# Of configs/unet/; that of the throughput first.
+CONFIGS = ("stage2", "stage2_512", "stage2_efficient", "fine_tune_lora", "stage1", "stage1_512")
+WARM_UP, STEPS = 4, 10
 CLIPS, CLIP_SECONDS = 4, 4
 LATENT_SCALE = 0.18215
 # The autoencoder of Stable Diffusion 1.5 (sd-vae-ft-mse).
@@ -61,25 +63,30 @@ class TimedTrainer(Trainer):
 
 
 def measure(folder: Path, names: Sequence[str] = CONFIGS) -> list[Figure]:
-    """Seconds of a step, peak memory and share of waiting time of each config of `configs/unet/`."""
+    """Steps a second, peak memory and share of waiting time of each config of `configs/unet/`."""
     if not torch.cuda.is_available():
-        return [Figure("training", "full-size UNet, stage 2", None, "", None, "no CUDA device")]
+        return [Figure("training", "full-size UNet", None, "", None, "no CUDA device")]
     weights = folder / "videomae.pt"
     save_checkpoint(weights, VideoMAE(VIT_G).state_dict())
     figures = []
     for name in names:
         config = make_config(folder / name, weights, name)
-        torch.cuda.reset_peak_memory_stats()
-        timings = time_run(make_task(config), train_settings(config))
-        figures += as_figures(config, timings, torch.cuda.max_memory_allocated())
+        what = f"{name}.yaml"
+        gc.collect()  # the run before: its parts know each other
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            timings = time_run(make_task(config), train_settings(config))
+            figures += as_figures(what, config, timings, torch.cuda.max_memory_allocated())
+        except torch.OutOfMemoryError:
+            figures.append(Figure("training", what, None, "", None, "the GPU has too little memory"))
     return figures
 
 
-def as_figures(config: UNetFileConfig, timings: Mapping[str, float], peak: int) -> list[Figure]:
+def as_figures(what: str, config: UNetFileConfig, timings: Mapping[str, float], peak: int) -> list[Figure]:
     data = config.data
-    what = f"stage 2, {data.resolution} px"
-    note = f"batch of {data.batch_size} x {data.num_frames} frames, random weights, {STEPS} steps"
+    side = data.resolution
+    note = f"batch of {data.batch_size} x {data.num_frames} frames of {side} px, random weights, {STEPS} steps"
     return [
         Figure("training", f"{what}, speed", timings["steps_per_second"], "steps/s", None, note),
         Figure("training", f"{what}, peak GPU memory", peak / 2**30, "GiB", None, "allocated by torch"),
@@ -143,7 +150,7 @@ def write_clips(folder: Path, resolution: int) -> Path:
 
 def make_task(config: UNetFileConfig[UNetConfig]) -> UNetTask:
     """What scripts/train_unet.py builds, of networks that nobody trained."""
-    whisper = resolve(DEFAULT_MODEL).whisper
+    whisper = EMBEDDED_WHISPER.find()
     codec = LatentCodec(AutoencoderKL(**VAE_LAYOUT, scaling_factor=LATENT_SCALE))
     audio = Audio2Feature(whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
     parts = FrozenParts(codec, audio, load_scheduler(PROJECT_ROOT / "configs" / "scheduler_config.json"))
