@@ -127,6 +127,7 @@ def settings_from(config: Any, **own: Any) -> TrainSettings:
         ema_decay=run.ema_decay,
         compile=run.compile,
         tf32=run.tf32,
+        stop_after_minutes=run.stop_after_minutes,
         **own,
     )
 

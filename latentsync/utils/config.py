@@ -121,6 +121,7 @@ class RunConfig:
     weigh_mouth: the reconstruction loss stresses the lips and hardly counts what inference does not replace.
     ema_decay: average of the weights that is exported and validated, 0 for none.
     keep_last: states to go on from that are kept.
+    stop_after_minutes: save and leave after that time, 0 for no limit; the same command goes on.
     validate: make data.val_video_path speak data.val_audio_path at every save.
     decode_region: part of the face that is decoded for the losses on frames; the rest is the real frame.
     decode_frames: frames of a run that are decoded, evenly spaced; 0 for all, as losses over time need.
@@ -159,6 +160,7 @@ class RunConfig:
     compile: bool = False
     tf32: bool = True
     keep_last: int = 3
+    stop_after_minutes: float = 0.0
     validate: bool = True
     decode_region: Literal["whole", "lower_half", "mouth"] = "whole"
     decode_frames: int = 0
@@ -184,6 +186,8 @@ class RunConfig:
         )
         require(0 <= self.audio_dropout < 1, f"audio_dropout must be at least 0 and below 1, got {self.audio_dropout}")
         require(0 <= self.ema_decay < 1, f"ema_decay must be at least 0 (off) and below 1, got {self.ema_decay}")
+        minutes = self.stop_after_minutes
+        require(minutes >= 0, f"stop_after_minutes must be at least 0 (no limit), got {minutes:g}")
         require(self.sync_max_timestep >= 0, f"sync_max_timestep must be at least 0, got {self.sync_max_timestep}")
         require(self.decode_frames >= 0, f"decode_frames must be at least 0 (all), got {self.decode_frames}")
         require(

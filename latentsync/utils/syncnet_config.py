@@ -165,6 +165,7 @@ class SyncNetRunConfig:
         device; 0 for all at once.
     ema_decay: average of the weights that is exported and validated, 0 for none.
     keep_last: states to go on from that are kept.
+    stop_after_minutes: save and leave after that time, 0 for no limit; the same command goes on.
     """
 
     max_train_steps: int = 10000000
@@ -180,12 +181,14 @@ class SyncNetRunConfig:
     compile: bool = False
     tf32: bool = True
     keep_last: int = 3
+    stop_after_minutes: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive(self, "max_train_steps", "validation_steps", "temperature", "keep_last")
         require_positive(self, "gradient_accumulation_steps")
         require(0 <= self.ema_decay < 1, f"ema_decay must be at least 0 (off) and below 1, got {self.ema_decay}")
-        chunk = self.gradient_cache_chunk
+        minutes, chunk = self.stop_after_minutes, self.gradient_cache_chunk
+        require(minutes >= 0, f"stop_after_minutes must be at least 0 (no limit), got {minutes:g}")
         require(chunk >= 0, f"gradient_cache_chunk must be at least 0 (off), got {chunk}")
         require(
             self.contrastive or not chunk,

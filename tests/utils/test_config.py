@@ -118,6 +118,7 @@ REFUSED = [
     ("model: {}\nrun: {perceptual_loss_weight: -1}\n", "perceptual_loss_weight must not be negative"),
     ("model: {}\nrun: {audio_dropout: 1}\n", "audio_dropout must be at least 0 and below 1"),
     ("model: {}\nrun: {ema_decay: 1}\n", "ema_decay must be at least 0"),
+    ("model: {}\nrun: {stop_after_minutes: -1}\n", "stop_after_minutes must be at least 0"),
     ("model: {}\nrun: {decode_region: teeth}\n", "'teeth' is not one of 'whole', 'lower_half', 'mouth'"),
     ("model: {}\nrun: {mixed_precision: fp8}\n", "'fp8' is not one of 'auto', 'bf16', 'fp16'"),
     ("model: {}\nrun: {lora_rank: 4, trainable_modules: [attn2.]}\n", "set trainable_modules to"),

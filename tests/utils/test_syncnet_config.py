@@ -92,6 +92,7 @@ REFUSED = [
     ("data: {batch_size: 0}\n", "batch_size must be above 0"),
     ("run: {validation_steps: 0}\n", "validation_steps must be above 0"),
     ("run: {ema_decay: 1}\n", "ema_decay must be at least 0"),
+    ("run: {stop_after_minutes: -1}\n", "stop_after_minutes must be at least 0"),
     ("run: {gradient_cache_chunk: 8}\n", "gradient_cache_chunk is for contrastive training"),
     ("run: {gradient_cache_chunk: -1, contrastive: true}\n", "gradient_cache_chunk must be at least 0"),
     ("run: {contrastive: true}\ndata: {batch_size: 1}\n", "data.batch_size must be at least 2"),
