@@ -6,9 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from latentsync.utils.checkpoints import write_safetensors
 from latentsync.utils.errors import UserError
 
 DIGEST_DIGITS = 16
@@ -47,7 +48,7 @@ def store(entry: Path, tensors: dict[str, Tensor]) -> None:
     temporary = entry.with_name(f".{entry.stem}-{os.getpid()}.part")
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
+        write_safetensors(temporary, tensors)
         os.replace(temporary, entry)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

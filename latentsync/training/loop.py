@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -41,6 +41,7 @@ from latentsync.training.settings import TrainSettings
 from latentsync.training.state import CheckpointStore, Progress
 from latentsync.training.stopping import StopRequest, ignore_first_signal
 from latentsync.training.task import Task
+from latentsync.utils.checkpoints import write_safetensors
 from latentsync.utils.errors import UserError
 
 __all__ = ["Task", "TrainSettings", "run_training"]
@@ -340,6 +341,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             (folder / "progress.json").write_text(json.dumps(self.progress.to_json()), encoding="utf-8")
             if self.ema is not None:
-                save_file(self.ema.state_dict(), folder / "ema.safetensors")
+                write_safetensors(folder / "ema.safetensors", self.ema.state_dict())
             if self.companions.modules:
                 torch.save(self.companions.state_dict(), folder / "companions.pt")

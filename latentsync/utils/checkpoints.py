@@ -124,7 +124,7 @@ def save_checkpoint(
         try:
             if path.suffix == ".safetensors":
                 remarks = {**(metadata or {}), "global_step": str(global_step)}
-                safetensors.torch.save_file(tensors, temporary, metadata=remarks)
+                write_safetensors(temporary, tensors, remarks)
             else:
                 torch.save({"global_step": global_step, "state_dict": tensors}, temporary)
             os.replace(temporary, path)
@@ -134,6 +134,15 @@ def save_checkpoint(
         # torch and safetensors report a full disk as errors of their own
         reason = error.strerror if isinstance(error, OSError) else f"disk full or failing: {_first_line(error)}"
         raise UserError(f"{path}: cannot be written ({reason}); free space or choose another place") from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file, in place and with the mode of any other new file: left to itself the library
+    makes files that their owner alone can read."""
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(dict(tensors), path, metadata=metadata and dict(metadata))
+    path.chmod(mode)
 
 
 def _recognise(path: Path) -> str:

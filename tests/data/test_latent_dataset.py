@@ -118,7 +118,7 @@ def test_a_full_disk_is_no_fault_of_the_clip(encoder, clips, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("latentsync.data.cache.save_file", full)
+    monkeypatch.setattr("latentsync.data.cache.write_safetensors", full)
     monkeypatch.setattr(encoded_clips.ClipEncoder, "_compute", lambda *_: {})
     with pytest.raises(CacheWriteError, match="No space left on device"):
         encoder.encode_all([(clips[0], 0), (clips[1], 0)])

@@ -87,6 +87,14 @@ def test_bare_legacy_half_precision_and_wrapped_files(tmp_path):
     assert_same(given, {name: tensor.float() for name, tensor in half.items()})
 
 
+@pytest.mark.parametrize("name", ["unet.safetensors", "unet.pt"])
+def test_others_may_read_what_is_written(tmp_path, name):
+    plain = tmp_path / "plain"
+    plain.touch()
+    save_checkpoint(tmp_path / name, weights())
+    assert (tmp_path / name).stat().st_mode == plain.stat().st_mode
+
+
 def test_safetensors_that_begin_like_a_pickle(tmp_path):
     """The first byte is the lowest of the header's length; 0x80 also begins every pickle."""
     state = weights()
