@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.diffusers_config import build_from_config
@@ -19,6 +20,7 @@ WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model
 # Attention layers in files from before diffusers 0.18, sd-vae-ft-mse among them.
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 CPU_IMAGES = 4  # encoded or decoded together on a CPU
+CHECKPOINTED_PIXELS = 2 * 256 * 256  # decoded together under gradient checkpointing
 LINEAR_TOLERANCE = 1e-3  # of the largest latent
 
 
@@ -36,6 +38,7 @@ class LatentCodec(nn.Module):
         self.scale = float(vae.config.scaling_factor)
         self.shift = float(vae.config.shift_factor or 0.0)
         self.patches: nn.Conv2d | None = None  # in place of the encoder, where that is linear
+        self.gradient_checkpointing = False
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> "LatentCodec":
@@ -91,9 +94,22 @@ class LatentCodec(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, 3, H, W), about [-1, 1], not clamped. Gradients pass to the latents."""
         latents = latents.to(self.device, self.dtype) / self.scale + self.shift
-        if self.device.type == "cpu":  # maps of a few images stay in the cache: a third faster, less memory
-            return torch.cat([self.vae.decode(part).sample for part in latents.split(CPU_IMAGES)])
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled() and latents.requires_grad
+        # On a CPU the maps of a few images stay in the cache: a third faster, less memory.
+        at_once = CPU_IMAGES if self.device.type == "cpu" else len(latents)
+        if not checkpointed:
+            return torch.cat([self._decode(part) for part in latents.split(at_once)])
+        pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
+        parts = latents.split(min(at_once, max(1, CHECKPOINTED_PIXELS // pixels)))
+        return torch.cat([checkpoint(self._decode, part, use_reentrant=False) for part in parts])
+
+    def _decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents).sample
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Of a decode with gradients keep the latents alone, and compute the maps of a few images at a time again when
+        they are differentiated: the maps of all of them are the most of what training on frames would keep."""
+        self.gradient_checkpointing = True
 
     def enable_low_memory(self) -> None:
         """One image at a time, and those beyond 256 pixels in tiles: slower, less device memory."""

@@ -145,7 +145,7 @@ class UNetTask:
             check_one_step(self.scheduler)
         self.codec.vae.train(False)
         if self.run.enable_gradient_checkpointing and self.run.pixel_space_supervise:
-            self.codec.vae.enable_gradient_checkpointing()
+            self.codec.enable_gradient_checkpointing()
         pixel_mask = load_mask(config.data.resolution, config.data.mask_image_path or None)
         side = config.data.resolution // self.codec.factor
         self.mask = resize_mask_to_latents(pixel_mask, (side, side)).unsqueeze(2)
