@@ -82,6 +82,7 @@ def load_pipeline(
     *,
     deepcache: bool = False,
     low_memory: bool = False,
+    match_colour: bool = False,
     upscale: bool = False,
     enhancer: str | None = None,
     lora: str | Path | None = None,
@@ -97,6 +98,7 @@ def load_pipeline(
         dtype: of the UNet and the autoencoder; by default float32 on the CPU, float16 elsewhere.
         deepcache: reuse deep UNet features for two of three steps: up to twice as fast, slightly softer.
         low_memory: decode images one by one and in tiles.
+        match_colour: give the new face the skin colour of the frame, whatever the model's own setting.
         upscale: enhance the regenerated faces with a network before they are pasted back.
         enhancer: which: realesrgan (four times larger) or gfpgan (restored). None for realesrgan, and for the sharpness
             filter alone where its weights are not there.
@@ -130,6 +132,7 @@ def load_pipeline(
         num_inference_steps=model.inference_steps,
         guidance_scale=model.guidance_scale,
         blend_inset=model.blend_inset,
+        match_colour=match_colour or model.match_colour,
         enhancer=pick_enhancer(enhancer) if upscale else None,
     )
     if deepcache:

@@ -80,6 +80,11 @@ def build_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) 
     add("--vram_efficient", action="store_true", help="less GPU memory, a little slower")
     add("--chunk_batch_size", type=int, default=1, help="chunks of 16 frames at once; more is faster on a large GPU")
     add(
+        "--match_colour",
+        action="store_true",
+        help="give the new face the frame's skin colour; the embedded model always does",
+    )
+    add(
         "--enable_upscale",
         action="store_true",
         help="RealESRGAN x4 on the new face; without its weights sharpening",
@@ -229,6 +234,7 @@ def synthesise(options: argparse.Namespace) -> Path:
             getattr(torch, options.dtype) if options.dtype else None,
             deepcache=options.enable_deepcache,
             low_memory=options.vram_efficient,
+            match_colour=options.match_colour,
             upscale=options.enable_upscale,
             enhancer=options.enhancer,
             lora=options.lora,

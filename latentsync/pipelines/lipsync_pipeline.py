@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 
+from latentsync.faces.colour import match_colour
 from latentsync.faces.factory import create_detector
 from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.tracking import FaceTracker
@@ -51,6 +52,7 @@ class LipsyncPipeline:
         resolution: side of the aligned faces in pixels; by default from the UNet's `sample_size`.
         num_inference_steps, guidance_scale: what the model runs best with, used where a call gives none.
         blend_inset: how far inside the mask the paste begins, as a share of the face's side; see `blend_weight`.
+        match_colour: give the skin of regenerated faces the colour that it has in the frame.
         enhancer: works on regenerated faces before they are pasted back.
 
     Raises:
@@ -68,13 +70,14 @@ class LipsyncPipeline:
         num_inference_steps: int = 20,
         guidance_scale: float = 1.5,
         blend_inset: float = 0.0,
+        match_colour: bool = False,
         enhancer: FaceEnhancer | None = None,
     ):
         self.codec = vae if isinstance(vae, LatentCodec) else LatentCodec(vae)
         self.audio_encoder, self.unet, self.scheduler = audio_encoder, unet, scheduler
         self.resolution = resolution or unet.config.sample_size * self.codec.factor
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.blend_inset, self.enhancer = blend_inset, enhancer
+        self.blend_inset, self.match_colour, self.enhancer = blend_inset, match_colour, enhancer
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -302,6 +305,9 @@ class LipsyncPipeline:
         if not torch.isfinite(spoken).all():
             remedy = "the checkpoint is damaged" if self.codec.dtype == torch.float32 else "use float32"
             raise UserError(f"the model's result is not a number: {remedy}")
+        if self.match_colour:
+            given = pixels.to(spoken.device)
+            spoken = match_colour(spoken.flatten(0, 1), given.flatten(0, 1)).unflatten(0, spoken.shape[:2])
         if self.enhancer is not None:
             spoken = self.enhancer(spoken.flatten(0, 1)).unflatten(0, spoken.shape[:2])
         return ((spoken.float().clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2).cpu()

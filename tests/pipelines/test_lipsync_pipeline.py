@@ -21,6 +21,7 @@ from latentsync.media.timeline import open_timeline
 from latentsync.media.writer import VideoWriter
 from latentsync.pipelines import lipsync_pipeline
 from latentsync.pipelines.result import Paste
+from latentsync.pipelines.sampling import Sampling
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, picture
@@ -343,6 +344,19 @@ def test_another_resolution_sharpening_and_upscaling(pipeline, run, media, writt
     run(media / "clip.mp4", media / "voice.wav", tmp_path / "a.mp4", height=128, sharpness_factor=1.5)
     assert sizes == [512] * 10
     assert all(changed(written, source_frames(media / "clip.mp4", 10)))
+
+
+def test_the_skin_takes_the_colour_of_the_frame(pipeline, monkeypatch):
+    flushed = torch.tensor([0.4, -0.2, 0.0])[:, None, None]
+    monkeypatch.setattr(lipsync_pipeline, "regenerate_faces", lambda *args: args[3] + flushed)
+    faces = torch.randint(60, 190, (1, 2, 64, 64, 3), dtype=torch.uint8)
+    errors = []
+    for match in (False, True):
+        monkeypatch.setattr(pipeline, "match_colour", match)
+        spoken = pipeline.regenerate(faces, torch.empty(0), torch.empty(0), torch.empty(0), Sampling(1, 1.0))
+        errors.append(float((spoken - faces).abs().max()))
+    assert errors[0] == pytest.approx(0.4 * 127.5, abs=0.01)
+    assert errors[1] < 1
 
 
 def test_progress_tells_stage_and_frames(run, media, tmp_path):

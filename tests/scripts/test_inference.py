@@ -30,8 +30,8 @@ from tests.tiny_model import PROJECT_ROOT, UNET
 OPTIONS = (
     "video_path audio_path video_out_path temp_dir config model inference_ckpt_path unet_config_path vae_path "
     "whisper_path scheduler_config_path lora lora_scale device dtype inference_steps guidance_scale seed "
-    "solver enable_deepcache vram_efficient chunk_batch_size enable_upscale enhancer sharpness_factor crf face "
-    "detector video_fps interpolate max_seconds keep_fps on_short_video mask_image_path quiet"
+    "solver enable_deepcache vram_efficient chunk_batch_size match_colour enable_upscale enhancer sharpness_factor crf "
+    "face detector video_fps interpolate max_seconds keep_fps on_short_video mask_image_path quiet"
 ).split()
 
 
