@@ -58,10 +58,11 @@ def test_every_shipped_unet_config_loads_and_builds(name):
 
 def test_recipe_of_the_embedded_model():
     config = load("embedded")
-    assert config.run.cache_latents and config.run.weigh_mouth and config.data.silent_share == 0.5
+    assert config.run.cache_latents and config.run.weigh_mouth and config.data.silent_share == 0.35
     assert (load("embedded_stage1").run.ema_decay, config.run.ema_decay) == (0.995, 0.99)
     assert config.data.balance_people
-    assert (load("embedded_stage1").data.varied_copies, config.data.varied_copies) == (8, 3)
+    assert (load("embedded_stage1").data.batch_size, config.data.batch_size) == (12, 8)
+    assert load("embedded_stage1").data.varied_copies == config.data.varied_copies == 8
     assert train_settings(config).betas == (0.9, 0.99)
     plain = load("stage1").run
     assert not (plain.weigh_mouth or plain.cache_latents or plain.ema_decay) and plain.audio_dropout == 0.1
