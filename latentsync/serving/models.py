@@ -99,7 +99,7 @@ class ModelCache:
         """The pipeline that a job asks for. Raises UserError where it cannot be loaded."""
         choice = find_model(options.model, self.default)
         name = default_name(self.device)[0] if choice is None else choice.name
-        key = (name, options.lora, options.enable_upscale)
+        key = (name, options.lora, options.match_colour, options.enable_upscale)
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key]
@@ -108,6 +108,7 @@ class ModelCache:
         pipeline = load_pipeline(
             choice.paths if choice is not None and choice.paths is not None else name,
             str(self.device),
+            match_colour=options.match_colour,
             upscale=options.enable_upscale,
             lora=None if options.lora is None else find_lora(options.lora),
         )

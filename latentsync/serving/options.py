@@ -32,6 +32,9 @@ class JobOptions(BaseModel):
     on_short_video: Literal["loop", "freeze", "error"] = Field(
         "loop", description="what to do when the voice outlasts the video"
     )
+    match_colour: bool = Field(
+        False, description="give the new face the frame's skin colour; the embedded model always does"
+    )
     enable_upscale: bool = Field(
         False, description="enlarge the new face with RealESRGAN x4; sharpen it where its weights are not there"
     )

@@ -57,6 +57,7 @@ class OptionsForm:
             solver = gr.Radio(["ddim", "dpm++"], value="ddim", label="Solver", info="dpm++ needs fewer steps")
             seed = gr.Number(1247, precision=0, label="Seed", info="equal seeds give equal videos; -1 for a new one")
         with gr.Row():
+            colour = gr.Checkbox(False, label="Match the skin's colour", info="the embedded model always does")
             upscale = gr.Checkbox(
                 False,
                 label="Enlarge the face (RealESRGAN)",
@@ -80,6 +81,7 @@ class OptionsForm:
             "guidance_scale": guidance,
             "solver": solver,
             "seed": seed,
+            "match_colour": colour,
             "enable_upscale": upscale,
             "sharpness_factor": sharpness,
             "interpolate": interpolate,
