@@ -22,9 +22,11 @@ from pathlib import Path
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.metrics.sync import SyncScorer
 from latentsync.models.perceptual import LPIPS, VGG16
+from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT, SYNCNET, entry
+from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT, SYNCNET, entry, project_path
+from latentsync.utils.syncnet_config import load_syncnet_config
 from tools.benchmarks.report import machine
 from tools.evaluation.clips import FPS, HeldOutClip, LoadedClip, load_clip, load_voice, read_held_out
 from tools.evaluation.evaluation import SECTIONS, WRONG_VOICES, Evaluation, Outcome
@@ -70,6 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="config of the SyncNet that scores",
     )
     add("--syncnet_ckpt", type=Path, default=CHECKPOINTS_DIR / "embedded" / "syncnet.safetensors", help="its weights")
+    add(
+        "--sync_reference",
+        type=Path,
+        metavar="CONFIG",
+        help="config of another SyncNet, whose ckpt.inference_ckpt_path is there: SyncNet's figures are then told of "
+        "recordings that this one has put in sync as well",
+    )
     add("--speech", type=Path, default=PROJECT_ROOT / "assets" / "demo_voice.wav", help="voice of the silence test")
     add(
         "--voices",
@@ -126,6 +135,15 @@ def load_scorers(options: argparse.Namespace, pipeline: LipsyncPipeline) -> dict
     return scorers
 
 
+def load_reference(options: argparse.Namespace, pipeline: LipsyncPipeline) -> SyncScorer | None:
+    """The SyncNet of --sync_reference."""
+    if options.sync_reference is None or "syncnet" not in options.sections:
+        return None
+    weights = load_syncnet_config(options.sync_reference, *SYNCNET_SCHEMAS).ckpt.inference_ckpt_path
+    parts = {"codec": pipeline.codec, "audio": pipeline.audio_encoder, "device": pipeline.device}
+    return SyncScorer.from_pretrained(options.sync_reference, project_path(weights), **parts)
+
+
 def load_perceptual() -> tuple[LPIPS, str]:
     """LPIPS and its name in the report: on an untrained trunk where VGG16's weights are absent."""
     if VGG16.is_file():
@@ -167,6 +185,7 @@ def evaluate(options: argparse.Namespace) -> Outcome:
         max_clips=options.max_clips,
         max_silence_clips=options.max_silence_clips,
         max_frames=options.max_frames,
+        reference=load_reference(options, pipeline),
         voices=[load_voice(path, round(options.voice_seconds * FPS)) for path in options.voices],
     )
     return evaluation.run(load_clips(clips, shortest, pipeline.resolution), options.sections)

@@ -74,7 +74,11 @@ install_model() {
     "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/unet_stage4" unet)" --output "$HERE/unet.safetensors"
 }
 
-evaluate() { "$PYTHON" -m tools.evaluate_embedded --clips_dir "$DATA/held_out" --output_dir "$WORK/report"; }
+# The SyncNet that trained the UNet puts the recordings in sync, as far as they are not, for the one that is judged.
+evaluate() {
+    "$PYTHON" -m tools.evaluate_embedded --clips_dir "$DATA/held_out" --output_dir "$WORK/report" \
+        --sync_reference configs/syncnet/embedded_latent.yaml
+}
 
 if [ $# -eq 0 ]; then
     echo "usage: ./checkpoints/embedded/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]" >&2

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from latentsync.loading import ModelPaths, load_pipeline
-from latentsync.metrics.sync import SyncScorer
+from latentsync.metrics.sync import SyncScorer, offset_score
 from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.utils.checkpoints import save_checkpoint
@@ -24,7 +24,7 @@ from tests.tiny_model import RESOLUTION, TinyFiles
 from tools import evaluate_embedded
 from tools.evaluation import evaluation, measures
 from tools.evaluation.clips import HeldOutClip, load_clip, other_voices, read_held_out, spread
-from tools.evaluation.measures import measure_reconstruction, pad_with_silence, sync_values
+from tools.evaluation.measures import measure_reconstruction, measure_syncnet, pad_with_silence, sync_values
 from tools.evaluation.report import Figure, as_json, mean, ratio, silence_figures, sync_figures, syncnet_figures
 from tools.evaluation.synthesis import Talker, pingpong, reference_start
 
@@ -202,6 +202,54 @@ def test_figures_know_their_targets():
     assert moved.value == pytest.approx(0.8)
 
 
+class Embeds:
+    """A scorer whose windows of picture and sound are what it is given."""
+
+    def __init__(self, vision: torch.Tensor, audio: torch.Tensor):
+        self.vision, self.audio = vision, audio
+
+    def embed(self, faces, wave):
+        return self.vision, self.audio
+
+    def score(self, faces, wave):
+        return offset_score(self.vision, self.audio)
+
+
+def shifted(late: int, noise: float) -> Embeds:
+    """40 windows whose sound comes `late` frames too late, found through some noise."""
+    torch.manual_seed(0)
+    moments = torch.nn.functional.normalize(torch.rand(60, 16), dim=1)
+    heard = torch.nn.functional.normalize(moments + noise * torch.rand(60, 16), dim=1)
+    return Embeds(moments[10:50], heard[10 - late : 50 - late])
+
+
+def test_recordings_are_put_in_sync_by_another_syncnet(clips_dir):
+    clip = load_clip(read_held_out(clips_dir / "held_out.txt", Path("none"))[0], RESOLUTION)
+    values = measure_syncnet(shifted(3, 0.1), clip, shifted(3, 0.2))
+    assert (values["offset"], values["reference_offset"], values["aligned_offset"]) == (3, 3, 0)
+    assert values["preference"] < 0.8 and values["aligned_preference"] == 1.0
+    far = measure_syncnet(shifted(3, 0.1), clip, shifted(8, 0.2))
+    assert (far["reference_offset"], far["aligned_offset"]) == (8, 3)  # data processing moves no sound so far
+    assert far["aligned_preference"] == values["preference"]
+    wrong = measure_syncnet(shifted(0, 0.1), clip, shifted(3, 0.2))
+    assert wrong["aligned_offset"] == -3 and wrong["aligned_preference"] < 0.8 < wrong["preference"]
+    assert "aligned_offset" not in measure_syncnet(shifted(3, 0.1), clip)
+
+
+def test_figures_of_recordings_put_in_sync():
+    entry = {"person": "a", "windows": 50, "preference": 0.5, "corrected_preference": 0.5, "offset": 2}
+    real = [
+        {**entry, "seen": True, "aligned_preference": 1.0, "aligned_offset": 0, "reference_offset": 2},
+        {**entry, "seen": False, "aligned_preference": 0.92, "aligned_offset": 2, "reference_offset": 0},
+    ]
+    figures = {figure.name: figure for figure in syncnet_figures(real)}
+    assert figures["in-sync window preferred, seen people, put in sync"].verdict == "met"
+    assert figures["in-sync window preferred, unseen people, put in sync"].verdict == "MISSED"
+    offset = figures["offset within 1 frame, put in sync"]
+    assert (offset.value, offset.verdict) == (0.5, "MISSED") and "1 of 2 clips" in offset.note
+    assert len(syncnet_figures([{**entry, "seen": True}])) == 5
+
+
 def test_what_could_not_be_measured_is_said():
     assert mean([float("nan")]) is None and ratio(1.0, 0.0) is None
     assert [figure.verdict for figure in silence_figures([])] == ["not measured", "not measured"]
@@ -288,6 +336,16 @@ def test_command_measures_only_what_is_asked_for(arguments, tmp_path):
     assert evaluate_embedded.main([*arguments, "--sections", "syncnet"]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert len(report["figures"]) == 5 and report["clips"] == []
+
+
+def test_command_takes_another_syncnet_to_put_recordings_in_sync(arguments, syncnet, tmp_path):
+    config, weights = syncnet
+    reference = tmp_path / "reference.yaml"
+    reference.write_text(f"base: {config}\nckpt: {{inference_ckpt_path: {weights}}}\n")
+    assert evaluate_embedded.main([*arguments, "--sections", "syncnet", f"--sync_reference={reference}"]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert len(report["figures"]) == 8
+    assert all(entry["aligned_offset"] in (0, entry["offset"]) for entry in report["syncnet"])  # the same network
 
 
 def test_command_says_what_is_wrong(arguments, capsys):

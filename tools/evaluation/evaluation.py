@@ -69,6 +69,7 @@ class Evaluation:
     Args:
         talker: the model.
         scorers: by name; the first is the one that is itself measured.
+        reference: another SyncNet, which puts the real clips in sync for some of that one's figures.
         perceptual, lpips_name: LPIPS, and what it is called in the report.
         speech: sound file of the silence test, of which the first 4 s are used.
         output_dir: where videos, sheets and charts go.
@@ -91,8 +92,9 @@ class Evaluation:
         max_silence_clips: int = 8,
         max_frames: int = 75,
         voices: Sequence[Voice] = (),
+        reference: SyncScorer | None = None,
     ):
-        self.talker, self.scorers = talker, scorers
+        self.talker, self.scorers, self.reference = talker, scorers, reference
         self.perceptual, self.lpips_name = perceptual, lpips_name
         self.output_dir = output_dir
         self.voices = voices
@@ -105,7 +107,7 @@ class Evaluation:
         real: list[Entry] = []
         if "syncnet" in sections:
             scorer = next(iter(self.scorers.values()))
-            real = [measure_syncnet(scorer, clip) for clip in tqdm(clips, desc="real clips")]
+            real = [measure_syncnet(scorer, clip, self.reference) for clip in tqdm(clips, desc="real clips")]
             figures += syncnet_figures(real)
         of_model = [section for section in SECTIONS if section in sections and section != "syncnet"]
         results = self._run_model(clips, of_model) if of_model else []

@@ -32,18 +32,18 @@ def to_uint8(faces: Tensor) -> np.ndarray:
     return ((faces.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def measure_syncnet(scorer: SyncScorer, clip: LoadedClip) -> Values:
+def measure_syncnet(scorer: SyncScorer, clip: LoadedClip, reference: SyncScorer | None = None) -> Values:
     """A real clip as the scorer sees it: how often in-sync windows are preferred, offset, confidence.
 
-    corrected_preference is the same with the sound moved by the offset found, if that is at most 6 frames, as data
-    processing would do before training: some recordings are out of sync themselves.
+    Some recordings are out of sync themselves. corrected_preference is that with the sound moved by the offset found,
+    if that is at most 6 frames, as data processing would do before training. With a `reference`, another SyncNet,
+    aligned_preference and aligned_offset are those with the sound moved by what the reference finds,
+    `reference_offset`.
     """
     vision, audio = scorer.embed(clip.faces, clip.wave)
     shares, score = preference(vision, audio), offset_score(vision, audio)
-    late = score.offset if abs(score.offset) <= MAX_CORRECTION else 0
-    windows = len(vision) - abs(late)
-    corrected = preference(vision[max(-late, 0) :][:windows], audio[max(late, 0) :][:windows])
-    return {
+    corrected = preference(*_put_in_sync(vision, audio, _correction(score.offset)))
+    values = {
         **identity(clip.clip),
         "windows": len(shares),
         "preference": float(shares.mean()),
@@ -51,6 +51,23 @@ def measure_syncnet(scorer: SyncScorer, clip: LoadedClip) -> Values:
         "offset": score.offset,
         "confidence": score.confidence,
     }
+    if reference is not None:
+        late = reference.score(clip.faces, clip.wave).offset
+        aligned = preference(*_put_in_sync(vision, audio, _correction(late)))
+        values["reference_offset"] = late
+        values["aligned_preference"] = float(aligned.mean())
+        values["aligned_offset"] = score.offset - _correction(late)
+    return values
+
+
+def _correction(offset: int) -> int:
+    return offset if abs(offset) <= MAX_CORRECTION else 0
+
+
+def _put_in_sync(vision: Tensor, audio: Tensor, late: int) -> tuple[Tensor, Tensor]:
+    """Windows (W, D) of both, the sound moved by so many frames: (W - |late|, D) that belong together."""
+    windows = len(vision) - abs(late)
+    return vision[max(-late, 0) :][:windows], audio[max(late, 0) :][:windows]
 
 
 def score_voices(

@@ -83,10 +83,28 @@ def syncnet_figures(entries: Sequence[Entry]) -> list[Figure]:
         figures.append(Figure("SyncNet", name, ratio(right, windows), "%", ">=", target, note))
         moved = "the sound of each clip moved by the offset found in it"
         figures.append(Figure("SyncNet", f"{name}, offset corrected", ratio(corrected, windows), "%", note=moved))
-    offsets = mean(float(abs(entry["offset"]) <= OFFSET_TOLERANCE) for entry in entries)
-    name = f"offset within {OFFSET_TOLERANCE} frame"
-    figures.append(Figure("SyncNet", name, offsets, "%", ">=", OFFSET_SHARE, f"{len(entries)} real clips"))
-    return figures
+    figures.append(_offset_figure("offset", entries, f"{len(entries)} real clips"))
+    return figures + (_aligned_figures(entries) if all("aligned_offset" in entry for entry in entries) else [])
+
+
+def _offset_figure(key: str, entries: Sequence[Entry], note: str, more: str = "") -> Figure:
+    near = mean(float(abs(entry[key]) <= OFFSET_TOLERANCE) for entry in entries)
+    name = f"offset within {OFFSET_TOLERANCE} frame{more}"
+    return Figure("SyncNet", name, near, "%", ">=", OFFSET_SHARE, note)
+
+
+def _aligned_figures(entries: Sequence[Entry]) -> list[Figure]:
+    """The figures that have targets, of recordings that another SyncNet has put in sync."""
+    moved = sum(entry["reference_offset"] != 0 for entry in entries)
+    note = f"another SyncNet moved the sound of {moved} of {len(entries)} clips"
+    figures = []
+    for group, seen, target in (("seen", True, PREFERENCE_SEEN), ("unseen", False, PREFERENCE_UNSEEN)):
+        chosen = [entry for entry in entries if entry["seen"] is seen]
+        windows = sum(entry["windows"] for entry in chosen)
+        share = ratio(sum(entry["aligned_preference"] * entry["windows"] for entry in chosen), windows)
+        name = f"in-sync window preferred, {group} people, put in sync"
+        figures.append(Figure("SyncNet", name, share, "%", ">=", target, note))
+    return [*figures, _offset_figure("aligned_offset", entries, note, ", put in sync")]
 
 
 def sync_figures(entries: Sequence[Entry], scorer: str) -> list[Figure]:
