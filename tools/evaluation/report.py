@@ -72,25 +72,15 @@ def ratio(above: float | None, below: float | None) -> float | None:
 def syncnet_figures(entries: Sequence[Entry]) -> list[Figure]:
     """From `measure_syncnet` of real clips: preference over all windows of a group, offsets over clips."""
     figures = []
-    for group, seen, target in (("seen", True, PREFERENCE_SEEN), ("unseen", False, PREFERENCE_UNSEEN)):
-        chosen = [entry for entry in entries if entry["seen"] is seen]
-        windows = sum(entry["windows"] for entry in chosen)
-        right, corrected = (
-            sum(entry[key] * entry["windows"] for entry in chosen) for key in ("preference", "corrected_preference")
-        )
-        note = f"{windows} windows of {len(chosen)} clips of {_people(chosen)} people"
+    for group, chosen, target in _groups(entries):
+        note = f"{sum(entry['windows'] for entry in chosen)} windows of {len(chosen)} clips of {_people(chosen)} people"
         name = f"in-sync window preferred, {group} people"
-        figures.append(Figure("SyncNet", name, ratio(right, windows), "%", ">=", target, note))
+        figures.append(Figure("SyncNet", name, _share("preference", chosen), "%", ">=", target, note))
         moved = "the sound of each clip moved by the offset found in it"
-        figures.append(Figure("SyncNet", f"{name}, offset corrected", ratio(corrected, windows), "%", note=moved))
+        corrected = _share("corrected_preference", chosen)
+        figures.append(Figure("SyncNet", f"{name}, offset corrected", corrected, "%", note=moved))
     figures.append(_offset_figure("offset", entries, f"{len(entries)} real clips"))
     return figures + (_aligned_figures(entries) if all("aligned_offset" in entry for entry in entries) else [])
-
-
-def _offset_figure(key: str, entries: Sequence[Entry], note: str, more: str = "") -> Figure:
-    near = mean(float(abs(entry[key]) <= OFFSET_TOLERANCE) for entry in entries)
-    name = f"offset within {OFFSET_TOLERANCE} frame{more}"
-    return Figure("SyncNet", name, near, "%", ">=", OFFSET_SHARE, note)
 
 
 def _aligned_figures(entries: Sequence[Entry]) -> list[Figure]:
@@ -98,13 +88,28 @@ def _aligned_figures(entries: Sequence[Entry]) -> list[Figure]:
     moved = sum(entry["reference_offset"] != 0 for entry in entries)
     note = f"another SyncNet moved the sound of {moved} of {len(entries)} clips"
     figures = []
-    for group, seen, target in (("seen", True, PREFERENCE_SEEN), ("unseen", False, PREFERENCE_UNSEEN)):
-        chosen = [entry for entry in entries if entry["seen"] is seen]
-        windows = sum(entry["windows"] for entry in chosen)
-        share = ratio(sum(entry["aligned_preference"] * entry["windows"] for entry in chosen), windows)
+    for group, chosen, target in _groups(entries):
         name = f"in-sync window preferred, {group} people, put in sync"
-        figures.append(Figure("SyncNet", name, share, "%", ">=", target, note))
+        figures.append(Figure("SyncNet", name, _share("aligned_preference", chosen), "%", ">=", target, note))
     return [*figures, _offset_figure("aligned_offset", entries, note, ", put in sync")]
+
+
+def _groups(entries: Sequence[Entry]) -> list[tuple[str, list[Entry], float]]:
+    """Name, entries and target of the people seen in training, and of the others."""
+    kinds = (("seen", True, PREFERENCE_SEEN), ("unseen", False, PREFERENCE_UNSEEN))
+    return [(name, [entry for entry in entries if entry["seen"] is seen], target) for name, seen, target in kinds]
+
+
+def _share(key: str, entries: Sequence[Entry]) -> float | None:
+    """Mean of a value over all windows of the clips."""
+    windows = sum(entry["windows"] for entry in entries)
+    return ratio(sum(entry[key] * entry["windows"] for entry in entries), windows)
+
+
+def _offset_figure(key: str, entries: Sequence[Entry], note: str, more: str = "") -> Figure:
+    near = mean(float(abs(entry[key]) <= OFFSET_TOLERANCE) for entry in entries)
+    name = f"offset within {OFFSET_TOLERANCE} frame{more}"
+    return Figure("SyncNet", name, near, "%", ">=", OFFSET_SHARE, note)
 
 
 def sync_figures(entries: Sequence[Entry], scorer: str) -> list[Figure]:
