@@ -13,6 +13,7 @@ BASE = {"utils"}
 PARTS = BASE | {"media", "faces", "models", "whisper"}
 # What each part of the package may import besides itself. Entry points (scripts, tools) may import all of it.
 ALLOWED: dict[str, set[str]] = {
+    "options": set(),
     "utils": set(),
     "media": BASE,
     "faces": BASE,
