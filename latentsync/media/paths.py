@@ -13,7 +13,16 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
-from PIL import Image
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from latentsync.utils.errors import UserError
 
@@ -32,9 +41,15 @@ _IMAGES = (
 )
 ACCEPTED_DEMUXERS = tuple(f"{_CONTAINERS} {_AUDIO} {_IMAGES}".split())
 _CONTAINER_OPTIONS = {"format_whitelist": ",".join(ACCEPTED_DEMUXERS), "protocol_whitelist": "file"}
+_OPEN_ERRORS = (av.error.FFmpegError, OSError, ValueError, MemoryError)
 _OPEN_SECONDS = 60.0  # for libav to find out what a file is
 
-_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_IMAGE_PLUGINS = (
+    PngImagePlugin.PngImageFile, JpegImagePlugin.JpegImageFile, WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile, BmpImagePlugin.BmpImageFile, TiffImagePlugin.TiffImageFile,
+    AvifImagePlugin.AvifImageFile,
+)  # fmt: skip
+_IMAGE_FORMATS = tuple(plugin.format for plugin in _IMAGE_PLUGINS if plugin.format in Image.OPEN)
 # What Pillow raises for files that are damaged, or no image of these formats.
 IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
@@ -87,12 +102,12 @@ def open_input(path: str | os.PathLike, kind: str = "video") -> InputContainer:
     except av.error.ArgumentError:  # off the list, perhaps chosen by its suffix alone: decide by the content
         try:
             return _open(_OpenedFile(path, keep_suffix=False))
-        except (av.error.FFmpegError, OSError, ValueError) as error:
+        except _OPEN_ERRORS as error:
             raise UserError(
                 f"{path}: not {_an(kind)} file that can be read; it may be truncated, or of a type that is not "
                 "accepted (playlists and scripts are not)"
             ) from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except _OPEN_ERRORS as error:
         raise UserError(
             f"{path}: not {_an(kind)} file that can be read ({_reason(error)}); it may be truncated or of another type"
         ) from error
@@ -100,8 +115,7 @@ def open_input(path: str | os.PathLike, kind: str = "video") -> InputContainer:
 
 def open_image(path: str | os.PathLike) -> Image.Image:
     """Open a local image with Pillow, which reads its header; the caller closes it. Raises IMAGE_ERRORS."""
-    Image.init()  # `formats` may name only plugins that are loaded
-    return Image.open(path, formats=[name for name in _IMAGE_FORMATS if name in Image.OPEN])
+    return Image.open(path, formats=_IMAGE_FORMATS)
 
 
 def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathLike] = ()) -> Path:
