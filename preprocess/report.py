@@ -14,7 +14,7 @@ import av
 import cv2
 import numpy as np
 
-from latentsync.media.paths import file_url
+from latentsync.media.paths import open_input
 from latentsync.utils.errors import UserError
 from preprocess.settings import ProcessSettings
 from preprocess.storage import open_storage
@@ -192,7 +192,7 @@ def _picture(storage: Storage, name: str, start: float, scratch: Path) -> str | 
 
 def _frame_at(path: Path, start: Fraction) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB: the first frame from the keyframe before `start` (seconds) on that is not earlier."""
-    with av.open(file_url(path)) as container:
+    with open_input(path) as container:
         stream = container.streams.video[0]
         if start > 0:
             container.seek(int(start / stream.time_base), stream=stream)

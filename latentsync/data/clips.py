@@ -154,11 +154,12 @@ def read_frames(
             `resolution` or its rate not `fps`, where these are given.
     """
     try:
+        open_input(path).close()  # decord has no allow-list of formats of its own
         reader = decord.VideoReader(str(path), num_threads=1)
         rate = reader.get_avg_fps()
         wanted = np.arange(len(reader)) if indices is None else indices
         frames = reader.get_batch(wanted).asnumpy()
-    except (RuntimeError, decord.DECORDError, OSError, IndexError) as error:
+    except (RuntimeError, decord.DECORDError, OSError, IndexError, UserError) as error:
         raise UserError(f"{path}: cannot be read as a clip; process it again or take it off the list") from error
     if fps is not None:
         _raise_if(wrong_rate(path, rate, fps))

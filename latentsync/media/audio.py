@@ -1,7 +1,11 @@
-"""Sound files: decoding to the samples the models hear, and the same cleaned frames for re-encoding."""
+"""Audio: decoding to the samples the models read, and the same cleaned frames for re-encoding.
+
+Everything is decoded as a stream: limits apply while decoding, and nothing a header says is relied on.
+"""
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,45 +24,108 @@ MIN_AUDIO_SECONDS = 0.1
 SILENCE_PEAK = 10.0 ** (-60.0 / 20.0)  # -60 dB of full scale
 
 _FULL_SCALE = 32767 / 32768
-_CLIPPED_SHARE = 0.001  # a lossy decoder overshoots a little on loud voices; that is no news
+_CLIPPED_SHARE = 0.001  # lossy decoders overshoot a little on loud audio; that is normal
 
-# A jump of the time stamps beyond this is a hole in the recording; below, rounding of the container.
-_HOLE_SECONDS = 0.04
-_MAX_HOLE_SECONDS = 3600
+# A jump of the time stamps beyond this is a gap in the recording; below, rounding of the container.
+_HOLE_SECONDS = Fraction(1, 25)
+_MAX_HOLES_SECONDS = 3600  # of all gaps together
+_SAMPLE_RATES = (1000, 768_000)  # Hz
+_MAX_CHANNELS = 64
+_DEFAULT_LAYOUTS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 12, 14, 16, 24))  # numbers that swresample knows how to mix
 
 
-def load_audio(path: str | os.PathLike, sample_rate: int = 16000) -> np.ndarray:
-    """Decode the first audio stream of a sound or video file to mono float32 (samples,) in [-1, 1].
+def load_audio(path: str | os.PathLike, sample_rate: int = 16000, max_seconds: float | None = None) -> np.ndarray:
+    """Decode the first audio stream of an audio or video file to mono float32 (samples,) in [-1, 1].
 
     16-bit mono input at `sample_rate` gives exactly int16 / 32768. Channels are mixed by swresample's weights, scaled
-    to add up to 1 (stereo: the mean of both; 5.1: mostly the centre). Holes in the recording are filled with silence,
-    samples that are not finite become 0, and those beyond full scale are clipped. Samples that are not finite, and a
-    recording of which more than 0.1 % stands at or beyond full scale, are said in the log.
+    to add up to 1 (stereo: the mean of both; 5.1: mostly the center). Gaps in the recording are filled with silence,
+    samples that are not finite become 0, and those beyond full scale are clipped. The log warns about samples that are
+    not finite, and about a recording of which more than 0.1 % reaches full scale.
 
-    Raises UserError for a missing, empty or unreadable file, one without sound, or less than 0.1 s of it.
+    Args:
+        path: the file.
+        sample_rate: of the result, in Hz.
+        max_seconds: decode no more than this.
+
+    Raises:
+        UserError: the file is missing, empty or unreadable, has no audio, less than 0.1 s of it, a sample rate or a
+            number of channels out of range, or gaps of more than an hour in total.
     """
-    path = check_input_path(path, "audio")
     data = bytearray()
-    clipped = 0
-    resampler = _Resampler("flt", "mono", sample_rate)
-    for frame in resampler.run(decoded_frames(path)):
+    for samples in _decoded_samples(check_input_path(path, "audio"), sample_rate, max_seconds):
+        data += samples.tobytes()
+    return np.frombuffer(data, dtype=np.float32)
+
+
+class SpooledAudio:
+    """What `load_audio` returns, in a temporary file instead of memory: slices of it are read as they are needed.
+
+    A slice without a step is an array (samples,) float32. `peak` is the largest magnitude of all samples.
+    """
+
+    ndim = 1
+
+    def __init__(self, path: str | os.PathLike, sample_rate: int = 16000, max_seconds: float | None = None) -> None:
+        """Decode; arguments and errors as of `load_audio`, and UserError when the temporary folder is full."""
+        self.peak = 0.0
+        self._length = 0
+        self._file = tempfile.TemporaryFile()
+        for samples in _decoded_samples(check_input_path(path, "audio"), sample_rate, max_seconds):
+            self.peak = max(self.peak, float(np.abs(samples).max(initial=0)))
+            self._length += len(samples)
+            try:
+                self._file.write(samples.tobytes())
+                self._file.flush()
+            except OSError as error:
+                raise UserError(
+                    f"{path}: the decoded audio cannot be kept in {tempfile.gettempdir()} ({error.strerror}); "
+                    "free space there, or set TMPDIR to another folder"
+                ) from error
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, samples: slice) -> np.ndarray:
+        start, stop, step = samples.indices(self._length)
+        if step != 1:
+            raise ValueError("spooled audio is read without a step")
+        data = os.pread(self._file.fileno(), 4 * max(0, stop - start), 4 * start)
+        return np.frombuffer(data, dtype=np.float32)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no sample exceeds -60 dB of full scale: there can be no speech in it."""
+        return self.peak < SILENCE_PEAK
+
+    def close(self) -> None:
+        """Delete the temporary file."""
+        self._file.close()
+
+
+def _decoded_samples(path: Path, sample_rate: int, max_seconds: float | None) -> Iterator[np.ndarray]:
+    """Pieces of mono float32 samples, to the end or to `max_seconds`; errors as of `load_audio`."""
+    limit = None if max_seconds is None else round(max_seconds * sample_rate)
+    length, clipped = 0, 0
+    for frame in resampled(decoded_frames(path), "flt", "mono", sample_rate):
         samples = frame.to_ndarray().reshape(-1)
+        if limit is not None:
+            samples = samples[: limit - length]
         clipped += int(np.count_nonzero(np.abs(samples) >= _FULL_SCALE))
-        data += np.clip(samples, -1.0, 1.0).tobytes()
-    audio = np.frombuffer(data, dtype=np.float32)
-    if len(audio) == 0:
+        length += len(samples)
+        yield np.clip(samples, -1.0, 1.0)
+        if length == limit:
+            break
+    if length == 0:
         raise UserError(f"{path}: the audio has no samples; give a file with sound")
-    if len(audio) < MIN_AUDIO_SECONDS * sample_rate:
-        raise UserError(
-            f"{path}: only {len(audio) / sample_rate:.2f} s of audio; at least {MIN_AUDIO_SECONDS} s are needed"
-        )
-    if clipped > _CLIPPED_SHARE * len(audio):
-        logger.warning("%s: the audio is clipped (%.1f %% of its samples)", path, 100 * clipped / len(audio))
-    return audio
+    if length < MIN_AUDIO_SECONDS * sample_rate:
+        found = length / sample_rate
+        raise UserError(f"{path}: only {found:.2f} s of audio; at least {MIN_AUDIO_SECONDS} s are needed")
+    if clipped > _CLIPPED_SHARE * length:
+        logger.warning("%s: the audio is clipped (%.1f %% of its samples)", path, 100 * clipped / length)
 
 
 def audio_duration(path: str | os.PathLike) -> float:
-    """Seconds of sound, exact: samples decoded over their rate. Raises UserError as `load_audio`, but for no length."""
+    """Exact seconds of audio: samples decoded over their rate. Raises UserError as `load_audio`, but for no length."""
     path = check_input_path(path, "audio")
     seconds = sum((Fraction(frame.samples, frame.sample_rate) for frame in decoded_frames(path)), Fraction(0))
     if seconds == 0:
@@ -67,12 +134,12 @@ def audio_duration(path: str | os.PathLike) -> float:
 
 
 def is_silent(audio: np.ndarray) -> bool:
-    """Whether samples (in [-1, 1]) never exceed -60 dB of full scale: no voice can be in them."""
+    """Whether samples (in [-1, 1]) never exceed -60 dB of full scale: there can be no speech in them."""
     return audio.size == 0 or float(np.max(np.abs(audio))) < SILENCE_PEAK
 
 
 def first_audio_stream(container: InputContainer, path: Path, track: int = 0) -> AudioStream:
-    """The audio stream number `track`, 0 first. Raises UserError when there is none or its codec is unknown."""
+    """The audio stream number `track`, 0 first. Raises UserError when there is none, or none that can be decoded."""
     streams = container.streams.audio
     if not streams:
         raise UserError(f"{path}: the file has no audio stream; give a file with sound")
@@ -81,7 +148,20 @@ def first_audio_stream(container: InputContainer, path: Path, track: int = 0) ->
     stream = streams[track]
     if stream.codec_context is None or not stream.codec_context.sample_rate:
         raise UserError(f"{path}: the audio codec is not supported; convert the file to WAV first")
+    _check_format(path, stream.codec_context.sample_rate, stream.codec_context.channels)
     return stream
+
+
+def _check_format(path: Path, sample_rate: int, channels: int) -> None:
+    lowest, highest = _SAMPLE_RATES
+    if not lowest <= sample_rate <= highest:
+        raise UserError(
+            f"{path}: a sample rate of {sample_rate} Hz is not supported ({lowest} to {highest}); convert it first"
+        )
+    if not 1 <= channels <= _MAX_CHANNELS:
+        raise UserError(
+            f"{path}: {channels} audio channels are not supported (1 to {_MAX_CHANNELS}); mix it to stereo first"
+        )
 
 
 def has_audio(path: str | os.PathLike) -> bool:
@@ -92,11 +172,13 @@ def has_audio(path: str | os.PathLike) -> bool:
 
 
 def decoded_frames(path: Path, track: int = 0) -> Iterator[av.AudioFrame]:
-    """Decoded frames of an audio stream without holes and with finite samples only, time stamps counted from 0.
+    """Decoded frames of an audio stream without gaps and with finite samples only, time stamps counted from 0.
 
-    Damaged packets are skipped, counted in the log, and filled with silence as far as the time stamps tell.
+    Damaged packets are skipped, counted in the log, and filled with silence as far as the time stamps tell. Raises
+    UserError when the stream cannot be decoded, or has gaps of more than an hour in total.
     """
     position = Fraction(0)
+    filled = Fraction(0)
     origin: Fraction | None = None
     not_finite = 0
     damaged = 0
@@ -106,11 +188,17 @@ def decoded_frames(path: Path, track: int = 0) -> Iterator[av.AudioFrame]:
             if frame is None:
                 damaged += 1
                 continue
+            _check_frame(path, frame)
             if frame.pts is not None:
                 stamp = frame.pts * frame.time_base
                 origin = stamp if origin is None else origin
                 hole = stamp - origin - position
-                if _HOLE_SECONDS < hole < _MAX_HOLE_SECONDS:
+                if _HOLE_SECONDS < hole < _MAX_HOLES_SECONDS:
+                    filled += hole
+                    if filled > _MAX_HOLES_SECONDS:
+                        raise UserError(
+                            f"{path}: the audio has gaps of more than {_MAX_HOLES_SECONDS} s in total; re-encode it"
+                        )
                     for silence in _silence(frame, hole):
                         yield _stamped(silence, position)
                         position += Fraction(silence.samples, silence.sample_rate)
@@ -122,6 +210,14 @@ def decoded_frames(path: Path, track: int = 0) -> Iterator[av.AudioFrame]:
         logger.warning("%s: %d damaged audio packets were skipped", path, damaged)
     if not_finite:
         logger.warning("%s: %d audio samples that are not numbers were set to 0", path, not_finite)
+
+
+def _check_frame(path: Path, frame: av.AudioFrame) -> None:
+    """What a decoder delivers may differ from what the header says, from frame to frame."""
+    channels = frame.layout.nb_channels
+    _check_format(path, frame.sample_rate, channels)
+    if frame.layout.name == f"{channels} channels" and channels not in _DEFAULT_LAYOUTS:
+        raise UserError(f"{path}: {channels} audio channels of unknown positions; mix it to stereo first")
 
 
 class _Resampler:

@@ -1,20 +1,60 @@
-"""Local media files: every name is a plain local path, checked before libav sees it."""
+"""Opening local media files. Everything that decodes foreign bytes goes through `open_input` or `open_image`.
+
+libav and Pillow get allow-lists: a file is handed to no demuxer and no image plugin outside them, so playlists and
+scripts that refer to other files or addresses are refused before any entry of theirs is opened.
+"""
 
 import os
 import stat
+import struct
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import av
 from av.container import InputContainer
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from latentsync.utils.errors import UserError
 
 OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv")
 
-# Playlists and scripts that make libav open further files or addresses, and its text-art "video" of plain text.
-_REFUSED_FORMATS = frozenset({"hls", "concat", "dash", "imf", "lavfi", "tty", "sdp", "rtsp", "image2"})
+# Demuxers that read one file and refer to no other. libav checks the list before the demuxer reads its header, and
+# hands it on to whatever a demuxer opens itself.
+_CONTAINERS = (
+    "mov matroska webm avi mpegts mpeg mpegvideo flv asf ogg mxf dv nut ivf obu h263 h264 hevc vvc m4v vc1 mjpeg "
+    "yuv4mpegpipe gif apng jpegxl_anim"
+)
+_AUDIO = "wav w64 aiff au caf mp3 aac loas flac ac3 eac3 dts truehd mlp amr ape wv tta tak mpc mpc8 voc dsf iff"
+_IMAGES = (
+    "png_pipe jpeg_pipe bmp_pipe tiff_pipe webp_pipe gif_pipe ppm_pipe pgm_pipe pbm_pipe pam_pipe jpegls_pipe "
+    "j2k_pipe jpegxl_pipe qoi_pipe sgi_pipe dpx_pipe exr_pipe hdr_pipe psd_pipe"
+)
+ACCEPTED_DEMUXERS = tuple(f"{_CONTAINERS} {_AUDIO} {_IMAGES}".split())
+_CONTAINER_OPTIONS = {"format_whitelist": ",".join(ACCEPTED_DEMUXERS), "protocol_whitelist": "file"}
+_OPEN_ERRORS = (av.error.FFmpegError, OSError, ValueError, MemoryError)
+_OPEN_SECONDS = 60.0  # for libav to find out what a file is
+
+_IMAGE_PLUGINS = (
+    PngImagePlugin.PngImageFile, JpegImagePlugin.JpegImageFile, WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile, BmpImagePlugin.BmpImageFile, TiffImagePlugin.TiffImageFile,
+    AvifImagePlugin.AvifImageFile,
+)  # fmt: skip
+_IMAGE_FORMATS = tuple(plugin.format for plugin in _IMAGE_PLUGINS if plugin.format in Image.OPEN)
+# What Pillow raises for files that are damaged, or no image of these formats.
+IMAGE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 # Characters the image demuxer reads as a numbered sequence or a wildcard; such files are handed over opened.
 _PATTERN_CHARACTERS = frozenset("%*?[]{}")
 
@@ -50,27 +90,32 @@ def file_url(path: str | os.PathLike) -> str:
 
 
 def open_input(path: str | os.PathLike, kind: str = "video") -> InputContainer:
-    """Open a local media file for reading; the caller closes it. Raises UserError when it is not one.
+    """Open a local media file for reading; the caller closes it.
 
-    Only local files are reachable from inside it (`protocol_whitelist`), and playlists are refused.
+    Raises UserError for what `check_input_path` refuses, and for a file of a format that is not accepted. Only the
+    file itself is read: no other file, no address.
     """
     path = check_input_path(path, kind)
-    # Titles and the like in an old encoding are nothing to refuse a file for.
-    settings = {"options": {"protocol_whitelist": "file,pipe"}, "metadata_errors": "replace"}
     by_name = not _PATTERN_CHARACTERS & set(path.name) and _is_utf8(path)
     try:
-        container = av.open(file_url(path) if by_name else _OpenedFile(path), **settings)
-        if by_name and container.format.name == "image2":  # chosen by its suffix, which may lie: look at the content
-            container.close()
-            container = av.open(_OpenedFile(path, keep_suffix=False), **settings)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+        return _open(file_url(path) if by_name else _OpenedFile(path))
+    except av.error.ArgumentError:  # off the list, perhaps chosen by its suffix alone: decide by the content
+        try:
+            return _open(_OpenedFile(path, keep_suffix=False))
+        except _OPEN_ERRORS as error:
+            raise UserError(
+                f"{path}: not {_an(kind)} file that can be read; it may be truncated, or of a type that is not "
+                "accepted (playlists and scripts are not)"
+            ) from error
+    except _OPEN_ERRORS as error:
         raise UserError(
             f"{path}: not {_an(kind)} file that can be read ({_reason(error)}); it may be truncated or of another type"
         ) from error
-    if _REFUSED_FORMATS & set(container.format.name.split(",")):
-        container.close()
-        raise UserError(f"{path}: a {container.format.name} file is not accepted; give {_an(kind)} file")
-    return container
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Open a local image with Pillow, which reads its header; the caller closes it. Raises IMAGE_ERRORS."""
+    return Image.open(path, formats=_IMAGE_FORMATS)
 
 
 def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathLike] = ()) -> Path:
@@ -107,6 +152,11 @@ def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathL
     except OSError as error:
         raise UserError(f"{name}: cannot write into {target.parent} ({error.strerror})") from error
     return target
+
+
+def _open(source: "str | _OpenedFile") -> InputContainer:
+    # Metadata in a legacy text encoding is no reason to refuse a file.
+    return av.open(source, options=_CONTAINER_OPTIONS, metadata_errors="replace", timeout=(_OPEN_SECONDS, None))
 
 
 class _OpenedFile:

@@ -9,7 +9,6 @@ from pathlib import Path
 import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
-from PIL import Image
 
 from latentsync.media.color import ColorTags
 from latentsync.media.convert import (
@@ -19,7 +18,8 @@ from latentsync.media.convert import (
     delivered_size,
     has_alpha,
 )
-from latentsync.media.paths import check_input_path, open_input
+from latentsync.media.paths import IMAGE_ERRORS, check_input_path, open_image, open_input
+from latentsync.media.webp import AnimatedWebp, decode_frames, read_animated_webp
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,9 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
     alone, or a video without a picture that can be decoded.
     """
     path = check_input_path(path)
-    if _is_animated_webp(path):
-        return _probe_animated_webp(path)
+    animation = read_animated_webp(path)
+    if animation is not None:
+        return _probe_animated_webp(path, animation)
     with open_input(path) as container:
         stream = first_video_stream(container, path)
         frame = first_picture(container, stream, path)
@@ -102,9 +103,7 @@ def first_video_stream(container: InputContainer, path: Path) -> VideoStream:
     stream = videos[0]
     if stream.codec_context is None:
         raise UserError(f"{path}: the video codec is not supported; convert the file to H.264 first")
-    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
-        raise UserError(f"{path}: {size} pixels are too many; scale the picture down to 8192 on a side or less")
+    _check_pixels(path, stream.codec_context.width, stream.codec_context.height)
     return stream
 
 
@@ -211,9 +210,9 @@ def _frame_orientation(frame: av.VideoFrame, path: Path) -> int:
 def _exif_orientation(path: Path) -> int:
     """The EXIF orientation of a still image, 1 where it has none or Pillow does not know the format."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             orientation = image.getexif().get(0x0112, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except IMAGE_ERRORS:
         return 1
     return orientation if orientation in range(1, 9) else 1
 
@@ -236,37 +235,27 @@ def _has_variable_rate(stream: VideoStream) -> bool:
     return bool(average and nominal) and abs(nominal / average - 1) > Fraction(1, 100)
 
 
-def _is_animated_webp(path: Path) -> bool:
-    """libav 8 cannot decode animated WebP; the flag is bit 1 of the VP8X chunk that starts such files."""
-    with path.open("rb") as file:
-        head = file.read(21)
-    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20:21]) and bool(head[20] & 2)
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {width}x{height} pixels are too many; scale it down to 8192 on a side or less")
 
 
-def _probe_animated_webp(path: Path) -> VideoInfo:
-    """Examine an animated WebP through Pillow; its frames have durations in milliseconds."""
-    try:
-        with Image.open(path) as image:
-            durations = []
-            for index in range(image.n_frames):
-                image.seek(index)
-                image.load()
-                durations.append(max(1, int(image.info.get("duration", 40))))
-            size = image.size
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: the animated image cannot be decoded ({error})") from error
-    total = Fraction(sum(durations), 1000)
+def _probe_animated_webp(path: Path, animation: AnimatedWebp) -> VideoInfo:
+    """Examine an animated WebP: its headers and, as of other videos, the first frame."""
+    _check_pixels(path, animation.width, animation.height)
+    next(decode_frames(path, animation.durations))
+    total = Fraction(sum(animation.durations), 1000)
     return VideoInfo(
         path=path,
-        **_geometry(*size, 1, False),
-        fps=(len(durations) / total).limit_denominator(1001),
+        **_geometry(animation.width, animation.height, 1, False),
+        fps=(len(animation.durations) / total).limit_denominator(1001),
         duration=float(total),
-        num_frames=len(durations),
+        num_frames=len(animation.durations),
         is_still=False,
         is_animated_webp=True,
         has_alpha=True,
         bit_depth=8,
-        variable_frame_rate=len(set(durations)) > 1,
+        variable_frame_rate=len(set(animation.durations)) > 1,
         color=ColorTags(1, 1, 1, 1),
         sample_aspect_ratio=Fraction(1),
     )

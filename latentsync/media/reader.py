@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
-from PIL import Image
 
 from latentsync.media.convert import FrameConverter
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import open_input
 from latentsync.media.probe import VideoInfo, first_video_stream
+from latentsync.media.webp import decode_frames, read_animated_webp
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -167,12 +166,13 @@ class VideoReader:
             logger.warning("%s: %d damaged packets were skipped", self._info.path, self.damaged_packets)
 
     def _webp_pictures(self) -> Iterator[Picture]:
-        """The frames of an animated WebP, through Pillow, which composes them itself."""
-        with Image.open(self._info.path) as image:
-            time = Fraction(0)
-            for index in range(image.n_frames):
-                image.seek(index)
-                rgba = av.VideoFrame.from_ndarray(np.asarray(image.convert("RGBA")), format="rgba")
-                duration = Fraction(max(1, int(image.info.get("duration", 40))), 1000)
-                yield Picture(time, duration, index == 0, lambda rgba=rgba: self._converter(rgba))
-                time += duration
+        animation = read_animated_webp(self._info.path)
+        if animation is None:
+            raise UserError(f"{self._info.path}: is no longer the animated image that it was")
+        time = Fraction(0)
+        frames = decode_frames(self._info.path, animation.durations)
+        for index, (milliseconds, pixels) in enumerate(zip(animation.durations, frames, strict=False)):
+            rgba = av.VideoFrame.from_ndarray(pixels, format="rgba")
+            duration = Fraction(milliseconds, 1000)
+            yield Picture(time, duration, index == 0, lambda rgba=rgba: self._converter(rgba))
+            time += duration

@@ -16,7 +16,7 @@ from latentsync.faces.colour import match_colour
 from latentsync.faces.factory import create_detector
 from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.tracking import FaceTracker
-from latentsync.media.audio import MIN_AUDIO_SECONDS, is_silent, load_audio
+from latentsync.media.audio import MIN_AUDIO_SECONDS, SpooledAudio
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.interpolation import open_interpolator
 from latentsync.media.paths import check_output_path
@@ -326,13 +326,11 @@ def run_batches(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[
         yield batch
 
 
-def load_voice(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
+def load_voice(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> SpooledAudio:
     """The voice, mono float32 (N,), as far as `max_seconds`; says so when there is nothing in it to speak."""
     if max_seconds is not None and not MIN_AUDIO_SECONDS <= max_seconds < math.inf:
         raise UserError(f"max_seconds must be {MIN_AUDIO_SECONDS} or more, not {max_seconds}")
-    wave = load_audio(path, sample_rate)
-    if max_seconds is not None:
-        wave = wave[: round(max_seconds * sample_rate)]
-    if is_silent(wave):
+    wave = SpooledAudio(path, sample_rate, max_seconds)
+    if wave.is_silent:
         logger.warning("%s is silent: there is nothing to speak", path)
     return wave

@@ -26,6 +26,7 @@ from latentsync.serving.store import JobStore, Row
 from latentsync.serving.supervisor import Supervisor
 from latentsync.serving.thumbnails import write_thumbnail
 from latentsync.serving.workspace import THUMBNAIL, Workspace
+from latentsync.utils.sandbox import shut_down
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class JobService:
     def stop(self) -> None:
         """Stop the workers; their jobs go back to the queue."""
         self._stopping.set()
+        shut_down()  # of files being examined: their submission fails
         self._supervisor.stop()
         if self._sweeper is not None:
             self._sweeper.join()

@@ -1,10 +1,11 @@
-"""The one error type that is the user's to mend."""
+"""The one error type that the user can fix."""
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A problem in what the user gave: a file, an option, a checkpoint.
 
-    The message is one line that names the file or option, says what is wrong with it and what to do.
+    It derives from Exception alone, so that no `except ValueError` around it swallows it. The message is one line that
+    names the file or option, says what is wrong with it and what to do.
     Command-line entry points print it without a traceback and exit with 1; anything else is a defect.
     """
 

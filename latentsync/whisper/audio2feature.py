@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from whisper.audio import SAMPLE_RATE
 
-from latentsync.media.audio import load_audio
+from latentsync.media.audio import SpooledAudio, load_audio
 from latentsync.utils.errors import UserError
 from latentsync.whisper.encoder import hidden_states, load_encoder
 from latentsync.whisper.mel import LogMel
@@ -128,7 +128,7 @@ class Audio2Feature:
         rows = self._rows(wave)
         return rows.read(0, rows.num_rows)
 
-    def stream(self, wave: np.ndarray, fps: Fps, num_frames: int | None = None) -> AudioFeatureStream:
+    def stream(self, wave: np.ndarray | SpooledAudio, fps: Fps, num_frames: int | None = None) -> AudioFeatureStream:
         """Tokens of each video frame, computed as they are read, in memory that does not grow with the audio.
 
         Args:
@@ -164,7 +164,7 @@ class Audio2Feature:
         indices = torch.stack([frame_rows(f, fps, self.audio_feat_length, len(features)) for f in frames])
         return gather_tokens(features, indices)
 
-    def _rows(self, wave: np.ndarray) -> FeatureRows:
+    def _rows(self, wave: np.ndarray | SpooledAudio) -> FeatureRows:
         mel = LogMel(wave, n_mels=self.encoder.conv1.in_channels)
         return FeatureRows(mel, self._encode, self._window_rows, self._overlap_rows)
 

@@ -9,6 +9,7 @@ import torch
 from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 from whisper.utils import exact_div
 
+from latentsync.media.audio import SpooledAudio
 from latentsync.utils.errors import UserError
 
 FRAMES_PER_SECOND = exact_div(SAMPLE_RATE, HOP_LENGTH)
@@ -25,18 +26,18 @@ class LogMel:
 
     Args:
         wave: (N,) mono at 16 kHz; float32 in [-1, 1] or int16. Kept by reference, never copied as a whole
-            (a `np.memmap` will do). Fewer than 400 samples are padded with silence.
+            (a `SpooledAudio` will do). Fewer than 400 samples are padded with silence.
         n_mels: number of mel bands, 80 for the Whisper sizes used here.
 
     Raises:
         UserError: the signal holds NaN or infinite samples.
     """
 
-    def __init__(self, wave: np.ndarray, n_mels: int = 80) -> None:
+    def __init__(self, wave: np.ndarray | SpooledAudio, n_mels: int = 80) -> None:
         if wave.ndim != 1:
             raise ValueError(f"expected a mono wave of shape (N,), got {wave.shape}")
         if len(wave) < MIN_SAMPLES:
-            wave = np.pad(wave, (0, MIN_SAMPLES - len(wave)))
+            wave = np.pad(wave[:], (0, MIN_SAMPLES - len(wave)))
         self.wave = wave
         self.num_frames = len(wave) // HOP_LENGTH  # the last, incomplete STFT frame is dropped
         self._filters = mel_filters(torch.device("cpu"), n_mels)

@@ -12,6 +12,7 @@ from latentsync.media.audio import first_audio_stream, has_audio
 from latentsync.media.paths import open_input
 from latentsync.media.probe import VideoInfo, first_picture, first_video_stream, probe_video
 from latentsync.utils.errors import UserError
+from latentsync.utils.sandbox import call_limited
 from preprocess.clip import Figure
 
 
@@ -47,17 +48,21 @@ class Source:
 
 
 def probe(path: Path, audio_track: int = 0, keep_silent: bool = False) -> Source:
-    """Examine a source. Raises SourceError for what is no video with sound that can be decoded.
+    """Examine a source in a child process with limits. Raises SourceError unless it is a video with decodable audio.
 
-    keep_silent: pictures, and videos that have no sound at all, are fit as well.
+    keep_silent: accept images, and videos without an audio stream, as well.
     """
     with source_errors():
-        info = probe_video(path)
-        if info.is_animated_webp or (info.is_still and not keep_silent):
-            raise SourceError(f"{path}: this is a picture, without sound; give a video")
-        if keep_silent and (info.is_still or not has_audio(path)):
-            return Source(info, audio_track, None)
-        return Source(info, audio_track, _first_sample(path, audio_track) - _first_picture(path))
+        return call_limited(_examine, path, audio_track, keep_silent)
+
+
+def _examine(path: Path, audio_track: int, keep_silent: bool) -> Source:
+    info = probe_video(path)
+    if info.is_animated_webp or (info.is_still and not keep_silent):
+        raise UserError(f"{path}: this is a picture, without sound; give a video")
+    if keep_silent and (info.is_still or not has_audio(path)):
+        return Source(info, audio_track, None)
+    return Source(info, audio_track, _first_sample(path, audio_track) - _first_picture(path))
 
 
 @contextlib.contextmanager

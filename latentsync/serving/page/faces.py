@@ -1,9 +1,7 @@
 """The face picker: the first picture of an upload with its faces marked, and which face a click means."""
 
 import threading
-from contextlib import closing
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -11,8 +9,7 @@ import numpy as np
 
 from latentsync.faces.detector import Face, FaceDetector
 from latentsync.faces.factory import create_detector
-from latentsync.media.probe import probe_video
-from latentsync.media.timeline import open_timeline
+from latentsync.media.first_frame import first_frame
 
 SHOWN_SIDE = 960  # pixels of the longer side of what is shown
 CHOSEN, OTHER = (46, 160, 67), (255, 255, 255)
@@ -64,9 +61,7 @@ class FaceFinder:
 
     def look(self, path: Path) -> FirstPicture:
         """Raises UserError where the file has no picture."""
-        info = probe_video(path)
-        with closing(open_timeline(info, Fraction(1, 25), Fraction(25))) as frames:
-            pixels = next(iter(frames)).rgb()
+        pixels = first_frame(path)
         with self._lock:
             if self._detector is None:
                 self._detector = create_detector(static=True)

@@ -1,14 +1,11 @@
 """A job as the page follows it: how far it is, a button to cancel it, before and after side by side."""
 
-from contextlib import closing
-from fractions import Fraction
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 
-from latentsync.media.probe import probe_video
-from latentsync.media.timeline import open_timeline
+from latentsync.media.first_frame import first_frame
 from latentsync.serving.jobs import Job, JobNotFound, JobState
 from latentsync.serving.page.errors import told
 from latentsync.serving.page.views import status_html
@@ -111,7 +108,6 @@ class JobPanel:
 def still_pixels(path: Path) -> np.ndarray | None:
     """(H, W, 3) uint8 of a picture as the pipeline sees it; None where it cannot be decoded."""
     try:
-        with closing(open_timeline(probe_video(path), Fraction(1, 25), Fraction(25))) as frames:
-            return next(iter(frames)).rgb()
-    except (UserError, StopIteration):
+        return first_frame(path)
+    except UserError:
         return None
