@@ -466,6 +466,14 @@ def test_signals_leave_nothing_behind(cli, tmp_path, prior, monkeypatch, signals
     assert not list(temp.iterdir())
 
 
+def test_ignored_signals_stay_ignored(capsys):
+    """As after `nohup`, or in a script's background job."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and callable(signal.getsignal(signal.SIGTERM))
+
+
 def test_ctrl_c_in_a_process_of_its_own(tiny_files, media, prior, tmp_path):
     """The same from outside, as `python -m scripts.inference` with a real detector."""
     audio = write_audio(tmp_path / "long.wav", tone(16000, 240))

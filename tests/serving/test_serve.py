@@ -14,8 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from latentsync.serving.api import ApiServer, create_app
 from latentsync.utils.errors import UserError
 from scripts.serve import KEY_VARIABLE, allowed_hosts, build_parser, check_exposure, listen, main, read_key
+from tests.serving.live import make_service
 from tests.waiting import HANG_SECONDS
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +77,15 @@ def test_a_port_that_is_taken(tmp_path):
         listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="65535"):
         listen("127.0.0.1", 99999)
+
+
+def test_ignored_signals_stay_ignored(tmp_path):
+    server = ApiServer(create_app(make_service(tmp_path / "workspace")))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with server.capture_signals():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == server.handle_exit
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_wrong_settings(tmp_path, capsys):
