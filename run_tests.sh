@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Style, import rules and tests. Sets the environment up on first use. Arguments go to pytest (-k name, -m slow, ...).
+# Style, import layers (.importlinter) and tests. Sets the environment up on first use.
+# Arguments go to pytest (-k name, -m slow, ...).
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
@@ -8,5 +9,5 @@ LATENTSYNC_SKIP_DOWNLOAD=1 bash ./setup_env.sh --if-needed
 PYTHON=.venv/bin/python
 $PYTHON -m ruff check .
 $PYTHON -m ruff format --check .
-$PYTHON -m tools.check_imports
-$PYTHON -m pytest -n 2 "$@"
+.venv/bin/lint-imports --no-logo --no-cache
+$PYTHON -m pytest -n auto --maxprocesses 2 "$@"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from latentsync.data.clips import compile_pattern, match_person
 from preprocess.clip import Clip, Segment
 from preprocess.manifest import ClipRow, Records, SourceRecord
 from preprocess.settings import ProcessSettings
@@ -24,7 +25,6 @@ from preprocess.storage import open_storage
 from preprocess.storages.base import FileStamp, Storage
 from preprocess.tools import Tools
 from preprocess.write import FrameWriter, OutputError, output_errors, write_faces
-from tools.write_fileslist import compile_pattern, match_person
 
 CLIPS = "clips"
 ClipStep = Callable[[Clip, ProcessSettings, Tools], Clip]

@@ -1,12 +1,22 @@
-"""What tests of several parts share: a tiny model as files, a clip with a voice, one face detector for all."""
+"""What all tests share: threads and signals, a tiny model as files, a clip with speech, one face detector."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+# Before anything imports torch: all pytest-xdist workers together use no more threads than there are cores, and idle
+# OpenMP threads sleep instead of spinning. Child processes inherit both.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.tiny_model import TinyFiles, write_tiny_model
+import pytest  # noqa: E402
+
+from tests.tiny_model import TinyFiles, write_tiny_model  # noqa: E402
+
+SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,13 +25,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "run_forked"))
 
 
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    """Programs that a test calls set handlers of their own, which would swallow what later tests send."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [signal.getsignal(number) for number in numbers]
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> Iterator[None]:
+    """The tests run with default signal handling, and so do their child processes.
+
+    `nohup` and a script's background jobs ignore SIGINT or SIGHUP, and an ignored signal is inherited.
+    """
+    inherited = {number: signal.signal(number, handler) for number, handler in SIGNALS.items()}
     yield
-    for number, handler in zip(numbers, handlers, strict=True):
+    for number, handler in inherited.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers(default_signals: None) -> Iterator[None]:
+    """Remove the handlers set by programs under test, which would catch the signals sent by later tests."""
+    yield
+    for number, handler in SIGNALS.items():
         signal.signal(number, handler)
 
 

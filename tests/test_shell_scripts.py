@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_SECONDS
+
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 # Stands for python, pip and the environment's python at once. FAIL_ON names an argument to fail at.
 FAKE_PYTHON = r"""#!/bin/bash
@@ -59,7 +61,7 @@ class Clone:
             env=environment | variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_SECONDS,
         )
 
     def calls(self) -> list[str]:

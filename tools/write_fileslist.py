@@ -8,12 +8,11 @@ moves nobody.
 import argparse
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from latentsync.data.clips import Clip
+from latentsync.data.clips import Clip, compile_pattern, match_person
 from latentsync.utils.errors import UserError
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
@@ -99,25 +98,6 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def compile_pattern(pattern: str) -> re.Pattern:
-    """The compiled --person_pattern. Raises UserError when it is no regular expression."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--person_pattern {pattern!r} is no regular expression: {error}") from error
-
-
-def match_person(pattern: re.Pattern, path: PurePath) -> str:
-    """Who a path (beneath its folder) names, see `find_clips`. Raises UserError when the pattern is not found in it."""
-    match = pattern.search(path.as_posix())
-    if match is None:
-        raise UserError(f"--person_pattern {pattern.pattern!r} is not found in {path.as_posix()}; give another")
-    person = match[0] if not pattern.groups else match["person" if "person" in pattern.groupindex else 1]
-    if not (person or "").strip():
-        raise UserError(f"--person_pattern {pattern.pattern!r} names nobody in {path.as_posix()}; give another")
-    return person.strip()
 
 
 def _rank(person: str) -> float:

@@ -4,10 +4,11 @@ Legend: F frames read, H W pixels, R side of a face in pixels.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import decord
 import numpy as np
@@ -224,3 +225,25 @@ def _warn_left_out(clips: Sequence[Clip], why: str) -> None:
 
 def _of(part: Sequence, whole: Sequence) -> str:
     return f"{len(part)} of {len(whole)}"
+
+
+def compile_pattern(pattern: str) -> re.Pattern:
+    """The compiled --person_pattern. Raises UserError when it is not a valid regular expression."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--person_pattern {pattern!r} is not a valid regular expression: {error}") from error
+
+
+def match_person(pattern: re.Pattern, path: PurePath) -> str:
+    """The person that a path (relative to its folder) names: group `person`, else the first group, else the match.
+
+    Raises UserError when the pattern does not match.
+    """
+    match = pattern.search(path.as_posix())
+    if match is None:
+        raise UserError(f"--person_pattern {pattern.pattern!r} is not found in {path.as_posix()}; give another")
+    person = match[0] if not pattern.groups else match["person" if "person" in pattern.groupindex else 1]
+    if not (person or "").strip():
+        raise UserError(f"--person_pattern {pattern.pattern!r} names nobody in {path.as_posix()}; give another")
+    return person.strip()

@@ -1,8 +1,4 @@
-"""The mel spectrogram that SyncNet hears (Wav2Lip's), in torch. Legend: N samples, T columns, M mel bands.
-
-Filters as librosa's defaults: the mel scale of Slaney's Auditory Toolbox (1998), linear below 1 kHz and logarithmic
-above, each triangle of equal area.
-"""
+"""SyncNet's audio features: the log-mel spectrogram of Wav2Lip. Legend: N samples, T columns, M mel bands."""
 
 import math
 from functools import lru_cache
@@ -16,22 +12,18 @@ from latentsync.utils.config import SyncNetMelConfig
 from latentsync.utils.errors import UserError
 from latentsync.utils.syncnet_config import mel_width
 
-HERTZ_PER_MEL = 200 / 3
-KNEE_HERTZ = 1000.0
-KNEE_MEL = KNEE_HERTZ / HERTZ_PER_MEL
-LOG_STEP = math.log(6.4) / 27  # 27 mels from 1 to 6.4 kHz
 PUBLISHED_MEL = SyncNetMelConfig()
 
 
 def syncnet_mel(wave: Tensor | np.ndarray, config: SyncNetMelConfig = PUBLISHED_MEL) -> Tensor:
-    """Normalised log-mel of a whole signal.
+    """Normalized log-mel spectrogram of a whole signal.
 
     Args:
         wave: (N,) mono at `config.sample_rate`, float in [-1, 1] or int16; at least one sample.
         config: the `syncnet` section of `configs/audio.yaml`.
 
     Returns:
-        (M, T) float32 in [-4, 4] (`max_abs_value`), T = N // hop_size + 1; column t is centred on sample t * hop_size.
+        (M, T) float32 in [-4, 4] (`max_abs_value`), T = N // hop_size + 1; column t is centered on sample t * hop_size.
 
     Raises:
         UserError: the signal is empty, or holds NaN or infinite samples.
@@ -41,8 +33,8 @@ def syncnet_mel(wave: Tensor | np.ndarray, config: SyncNetMelConfig = PUBLISHED_
         raise ValueError(f"expected a mono wave of shape (N,), got {tuple(samples.shape)}")
     if not len(samples) or not samples.isfinite().all():
         raise UserError("the audio is empty or holds NaN or infinite samples; re-export it as 16-bit PCM")
-    emphasised = torch.cat([samples[:1], samples[1:] - config.preemphasis * samples[:-1]])
-    levels = mel_filters(config) @ _amplitudes(emphasised, config)
+    emphasized = torch.cat([samples[:1], samples[1:] - config.preemphasis * samples[:-1]])
+    levels = mel_filters(config) @ _amplitudes(emphasized, config)
     floor = 10 ** (config.min_level_db / 20)
     decibels = 20 * levels.clamp(min=floor).log10() - config.ref_level_db
     share = (decibels - config.min_level_db) / -config.min_level_db
@@ -52,10 +44,10 @@ def syncnet_mel(wave: Tensor | np.ndarray, config: SyncNetMelConfig = PUBLISHED_
 def mel_window(
     mel: Tensor, start_frame: int, num_frames: int = 16, fps: float = 25.0, config: SyncNetMelConfig = PUBLISHED_MEL
 ) -> Tensor:
-    """The columns of `mel` (M, T) heard during a run of video frames: (1, M, ceil(80 * num_frames / fps)).
+    """The columns of `mel` (M, T) that belong to consecutive video frames: (1, M, ceil(80 * num_frames / fps)).
 
-    They begin at column int(80 * start_frame / fps). Columns before the begin or after the end of the signal are
-    silence, the lowest level of the scale.
+    The first is column int(80 * start_frame / fps). Columns outside the signal are padded with silence, the lowest
+    level of the scale.
     """
     width = mel_width(num_frames, fps, config)
     start = math.floor(config.sample_rate / config.hop_size * start_frame / fps)
@@ -65,31 +57,19 @@ def mel_window(
 
 
 def mel_filters(config: SyncNetMelConfig = PUBLISHED_MEL) -> Tensor:
-    """(M, n_fft // 2 + 1) float32 triangles over the frequencies of an STFT."""
+    """The mel filter bank: (M, n_fft // 2 + 1) float32, Slaney's scale and equal-area normalization."""
     return _mel_filters(config.sample_rate, config.n_fft, config.num_mels, config.fmin, config.fmax)
 
 
 @lru_cache(maxsize=4)
 def _mel_filters(sample_rate: int, n_fft: int, bands: int, fmin: float, fmax: float) -> Tensor:
-    frequencies = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
-    corners = _mel_to_hertz(torch.linspace(_hertz_to_mel(fmin), _hertz_to_mel(fmax), bands + 2, dtype=torch.float64))
-    lower, centre, upper = corners[:-2, None], corners[1:-1, None], corners[2:, None]
-    rising, falling = (frequencies - lower) / (centre - lower), (upper - frequencies) / (upper - centre)
-    triangles = torch.minimum(rising, falling).clamp(min=0)
-    return (triangles * 2 / (upper - lower)).float()
+    from librosa.filters import mel  # importing librosa takes seconds, and only SyncNet needs it
 
-
-def _hertz_to_mel(hertz: float) -> float:
-    return hertz / HERTZ_PER_MEL if hertz < KNEE_HERTZ else KNEE_MEL + math.log(hertz / KNEE_HERTZ) / LOG_STEP
-
-
-def _mel_to_hertz(mel: Tensor) -> Tensor:
-    above = KNEE_HERTZ * torch.exp(LOG_STEP * (mel - KNEE_MEL))
-    return torch.where(mel < KNEE_MEL, mel * HERTZ_PER_MEL, above)
+    return torch.from_numpy(mel(sr=sample_rate, n_fft=n_fft, n_mels=bands, fmin=fmin, fmax=fmax))
 
 
 def _amplitudes(samples: Tensor, config: SyncNetMelConfig) -> Tensor:
-    """(N,) -> (n_fft // 2 + 1, T): magnitudes of an STFT, centred, zeros outside the signal."""
+    """(N,) -> (n_fft // 2 + 1, T): magnitudes of a centered STFT, zero-padded outside the signal."""
     window = torch.hann_window(config.win_size)
     spectrum = torch.stft(
         samples,

@@ -229,7 +229,8 @@ def main(argv: list[str]) -> int:
     settings = ServingSettings(**json.loads(plain))
     worker = Worker(settings, owner, device, make_runner(settings, device), int(service))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stopping.set())
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, a script's background job
+            signal.signal(number, lambda *_: worker.stopping.set())
     worker.run()
     return 0
 

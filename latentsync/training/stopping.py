@@ -12,7 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """`with StopRequest(minutes) as stop:` catches the signals; `stop.asked` says whether to leave.
 
-    A second signal acts as if there were no handler.
+    A second signal acts as if there were no handler. Signals that the process ignores (nohup, a script's background
+    job) stay ignored.
     """
 
     def __init__(self, after_minutes: float = 0.0) -> None:
@@ -26,7 +27,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         try:
-            self._previous = {number: signal.signal(number, self._catch) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._catch) for number in _not_ignored()}
         except ValueError:  # not the main thread of Python: signals go elsewhere
             logger.info("signals are not caught here; stop the run by its own means")
         return self
@@ -43,5 +44,9 @@ class StopRequest:
 
 def ignore_first_signal(worker: int) -> None:
     """For DataLoader workers: a signal to the whole process group must not end them before the state is saved."""
-    for number in SIGNALS:
+    for number in _not_ignored():
         signal.signal(number, lambda caught, frame: signal.signal(caught, signal.SIG_DFL))
+
+
+def _not_ignored() -> list[signal.Signals]:
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

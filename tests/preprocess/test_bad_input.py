@@ -22,6 +22,7 @@ from preprocess.settings import ProcessSettings
 from preprocess.source_work import process_source
 from preprocess.tools import Tools
 from tests.media.synthetic import write_clip
+from tests.waiting import eventually
 
 FAST = ProcessSettings(steps=(), min_seconds=0.2, segment_seconds=0.8)
 COMMAND = [sys.executable, "-m", "preprocess.data_processing_pipeline", "--steps", "segments"]
@@ -150,10 +151,7 @@ def test_a_run_that_was_killed_goes_on_and_leaves_nobody_behind(tmp_path):
     run.kill()
     run.wait()
     assert not was_running or (second.returncode == 1 and "another run is writing there" in second.stderr)
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
     subprocess.run(command("killed"), cwd=ROOT, check=True, capture_output=True)
     whole, killed = (tmp_path / name for name in ("whole", "killed"))
     assert (whole / "manifest.csv").read_bytes() == (killed / "manifest.csv").read_bytes()

@@ -121,5 +121,5 @@ def test_who_is_seen_by_a_pattern(tmp_path):
     write_clip(tmp_path / "in" / "a.mp4", 20, tone_seconds=0.8)
     with pytest.raises(UserError, match="is not found in a.mp4"):
         process(RunOptions(tmp_path / "in", tmp_path / "out"), ProcessSettings(steps=(), person_pattern="^id"))
-    with pytest.raises(UserError, match="is no regular expression"):
+    with pytest.raises(UserError, match="is not a valid regular expression"):
         ProcessSettings(person_pattern="(")

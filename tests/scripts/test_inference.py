@@ -26,6 +26,7 @@ from scripts.inference import INTERRUPTED, build_parser, main, parse_options
 from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import PORTRAIT, clip, picture
 from tests.tiny_model import PROJECT_ROOT, UNET
+from tests.waiting import HANG_SECONDS
 
 OPTIONS = (
     "video_path audio_path video_out_path temp_dir config model inference_ckpt_path unet_config_path vae_path "
@@ -445,26 +446,32 @@ def test_signals_leave_nothing_behind(cli, tmp_path, prior, monkeypatch, signals
     """In the middle of a run, once the unfinished file has been begun; also when the user is impatient."""
     temp = tmp_path / "temp"
     temp.mkdir()
-    regenerate, begun, timers = LipsyncPipeline.regenerate, [], []
+    regenerate, begun = LipsyncPipeline.regenerate, []
+    sender = threading.Thread(target=lambda: [os.kill(os.getpid(), getattr(signal, name)) for name in signals])
 
     def interrupted(*args):
         if not begun and unfinished(prior, temp):
             begun.extend(unfinished(prior, temp))
-            for name in signals:
-                timers.append(threading.Timer(0.01, os.kill, (os.getpid(), getattr(signal, name))))
-                timers[-1].start()
+            sender.start()
         return regenerate(*args)
 
     monkeypatch.setattr(LipsyncPipeline, "regenerate", interrupted)
     audio = write_audio(tmp_path / "long.wav", tone(16000, 60))
     stopped = cli(*([f"--temp_dir={temp}"] if use_temp_dir else []), audio=audio, out=prior / "o.mp4")
-    for timer in timers:
-        timer.join()
+    sender.join()
     assert begun and (temp in begun[0].parents) == use_temp_dir
     assert (stopped.code, stopped.out) == (INTERRUPTED, "")
     assert stopped.errors == ["interrupted; nothing was written"]
     assert [entry.name for entry in prior.iterdir()] == ["o.mp4"] and (prior / "o.mp4").read_bytes() == b"old"
     assert not list(temp.iterdir())
+
+
+def test_ignored_signals_stay_ignored(capsys):
+    """As after `nohup`, or in a script's background job."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and callable(signal.getsignal(signal.SIGTERM))
 
 
 def test_ctrl_c_in_a_process_of_its_own(tiny_files, media, prior, tmp_path):
@@ -481,7 +488,7 @@ def test_ctrl_c_in_a_process_of_its_own(tiny_files, media, prior, tmp_path):
         try:
             wait_for_progress(process)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=HANG_SECONDS)
         finally:
             process.kill()
     assert process.returncode == INTERRUPTED and out == b""

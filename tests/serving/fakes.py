@@ -16,6 +16,7 @@ from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.worker import Worker
 from tests.media.synthetic import write_clip
+from tests.waiting import HANG_SECONDS
 
 Files = dict[str, tuple[str, Path]]
 
@@ -70,19 +71,10 @@ def working(service: JobService, runner: FakeRunner, owner: str = "w" * 32) -> I
 
 
 def service_in(folder: Path, **settings: object) -> JobService:
-    """A service without processes of its own."""
-    return JobService(ServingSettings(folder, workers=0, **settings))
+    """A service without processes of its own, whose workers keep their jobs however busy the machine is."""
+    return JobService(ServingSettings(folder, workers=0, **{"lease_seconds": HANG_SECONDS} | settings))
 
 
-def wait_for(service: JobService, job_id: str, seconds: float = 20.0) -> Job:
+def wait_for(service: JobService, job_id: str, seconds: float = HANG_SECONDS) -> Job:
     """The job once it has ended, or as it is after so long."""
     return list(service.watch(job_id, seconds))[-1]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True

@@ -11,6 +11,7 @@ import httpx
 from latentsync.serving.api import ApiServer, create_app
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
+from tests.waiting import HANG_SECONDS
 
 MIB = 2**20
 
@@ -29,11 +30,11 @@ def serving(service: JobService, **options) -> Iterator[httpx.Client]:
     thread.start()
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=HANG_SECONDS, trust_env=False) as client:
             yield client
     finally:
         server.should_exit = True
-        thread.join(15)
+        thread.join(HANG_SECONDS)
         assert not thread.is_alive(), "the server hangs"
 
 

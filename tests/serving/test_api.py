@@ -2,8 +2,7 @@
 
 import json
 import os
-import threading
-import time
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.jobs import JobState
 from latentsync.serving.service import JobService
 from latentsync.serving.workspace import RESULT
-from tests.serving.live import error_of, make_service, send, serving
+from tests.serving.live import error_of, make_service, serving
+from tests.waiting import eventually
 
-QUICK = ApiLimits(poll_seconds=0.05, heartbeat_seconds=0.1, idle_seconds=1.0)
+QUICK = ApiLimits(poll_seconds=0.05, heartbeat_seconds=0.1)
 UNKNOWN = "0" * 32
 
 
@@ -187,7 +187,8 @@ def test_events_end_when_the_job_is_deleted(client, service, media):
         assert [name for name, _ in events if name != "comment"] == ["deleted"]
 
 
-def test_streams_are_bounded_and_do_not_hold_up_the_end(tmp_path, media):
+def test_streams_are_bounded_and_end_with_the_server(tmp_path, media, monkeypatch):
+    monkeypatch.setattr("latentsync.serving.api.server.STOP_SECONDS", None)  # it would wait for a stream forever
     service = make_service(tmp_path / "workspace")
     with serving(service, limits=ApiLimits(event_streams=2, poll_seconds=0.05)) as client:
         path = submit(client, media)["links"]["events"]
@@ -197,12 +198,13 @@ def test_streams_are_bounded_and_do_not_hold_up_the_end(tmp_path, media):
             with client.stream("GET", path) as third:
                 third.read()
                 assert error_of(third) == (429, "too_many_streams")
-        time.sleep(0.5)
-        open_stream = client.stream("GET", path)
-        response = open_stream.__enter__()  # its place was given back; it stays open while the server stops
-        assert response.status_code == 200
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 4
+        streams = []
+
+        def place_is_given_back() -> bool:
+            streams.append(client.stream("GET", path))
+            return streams[-1].__enter__().status_code == 200
+
+        assert eventually(place_is_given_back)  # this stream stays open while the server stops
 
 
 def test_state_of_the_server(client, service, media):
@@ -306,17 +308,14 @@ def test_urls_where_they_are_allowed(tmp_path):
 
 def test_uploads_wait_for_a_slot(tmp_path, media):
     service = make_service(tmp_path / "workspace")
-    limits = ApiLimits(parallel_uploads=1, wait_for_upload_slot=0.3, idle_seconds=1.5)
-    with serving(service, limits=limits) as client:
+    with serving(service, limits=ApiLimits(parallel_uploads=1, wait_for_upload_slot=0.3)) as client:
         head = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
         head += b"Content-Type: multipart/form-data; boundary=B\r\n\r\n"
-        slow: list[bytes] = []
-        thread = threading.Thread(target=lambda: slow.append(send(client, head + b"--B\r\n")))
-        thread.start()
-        time.sleep(0.4)
-        refused = client.post("/v1/jobs", files={"video": b"x"})
-        assert error_of(refused) == (429, "too_many_uploads")
-        thread.join()
-        assert slow[0].startswith(b"HTTP/1.1 408 ") and b"connection: close" in slow[0].lower()
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as slow:
+            slow.sendall(head + b"--B\r\n")
+            assert eventually(lambda: list(service.upload_folder().iterdir()))
+            refused = client.post("/v1/jobs", files={"video": b"x"})
+            assert error_of(refused) == (429, "too_many_uploads")
+        assert eventually(lambda: not list(service.upload_folder().iterdir()))
         submit(client, media)
     assert list(service.upload_folder().iterdir()) == []

@@ -25,6 +25,7 @@ from latentsync.serving.service import JobService
 from latentsync.serving.workspace import RESULT
 from tests.media.synthetic import write_audio
 from tests.serving.live import MIB, error_of, make_service, send, serving
+from tests.waiting import HANG_SECONDS, eventually
 
 FORM = {"Content-Type": "multipart/form-data; boundary=B"}
 UPLOAD_HEAD = (
@@ -40,7 +41,7 @@ def service(tmp_path_factory) -> JobService:
 
 @pytest.fixture(scope="module")
 def client(service) -> Iterator[httpx.Client]:
-    with serving(service, limits=ApiLimits(idle_seconds=2.0, grace_seconds=4.0)) as client:
+    with serving(service) as client:
         yield client
 
 
@@ -53,10 +54,7 @@ def nothing_is_left_behind(service, client) -> Iterator[None]:
     assert {path.name for path in workspace.iterdir()} <= {
         "uploads", "jobs", ".latentsync-workspace", "jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm"
     }  # fmt: skip
-    deadline = time.monotonic() + 3
-    while (left := list(service.upload_folder().iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left == []
+    assert eventually(lambda: not list(service.upload_folder().iterdir()))
     assert client.get("/healthz").status_code == 200
 
 
@@ -106,10 +104,8 @@ def huge_png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("width, height", [(10_000, 10_000), (100_000, 10_000), (2**31 - 1, 2**31 - 1)])
 def test_pictures_that_are_too_large(client, media, width, height):
-    begun = time.monotonic()
     response = post(client, huge_png(width, height), (media / "voice.wav").read_bytes(), "bomb.png")
     assert error_of(response) == (422, "invalid_input")
-    assert time.monotonic() - begun < 10
 
 
 def wav_of_a_day() -> bytes:
@@ -254,44 +250,45 @@ def test_a_client_that_leaves(client):
         time.sleep(0.2)
 
 
-def test_slow_clients_are_given_up(client):
-    begun = time.monotonic()
-    answer = send(client, UPLOAD_HEAD + b"--B\r\n", 8)
-    assert answer.startswith(b"HTTP/1.1 408 ") and time.monotonic() - begun < 8
+@pytest.mark.parametrize("limits", [ApiLimits(idle_seconds=0.5), ApiLimits(grace_seconds=0.5)])
+def test_slow_clients_are_given_up(tmp_path, monkeypatch, limits):
+    monkeypatch.setattr("latentsync.serving.api.server.LINGER_SECONDS", 0.5)
+    with serving(make_service(tmp_path / "workspace"), limits=limits) as client:
+        answer = send(client, UPLOAD_HEAD + b"--B\r\n", HANG_SECONDS)
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"connection: close" in answer.lower()
 
 
 def test_a_head_that_never_ends(client, monkeypatch):
     monkeypatch.setattr("latentsync.serving.api.server.HEAD_SECONDS", 0.5)
-    begun = time.monotonic()
-    assert send(client, b"GET /healthz HTTP/1.1\r\nHost: x\r\n") == b""
-    assert time.monotonic() - begun < 4
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=HANG_SECONDS) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        assert sock.recv(1) == b""  # closed by the server: the client would still wait
 
 
 def test_a_hundred_uploads_at_once(client, service, media):
     video, audio = (media / "clip.mp4").read_bytes() + bytes(200_000), (media / "voice.wav").read_bytes()
-    looked = []
+    statuses, finished_before = [], []
 
-    def upload(index: int) -> int:
-        return post(client, video, audio, f"{index}.mp4").status_code
+    def upload(index: int) -> None:
+        statuses.append(post(client, video, audio, f"{index}.mp4").status_code)
 
     def look() -> None:
         while not done.is_set():
-            begun = time.monotonic()
             client.get("/healthz")
-            looked.append(time.monotonic() - begun)
+            finished_before.append(len(statuses))
             time.sleep(0.05)
 
     done = threading.Event()
     looker = threading.Thread(target=look)
     looker.start()
     with ThreadPoolExecutor(100) as pool, httpx.Client(limits=httpx.Limits(max_connections=100)):
-        statuses = list(pool.map(upload, range(100)))
+        list(pool.map(upload, range(100)))
     done.set()
     looker.join()
-    assert set(statuses) == {202}
+    assert set(statuses) == {202} and len(statuses) == 100
     names = [job.inputs["video"] for job in service.list(limit=200)]
     assert sorted(int(name.removesuffix(".mp4")) for name in names if name[0].isdigit()) == list(range(100))
-    assert max(looked) < 10
+    assert min(finished_before) < 100  # other requests are answered while uploads are under way
 
 
 @pytest.mark.slow

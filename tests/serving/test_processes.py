@@ -13,7 +13,8 @@ from latentsync.serving.options import JobOptions
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
 from tests.pipelines.scenes import clip
-from tests.serving.fakes import Files, eventually, wait_for
+from tests.serving.fakes import Files, wait_for
+from tests.waiting import eventually
 
 QUICK = JobOptions(inference_steps=1, guidance_scale=1, preview_seconds=0.2)
 
@@ -33,9 +34,9 @@ def test_a_job_survives_its_worker(tmp_path):
     files = scene(tmp_path)
     with JobService(ServingSettings(tmp_path / "ws", devices=("cpu",))) as service:
         job = service.submit(JobKind.LIPSYNC, files, QUICK)
-        assert eventually(lambda: service.get(job.id).state is JobState.RUNNING, 120)
+        assert eventually(lambda: service.get(job.id).state is JobState.RUNNING)
         os.kill(pids(service)[0], signal.SIGKILL)
-        job = wait_for(service, job.id, 180)
+        job = wait_for(service, job.id)
         assert (job.state, job.attempts) == (JobState.DONE, 2) and job.result.stat().st_size > 1000
         assert service.thumbnail(job.id).read_bytes()[:2] == b"\xff\xd8"
         assert service.stats().models_loaded == ("embedded",) or service.stats().workers_alive == 1
@@ -59,10 +60,10 @@ def test_ray_replicas_do_the_jobs(tmp_path):
             job = service.submit(JobKind.LIPSYNC, files, QUICK)
             broken = service.submit(JobKind.LIPSYNC, files, QUICK.model_copy(update={"face": "99"}))
             long = service.submit(JobKind.INTERPOLATE, {"video": files["video"]}, JobOptions(interpolate=240))
-            done = wait_for(service, job.id, 240)
+            done = wait_for(service, job.id)
             assert done.state is JobState.DONE and done.result.stat().st_size > 1000
-            failed = wait_for(service, broken.id, 120)
+            failed = wait_for(service, broken.id)
             assert failed.state is JobState.FAILED and "internal" not in failed.error
-            assert wait_for(service, long.id, 120).state is JobState.DONE
+            assert wait_for(service, long.id).state is JobState.DONE
     finally:
         ray.shutdown()

@@ -14,8 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from latentsync.serving.api import ApiServer, create_app
 from latentsync.utils.errors import UserError
 from scripts.serve import KEY_VARIABLE, allowed_hosts, build_parser, check_exposure, listen, main, read_key
+from tests.serving.live import make_service
+from tests.waiting import HANG_SECONDS
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-the-test-of-the-server"
@@ -76,6 +79,15 @@ def test_a_port_that_is_taken(tmp_path):
         listen("127.0.0.1", 99999)
 
 
+def test_ignored_signals_stay_ignored(tmp_path):
+    server = ApiServer(create_app(make_service(tmp_path / "workspace")))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with server.capture_signals():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == server.handle_exit
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def test_wrong_settings(tmp_path, capsys):
     assert main(["--workers", "-1", "--workspace", str(tmp_path / "w")]) == 1
     assert main(["--model", "unknown", "--workspace", str(tmp_path / "w")]) == 1
@@ -94,14 +106,16 @@ def server(tmp_path_factory) -> Iterator[tuple[subprocess.Popen, str, Path]]:
         process = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=log)
         try:
             url = wait_for(lambda: re.search(r"listening on (\S+)", (folder / "log").read_text()), process).group(1)
-            wait_for(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200, process)
+            wait_for(
+                lambda: httpx.get(f"{url}/readyz", trust_env=False, timeout=HANG_SECONDS).status_code == 200, process
+            )
             yield process, url, folder / "workspace"
         finally:
             process.kill()
             process.wait()
 
 
-def wait_for(look, process: subprocess.Popen, seconds: float = 120.0):
+def wait_for(look, process: subprocess.Popen, seconds: float = HANG_SECONDS):
     """What `look` finds, as soon as it finds something."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
@@ -155,7 +169,7 @@ def test_the_examples_as_commands(server, media, tmp_path, example):
 def test_sigterm_gives_running_jobs_back(server, media):
     """Last in this file: it ends the server."""
     process, url, workspace = server
-    with httpx.Client(base_url=url, headers={"X-API-Key": KEY}, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=url, headers={"X-API-Key": KEY}, trust_env=False, timeout=HANG_SECONDS) as client:
         files = {
             "video": ("a.mp4", (media / "clip.mp4").read_bytes()),
             "audio": ("b.wav", (media / "voice.wav").read_bytes()),
@@ -166,11 +180,9 @@ def test_sigterm_gives_running_jobs_back(server, media):
         with client.stream("GET", job["links"]["events"]) as events:
             lines = events.iter_lines()
             next(lines)
-            begun = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(40) == 0
+            assert process.wait(HANG_SECONDS) == 0
             assert "event: final" not in list(lines)
-    assert time.monotonic() - begun < 25
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 1):
         pass
     with sqlite3.connect(workspace / "jobs.sqlite") as db:

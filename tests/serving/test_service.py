@@ -15,7 +15,8 @@ from latentsync.serving.options import JobOptions
 from latentsync.serving.workspace import RESULT, Workspace
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import write_clip
-from tests.serving.fakes import FakeRunner, endless, eventually, service_in, wait_for, working, write_files
+from tests.serving.fakes import FakeRunner, endless, service_in, wait_for, working, write_files
+from tests.waiting import HANG_SECONDS, eventually
 
 LIPSYNC, INTERPOLATE = JobKind.LIPSYNC, JobKind.INTERPOLATE
 
@@ -81,26 +82,38 @@ def test_cancelling_a_waiting_a_running_and_an_ended_job(service, files):
         service.cancel("x" * 32)
 
 
-def test_frames_that_come_in_runs_are_all_counted(service, files, monkeypatch):
+def test_a_burst_of_frames_is_counted_in_full(service, files, monkeypatch):
+    """More frames at once than are reported: the heartbeat reports the rest."""
     monkeypatch.setattr(worker, "BEAT_SECONDS", 0.1)
 
-    def runs(out, on_progress):
+    def burst(out, on_progress):
         on_progress("preparing", 0, 100)
-        time.sleep(0.5)
         for done in range(1, 17):
             on_progress("lip-sync", done, 100)
-        finished.wait(20)
+        finished.wait(HANG_SECONDS)
         out.write_bytes(b"x")
 
     finished = threading.Event()
     job_id = service.submit(LIPSYNC, files, JobOptions()).id
-    with working(service, FakeRunner(runs)):
+    with working(service, FakeRunner(burst)):
         assert eventually(lambda: service.get(job_id).done == 16)
-        first = service.get(job_id).eta_seconds
-        assert first < 84 / 16 * 2  # the pace of 16 frames, not of the first of them
-        assert eventually(lambda: service.get(job_id).eta_seconds < first - 0.3)  # it passes while no frame comes
         finished.set()
         assert wait_for(service, job_id).state is JobState.DONE
+
+
+def test_the_remaining_time_follows_from_the_pace_of_the_frames(service, files, monkeypatch):
+    job_id = service.submit(LIPSYNC, files, JobOptions()).id
+    row = service.store.claim("w")
+
+    def eta_after(seconds: float, done: int) -> float | None:
+        monkeypatch.setattr(time, "time", lambda: row.beat + seconds)
+        service.store.progress(row, "lip-sync", done, 100)
+        return service.get(job_id).eta_seconds
+
+    assert eta_after(10, 0) is None
+    assert eta_after(18, 16) == pytest.approx(8 / 16 * 84)
+    assert eta_after(20, 16) == pytest.approx(8 / 16 * 84 - 2)  # time passes while no frame comes
+    assert eta_after(30, 20) == pytest.approx(20 / 20 * 80)
 
 
 def test_failures_tell_users_what_they_can_mend_and_nothing_of_the_inside(service, files, caplog):
@@ -146,7 +159,7 @@ def test_a_worker_ends_with_its_service_even_if_that_was_gone_before_it_began(se
     left = worker.Worker(service.settings, "w" * 32, "cpu", FakeRunner(), service=os.getppid() + 1)
     thread = threading.Thread(target=left.run, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(HANG_SECONDS)
     assert not thread.is_alive()
 
 

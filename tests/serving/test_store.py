@@ -96,8 +96,8 @@ def test_a_job_that_is_reported_on_is_not_lost(store):
 
 def test_workers_are_known_as_long_as_they_live(store):
     store.worker_beat("w", 1, "cpu", ["embedded"])
-    assert store.workers(time.time() - 5) == [("w", ["embedded"])]
-    assert store.workers(time.time() + 5) == []
+    assert store.workers(time.time() - 3600) == [("w", ["embedded"])]
+    assert store.workers(time.time() + 3600) == []
 
 
 def test_a_queue_of_another_version_is_refused(tmp_path, store):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-TIMEOUT = 60.0
+from tests.waiting import HANG_SECONDS
 
 
 def free_port() -> int:
@@ -27,7 +27,7 @@ def run_forked(work: Callable[[int], None], processes: int = 1) -> list[int]:
     port = free_port()
     children = [_fork(work, rank, processes, port) for rank in range(processes)]
     codes: dict[int, int] = {}
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + HANG_SECONDS
     while len(codes) < processes and time.monotonic() < deadline:
         for child in children:
             if child not in codes:

@@ -16,6 +16,7 @@ from latentsync.training.loop import run_training
 from latentsync.utils.errors import UserError
 from tests.training.forked import run_forked
 from tests.training.tiny_run import TinyTask, arm, tiny_settings
+from tests.waiting import HANG_SECONDS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -194,6 +195,6 @@ def test_gather_alone_is_the_identity():
 def test_as_it_is_launched(tmp_path, launcher):
     options = ["--multi_gpu", "--num_processes=2"] if launcher.startswith("accelerate") else ["--nproc_per_node=2"]
     command = [sys.executable, "-m", launcher, *options, "-m", "tests.training.tiny_run", str(tmp_path / "two")]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, timeout=HANG_SECONDS, env=os.environ | {"OMP_NUM_THREADS": "1"})
     run_training(TinyTask(), tiny_settings(tmp_path / "one", batch_size=4))
     assert_close(tmp_path / "one", tmp_path / "two")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from latentsync.training import loop, state
 from latentsync.training.loop import run_training
+from latentsync.training.stopping import StopRequest, ignore_first_signal
 from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.errors import UserError
 from tests.training.forked import run_forked
@@ -278,3 +279,12 @@ def test_time_and_progress_are_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     run_training(TinyTask(), tiny_settings(tmp_path, max_train_steps=2))
     assert "data_wait" in caplog.text and "steps_per_second" in caplog.text and "12 clips" in caplog.text
+
+
+def test_ignored_signals_stay_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        ignore_first_signal(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not stop.asked
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

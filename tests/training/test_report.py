@@ -27,13 +27,17 @@ def test_means_over_the_steps_since_the_last_row(report):
     assert (report.folder / "train.csv").read_text().startswith("step,loss,lr,data_wait,steps_per_second\n2,1.5,0.5,")
 
 
-def test_waiting_share_and_pauses(report):
-    time.sleep(0.05)
-    report.waited(0.04)
-    report.pause(0.01)
+def test_waiting_share_and_pauses(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    report = Report(Accelerator(cpu=True), tmp_path, 0)
+    report.waited(0.5)
+    report.pause(2.0)
     report.add({"loss": 1.0})
+    report.add({"loss": 2.0})
+    monkeypatch.setattr(time, "monotonic", lambda: 106.0)
     means = report.write_row(1)
-    assert 0.3 < means["data_wait"] <= 1 and means["steps_per_second"] <= 25
+    assert means["data_wait"] == pytest.approx(0.5 / 4) and means["steps_per_second"] == pytest.approx(2 / 4)
+    report.close()
 
 
 def test_rows_after_the_checkpoint_are_dropped(tmp_path):

@@ -190,13 +190,15 @@ def test_nobody_counted(tmp_path, parts):
 
 
 def test_training_lowers_the_loss(tmp_path, parts):
+    torch.manual_seed(0)
     networks = LossNetworks(lpips=TinyPerceptual())
     task = make_task(tmp_path, parts, networks, pixel_space_supervise=True, decode_region="mouth")
     optimizer, batch, history = torch.optim.AdamW(task.model.parameters(), lr=1e-2), fixed_batch(keys=(0,)), []
-    for _ in range(30):
+    for _ in range(60):
         history.append(grad_step(task, batch)["loss"].item())
         optimizer.step()
-    assert min(history[-3:]) < 0.7 * history[0]
+    # SPREAD_UN
+    assert min(history[-3:]) < 0.6 * history[0]
 
 
 def test_modules_to_train(tmp_path):

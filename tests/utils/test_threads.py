@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from latentsync.utils.threads import Sink, prefetch
+from tests.waiting import HANG_SECONDS, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def no_thread_left_and_no_hang() -> Iterator[None]:
 
     before = set(threading.enumerate())
     previous = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(30)
+    signal.alarm(int(HANG_SECONDS))
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, previous)
@@ -44,21 +45,17 @@ class Source:
             self.closed = True
 
 
-def settled(value: Callable[[], int]) -> int:
-    """The value once it has stopped changing."""
-    last = value()
-    while True:
-        time.sleep(0.05)
-        if value() == last:
-            return last
-        last = value()
+def stops_at(value: Callable[[], int], expected: int) -> bool:
+    """Whether the value reaches `expected` and then stays there."""
+    reached = eventually(lambda: value() >= expected)
+    time.sleep(0.1)
+    return reached and value() == expected
 
 
-def interrupt_soon(seconds: float = 0.2) -> threading.Timer:
-    """Ctrl-C in the main thread, a moment from now."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    return timer
+def press_ctrl_c() -> None:
+    """Interrupt the main thread. Called from another thread while the main thread waits for it."""
+    time.sleep(0.1)  # the main thread has begun to wait; where it has not, it is interrupted a little earlier
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_prefetch_keeps_order_and_ends():
@@ -71,7 +68,7 @@ def test_prefetch_runs_ahead_but_not_away():
     items = prefetch(source, 4)
     assert source.made == 0  # nothing starts before it is asked for
     assert next(items) == 0
-    assert settled(lambda: source.made) == 6  # one taken, four waiting, one in the producer's hand
+    assert stops_at(lambda: source.made, 6)  # one taken, four waiting, one in the producer's hand
     items.close()
     assert source.closed
 
@@ -95,7 +92,7 @@ def test_an_error_of_the_consumer_ends_a_producer_that_is_blocked():
     items = prefetch(source, 1)
     with pytest.raises(ValueError, match="consumer"):
         for _ in items:
-            settled(lambda: source.made)
+            stops_at(lambda: source.made, 3)
             raise ValueError("consumer")
     items.close()
     assert source.closed
@@ -117,15 +114,14 @@ def test_ctrl_c_while_waiting_for_the_producer_closes_it_first():
 
     def slow() -> Iterator[int]:
         try:
-            time.sleep(0.6)
+            press_ctrl_c()
+            time.sleep(0.2)
             yield 1
         finally:
             events.append("closed")
 
-    timer = interrupt_soon()
     with pytest.raises(KeyboardInterrupt):
         list(prefetch(slow(), 2))
-    timer.join()
     assert events == ["closed"]
 
 
@@ -148,7 +144,7 @@ def test_sink_is_bounded():
     with Sink(consume, 3) as sink:
         feeder = threading.Thread(target=lambda: [(sink.put(item), put.append(item)) for item in range(10)])
         feeder.start()
-        assert settled(lambda: len(put)) == 4  # one being consumed, three waiting
+        assert stops_at(lambda: len(put), 4)  # one being consumed, three waiting
         gate.set()
         feeder.join()
     assert taken == list(range(10))
@@ -175,38 +171,42 @@ def test_an_error_of_the_sink_after_the_last_item_is_raised_on_leaving():
 
 
 def test_leaving_a_sink_by_an_exception_drops_what_waits_and_waits_for_the_item_at_work():
-    started, finished = [], []
+    started, finished, leaving = [], [], threading.Event()
 
     def consume(item: int) -> None:
         started.append(item)
-        time.sleep(0.2)
+        leaving.wait()
+        time.sleep(0.01)
         finished.append(item)
 
-    with pytest.raises(ValueError, match="body"), Sink(consume, 8) as sink:
-        for item in range(8):
+    with pytest.raises(ValueError, match="body"), Sink(consume, 10_000) as sink:
+        for item in range(10_000):
             sink.put(item)
-        settled(lambda: len(started))
+        assert eventually(lambda: started)
+        leaving.set()
         raise ValueError("body")
-    assert started == finished and len(finished) < 8
+    assert started == finished and len(finished) < 10_000
 
 
 @pytest.mark.parametrize("presses", [1, 3])
 def test_ctrl_c_while_a_sink_is_being_left_waits_for_the_item_at_work(presses):
     """What `consume` uses is released next: it must not be running any more, however impatient the user is."""
-    running = []
+    running, leaving = [], threading.Event()
 
     def consume(item: int) -> None:
         running.append(item)
-        time.sleep(0.7)
+        leaving.wait()
+        if item == 0:
+            for _ in range(presses):
+                press_ctrl_c()
+        time.sleep(0.2)
         running.remove(item)
 
-    timers = [interrupt_soon(0.1 + 0.1 * press) for press in range(presses)]
     with pytest.raises(KeyboardInterrupt), Sink(consume, 8) as sink:
         for item in range(8):
             sink.put(item)
+        leaving.set()
     assert not running
-    for timer in timers:
-        timer.join()
 
 
 def test_a_chain_with_a_failing_sink_ends_the_producer_too():

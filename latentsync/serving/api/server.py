@@ -1,15 +1,18 @@
 """The web server as the API needs it: it tells streams when it stops, and drops clients that never finish a request."""
 
 import asyncio
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import HANDLED_SIGNALS
 
 STOP_SECONDS = 5  # for requests under way, once the server stops
 HEAD_SECONDS = 20.0  # for a client to send the head of a request
@@ -80,6 +83,16 @@ class ApiServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.closing.set()
         super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals that the process ignores (nohup, a script's background job) stay ignored."""
+        ignored = [number for number in HANDLED_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+        with super().capture_signals():
+            for number in ignored:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # uvicorn catches signals in the main thread only
+                    signal.signal(number, signal.SIG_IGN)
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
