@@ -19,7 +19,7 @@ from latentsync.utils.errors import UserError
 
 
 def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings: ServingSettings) -> None:
-    """Refuse a job whose files are not what its kind needs, or too large.
+    """Refuse a job whose files do not suit its kind, or are too large.
 
     files: role -> (name the user gave, where it is). Messages name files as the user did.
 
@@ -30,8 +30,8 @@ def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings
         if role not in files:
             raise UserError(f"a {kind.value} job needs {' and '.join(kind.roles)}; {role} is missing")
     for role in files:
-        if role not in kind.roles:
-            raise UserError(f"a {kind.value} job takes {' and '.join(kind.roles)}, not {role}")
+        if role not in kind.roles + kind.optional_roles:
+            raise UserError(f"a {kind.value} job takes {', '.join(kind.roles + kind.optional_roles)}, not {role}")
     for role, (name, path) in files.items():
         inspect_file(role, name, path, settings)
 
@@ -55,8 +55,10 @@ def _inspect(role: str, path: Path, settings: ServingSettings) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size > settings.max_upload_bytes:
         raise UserError(f"{path}: has {size} bytes; at most {settings.max_upload_bytes} are accepted")
-    if role != "audio":
-        _check_picture(path, settings.max_pixels)
+    if role != "audio" and not _check_image(path, settings.max_pixels) and role == "mask":
+        raise UserError(f"{path}: not an image file that can be read")
+    if role == "mask":
+        return
     with open_input(path, role) as container:
         if role == "audio":
             first_audio_stream(container, path)
@@ -67,15 +69,17 @@ def _inspect(role: str, path: Path, settings: ServingSettings) -> None:
         _check_length(container, path, settings.max_video_seconds)
 
 
-def _check_picture(path: Path, most: int) -> None:
-    """Still pictures first: libav would decode one to know its size."""
+def _check_image(path: Path, most: int) -> bool:
+    """Whether the file is an image; libav would decode one to know its size. Raises UserError for a large one."""
     try:
         with Image.open(path) as image:
-            _check_pixels(path, *image.size, most)
+            size = image.size
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: has far more than the accepted {most} pixels") from error
-    except (OSError, SyntaxError, ValueError):  # not a picture that Pillow knows, so most likely a video
-        return
+    except (OSError, SyntaxError, ValueError):  # no image that Pillow can read, so most likely a video
+        return False
+    _check_pixels(path, *size, most)
+    return True
 
 
 def _check_pixels(path: Path, width: int, height: int, most: int) -> None:
