@@ -93,7 +93,7 @@ def synthesise(options: argparse.Namespace, methods: Sequence[Method], pairs: Se
     for method in methods:
         if method.model is None:
             continue
-        settings = parse_generation(given_options(options) | {"model": method.model})
+        settings = options.generation.model_copy(update={"model": method.model})
         batch = BatchInference(settings, method.folder, lambda given=settings: open_pipeline(given, options.device))
         for row in batch(pairs):
             logger.info("%s, %s: %s %s", method.name, row.id, row.status, one_line(row.reason))
@@ -135,7 +135,8 @@ def versions() -> dict[str, str]:
 
 
 def run(options: argparse.Namespace, command: str) -> Path:
-    """Do what the options say; returns the page."""
+    """Run the comparison; returns the path of the page."""
+    options.generation = parse_generation(given_options(options))
     pairs = read_pairs(options.pairs)
     methods = parse_methods(options.methods, options.output_dir / "results")
     with output_folder(options.output_dir):
@@ -157,7 +158,7 @@ def compare(
         options.stride,
         options.sync_scorer,
         options.untrained_lpips,
-        options.face,
+        options.generation.face,
     )
     tools = Tools(settings, str(pick_device(options.device)))
     about: dict[str, Any] = {"versions": versions(), "device": tools.device}
@@ -174,7 +175,7 @@ def compare(
 
 def inference_of(options: argparse.Namespace, model: str) -> dict[str, Any]:
     """What results of a model were made with."""
-    settings = parse_generation(given_options(options) | {"model": model})
+    settings = options.generation.model_copy(update={"model": model})
     return {**settings.model_dump(mode="json"), "weights": inference_videos.weights_fingerprint(model)}
 
 

@@ -17,7 +17,8 @@ class OptionParser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions)
+            names = [action.dest for action in self._actions if action.help != argparse.SUPPRESS]
+            near = did_you_mean(unknown[0].lstrip("-").partition("=")[0], names, "--")
             self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         return found
 

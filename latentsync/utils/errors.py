@@ -17,8 +17,8 @@ def one_line(text: object) -> str:
     return str(text).replace("\n", "\\n").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def did_you_mean(word: object, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown word: the most similar known one; empty where none is similar."""
     word, known = str(word).lower(), list(known)
     near = difflib.get_close_matches(word, known, n=1) or [name for name in known if len(word) > 2 and word in name]
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -171,7 +171,7 @@ def test_retry_and_delete(service, files):
 
 @pytest.mark.parametrize(
     ("roles", "problem"),
-    [(("video",), "audio is missing"), (("video", "audio", "mask"), "not mask"), ((), "video is missing")],
+    [(("video",), "audio is missing"), (("video", "audio", "sticker"), "not sticker"), ((), "video is missing")],
 )
 def test_files_of_the_wrong_roles_are_refused(service, files, roles, problem):
     given = {role: files.get(role, files["video"]) for role in roles}

@@ -24,7 +24,8 @@ CLIENT_CLOSED = 499  # nobody reads it; for the log
 
 def request_body_docs() -> dict:
     """The request body of POST /v1/jobs for OpenAPI: the files, and the options of a job as form fields."""
-    options = GenerationOptions.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = GenerationOptions.model_json_schema(ref_template="#/components/schemas/{model}")
+    options = {name: part for name, part in schema["properties"].items() if not OPTIONS[name].is_file}
     files = {
         "video": {"type": "string", "format": "binary", "description": "video or still image of a person"},
         "audio": {"type": "string", "format": "binary", "description": "speech; not for kind=interpolate"},
@@ -34,7 +35,7 @@ def request_body_docs() -> dict:
     form = {
         "type": "object",
         "required": ["video"],
-        "properties": files | options["properties"],
+        "properties": files | options,
         "additionalProperties": False,
     }
     by_url = {"$ref": "#/components/schemas/UrlJob"}
