@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentsync.options import AUTO
+from latentsync.serving.settings import MIB, ServingSettings, add_worker_arguments
 from latentsync.utils.errors import UserError
 from scripts.serve import run_server, size
 
@@ -29,11 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no_auth", action="store_true", help="let other machines in without a password")
     add("--share", action="store_true", help="a public link through Gradio's servers: anyone with the link may come")
     add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
-    add("--model", default="auto", help="what is used unless another is picked (default: the best present)")
-    add("--workers", type=int, default=1, help="processes that do jobs, each with its models (default: %(default)s)")
-    add("--devices", nargs="+", default=["auto"], help="cuda:0 cuda:1 ...; workers take them in turn (default: auto)")
+    add("--model", default=AUTO, help="model of jobs that name none (default: the best present)")
     add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")
-    add("--ray_address", help="of a Ray cluster that does the jobs, see docs/serving.md")
+    add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
+    add_worker_arguments(parser)
     return parser
 
 
@@ -65,13 +66,13 @@ def run(options: argparse.Namespace) -> None:
 
     from latentsync.serving.models import find_model
     from latentsync.serving.service import JobService
-    from latentsync.serving.settings import MIB, ServingSettings
 
     find_model(options.model)
     settings = ServingSettings(
         options.workspace,
         workers=options.workers,
         devices=tuple(options.devices),
+        dtype=options.dtype,
         model=options.model,
         max_upload_bytes=int(options.max_upload_mb * MIB),
         ray_address=options.ray_address,

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
+from latentsync.arguments import OptionParser, add_option_arguments, given_options
+from latentsync.options import AUTO, GenerationOptions, parse_options
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
-from latentsync.utils.registry import default_name, model_names, resolve
+from latentsync.utils.registry import default_name, resolve
 
 if TYPE_CHECKING:
     from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
@@ -31,19 +33,6 @@ logger = logging.getLogger("inference_videos")
 DONE, KEPT, FAILED = "done", "kept", "failed"
 EDGE = 1 << 20  # bytes at either end of a weights file that tell it from another
 WEIGHTS_SUFFIXES = (".json", ".safetensors", ".bin")
-
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """What the results depend on besides the pair. Steps and guidance: the model's own unless given."""
-
-    model: str
-    inference_steps: int | None = None
-    guidance_scale: float | None = None
-    solver: str = "ddim"
-    face: str = "largest"
-    seed: int = 1247
-    crf: int = 18
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ class BatchInference:
     """Runs pairs through one pipeline, which is loaded when the first result is missing."""
 
     def __init__(
-        self, settings: InferenceSettings, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
+        self, settings: GenerationOptions, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
     ) -> None:
         self.settings, self.folder = settings, folder
         self._open, self._pipeline = open_pipeline, None
@@ -91,31 +80,22 @@ class BatchInference:
         return Row(pair.id, DONE, time.perf_counter() - start, result.num_frames)
 
     def _synthesise(self, pair: Pair, target: Path) -> Any:
-        import torch
+        from latentsync.generation import call_arguments
 
         if self._pipeline is None:
             self._pipeline = self._open()
-        settings = self.settings
-        return self._pipeline(
-            pair.video,
-            pair.voice,
-            target,
-            num_inference_steps=settings.inference_steps,
-            guidance_scale=settings.guidance_scale,
-            solver=settings.solver,
-            face=settings.face,
-            crf=settings.crf,
-            generator=torch.Generator().manual_seed(settings.seed),
-        )
+        return self._pipeline(pair.video, pair.voice, target, **call_arguments(self.settings))
 
     def _origin(self, pair: Pair) -> dict[str, Any]:
         from latentsync.data.cache import file_digest
 
+        mask = self.settings.mask_image_path
         return {
             "video": file_digest(pair.video),
             "audio": file_digest(pair.voice),
+            "mask": mask and file_digest(mask),
             "weights": self._weights,
-            "settings": asdict(self.settings),
+            "settings": self.settings.model_dump(mode="json"),
         }
 
 
@@ -147,53 +127,42 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, write)
 
 
-def pick_model(name: str | None, device: str | None) -> str:
-    """The model asked for, or the best that is present and that the device can run."""
-    if name is not None:
+def open_pipeline(settings: GenerationOptions, device: str | None) -> "LipsyncPipeline":
+    from latentsync import load_pipeline
+    from latentsync.generation import load_arguments
+
+    return load_pipeline(device=device, **load_arguments(settings))
+
+
+def pick_model(name: str, device: str | None) -> str:
+    """The model asked for; for "auto" the best that is present and that the device can run."""
+    if name != AUTO:
         return name
     from latentsync.loading import pick_device
 
     return default_name(pick_device(device))[0]
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `InferenceSettings` but the model's name."""
-    add = parser.add_argument
-    add("--inference_steps", type=int, help="denoising steps (default: the model's)")
-    add("--guidance_scale", type=float, help="how strongly to follow the voice (default: the model's)")
-    add("--solver", choices=["ddim", "dpm++"], default="ddim", help="default: %(default)s")
-    add("--face", default="largest", help="whom: largest, left, right, a number from the left, or x,y")
-    add("--seed", type=int, default=1247, help="of the noise, the same for every row (default: %(default)s)")
-    add("--crf", type=int, default=18, help="H.264 quality (default: %(default)s)")
-    add("--device", help="cuda, cuda:N, mps or cpu (default: the best there is)")
-
-
-def settings_of(options: argparse.Namespace, model: str) -> InferenceSettings:
-    names = ("inference_steps", "guidance_scale", "solver", "face", "seed", "crf")
-    return InferenceSettings(model, **{name: getattr(options, name) for name in names})
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> OptionParser:
+    parser = OptionParser(
         prog="python -m eval.inference_videos",
+        usage="%(prog)s --pairs CSV --output_dir DIR [--option value ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the results go")
-    parser.add_argument("--model", choices=model_names(), help="default: the best that is present and fits")
-    add_model_options(parser)
+    parser.add_argument("--device", help="cuda, cuda:N, mps or cpu (default: the best available)")
+    add_option_arguments(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Do what the options say; the rows are written as well."""
-    from latentsync import load_pipeline
-
+    given = given_options(options)
+    settings = parse_options(given | {"model": pick_model(given.get("model", AUTO), options.device)})
     pairs = read_pairs(options.pairs)
-    settings = settings_of(options, pick_model(options.model, options.device))
-    batch = BatchInference(settings, options.output_dir, lambda: load_pipeline(settings.model, options.device))
+    batch = BatchInference(settings, options.output_dir, lambda: open_pipeline(settings, options.device))
     rows = []
     for row in batch(pairs):
         rows.append(row)

@@ -18,14 +18,14 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from eval import inference_videos
-from eval.inference_videos import BatchInference, add_model_options, settings_of
+from eval.inference_videos import BatchInference, open_pipeline
 from eval.kept_values import KeptValues
 from eval.measures import MeasureSettings, Tools, Values
 from eval.measuring import measure
@@ -35,8 +35,10 @@ from eval.page import write_page
 from eval.pairs import Pair, read_pairs
 from eval.table import Failure, as_csv, as_json, as_markdown, clips_as_csv, figures
 from latentsync import __version__
-from latentsync.loading import load_pipeline, pick_device
+from latentsync.arguments import OptionParser, add_option_arguments, given_options
+from latentsync.loading import pick_device
 from latentsync.metrics.clip_sync import SCORERS
+from latentsync.options import parse_options as parse_generation
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
@@ -52,12 +54,12 @@ class Comparison:
     failures: list[Failure] = field(default_factory=list)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> OptionParser:
+    parser = OptionParser(
         prog="python -m eval.run",
+        usage="%(prog)s --pairs CSV --output_dir DIR [--option value ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id")
@@ -70,7 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stride", type=int, default=8, help="frames from one window of FVD to the next (default: %(default)s)")
     add("--sync_scorer", choices=SCORERS, default="auto", help="auto: the published SyncNet where its weights are")
     add("--untrained_lpips", action="store_true", help="without VGG16's weights: LPIPS on an untrained one, named so")
-    add_model_options(parser)
+    add("--device", help="cuda, cuda:N, mps or cpu (default: the best available)")
+    add_option_arguments(parser, leave_out=("model",))  # methods name their models
     return parser
 
 
@@ -90,8 +93,8 @@ def synthesise(options: argparse.Namespace, methods: Sequence[Method], pairs: Se
     for method in methods:
         if method.model is None:
             continue
-        settings = settings_of(options, method.model)
-        batch = BatchInference(settings, method.folder, lambda name=method.model: load_pipeline(name, options.device))
+        settings = options.generation.model_copy(update={"model": method.model})
+        batch = BatchInference(settings, method.folder, lambda given=settings: open_pipeline(given, options.device))
         for row in batch(pairs):
             logger.info("%s, %s: %s %s", method.name, row.id, row.status, one_line(row.reason))
             if row.status == inference_videos.FAILED:
@@ -132,7 +135,8 @@ def versions() -> dict[str, str]:
 
 
 def run(options: argparse.Namespace, command: str) -> Path:
-    """Do what the options say; returns the page."""
+    """Run the comparison; returns the path of the page."""
+    options.generation = parse_generation(given_options(options))
     pairs = read_pairs(options.pairs)
     methods = parse_methods(options.methods, options.output_dir / "results")
     with output_folder(options.output_dir):
@@ -154,7 +158,7 @@ def compare(
         options.stride,
         options.sync_scorer,
         options.untrained_lpips,
-        options.face,
+        options.generation.face,
     )
     tools = Tools(settings, str(pick_device(options.device)))
     about: dict[str, Any] = {"versions": versions(), "device": tools.device}
@@ -171,7 +175,8 @@ def compare(
 
 def inference_of(options: argparse.Namespace, model: str) -> dict[str, Any]:
     """What results of a model were made with."""
-    return {**asdict(settings_of(options, model)), "weights": inference_videos.weights_fingerprint(model)}
+    settings = options.generation.model_copy(update={"model": model})
+    return {**settings.model_dump(mode="json"), "weights": inference_videos.weights_fingerprint(model)}
 
 
 def write_all(

@@ -1,21 +1,32 @@
 """The options of a generation, each declared once.
 
-Every surface is generated from `GenerationOptions`: the command line, the batch command, the HTTP API, the page, stored
-jobs, the evaluation's settings, and the tables in README and docs. To add an option, declare it here and use its value.
+Every surface is generated from `GenerationOptions`: the command lines, the HTTP API, the web page, stored jobs, lists
+of jobs, the evaluation's settings, and the tables in README and docs. To add an option, declare it here and use its
+value in `latentsync.generation`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import from_json
+
+from latentsync.utils.errors import UserError, did_you_mean
 
 AUTO = "auto"
-DEFAULT_SEED = 1247
+DEFAULT_SEED, MAX_SEED = 1247, 2**63 - 1
 MAX_FPS = 240
 MAX_NAME = 300
+MAX_REPORTED = 5  # problems in one message
+MAX_SHOWN = 40  # characters of a refused value
 FACE_PATTERN = r"^(largest|left|right|\d{1,3}|\d{1,5}(\.\d+)?,\d{1,5}(\.\d+)?)$"
+FACE_VALUES = "largest, left, right, an index from the left (0, 1, ...), or x,y"
+DTYPES = ("float32", "float16", "bfloat16")  # of a process, not of a generation
 
 Solver = Literal["ddim", "dpm++"]
 Detector = Literal["auto", "mediapipe", "insightface"]
@@ -24,6 +35,8 @@ OnShortVideo = Literal["loop", "freeze", "error"]
 SOLVERS: tuple[str, ...] = get_args(Solver)
 DETECTORS: tuple[str, ...] = get_args(Detector)
 ENHANCERS: tuple[str, ...] = get_args(Enhancer)
+# Former names, still accepted everywhere.
+RENAMED = {"match_colour": "match_color", "preview_seconds": "max_seconds"}
 
 
 class Group(StrEnum):
@@ -45,18 +58,25 @@ class Show:
         advanced: folded away on the page.
         unset: what None stands for, in words, e.g. "the model's own".
         metavar: placeholder of its value in `--help`.
+        expects: which texts are valid, for messages.
+        suggestions: some of these texts, for the page.
     """
 
     group: Group
     advanced: bool = False
     unset: str | None = None
     metavar: str | None = None
+    expects: str | None = None
+    suggestions: tuple[str, ...] = ()
 
 
 class GenerationOptions(BaseModel):
-    """Options of one generation. All have defaults; unknown names and values out of range are refused."""
+    """Options of one generation. All have defaults; unknown names and values out of range are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    The constructor raises pydantic's ValidationError; `parse_options` raises a UserError instead.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
 
     model: Annotated[str, Show(Group.MODEL)] = Field(
         AUTO,
@@ -78,7 +98,7 @@ class GenerationOptions(BaseModel):
         None, ge=1, le=3, description="Classifier-free guidance: higher follows the audio more closely, 1 turns it off."
     )
     seed: Annotated[int, Show(Group.QUALITY)] = Field(
-        DEFAULT_SEED, ge=-1, lt=2**63, description="Random seed; equal seeds give equal videos, -1 picks a new one."
+        DEFAULT_SEED, ge=-1, le=MAX_SEED, description="Random seed; equal seeds give equal videos, -1 picks a new one."
     )
     solver: Annotated[Solver, Show(Group.QUALITY)] = Field(
         "ddim", description="Diffusion solver; dpm++ needs fewer steps for the same quality."
@@ -99,30 +119,31 @@ class GenerationOptions(BaseModel):
         False, description="Upscale the generated face; without the enhancer's weights it is only sharpened."
     )
     enhancer: Annotated[Enhancer | None, Show(Group.QUALITY, advanced=True, unset="realesrgan if present")] = Field(
-        None, description="Enhancer used by --enable_upscale; its weights must be present."
+        None, description="Enhancer used by enable_upscale; its weights must be present."
     )
     sharpness_factor: Annotated[float, Show(Group.QUALITY)] = Field(
         1.0, ge=0, le=10, description="Sharpness of the generated face; 1 leaves it unchanged."
     )
 
-    face: Annotated[str, Show(Group.FACES)] = Field(
+    face: Annotated[str, Show(Group.FACES, expects=FACE_VALUES, suggestions=("largest", "left", "right"))] = Field(
         "largest",
         pattern=FACE_PATTERN,
-        description="Which face to edit: largest, left, right, an index from the left (0, 1, ...), or x,y in pixels of "
-        "the first frame.",
+        description=f"Which face to edit: {FACE_VALUES} in pixels of the first frame.",
     )
     detector: Annotated[Detector, Show(Group.FACES, advanced=True)] = Field(
         AUTO, description="Face detector; auto picks insightface if its models are present, else mediapipe."
     )
     mask_image_path: Annotated[Path | None, Show(Group.FACES, advanced=True, unset="built in")] = Field(
-        None, description="Custom mask image; white keeps the original pixels, black is regenerated."
+        None,
+        description="Custom mask image; white keeps the original pixels, black is regenerated.",
+        json_schema_extra={"description": "Not for jobs: upload the image as the file mask, or give mask_url."},
     )
 
     video_fps: Annotated[float, Show(Group.TIMING, advanced=True)] = Field(
         25.0, ge=1, le=120, description="Frame rate of the output."
     )
     keep_fps: Annotated[bool, Show(Group.TIMING)] = Field(
-        False, description="Keep the frame rate of the source instead of --video_fps."
+        False, description="Keep the frame rate of the source instead of video_fps."
     )
     interpolate: Annotated[float | None, Show(Group.TIMING, unset="off", metavar="FPS")] = Field(
         None, ge=1, le=MAX_FPS, description="Interpolate the output to this frame rate."
@@ -131,9 +152,160 @@ class GenerationOptions(BaseModel):
         "loop", description="What to do when the audio is longer than the video."
     )
     max_seconds: Annotated[float | None, Show(Group.TIMING, unset="all", metavar="SECONDS")] = Field(
-        None, ge=0.1, le=86400, description="Process only the first SECONDS of the audio."
+        None, ge=0.1, le=86400, description="Process only this many seconds from the start of the audio."
     )
 
     crf: Annotated[int, Show(Group.OUTPUT)] = Field(
         18, ge=0, le=51, description="H.264 quality from 0 (lossless) to 51 (smallest file)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        """Accept former names; refuse a switch's value for a number, which pydantic would take for 0 or 1."""
+        if not isinstance(values, Mapping):
+            return values
+        for name, value in values.items():
+            if isinstance(value, bool) and name in OPTIONS and OPTIONS[name].type is not bool:
+                raise ValueError(OPTIONS[name].refusal(value))
+        return {RENAMED.get(name, name): value for name, value in values.items()}
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "GenerationOptions":
+        """Refuse options that have no effect without another one."""
+        if self.lora_scale != 1 and self.lora is None:
+            raise ValueError("lora_scale has no effect without lora; give the adapter as well")
+        if self.enhancer is not None and not self.enable_upscale:
+            raise ValueError("enhancer has no effect without enable_upscale; turn that on as well")
+        return self
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of `GenerationOptions`, as the surfaces need it.
+
+    type: bool, int, float, str or Path. choices: all valid texts, empty where there are others. low, high: of a number,
+    both included. show: how it is presented.
+    """
+
+    name: str
+    type: type
+    choices: tuple[str, ...]
+    low: float | None
+    high: float | None
+    default: Any
+    help: str
+    show: Show
+
+    @classmethod
+    def of(cls, name: str, field: FieldInfo) -> "Option":
+        kinds = [kind for kind in _kinds(field.annotation) if kind is not NoneType]
+        choices = get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
+        found = {key: getattr(item, key) for item in field.metadata for key in ("ge", "le") if hasattr(item, key)}
+        show = next(item for item in field.metadata if isinstance(item, Show))
+        kind = str if choices else kinds[0]
+        return cls(name, kind, choices, found.get("ge"), found.get("le"), field.default, field.description or "", show)
+
+    @property
+    def is_file(self) -> bool:
+        return self.type is Path
+
+    @property
+    def range(self) -> str:
+        """Valid values in a few words; empty where any will do."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.low is None or self.high is None:
+            return ""
+        return f"{self.low:g} or more" if self.high >= MAX_SEED else f"{self.low:g} to {self.high:g}"
+
+    @property
+    def default_text(self) -> str:
+        if self.default is None:
+            return self.show.unset or "none"
+        return ("on" if self.default else "off") if self.type is bool else str(self.default).removesuffix(".0")
+
+    def refusal(self, value: object) -> str:
+        """Why a value is not valid, and which ones are."""
+        kinds = {
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: f"a name of 1 to {MAX_NAME} characters",
+        }
+        expected = self.show.expects or (f"one of {self.range}" if self.choices else kinds.get(self.type, "a file"))
+        if self.type in (int, float):
+            expected += f" from {self.range.replace(' or more', ' up')}"
+        near = did_you_mean(value, self.choices or self.show.suggestions)
+        return f"{self.name} must be {expected}, not {_shorten(value)}{near}"
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """Members of a union; the type itself where it is none."""
+    return (annotation,) if get_origin(annotation) is Literal else get_args(annotation) or (annotation,)
+
+
+def _shorten(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+OPTIONS = {name: Option.of(name, field) for name, field in GenerationOptions.model_fields.items()}
+
+
+class OptionError(UserError):
+    """Wrong options. `names`: those whose values are wrong by themselves."""
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
+def parse_options(values: Mapping[str, Any]) -> GenerationOptions:
+    """Options from texts or values by name; those left out have their defaults.
+
+    Raises:
+        OptionError: a name is unknown, or a value or a combination is not valid.
+    """
+    try:
+        return GenerationOptions.model_validate(dict(values))
+    except ValidationError as error:
+        problems = error.errors()
+        names = [str(problem["loc"][0]) for problem in problems if problem["loc"]]
+        raise OptionError(describe_problems(problems), names) from error
+
+
+def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
+    """One line from pydantic's errors on `GenerationOptions`."""
+    lines = [_describe(problem) for problem in problems[:MAX_REPORTED]]
+    more = len(problems) - MAX_REPORTED
+    return "; ".join([*lines, f"and {more} more"] if more > 0 else lines)
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if name in OPTIONS:
+        return OPTIONS[name].refusal(problem["input"])
+    if problem["type"] == "extra_forbidden":
+        return unknown_option(name)
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def unknown_option(name: str) -> str:
+    return f"unknown option {_shorten(name)}{did_you_mean(name, OPTIONS)}"
+
+
+def read_stored(text: str | bytes) -> GenerationOptions:
+    """Options of a job that this or an earlier version stored as JSON.
+
+    Earlier versions had wider ranges (guidance_scale up to 10): such values count as the nearest valid one.
+    """
+    values = {}
+    for stored, value in from_json(text).items():
+        option = OPTIONS.get(RENAMED.get(stored, stored))
+        if option is None:
+            continue
+        if value is not None and option.low is not None and option.high is not None:
+            value = min(max(value, option.low), option.high)
+        values[option.name] = value
+    return GenerationOptions(**values)

@@ -1,8 +1,8 @@
 """Lip-sync a list of videos, unattended: `python -m scripts.batch --list jobs.csv`.
 
-The list is a CSV with the columns video, audio and out, and any option of a job (see docs/serving.md). The same command
-again goes on where it stopped, and does again only what has failed or changed. Exit codes: 0 all rows are done, 1 some
-are not or something is wrong with what was given, 2 wrong usage, 130 interrupted.
+The list is a CSV with the columns video, audio and out, and any generation option (see docs/serving.md). Running the
+same command again resumes, and repeats only rows that have failed or changed. Exit codes: 0 all rows are done, 1 some
+are not, or an input or option is not valid, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -11,38 +11,45 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentsync.arguments import OptionParser, add_option_arguments, given_options
+from latentsync.options import OptionError, parse_options
+from latentsync.serving.settings import ServingSettings, add_worker_arguments
 from latentsync.utils.errors import UserError, one_line
 from scripts.inference import INTERRUPTED, stop_on_signals
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.batch", description="Lip-sync a list of videos.", allow_abbrev=False
+def build_parser() -> OptionParser:
+    parser = OptionParser(
+        prog="python -m scripts.batch",
+        usage="%(prog)s --list CSV [--option value ...]",
+        description="Lip-sync a list of videos. The generation options given here apply to rows that leave them empty.",
     )
     add = parser.add_argument
     add("--list", type=Path, required=True, help="CSV with the columns video, audio, out; paths start at its folder")
-    add("--workspace", type=Path, help="where jobs are kept until they are done (default: beside the list)")
-    add(
-        "--workers", type=int, default=1, help="processes that do jobs, each with its own models (default: %(default)s)"
-    )
-    add("--devices", nargs="+", default=["auto"], help="cuda:0 cuda:1 ...; workers take them in turn (default: auto)")
-    add("--model", default="auto", help="for rows that name none (default: the best present)")
-    add("--job_timeout_seconds", type=float, default=21600, help="time that a job may take (default: %(default)s)")
+    add("--workspace", type=Path, help="folder of the jobs until they are done (default: beside the list)")
+    add("--job_timeout_seconds", type=float, default=21600, help="longest duration of a job (default: %(default)s)")
+    add_worker_arguments(parser)
+    add_option_arguments(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do the list; returns how many rows are not done."""
+    """Run the list; returns the number of rows that are not done."""
     from latentsync.serving.batch import FAILED, Batch, Fate, read_list
     from latentsync.serving.service import JobService
-    from latentsync.serving.settings import ServingSettings
 
-    rows = read_list(options.list)
+    defaults = given_options(options)
+    try:
+        parse_options(defaults)
+    except OptionError as error:
+        if error.names:  # else a row may give what is missing
+            raise
+    rows = read_list(options.list, defaults)
     settings = ServingSettings(
         options.workspace or options.list.with_name(f"{options.list.stem}.work"),
         workers=max(1, options.workers),
         devices=tuple(options.devices),
-        model=options.model,
+        dtype=options.dtype,
         job_timeout_seconds=options.job_timeout_seconds,
     )
     told = 0

@@ -12,13 +12,11 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from latentsync.options import AUTO
+from latentsync.serving.settings import GIB, MIB, ServingSettings, add_worker_arguments
 from latentsync.utils.errors import UserError, one_line
 from scripts.inference import stop_on_signals
-
-if TYPE_CHECKING:
-    from latentsync.serving.settings import ServingSettings
 
 KEY_VARIABLE = "LATENTSYNC_API_KEY"
 MIN_KEY = 16  # characters
@@ -50,11 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("jobs").add_argument
     add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
-    add("--model", default="auto", help="for jobs that name none: a name that /v1/models lists (default: the best)")
-    add(
-        "--workers", type=int, default=1, help="processes that do jobs, each with its own models (default: %(default)s)"
-    )
-    add("--devices", nargs="+", default=["auto"], help="cuda:0 cuda:1 ...; workers take them in turn (default: auto)")
+    add("--model", default=AUTO, help="model of jobs that name none, see /v1/models (default: the best present)")
     add("--max_models", type=int, default=2, help="models that a worker keeps loaded (default: %(default)s)")
     add("--max_queue", type=int, default=1000, help="jobs that may wait (default: %(default)s)")
     add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")
@@ -68,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=50,
         help="GiB of the workspace; beyond it the oldest go (default: %(default)s)",
     )
-    add("--ray_address", help="of a Ray cluster that does the jobs, see docs/serving.md")
+    add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
+    add_worker_arguments(parser)
     return parser
 
 
@@ -97,15 +92,15 @@ def check_exposure(host: str, key: str | None, no_auth: bool) -> bool:
     return local
 
 
-def build_settings(options: argparse.Namespace) -> "ServingSettings":
+def build_settings(options: argparse.Namespace) -> ServingSettings:
     from latentsync.serving.models import find_model
-    from latentsync.serving.settings import GIB, MIB, ServingSettings
 
     find_model(options.model)
     return ServingSettings(
         workspace=options.workspace,
         workers=options.workers,
         devices=tuple(options.devices),
+        dtype=options.dtype,
         model=options.model,
         max_models=options.max_models,
         max_queue=options.max_queue,

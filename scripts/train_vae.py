@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from latentsync.data.clips import read_fileslist, read_frames
+from latentsync.options import DEFAULT_SEED
 from latentsync.training.linear_vae import fit_patch_code, set_decoder, set_encoder
 from latentsync.utils.errors import UserError
 
@@ -47,7 +48,7 @@ class VaeTrainingConfig:
     crop_share: float = 0.8
     frames_per_person: int = 900
     lr: float = 1e-3
-    seed: int = 1247
+    seed: int = DEFAULT_SEED
     log_steps: int = 50
 
 

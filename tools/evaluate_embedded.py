@@ -23,6 +23,7 @@ from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.metrics.sync import SyncScorer
 from latentsync.models.perceptual import LPIPS, VGG16
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
+from latentsync.options import DEFAULT_SEED
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT, SYNCNET, entry, project_path
@@ -92,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_clips", type=int, default=16, help="clips the model runs on, 0 for all (default: %(default)s)")
     add("--max_silence_clips", type=int, default=8, help="of these, for the silence test (default: %(default)s)")
     add("--max_frames", type=int, default=75, help="frames of a clip the model runs on (default: %(default)s)")
-    add("--seed", type=int, default=1247, help="of the noise (default: %(default)s)")
+    add("--seed", type=int, default=DEFAULT_SEED, help="random seed (default: %(default)s)")
     add("--device", help="cuda, cuda:N, mps or cpu (default: the best there is)")
     return parser
 

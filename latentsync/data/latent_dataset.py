@@ -15,6 +15,7 @@ from latentsync.data.encoded_clips import EncodedClip
 from latentsync.data.silent_runs import SilentRuns
 from latentsync.data.sound import MelReader, frame_tokens
 from latentsync.data.windows import draw_start_and_reference
+from latentsync.options import DEFAULT_SEED
 
 
 class LatentClipDataset(ClipDataset):
@@ -42,7 +43,7 @@ class LatentClipDataset(ClipDataset):
         clips: Sequence[EncodedClip],
         audio_feat_length: Sequence[int],
         num_frames: int,
-        seed: int = 1247,
+        seed: int = DEFAULT_SEED,
         *,
         fps: float = 25.0,
         mels: MelReader | None = None,

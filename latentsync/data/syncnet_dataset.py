@@ -16,6 +16,7 @@ from latentsync.data.encoded_clips import EncodedClip
 from latentsync.data.sound import SoundReader, SoundTrack
 from latentsync.data.windows import draw_shifted, spread_start
 from latentsync.models.syncnet_input import lower_half
+from latentsync.options import DEFAULT_SEED
 from latentsync.utils.augment_config import AugmentConfig
 from latentsync.utils.errors import UserError
 
@@ -54,7 +55,7 @@ class SyncNetDataset(ClipDataset):
         clips: Sequence[Clip],
         sound: SoundReader,
         num_frames: int = 16,
-        seed: int = 1247,
+        seed: int = DEFAULT_SEED,
         *,
         resolution: int | None = None,
         use_lower_half: bool = True,

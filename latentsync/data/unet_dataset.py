@@ -13,6 +13,7 @@ from latentsync.data.clip_dataset import ClipDataset
 from latentsync.data.clips import Clip, examine_clips, read_frames, to_pixel_values
 from latentsync.data.sound import MelReader
 from latentsync.data.windows import draw_start_and_reference
+from latentsync.options import DEFAULT_SEED
 from latentsync.utils.augment_config import AugmentConfig
 from latentsync.whisper.audio2feature import Audio2Feature
 
@@ -42,7 +43,7 @@ class UNetDataset(ClipDataset):
         clips: Sequence[Clip],
         audio: Audio2Feature,
         mask: Tensor,
-        seed: int = 1247,
+        seed: int = DEFAULT_SEED,
         *,
         fps: float = 25.0,
         mel_cache_dir: str | None = None,

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.insightface_detector import InsightFaceDetector, missing_models
+from latentsync.options import AUTO, DETECTORS
 from latentsync.utils.errors import UserError
 
-DETECTORS = ("auto", "mediapipe", "insightface")
 DEFAULT_MODEL_ROOT = Path(__file__).resolve().parents[2] / "checkpoints" / "auxiliary"
 
 
 def create_detector(
-    name: str = "auto", device: str = "cpu", model_root: str | Path | None = None, static: bool = False
+    name: str = AUTO, device: str = "cpu", model_root: str | Path | None = None, static: bool = False
 ) -> FaceDetector:
     """Build a detector.
 
@@ -28,7 +28,7 @@ def create_detector(
     root = Path(model_root) if model_root is not None else DEFAULT_MODEL_ROOT
     if name not in DETECTORS:
         raise UserError(f"face detector {name!r} is unknown: choose one of {', '.join(DETECTORS)}")
-    if name == "insightface" or (name == "auto" and not missing_models(root)):
+    if name == "insightface" or (name == AUTO and not missing_models(root)):
         return InsightFaceDetector(model_root=root, device=device)
     # Loading MediaPipe takes a second that InsightFace's users need not wait.
     from latentsync.faces.mediapipe_detector import MediaPipeDetector

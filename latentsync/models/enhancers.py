@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentsync.models.gfpgan import FaceRestorer
 from latentsync.models.rrdbnet import FaceUpscaler
+from latentsync.options import ENHANCERS
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ _OPENERS: dict[str, Callable[[], FaceEnhancer]] = {
     "realesrgan": FaceUpscaler.from_pretrained,
     "gfpgan": FaceRestorer.from_pretrained,
 }
-ENHANCERS = tuple(_OPENERS)
 
 
 def open_enhancer(name: str) -> FaceEnhancer:

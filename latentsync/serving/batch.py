@@ -1,4 +1,4 @@
-"""Lists of jobs, done one after the other through the job service, so that a run that is stopped goes on later."""
+"""Run lists of jobs through the job service; an interrupted run can be resumed."""
 
 import csv
 import hashlib
@@ -6,18 +6,17 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Any
 
 from latentsync.data.cache import file_digest
 from latentsync.media.paths import check_input_path, check_output_path
+from latentsync.options import OPTIONS, RENAMED, GenerationOptions, OptionError, parse_options
 from latentsync.serving.jobs import InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
-from latentsync.serving.options import JobOptions
 from latentsync.serving.service import JobService
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.files import staged_output, write_text
 
 logger = logging.getLogger(__name__)
@@ -30,13 +29,13 @@ DONE, KEPT, FAILED = "done", "kept", "failed"
 
 @dataclass(frozen=True)
 class BatchRow:
-    """A line of the list. audio is None for a row that asks for frame interpolation alone."""
+    """A line of the list. audio is None for a row that only interpolates frames."""
 
     line: int
     video: Path
     audio: Path | None
     out: Path
-    options: JobOptions
+    options: GenerationOptions
 
     @property
     def kind(self) -> JobKind:
@@ -44,14 +43,16 @@ class BatchRow:
 
     def files(self) -> dict[str, tuple[str, Path]]:
         """As `JobService.submit` takes them."""
-        given = {"video": self.video} | ({} if self.audio is None else {"audio": self.audio})
-        return {role: (path.name, path) for role, path in given.items()}
+        paths = {"video": self.video}
+        if self.audio is not None:
+            paths |= {"audio": self.audio, "mask": self.options.mask_image_path}
+        return {role: (path.name, path) for role, path in paths.items() if path is not None}
 
     def key(self) -> str:
-        """Names what the result is made of: contents and options, and where it goes. Raises UserError for files that
-        cannot be read."""
+        """Identifies the result: contents of the files, options, output. Raises UserError for unreadable files."""
         parts = [file_digest(path) for _, path in self.files().values()]
-        text = json.dumps([self.kind, *parts, str(self.out.absolute()), self.options.model_dump()])
+        options = self.options.model_dump(exclude_defaults=True, exclude={"mask_image_path"})
+        text = json.dumps([self.kind, *parts, str(self.out.absolute()), options])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -65,13 +66,14 @@ class Fate:
     seconds: float = 0.0
 
 
-def read_list(path: Path) -> list[BatchRow]:
+def read_list(path: Path, defaults: Mapping[str, Any] | None = None) -> list[BatchRow]:
     """Rows of a CSV with the columns video, audio, out and any of the options; relative paths start at its folder.
 
-    A row without an audio interpolates the frames of its video. An empty cell stands for the option's default.
+    A row without audio only interpolates the frames of its video. An empty cell means the value in `defaults`, else the
+    option's own default.
 
     Raises:
-        UserError: the list is not readable or a row is wrong; the line is named.
+        UserError: the list is not readable, or a row is not valid; the message names the line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -82,30 +84,33 @@ def read_list(path: Path) -> list[BatchRow]:
         raise UserError(f"{path}: no such list; write a CSV with the columns {', '.join(FILES)}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
-    known = {*FILES, *JobOptions.model_fields}
-    if not {"video", "out"} <= set(names) or set(names) - known:
-        unknown = ", ".join(sorted(map(str, set(names) - known)))
-        problem = f"unknown columns {unknown}" if unknown else "the columns video and out are needed"
-        raise UserError(f"{path}: {problem}; known are {', '.join((*FILES, *JobOptions.model_fields))}")
-    found = [_read_row(row, line, path) for line, row in rows]
+    known = (*FILES, *OPTIONS)
+    unknown = sorted(str(name) for name in names if name not in known and name not in RENAMED)
+    if unknown or not {"video", "out"} <= set(names):
+        problem = f"unknown columns {', '.join(unknown)}" if unknown else "the columns video and out are needed"
+        near = did_you_mean(unknown[0], known) if unknown else ""
+        raise UserError(f"{path}: {problem}{near or '; the columns are ' + ', '.join(known)}")
+    found = [_read_row(row, line, path, defaults or {}) for line, row in rows]
     if not found:
         raise UserError(f"{path}: the list has no rows")
     _refuse_equal_outputs(found, path)
     return found
 
 
-def _read_row(cells: dict[str, str | None], line: int, path: Path) -> BatchRow:
+def _read_row(cells: dict[str, str | None], line: int, path: Path, defaults: Mapping[str, Any]) -> BatchRow:
     if None in cells:
         raise UserError(f"{path}: line {line} has more cells than columns; put names that hold commas in quotes")
     values = {name: (cell or "").strip() for name, cell in cells.items()}
     for name in ("video", "out"):
         if not values[name]:
             raise UserError(f"{path}: line {line} has no {name}")
+    given = {RENAMED.get(name, name): value for name, value in values.items() if value and name not in FILES}
+    if "mask_image_path" in given:
+        given["mask_image_path"] = path.parent / given["mask_image_path"]
     try:
-        options = JobOptions(**{name: value for name, value in values.items() if value and name not in FILES})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: line {line}, {first['loc'][0]}: {first['msg']}") from error
+        options = parse_options({**defaults, **given})
+    except OptionError as error:
+        raise UserError(f"{path}: line {line}: {error}") from error
     out = path.parent / values["out"]
     if out.suffix.lower() != ".mp4":
         raise UserError(f"{path}: line {line}: {values['out']} must end in .mp4")
@@ -193,7 +198,7 @@ class Batch:
             return None
         row.out.parent.mkdir(parents=True, exist_ok=True)
         check_output_path(row.out, [path for _, path in row.files().values()])
-        job = self.service.submit(row.kind, row.files(), row.options)
+        job = self.service.submit(row.kind, row.files(), row.options.model_copy(update={"mask_image_path": None}))
         self._note(key, {"job": job.id})
         return job.id
 

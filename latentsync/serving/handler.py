@@ -1,4 +1,4 @@
-"""What is done for a job: the one place where its options become arguments. Local workers and Ray call it alike."""
+"""Run a job, on a local worker or on a Ray replica."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Protocol
 
 import torch
 
+from latentsync.generation import call_arguments
 from latentsync.media.interpolation import change_frame_rate
+from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind
 from latentsync.serving.models import ModelCache
-from latentsync.serving.options import JobOptions
 from latentsync.utils.errors import UserError
 
 DEFAULT_TARGET_FPS = 50.0
@@ -20,7 +21,7 @@ class Runner(Protocol):
     """Does jobs for a worker: here (`LocalRunner`) or elsewhere (`latentsync.serving.ray_serve.RayRunner`)."""
 
     def __call__(
-        self, kind: JobKind, options: JobOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
+        self, kind: JobKind, options: GenerationOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
     ) -> None:
         """As `run_job`."""
 
@@ -35,7 +36,7 @@ class LocalRunner:
         self.cache, self.max_seconds = cache, max_seconds
 
     def __call__(
-        self, kind: JobKind, options: JobOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
+        self, kind: JobKind, options: GenerationOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
     ) -> None:
         run_job(kind, options, files, out, self.cache, on_progress, max_seconds=self.max_seconds)
 
@@ -45,7 +46,7 @@ class LocalRunner:
 
 def run_job(
     kind: JobKind,
-    options: JobOptions,
+    options: GenerationOptions,
     files: Mapping[str, Path],
     out: Path,
     models: ModelCache,
@@ -56,13 +57,13 @@ def run_job(
     """Write the result of a job to `out` (.mp4), whole or not at all.
 
     Args:
-        files: by role: video, and for lip-sync audio.
+        files: by role, see `JobKind`.
         models: where pipelines are kept between jobs.
         on_progress: on_progress(stage, done, total) in frames; an exception in it stops the job and goes to the caller.
         max_seconds: longest result; the header of an upload may say less than is in it.
 
     Raises:
-        UserError: anything the user can mend, in one line.
+        UserError: anything the user can fix, in one line.
     """
     on_progress("loading", 0, 0)
     if kind is JobKind.INTERPOLATE:
@@ -79,11 +80,12 @@ def run_job(
         _lipsync(options, files, out, models, on_progress, max_seconds)
     except torch.OutOfMemoryError as error:
         models.clear()
-        raise UserError("the GPU ran out of memory; take a smaller model, or try again when it is less busy") from error
+        remedy = "turn on vram_efficient, use a smaller model, or try again when the GPU is less busy"
+        raise UserError(f"the GPU ran out of memory; {remedy}") from error
 
 
 def _lipsync(
-    options: JobOptions,
+    options: GenerationOptions,
     files: Mapping[str, Path],
     out: Path,
     models: ModelCache,
@@ -91,30 +93,7 @@ def _lipsync(
     max_seconds: float | None,
 ) -> None:
     pipeline = models.get(options)
-    limits = [seconds for seconds in (options.preview_seconds, max_seconds) if seconds is not None]
-    pipeline(
-        files["video"],
-        files["audio"],
-        out,
-        num_inference_steps=options.inference_steps,
-        guidance_scale=options.guidance_scale,
-        generator=_generator(options.seed),
-        face=options.face,
-        detector=options.detector,
-        keep_fps=options.keep_fps,
-        on_short_video=options.on_short_video,
-        crf=options.crf,
-        sharpness_factor=options.sharpness_factor,
-        solver=options.solver,
-        interpolate=options.interpolate,
-        max_seconds=min(limits, default=None),
-        on_progress=on_progress,
-    )
-
-
-def _generator(seed: int) -> torch.Generator:
-    generator = torch.Generator()
-    if seed == -1:
-        generator.seed()
-        return generator
-    return generator.manual_seed(seed)
+    limits = [seconds for seconds in (options.max_seconds, max_seconds) if seconds is not None]
+    given = {"mask_image_path": files.get("mask"), "max_seconds": min(limits, default=None)}
+    arguments = call_arguments(options.model_copy(update=given))
+    pipeline(files["video"], files["audio"], out, on_progress=on_progress, **arguments)

@@ -26,7 +26,7 @@ MAX_GAP_SECONDS = 3600  # a longer jump of the time stamps is a new start, not a
 
 
 def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings: ServingSettings) -> None:
-    """Refuse a job whose files are not what its kind needs, or too large.
+    """Refuse a job whose files do not suit its kind, or are too large.
 
     files: role -> (name the user gave, where it is). Messages name files as the user did.
 
@@ -37,8 +37,8 @@ def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings
         if role not in files:
             raise UserError(f"a {kind.value} job needs {' and '.join(kind.roles)}; {role} is missing")
     for role in files:
-        if role not in kind.roles:
-            raise UserError(f"a {kind.value} job takes {' and '.join(kind.roles)}, not {role}")
+        if role not in kind.roles + kind.optional_roles:
+            raise UserError(f"a {kind.value} job takes {', '.join(kind.roles + kind.optional_roles)}, not {role}")
     for role, (name, path) in files.items():
         inspect_file(role, name, path, settings)
 
@@ -63,6 +63,9 @@ def shown(name: str) -> str:
 
 def _inspect(path: Path, role: str, settings: ServingSettings) -> None:
     check_input_path(path, role)
+    if role == "mask":
+        _check_mask(path, settings)
+        return
     if role != "audio" and _is_accepted_image(path, settings):
         return
     with open_input(path, role) as container:
@@ -81,15 +84,27 @@ def _is_accepted_image(path: Path, settings: ServingSettings) -> bool:
         _check_pixels(path, animation.width, animation.height, settings.max_pixels)
         _check_seconds(path, Fraction(sum(animation.durations), 1000), settings.max_video_seconds)
         return True
+    if (size := _image_size(path, settings)) is not None:
+        _check_pixels(path, *size, settings.max_pixels)
+    return False
+
+
+def _check_mask(path: Path, settings: ServingSettings) -> None:
+    size = _image_size(path, settings)
+    if size is None:
+        raise UserError(f"{path}: not an image file that can be read")
+    _check_pixels(path, *size, settings.max_pixels)
+
+
+def _image_size(path: Path, settings: ServingSettings) -> tuple[int, int] | None:
+    """(width, height) of an image that Pillow knows; None for anything else, most likely a video."""
     try:
         with open_image(path) as image:
-            size = image.size
+            return image.size
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: has far more than the accepted {settings.max_pixels} pixels") from error
-    except IMAGE_ERRORS:  # not an image that Pillow knows, so most likely a video
-        return False
-    _check_pixels(path, *size, settings.max_pixels)
-    return False
+    except IMAGE_ERRORS:
+        return None
 
 
 def _check_pixels(path: Path, width: int, height: int, most: int) -> None:

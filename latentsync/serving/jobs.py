@@ -1,11 +1,13 @@
-"""A job as everybody sees it."""
+"""A job as the service presents it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from latentsync.serving.options import JobOptions
+from latentsync.options import GenerationOptions
 from latentsync.utils.errors import UserError
+
+ROLES = ("video", "audio", "mask")  # of the files that a job may take
 
 
 class JobState(StrEnum):
@@ -17,18 +19,23 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether a job in this state changes no more, unless it is retried."""
+        """Whether the job has ended; only a retry changes it then."""
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
 class JobKind(StrEnum):
-    LIPSYNC = "lipsync"  # roles: video, audio
-    INTERPOLATE = "interpolate"  # roles: video
+    LIPSYNC = "lipsync"
+    INTERPOLATE = "interpolate"
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The files that a job of this kind is given."""
+        """The files that a job of this kind needs."""
         return ("video", "audio") if self is JobKind.LIPSYNC else ("video",)
+
+    @property
+    def optional_roles(self) -> tuple[str, ...]:
+        """The files that it may be given as well."""
+        return ("mask",) if self is JobKind.LIPSYNC else ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Job:
     id: str
     kind: JobKind
     state: JobState
-    options: JobOptions
+    options: GenerationOptions
     inputs: dict[str, str]
     created: float
     started: float | None = None

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
+from latentsync.generation import load_arguments
 from latentsync.loading import ModelPaths, load_pipeline, pick_device
 from latentsync.models.unet_config import UNetConfig
+from latentsync.options import AUTO, GenerationOptions
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.serving.options import JobOptions
 from latentsync.utils.config import load_unet_config
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.registry import GB, PROJECT_ROOT, REGISTRY, default_name, model_names
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
 OWN_MODEL_GB = 18.0  # what a checkpoint of the user's own may need: as much as the largest registered one
 TRAINED_FOLDERS = ("checkpoints", "output")  # where checkpoints of the user's own are looked for
 RUN_CONFIG = "config.yaml"
@@ -68,7 +68,8 @@ def find_model(name: str, default: str = AUTO) -> ModelChoice | None:
         return None
     found = {choice.name: choice for choice in list_models()}
     if name not in found:
-        raise UserError(f"model {name!r} is not here; choose one of auto, {', '.join(found)}")
+        near = did_you_mean(name, found) or f"; choose one of auto, {', '.join(found)}"
+        raise UserError(f"model {name!r} is not present{near}")
     return found[name]
 
 
@@ -76,18 +77,24 @@ def find_lora(name: str) -> Path:
     """The adapter of that name. Raises UserError where there is none."""
     found = {choice.name: choice.path for choice in list_loras()}
     if name not in found:
-        raise UserError(f"adapter {name!r} is not here; there are: {', '.join(found) or 'none'}")
+        near = did_you_mean(name, found) or f"; choose one of: {', '.join(found) or 'none'}"
+        raise UserError(f"adapter {name!r} is not present{near}")
     return found[name]
 
 
 class ModelCache:
-    """Pipelines that were used last, on one device; thread-safe use is up to the caller.
+    """The most recently used pipelines, on one device. Not thread-safe.
 
-    device: auto, cpu, cuda, cuda:N, mps. most: pipelines kept. default: what "auto" in a job's options means.
+    Args:
+        device: auto, cpu, cuda, cuda:N, mps.
+        most: number of pipelines kept.
+        default: what "auto" in a job's options means.
+        dtype: float32, float16 or bfloat16; None for what suits the device.
     """
 
-    def __init__(self, device: str = AUTO, most: int = 2, default: str = AUTO) -> None:
+    def __init__(self, device: str = AUTO, most: int = 2, default: str = AUTO, dtype: str | None = None) -> None:
         self.device, self.most, self.default = pick_device(device), most, default
+        self.dtype = None if dtype is None else getattr(torch, dtype)
         self._loaded: OrderedDict[tuple, LipsyncPipeline] = OrderedDict()
 
     @property
@@ -95,30 +102,28 @@ class ModelCache:
         """Models that are loaded, the one used last at the end."""
         return tuple(key[0] for key in self._loaded)
 
-    def get(self, options: JobOptions) -> LipsyncPipeline:
+    def get(self, options: GenerationOptions) -> LipsyncPipeline:
         """The pipeline that a job asks for. Raises UserError where it cannot be loaded."""
         choice = find_model(options.model, self.default)
         name = default_name(self.device)[0] if choice is None else choice.name
-        key = (name, options.lora, options.match_colour, options.enable_upscale)
+        arguments = load_arguments(options) | {
+            "name_or_paths": choice.paths if choice is not None and choice.paths is not None else name,
+            "lora": None if options.lora is None else find_lora(options.lora),
+        }
+        key = (name, *arguments.values())
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key]
         registered = REGISTRY.get(name)
         self._make_room(registered.model.memory_gb if registered and registered.model else OWN_MODEL_GB)
-        pipeline = load_pipeline(
-            choice.paths if choice is not None and choice.paths is not None else name,
-            str(self.device),
-            match_colour=options.match_colour,
-            upscale=options.enable_upscale,
-            lora=None if options.lora is None else find_lora(options.lora),
-        )
+        pipeline = load_pipeline(device=str(self.device), dtype=self.dtype, **arguments)
         self._loaded[key] = pipeline
         return pipeline
 
     def _make_room(self, needed_gb: float) -> None:
         while self._loaded and (len(self._loaded) >= self.most or self._free_gb() < needed_gb):
             key, _ = self._loaded.popitem(last=False)
-            logger.info("model %s is let go", key[0])
+            logger.info("unloaded model %s", key[0])
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -127,7 +132,7 @@ class ModelCache:
         return torch.cuda.mem_get_info(self.device)[0] / GB if self.device.type == "cuda" else float("inf")
 
     def clear(self) -> None:
-        """Let go of everything, after the device ran out of memory for example."""
+        """Unload all pipelines, for example after running out of memory."""
         self._loaded.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -15,10 +15,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from latentsync.options import AUTO, DTYPES, GenerationOptions
 from latentsync.serving.handler import OnProgress, run_job
 from latentsync.serving.jobs import JobKind
 from latentsync.serving.models import ModelCache
-from latentsync.serving.options import JobOptions
 from latentsync.serving.settings import ServingSettings
 from latentsync.utils.errors import UserError
 
@@ -44,19 +44,24 @@ class LipsyncReplica:
     """One process with models on one machine; does one job at a time.
 
     Args:
-        device: for the models. max_models: pipelines kept. model: what "auto" means. max_seconds: longest result.
+        device, max_models, model, dtype: as `ModelCache`. max_seconds: longest result.
     """
 
     def __init__(
-        self, device: str = "auto", max_models: int = 2, model: str = "auto", max_seconds: float | None = None
+        self,
+        device: str = AUTO,
+        max_models: int = 2,
+        model: str = AUTO,
+        max_seconds: float | None = None,
+        dtype: str | None = None,
     ):
         logging.basicConfig(level=logging.INFO)
-        self.cache, self.max_seconds = ModelCache(device, max_models, model), max_seconds
+        self.cache, self.max_seconds = ModelCache(device, max_models, model, dtype), max_seconds
 
     def run(self, kind: str, options: str, files: Mapping[str, tuple[str, bytes]]) -> Iterator[Message]:
         """Do a job; yields progress, then the result in pieces, or one error for the user.
 
-        files: role -> (file name, content). options: JSON of `JobOptions`.
+        files: role -> (file name, content). options: JSON of `GenerationOptions`.
         """
         with tempfile.TemporaryDirectory(prefix="latentsync-job-") as folder:
             paths = {}
@@ -64,9 +69,11 @@ class LipsyncReplica:
                 paths[role] = Path(folder) / name
                 paths[role].write_bytes(content)
             out = Path(folder) / "result.mp4"
-            yield from self._follow(JobKind(kind), JobOptions.model_validate_json(options), paths, out)
+            yield from self._follow(JobKind(kind), GenerationOptions.model_validate_json(options), paths, out)
 
-    def _follow(self, kind: JobKind, options: JobOptions, paths: Mapping[str, Path], out: Path) -> Iterator[Message]:
+    def _follow(
+        self, kind: JobKind, options: GenerationOptions, paths: Mapping[str, Path], out: Path
+    ) -> Iterator[Message]:
         """The job runs in a thread; what it reports is passed on. Ends the job when nobody listens any more."""
         messages: queue.Queue[Message | None] = queue.Queue()
         gone = threading.Event()
@@ -120,7 +127,7 @@ class RayRunner:
             ) from error
 
     def __call__(
-        self, kind: JobKind, options: JobOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
+        self, kind: JobKind, options: GenerationOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
     ) -> None:
         contents = {role: (path.name, path.read_bytes()) for role, path in files.items()}
         stream = self._handle.remote(kind.value, options.model_dump_json(), contents)
@@ -171,11 +178,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--replicas", type=int, default=1, help="processes that do jobs (default: %(default)s)")
     parser.add_argument("--gpus", type=float, default=0, help="of each replica (default: %(default)s)")
     parser.add_argument("--cpus", type=float, default=1, help="of each replica (default: %(default)s)")
-    parser.add_argument("--model", default="auto", help="for jobs that name none (default: the best present)")
+    parser.add_argument("--model", default=AUTO, help="model of jobs that name none (default: the best present)")
+    parser.add_argument("--dtype", choices=DTYPES, help="precision of the models (default: by device)")
     options = parser.parse_args(argv)
     try:
         connect(options.address)
-        deploy(options.replicas, options.gpus, options.cpus, model=options.model)
+        deploy(options.replicas, options.gpus, options.cpus, model=options.model, dtype=options.dtype)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from latentsync.options import GenerationOptions
 from latentsync.serving.inspection import inspect_files, shown
 from latentsync.serving.jobs import (
     InsufficientSpace,
@@ -20,12 +21,12 @@ from latentsync.serving.jobs import (
     WrongState,
 )
 from latentsync.serving.models import find_lora, find_model
-from latentsync.serving.options import JobOptions
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.store import JobStore, Row
 from latentsync.serving.supervisor import Supervisor
 from latentsync.serving.thumbnails import write_thumbnail
 from latentsync.serving.workspace import THUMBNAIL, Workspace
+from latentsync.utils.errors import UserError
 from latentsync.utils.sandbox import shut_down
 
 logger = logging.getLogger(__name__)
@@ -82,18 +83,20 @@ class JobService:
     # Jobs
 
     def submit(
-        self, kind: JobKind, files: Mapping[str, tuple[str, Path]], options: JobOptions, *, move: bool = False
+        self, kind: JobKind, files: Mapping[str, tuple[str, Path]], options: GenerationOptions, *, move: bool = False
     ) -> Job:
         """Look at the files, take them into the workspace and queue the job.
 
         Args:
-            files: role (video, audio) -> (name to show, where the file is).
+            files: role (video, audio, mask) -> (name to show, where the file is).
             move: the files may be moved away, as uploads may.
 
         Raises:
             UserError: the files or the model are not usable.
             QueueFull, InsufficientSpace: try again later.
         """
+        if options.mask_image_path is not None:
+            raise UserError("mask_image_path: a job takes no paths; upload the image as the file mask")
         inspect_files(kind, files, self.settings)
         if kind is JobKind.LIPSYNC:
             find_model(options.model, self.settings.model)

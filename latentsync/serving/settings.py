@@ -1,8 +1,10 @@
-"""Where a service works and how much it may take. Environment and command lines fill these in."""
+"""The settings of a job service, and the command-line arguments that fill them in."""
 
+import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from latentsync.options import AUTO, DTYPES
 from latentsync.utils.errors import UserError
 
 GIB, MIB = 2**30, 2**20
@@ -15,6 +17,7 @@ class ServingSettings:
     workspace: folder that holds the queue, uploads and results; nothing outside it is written.
     workers: processes that run jobs; 0 for a process that only submits and looks.
     devices: of the workers in turn: auto, cpu, cuda, cuda:0, ...
+    dtype: precision of the models: float32, float16, bfloat16; None for what suits the device.
     model: what "auto" in a job's options means.
     max_models: pipelines a worker keeps loaded.
     max_queue: jobs that may wait.
@@ -30,8 +33,9 @@ class ServingSettings:
 
     workspace: Path
     workers: int = 1
-    devices: tuple[str, ...] = ("auto",)
-    model: str = "auto"
+    devices: tuple[str, ...] = (AUTO,)
+    dtype: str | None = None
+    model: str = AUTO
     max_models: int = 2
     max_queue: int = 1000
     max_upload_bytes: int = 2 * GIB
@@ -59,9 +63,19 @@ class ServingSettings:
         for name in (*times, "keep_results_hours", "upload_hours"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.dtype not in (None, *DTYPES):
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if self.min_free_bytes < 0:
             raise UserError(f"min_free_bytes must be 0 or more, not {self.min_free_bytes}")
 
     def as_plain(self) -> dict:
-        """Values that JSON holds; `ServingSettings(**plain)` is the same again."""
+        """JSON-compatible values; `ServingSettings(**plain)` restores them."""
         return asdict(self) | {"workspace": str(self.workspace), "devices": list(self.devices)}
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments for the worker processes: `--workers`, `--devices`, `--dtype`."""
+    add = parser.add_argument_group("workers").add_argument
+    add("--workers", type=int, default=1, help="number of processes, each with its own models (default: %(default)s)")
+    add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
+    add("--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)")

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentsync.options import GenerationOptions, read_stored
 from latentsync.serving.jobs import JobKind, JobState
-from latentsync.serving.options import JobOptions
 from latentsync.utils.errors import UserError
 
 BUSY_SECONDS = 30.0
@@ -72,7 +72,7 @@ class Row:
     id: str
     kind: JobKind
     state: JobState
-    options: JobOptions
+    options: GenerationOptions
     inputs: dict[str, str]
     files: dict[str, str]
     created: float
@@ -97,7 +97,7 @@ class Row:
         values = dict(row)
         for name in ("inputs", "files"):
             values[name] = json.loads(values[name])
-        values["options"] = JobOptions.model_validate_json(values["options"])
+        values["options"] = read_stored(values["options"])
         values |= {"kind": JobKind(values["kind"]), "state": JobState(values["state"])}
         return cls(**values | {"expired": bool(values["expired"]), "cancel": bool(values["cancel"])})
 
@@ -148,7 +148,13 @@ class JobStore:
     # What users do
 
     def add(
-        self, job_id: str, kind: JobKind, options: JobOptions, inputs: dict[str, str], files: dict[str, str], most: int
+        self,
+        job_id: str,
+        kind: JobKind,
+        options: GenerationOptions,
+        inputs: dict[str, str],
+        files: dict[str, str],
+        most: int,
     ) -> bool:
         """Queue a job; False, and nothing done, where `most` jobs wait already."""
         with self._write() as db:

@@ -238,7 +238,9 @@ def main(argv: list[str]) -> int:
 def make_runner(settings: ServingSettings, device: str) -> Runner:
     """Models in this process, or on the machines of a Ray cluster where the settings name one."""
     if settings.ray_address is None:
-        return LocalRunner(ModelCache(device, settings.max_models, settings.model), settings.max_audio_seconds)
+        return LocalRunner(
+            ModelCache(device, settings.max_models, settings.model, settings.dtype), settings.max_audio_seconds
+        )
     from latentsync.serving.ray_serve import RayRunner  # an optional extra
 
     return RayRunner(settings)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from latentsync.serving.jobs import ROLES
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -77,10 +78,10 @@ class Workspace:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def clear_attempt(self, job_id: str) -> None:
-        """Delete what a broken attempt left beside the inputs."""
+        """Delete files that a failed attempt left beside the inputs."""
         folder = self.folder(job_id)
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.stem not in ("video", "audio"):
+            if path.stem not in ROLES:
                 path.unlink(missing_ok=True)
 
     def sweep_uploads(self, hours: float) -> None:

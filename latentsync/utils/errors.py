@@ -1,4 +1,7 @@
-"""The one error type that the user can fix."""
+"""The error type for problems that the user can fix."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -13,3 +16,10 @@ class UserError(Exception):
 def one_line(text: object) -> str:
     """A message as it is printed: the file names in it may hold line breaks, and bytes that are no text."""
     return str(text).replace("\n", "\\n").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def did_you_mean(word: object, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a message about an unknown word: the most similar known one; empty where none is similar."""
+    word, known = str(word).lower(), list(known)
+    near = difflib.get_close_matches(word, known, n=1) or [name for name in known if len(word) > 2 and word in name]
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from latentsync.utils.errors import UserError
+from latentsync.utils.errors import UserError, did_you_mean
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS_DIR = PROJECT_ROOT / "checkpoints"
@@ -233,7 +233,8 @@ def entry(name: str) -> Entry:
         UserError: there is none.
     """
     if name not in REGISTRY:
-        raise UserError(f"unknown checkpoint {name!r}; choose one of {', '.join(REGISTRY)}")
+        near = did_you_mean(name, REGISTRY) or f"; choose one of {', '.join(REGISTRY)}"
+        raise UserError(f"unknown model or checkpoint {name!r}{near}")
     return REGISTRY[name]
 
 

@@ -10,12 +10,13 @@ import pytest
 
 import latentsync
 from eval import inference_videos
-from eval.inference_videos import BatchInference, InferenceSettings, main
+from eval.inference_videos import BatchInference, main
 from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
+from latentsync.options import GenerationOptions
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import tone, write_audio, write_clip
 
@@ -56,7 +57,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def pipeline(monkeypatch) -> Copies:
     made, opened = Copies(), []
-    monkeypatch.setattr(latentsync, "load_pipeline", lambda *args: opened.append(args) or made)
+    monkeypatch.setattr(latentsync, "load_pipeline", lambda **given: opened.append(given) or made)
     made.opened = opened
     return made
 
@@ -116,8 +117,8 @@ def test_a_crash_leaves_no_result_that_is_taken_for_finished(folder, monkeypatch
 
     pair = Pair("first", folder / "ä b.mp4")
     with pytest.raises(MemoryError):
-        list(BatchInference(InferenceSettings("embedded"), folder / "out", Dies)([pair]))
-    rows = list(BatchInference(InferenceSettings("embedded"), folder / "out", Copies)([pair]))
+        list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Dies)([pair]))
+    rows = list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Copies)([pair]))
     assert [row.status for row in rows] == ["done"] and (folder / "out" / "first.mp4").read_bytes() != b"half"
 
 
@@ -133,9 +134,8 @@ def test_two_runs_at_once_and_folders_that_cannot_be_written(folder, pipeline, c
 
 
 def test_lists_and_models_that_are_wrong(folder, capsys):
-    with pytest.raises(SystemExit) as stop:
-        call(folder, "--model", "unheard")
-    assert stop.value.code == 2
+    assert call(folder, "--model", "embeded") == 1
+    assert "did you mean embedded?" in capsys.readouterr().err
     (folder / "list.csv").write_text("video\n")
     assert call(folder) == 1
     assert "has no rows" in capsys.readouterr().err
@@ -143,7 +143,7 @@ def test_lists_and_models_that_are_wrong(folder, capsys):
 
 def test_the_real_pipeline_on_a_tiny_model(media, tiny_files, shared_detector, tmp_path):
     (tmp_path / "list.csv").write_text(f"video,audio,id\n{media / 'clip.mp4'},{media / 'voice.wav'},one\n")
-    settings = InferenceSettings("embedded", inference_steps=1, guidance_scale=1.0)
+    settings = GenerationOptions(model="embedded", inference_steps=1, guidance_scale=1.0)
     opener = partial(load_pipeline, ModelPaths(**vars(tiny_files)), "cpu")
     (row,) = BatchInference(settings, tmp_path / "out", opener)(read_pairs(tmp_path / "list.csv"))
     assert (row.status, row.frames) == ("done", 10) and row.seconds > 0

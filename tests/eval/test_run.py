@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+import latentsync
 from eval import frames, measures, measuring
 from eval import run as command
 from eval.measures import MEASURES
@@ -161,7 +162,7 @@ def test_models_are_run_for_what_is_missing(call, folder, monkeypatch):
         return type("Result", (), {"num_frames": 6})
 
     loaded = []
-    monkeypatch.setattr(command, "load_pipeline", lambda *args: loaded.append(args) or pipeline)
+    monkeypatch.setattr(latentsync, "load_pipeline", lambda **given: loaded.append(given) or pipeline)
     clip(folder / "bad.mp4", 6, tone_seconds=0.24)
     (folder / "list.csv").write_text("video,audio,id\na b.mp4,,first\nbad.mp4,,bad\n")
     assert call("ours=pipeline:embedded", methods=()) == 0

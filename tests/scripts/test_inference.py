@@ -21,6 +21,7 @@ from PIL import Image
 
 from latentsync.models.lora import add_lora, save_lora
 from latentsync.models.unet import UNet3DConditionModel
+from latentsync.options import OPTIONS
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from scripts.inference import INTERRUPTED, build_parser, main, parse_options
 from tests.media.synthetic import tone, write_audio
@@ -28,11 +29,9 @@ from tests.pipelines.scenes import PORTRAIT, clip, picture
 from tests.tiny_model import PROJECT_ROOT, UNET
 from tests.waiting import HANG_SECONDS
 
-OPTIONS = (
-    "video_path audio_path video_out_path temp_dir config model inference_ckpt_path unet_config_path vae_path "
-    "whisper_path scheduler_config_path lora lora_scale device dtype inference_steps guidance_scale seed "
-    "solver enable_deepcache vram_efficient chunk_batch_size match_colour enable_upscale enhancer sharpness_factor crf "
-    "face detector video_fps interpolate max_seconds keep_fps on_short_video mask_image_path quiet"
+ARGUMENTS = (
+    "video_path audio_path video_out_path temp_dir config quiet inference_ckpt_path unet_config_path vae_path "
+    "whisper_path scheduler_config_path device dtype"
 ).split()
 
 
@@ -88,9 +87,9 @@ def test_help_names_every_option(capfd):
         main(["--help"])
     assert exit_.value.code == 0
     shown = capfd.readouterr().out
-    assert [name for name in OPTIONS if f"--{name}" not in shown] == []
+    assert [name for name in (*ARGUMENTS, *OPTIONS) if f"--{name}" not in shown] == []
     actions = {action.dest: action for action in build_parser()._actions}
-    assert set(actions) == {*OPTIONS, "help"} and all(action.help for action in actions.values())
+    assert set(actions) == {*ARGUMENTS, *OPTIONS, "help"} and all(action.help for action in actions.values())
 
 
 @pytest.mark.parametrize(
@@ -98,9 +97,9 @@ def test_help_names_every_option(capfd):
     [
         (["--no_such_option"], "unrecognized arguments: --no_such_option"),
         (["--video"], "unrecognized arguments: --video"),  # no abbreviations: they break when options are added
-        (["--crf", "high"], "argument --crf: invalid int value: 'high'"),
-        (["--model", "huge"], "argument --model: invalid choice: 'huge'"),
-        (["--on_short_video=stop"], "argument --on_short_video: invalid choice"),
+        (["--inference_step=3"], "unrecognized arguments: --inference_step=3; did you mean --inference_steps?"),
+        (["--dtype=half"], "argument --dtype: invalid choice: 'half'"),
+        (["--seed"], "argument --seed: expected one argument"),
         (["--audio_path"], "argument --audio_path: expected one argument"),
         (["--audio_path", "--quiet"], "argument --audio_path: expected one argument"),
     ],
@@ -114,13 +113,14 @@ def test_defaults_are_the_demo():
     options = parse_options([])
     assert options.video_path.is_file() and options.audio_path.is_file()
     assert options.video_out_path == Path("outputs/demo.mp4")
+    options = options.generation
     assert (options.seed, options.crf, options.face, options.keep_fps) == (1247, 18, "largest", False)
 
 
 def test_names_with_a_leading_dash_are_values():
     options = parse_options(["--video_path", "-a.mp4", "--audio_path", "--b.wav", "--seed", "-1", "--quiet"])
     assert (options.video_path, options.audio_path) == (Path("-a.mp4"), Path("--b.wav"))
-    assert options.seed == -1 and options.quiet
+    assert options.generation.seed == -1 and options.quiet
 
 
 def test_config_file(tmp_path):
@@ -128,21 +128,37 @@ def test_config_file(tmp_path):
         "video_path: a b.mp4\nface: 100,200\nkeep_fps: true\nquiet: false\ncrf: 23\nvideo_fps: 30\nmodel: null\n"
     )
     options = parse_options(["--crf", "11", "--config", str(tmp_path / "c.yaml")])
-    assert (options.video_path, options.face, options.video_fps) == (Path("a b.mp4"), "100,200", 30.0)
-    assert (options.keep_fps, options.quiet, options.model) == (True, False, None)
+    assert (options.video_path, options.quiet) == (Path("a b.mp4"), False)
+    options = options.generation
+    assert (options.face, options.video_fps) == ("100,200", 30.0)
+    assert (options.keep_fps, options.model) == (True, "auto")
     assert options.crf == 11  # the command line wins
     assert options.seed == 1247
+
+
+def test_a_file_and_the_command_line_complete_each_other(tmp_path, capfd):
+    (tmp_path / "c.yaml").write_text("enhancer: gfpgan\nmatch_colour: true\n")
+    words = ["--config", str(tmp_path / "c.yaml")]
+    options = parse_options([*words, "--enable_upscale"]).generation
+    assert (options.enhancer, options.match_color) == ("gfpgan", True)
+    assert main(words) == 1 and capfd.readouterr().err.startswith("error: enhancer has no effect without")
+    assert main([*words, "--crf=99"]) == 1 and capfd.readouterr().err.startswith("error: crf must be")
+
+
+def test_the_former_spelling():
+    assert parse_options(["--match_colour"]).generation.match_color
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("crf: high", "crf: invalid int value: 'high'"),
-        ("model: huge", "model: invalid choice: 'huge'"),
+        ("crf: high", "crf must be a whole number from 0 to 51, not 'high'"),
+        ("solver: dpm+", "solver must be one of ddim, dpm++, not 'dpm+'; did you mean dpm++?"),
+        ("dtype: half", "--dtype: invalid choice: 'half'"),
         ("crf: true", "crf must be a single value, not True"),
         ("face: [1, 2]", "face must be a single value"),
         ("keep_fps: maybe", "keep_fps must be true or false, not 'maybe'"),
-        ("vidio_path: a.mp4\nfoo: 1", "unknown options vidio_path, foo"),
+        ("vidio_path: a.mp4\nfoo: 1", "unknown options vidio_path, foo; did you mean video_path?"),
         ("config: other.yaml", "unknown options config"),
         ("help: true", "unknown options help"),
         ("- a\n- b", "holds a list"),
@@ -319,16 +335,19 @@ def test_folders_made_for_an_output_go_again_with_it(cli, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--seed=-2", "--seed must be"),
-        ("--crf=52", "--crf must lie"),
-        ("--chunk_batch_size=0", "--chunk_batch_size must be"),
-        ("--video_fps=nan", "--video_fps must lie"),
-        ("--sharpness_factor=-1", "--sharpness_factor must lie"),
+        ("--seed=-2", "seed must be a whole number from -1 up"),
+        ("--crf=52", "crf must be a whole number from 0 to 51, not '52'"),
+        ("--crf=high", "crf must be a whole number from 0 to 51, not 'high'"),
+        ("--chunk_batch_size=0", "chunk_batch_size must be"),
+        ("--video_fps=nan", "video_fps must be a number from 1 to 120"),
+        ("--sharpness_factor=-1", "sharpness_factor must be"),
+        ("--on_short_video=stop", "on_short_video must be one of loop, freeze, error"),
+        ("--model=embeded", "did you mean embedded?"),
         ("--lora=none.safetensors", "none.safetensors: no such checkpoint"),
-        ("--lora_scale=0.5", "--lora_scale has no effect without --lora"),
-        ("--enhancer=gfpgan", "--enhancer has no effect without --enable_upscale"),
-        ("--inference_steps=1001", "inference steps must be at most 1000"),
-        ("--face=middle", "face selection 'middle'"),
+        ("--lora_scale=0.5", "lora_scale has no effect without lora"),
+        ("--enhancer=gfpgan", "enhancer has no effect without enable_upscale"),
+        ("--inference_steps=1001", "inference_steps must be a whole number from 1 to 100"),
+        ("--face=middle", "face must be largest, left, right, an index"),
         ("--face=7", "no face that is the chosen one (7) was found"),
         ("--device=tpu", "unknown device 'tpu'"),
         ("--temp_dir=/dev/null", "temp dir /dev/null cannot be written to"),

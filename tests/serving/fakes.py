@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from latentsync.options import GenerationOptions
 from latentsync.serving.handler import OnProgress
 from latentsync.serving.jobs import Job, JobKind
-from latentsync.serving.options import JobOptions
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.worker import Worker
@@ -36,7 +36,7 @@ class FakeRunner:
         self.work, self.seen = work or write_result, []
 
     def __call__(
-        self, kind: JobKind, options: JobOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
+        self, kind: JobKind, options: GenerationOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
     ) -> None:
         self.seen.append((kind, options, dict(files)))
         self.work(out, on_progress)

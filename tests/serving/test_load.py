@@ -29,7 +29,7 @@ JOBS = CLIENTS * EACH
 KILLS, BETWEEN_KILLS = 5, 30  # ended jobs
 FILL_AFTER, FULL_SECONDS = 20, 20.0
 LOOK_SECONDS = 2.0
-QUICK = {"inference_steps": "1", "guidance_scale": "1", "preview_seconds": "0.2"}
+QUICK = {"inference_steps": "1", "guidance_scale": "1", "max_seconds": "0.2"}
 PAUSE = 60.0  # of a client between its jobs, so that some arrive while the disk is full
 BUSY = (429, 503, 507)  # try again later
 

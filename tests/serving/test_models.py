@@ -1,15 +1,36 @@
 """Loaded models: kept for jobs that ask for the same, and for no others."""
 
+import torch
+
+from latentsync.generation import load_arguments
+from latentsync.options import GenerationOptions
 from latentsync.serving import models
-from latentsync.serving.options import JobOptions
 
 
 def test_a_pipeline_is_kept_for_jobs_that_ask_for_the_same(monkeypatch):
     asked = []
-    monkeypatch.setattr(models, "load_pipeline", lambda name, device, **options: asked.append((name, options)))
-    cache = models.ModelCache("cpu", most=2)
-    for options in ({}, {"seed": 3, "crf": 20}, {"match_colour": True}, {"enable_upscale": True}, {}):
-        cache.get(JobOptions(**options))
-    plain = {"match_colour": False, "upscale": False, "lora": None}
+    monkeypatch.setattr(models, "load_pipeline", lambda **arguments: asked.append(arguments))
+    cache = models.ModelCache("cpu", most=2, dtype="bfloat16")
+    for options in ({}, {"seed": 3, "crf": 20}, {"match_color": True}, {"enable_upscale": True}, {}):
+        cache.get(GenerationOptions(**options))
+    plain = load_arguments(GenerationOptions(model="embedded")) | {"device": "cpu", "dtype": torch.bfloat16}
     wanted = [{}, {"match_colour": True}, {"upscale": True}]
-    assert asked == [("embedded", plain | own) for own in (*wanted, {})]  # the first was let go for the third
+    assert asked == [plain | own for own in (*wanted, {})]  # the first was unloaded for the third
+
+
+def test_every_option_of_loading_has_a_pipeline_of_its_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "load_pipeline", lambda **arguments: asked.append(arguments))
+    monkeypatch.setattr(models, "find_lora", lambda name: name)
+    cache = models.ModelCache("cpu", most=9)
+    for options in (
+        {},
+        {"enable_deepcache": True},
+        {"vram_efficient": True},
+        {"lora": "a"},
+        {"lora": "a", "lora_scale": 0.5},
+        {"enable_upscale": True},
+        {"enable_upscale": True, "enhancer": "gfpgan"},
+    ):
+        cache.get(GenerationOptions(**options))
+    assert len(asked) == 7

@@ -10,8 +10,8 @@ import pytest
 gr = pytest.importorskip("gradio")
 
 import gradio_app  # noqa: E402
+from latentsync.options import GenerationOptions, parse_options  # noqa: E402
 from latentsync.serving.jobs import Job, JobKind, JobState  # noqa: E402
-from latentsync.serving.options import JobOptions  # noqa: E402
 from latentsync.serving.page.app import build_page, serve_page  # noqa: E402
 from latentsync.serving.page.errors import told  # noqa: E402
 from latentsync.serving.page.faces import FaceFinder  # noqa: E402
@@ -28,7 +28,7 @@ from tests.serving.fakes import FakeRunner, service_in, wait_for, working, write
 
 def job(state: JobState, **values) -> Job:
     values = {"inputs": {"video": "a.mp4", "audio": "b.wav"}, "created": 0.0} | values
-    return Job("0" * 32, JobKind.LIPSYNC, state, JobOptions(), **values)
+    return Job("0" * 32, JobKind.LIPSYNC, state, GenerationOptions(), **values)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_the_face_picker(tmp_path):
     assert seen.face_at(x + 5, y) == 0 and seen.face_at(x + 200, y) is None
     given = [float(part) for part in seen.option(0).split(",")]
     assert np.abs(np.array(given) - (x, y)).max() <= 1
-    assert JobOptions(face=seen.option(0))
+    assert GenerationOptions(face=seen.option(0))
     assert (seen.marked(0) != seen.marked(None)).any() and (seen.marked(None) != seen.pixels).any()
 
 
@@ -89,8 +89,8 @@ def test_errors_become_messages_without_the_inside(caplog):
     with pytest.raises(gr.Error, match="internal error") as error:
         told(bug)()
     assert "secret" not in str(error.value) and "secret" in caplog.text
-    with pytest.raises(gr.Error, match="crf"):
-        told(lambda: JobOptions(crf=99))()
+    with pytest.raises(gr.Error, match="crf must be a whole number from 0 to 51, not 99"):
+        told(lambda: parse_options({"crf": 99}))()
 
 
 def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
@@ -98,16 +98,16 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     with gr.Blocks() as page, gr.Tab("x") as tab:
         lipsync, results = LipsyncTab(service, page), ResultsTab(service, page, tab)
         frames = FramesTab(service, page)
-    values = [field.value for field in lipsync.form.fields]
-    submit = lipsync._submitter(2.0)
+    values = {name: field.value for name, field in lipsync.form.fields.items()} | {"face": " left "}
+    submit = lipsync._submitter({"max_seconds": 2.0})
     with pytest.raises(UserError, match="video or a picture"):
-        submit(None, str(files["audio"][1]), "largest", *values)
+        submit(None, str(files["audio"][1]), *values.values())
     with pytest.raises(UserError, match="voice first"):
-        submit(str(files["video"][1]), None, "largest", *values)
-    updates = submit(str(files["video"][1]), str(files["audio"][1]), " left ", *values)
+        submit(str(files["video"][1]), None, *values.values())
+    updates = submit(str(files["video"][1]), str(files["audio"][1]), *values.values())
     job_id = updates[lipsync.panel.job_id]
     made = service.get(job_id)
-    assert (made.options.face, made.options.preview_seconds, made.options.guidance_scale) == ("left", 2.0, None)
+    assert (made.options.face, made.options.max_seconds, made.options.guidance_scale) == ("left", 2.0, None)
     assert "next in the queue" in updates[lipsync.panel.status]
     with working(service, FakeRunner()):
         assert wait_for(service, job_id).state is JobState.DONE
@@ -126,7 +126,7 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
 
 
 def test_a_running_job_is_found_again_and_can_be_cancelled(service, tmp_path):
-    made = service.submit(JobKind.LIPSYNC, write_files(tmp_path / "in"), JobOptions())
+    made = service.submit(JobKind.LIPSYNC, write_files(tmp_path / "in"), GenerationOptions())
     with gr.Blocks():
         panel = JobPanel(service, "x")
     again = panel.look(made.id)

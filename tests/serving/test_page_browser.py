@@ -111,7 +111,7 @@ def _hurry(browser: Browser) -> None:
     """One denoising step without guidance, by keyboard; the options are open."""
     from selenium.webdriver.common.keys import Keys
 
-    for field in ("#steps", "#guidance"):
+    for field in ("#inference_steps", "#guidance_scale"):
         number = browser.find(f"{field} input[type=number]")
         number.send_keys(Keys.CONTROL, "a")
         number.send_keys("1", Keys.TAB)

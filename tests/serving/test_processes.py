@@ -8,15 +8,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind, JobState
-from latentsync.serving.options import JobOptions
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
 from tests.pipelines.scenes import clip
 from tests.serving.fakes import Files, wait_for
 from tests.waiting import eventually
 
-QUICK = JobOptions(inference_steps=1, guidance_scale=1, preview_seconds=0.2)
+QUICK = GenerationOptions(inference_steps=1, guidance_scale=1, max_seconds=0.2)
 
 
 def scene(folder: Path) -> Files:
@@ -59,7 +59,7 @@ def test_ray_replicas_do_the_jobs(tmp_path):
         with JobService(settings) as service:
             job = service.submit(JobKind.LIPSYNC, files, QUICK)
             broken = service.submit(JobKind.LIPSYNC, files, QUICK.model_copy(update={"face": "99"}))
-            long = service.submit(JobKind.INTERPOLATE, {"video": files["video"]}, JobOptions(interpolate=240))
+            long = service.submit(JobKind.INTERPOLATE, {"video": files["video"]}, GenerationOptions(interpolate=240))
             done = wait_for(service, job.id)
             assert done.state is JobState.DONE and done.result.stat().st_size > 1000
             failed = wait_for(service, broken.id)

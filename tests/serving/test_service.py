@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from latentsync.options import GenerationOptions
 from latentsync.serving import worker
 from latentsync.serving.jobs import InsufficientSpace, JobKind, JobNotFound, JobState, QueueFull, WrongState
-from latentsync.serving.options import JobOptions
 from latentsync.serving.workspace import RESULT, Workspace
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import write_clip
@@ -34,7 +34,7 @@ def service(tmp_path):
 def test_a_job_is_done_and_its_files_are_where_they_belong(service, files):
     runner = FakeRunner()
     given = files | {"video": ("../../etc/a\nb.PNG", files["video"][1])}
-    job = service.submit(LIPSYNC, given, JobOptions(seed=5))
+    job = service.submit(LIPSYNC, given, GenerationOptions(seed=5))
     assert (job.state, job.position, job.inputs["video"]) == (JobState.QUEUED, 0, "a?b.PNG")
     with working(service, runner):
         job = wait_for(service, job.id)
@@ -57,7 +57,7 @@ def test_jobs_are_done_in_order_by_whatever_number_of_workers(service, files):
             started.append(out.parent.name)
         out.write_bytes(b"x")
 
-    ids = [service.submit(LIPSYNC, files, JobOptions()).id for _ in range(12)]
+    ids = [service.submit(LIPSYNC, files, GenerationOptions()).id for _ in range(12)]
     assert [service.get(job_id).position for job_id in ids] == list(range(12))
     with working(service, FakeRunner(work), "a" * 32), working(service, FakeRunner(work), "b" * 32):
         assert all(wait_for(service, job_id).state is JobState.DONE for job_id in ids)
@@ -69,7 +69,7 @@ def test_jobs_are_done_in_order_by_whatever_number_of_workers(service, files):
 
 
 def test_cancelling_a_waiting_a_running_and_an_ended_job(service, files):
-    first, second = (service.submit(LIPSYNC, files, JobOptions()) for _ in range(2))
+    first, second = (service.submit(LIPSYNC, files, GenerationOptions()) for _ in range(2))
     assert service.cancel(second.id).state is JobState.CANCELLED
     with working(service, FakeRunner(endless)):
         assert eventually(lambda: service.get(first.id).total == 100)
@@ -94,7 +94,7 @@ def test_a_burst_of_frames_is_counted_in_full(service, files, monkeypatch):
         out.write_bytes(b"x")
 
     finished = threading.Event()
-    job_id = service.submit(LIPSYNC, files, JobOptions()).id
+    job_id = service.submit(LIPSYNC, files, GenerationOptions()).id
     with working(service, FakeRunner(burst)):
         assert eventually(lambda: service.get(job_id).done == 16)
         finished.set()
@@ -102,7 +102,7 @@ def test_a_burst_of_frames_is_counted_in_full(service, files, monkeypatch):
 
 
 def test_the_remaining_time_follows_from_the_pace_of_the_frames(service, files, monkeypatch):
-    job_id = service.submit(LIPSYNC, files, JobOptions()).id
+    job_id = service.submit(LIPSYNC, files, GenerationOptions()).id
     row = service.store.claim("w")
 
     def eta_after(seconds: float, done: int) -> float | None:
@@ -128,7 +128,7 @@ def test_failures_tell_users_what_they_can_mend_and_nothing_of_the_inside(servic
 
     ended = []
     for work in (user_error, bug, full):
-        job = service.submit(LIPSYNC, files, JobOptions())
+        job = service.submit(LIPSYNC, files, GenerationOptions())
         with working(service, FakeRunner(work)):
             ended.append(wait_for(service, job.id))
     assert {job.state for job in ended} == {JobState.FAILED}
@@ -139,14 +139,14 @@ def test_failures_tell_users_what_they_can_mend_and_nothing_of_the_inside(servic
 
 def test_a_job_that_takes_too_long_fails(tmp_path, files):
     service = service_in(tmp_path / "ws", job_timeout_seconds=0.3)
-    job = service.submit(LIPSYNC, files, JobOptions())
+    job = service.submit(LIPSYNC, files, GenerationOptions())
     with working(service, FakeRunner(endless)):
         job = wait_for(service, job.id)
     assert job.state is JobState.FAILED and "longer than the allowed 0.3 s" in job.error
 
 
 def test_a_stopped_worker_gives_its_job_back_and_the_next_one_does_it(service, files):
-    job = service.submit(LIPSYNC, files, JobOptions())
+    job = service.submit(LIPSYNC, files, GenerationOptions())
     with working(service, FakeRunner(endless)):
         assert eventually(lambda: service.get(job.id).total == 100)
     waiting = service.get(job.id)
@@ -164,12 +164,12 @@ def test_a_worker_ends_with_its_service_even_if_that_was_gone_before_it_began(se
 
 
 def test_retry_and_delete(service, files):
-    job = service.submit(LIPSYNC, files, JobOptions())
+    job = service.submit(LIPSYNC, files, GenerationOptions())
     with pytest.raises(WrongState):
         service.retry(job.id)
     with working(service, FakeRunner()):
         wait_for(service, job.id)
-    later = service.submit(LIPSYNC, files, JobOptions())
+    later = service.submit(LIPSYNC, files, GenerationOptions())
     again = service.retry(job.id)
     assert (again.state, again.result, again.position) == (JobState.QUEUED, None, 1)
     service.delete(later.id)
@@ -184,12 +184,12 @@ def test_retry_and_delete(service, files):
 
 @pytest.mark.parametrize(
     ("roles", "problem"),
-    [(("video",), "audio is missing"), (("video", "audio", "mask"), "not mask"), ((), "video is missing")],
+    [(("video",), "audio is missing"), (("video", "audio", "sticker"), "not sticker"), ((), "video is missing")],
 )
 def test_files_of_the_wrong_roles_are_refused(service, files, roles, problem):
     given = {role: files.get(role, files["video"]) for role in roles}
     with pytest.raises(UserError, match=problem):
-        service.submit(LIPSYNC, given, JobOptions())
+        service.submit(LIPSYNC, given, GenerationOptions())
     assert service.list() == []
 
 
@@ -198,47 +198,47 @@ def test_files_are_looked_at_before_they_are_queued(tmp_path, files):
     for name, content in {"a.mp4": b"no video", "b.png": b""}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"^video: {name}"):
-            service.submit(LIPSYNC, files | {"video": (name, tmp_path / name)}, JobOptions())
+            service.submit(LIPSYNC, files | {"video": (name, tmp_path / name)}, GenerationOptions())
     with pytest.raises(UserError, match="no audio stream"):
-        service.submit(LIPSYNC, files | {"audio": files["video"]}, JobOptions())
+        service.submit(LIPSYNC, files | {"audio": files["video"]}, GenerationOptions())
     Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(tmp_path / "wide.png")
     with pytest.raises(UserError, match="100x100 pixels; at most 5000"):
-        service.submit(LIPSYNC, files | {"video": ("wide.png", tmp_path / "wide.png")}, JobOptions())
+        service.submit(LIPSYNC, files | {"video": ("wide.png", tmp_path / "wide.png")}, GenerationOptions())
     write_clip(tmp_path / "long.mp4", 40, size=(64, 64), tone_seconds=1.6)
     with pytest.raises(UserError, match="lasts 2 s; at most 1 s"):
-        service.submit(LIPSYNC, files | {"audio": ("long.mp4", tmp_path / "long.mp4")}, JobOptions())
+        service.submit(LIPSYNC, files | {"audio": ("long.mp4", tmp_path / "long.mp4")}, GenerationOptions())
     (tmp_path / "big.wav").write_bytes(bytes(30_000))
     with pytest.raises(UserError, match="30000 bytes; at most 20000"):
-        service.submit(LIPSYNC, files | {"audio": ("big.wav", tmp_path / "big.wav")}, JobOptions())
+        service.submit(LIPSYNC, files | {"audio": ("big.wav", tmp_path / "big.wav")}, GenerationOptions())
     assert service.list() == [] and list(service.workspace.jobs.iterdir()) == []
 
 
 def test_unknown_models_and_options_out_of_range(service, files):
     with pytest.raises(UserError, match="nonsense"):
-        service.submit(LIPSYNC, files, JobOptions(model="nonsense"))
+        service.submit(LIPSYNC, files, GenerationOptions(model="nonsense"))
     with pytest.raises(UserError, match="adapter"):
-        service.submit(LIPSYNC, files, JobOptions(lora="../../x"))
+        service.submit(LIPSYNC, files, GenerationOptions(lora="../../x"))
     for wrong in ({"crf": 52}, {"face": "x; rm"}, {"guidance_scale": float("nan")}, {"colour": 1}, {"seed": 2**63}):
         with pytest.raises(ValidationError):
-            JobOptions(**wrong)
+            GenerationOptions(**wrong)
 
 
 def test_a_full_queue_and_a_full_disk(tmp_path, files):
     service = service_in(tmp_path / "ws", max_queue=1)
-    service.submit(LIPSYNC, files, JobOptions())
+    service.submit(LIPSYNC, files, GenerationOptions())
     with pytest.raises(QueueFull):
-        service.submit(LIPSYNC, files, JobOptions())
+        service.submit(LIPSYNC, files, GenerationOptions())
     full = service_in(tmp_path / "ws", min_free_bytes=2**60)
     with pytest.raises(InsufficientSpace, match="disk is full"):
-        full.submit(LIPSYNC, files, JobOptions())
+        full.submit(LIPSYNC, files, GenerationOptions())
     small = service_in(tmp_path / "ws", quota_bytes=100)
     with pytest.raises(InsufficientSpace, match="quota"):
-        small.submit(LIPSYNC, files, JobOptions())
+        small.submit(LIPSYNC, files, GenerationOptions())
     assert len(service.list()) == 1
 
 
 def test_waiting_jobs_wait_while_the_disk_is_full(tmp_path, files):
-    job = service_in(tmp_path / "ws").submit(LIPSYNC, files, JobOptions())
+    job = service_in(tmp_path / "ws").submit(LIPSYNC, files, GenerationOptions())
     full = service_in(tmp_path / "ws", min_free_bytes=2**60)
     runner = FakeRunner()
     with working(full, runner):
@@ -252,7 +252,7 @@ def test_waiting_jobs_wait_while_the_disk_is_full(tmp_path, files):
 
 def test_old_results_go_and_the_oldest_where_the_quota_is_exceeded(tmp_path, files):
     service = service_in(tmp_path / "ws")
-    ids = [service.submit(LIPSYNC, files, JobOptions()).id for _ in range(3)]
+    ids = [service.submit(LIPSYNC, files, GenerationOptions()).id for _ in range(3)]
     with working(service, FakeRunner()):
         for job_id in ids[:2]:
             wait_for(service, job_id)
@@ -274,7 +274,7 @@ def test_uploads_that_nobody_takes_and_folders_that_nobody_knows_age_out(tmp_pat
     service = service_in(tmp_path / "ws", upload_hours=1)
     outside = tmp_path / "outside.txt"
     outside.write_text("stays")
-    job = service.submit(LIPSYNC, files, JobOptions())
+    job = service.submit(LIPSYNC, files, GenerationOptions())
     old, new = service.upload_folder() / "old", service.upload_folder() / "new"
     orphan = service.workspace.jobs / ("f" * 32)
     for folder in (old, new, orphan):
@@ -291,7 +291,7 @@ def test_uploads_that_nobody_takes_and_folders_that_nobody_knows_age_out(tmp_pat
 
 
 def test_uploads_may_be_moved_in(service, files, tmp_path):
-    job = service.submit(LIPSYNC, files, JobOptions(), move=True)
+    job = service.submit(LIPSYNC, files, GenerationOptions(), move=True)
     assert not files["video"][1].exists() and service.input_path(job.id, "video").is_file()
 
 
@@ -304,7 +304,7 @@ def test_a_folder_with_other_things_is_no_workspace(tmp_path):
 
 
 def test_broken_leftovers_of_an_attempt_are_removed(service, files):
-    job = service.submit(LIPSYNC, files, JobOptions())
+    job = service.submit(LIPSYNC, files, GenerationOptions())
     folder = service.workspace.folder(job.id)
     (folder / f".{RESULT}.arriving").write_bytes(b"half")
     with working(service, FakeRunner()):

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind, JobState
-from latentsync.serving.options import JobOptions
 from latentsync.serving.store import JobStore
 from latentsync.utils.errors import UserError
 
@@ -17,7 +17,7 @@ def store(tmp_path) -> JobStore:
 
 
 def add(store: JobStore, name: str, most: int = 100) -> bool:
-    return store.add(name, JobKind.LIPSYNC, JobOptions(), {"video": "a"}, {"video": "video.mp4"}, most)
+    return store.add(name, JobKind.LIPSYNC, GenerationOptions(), {"video": "a"}, {"video": "video.mp4"}, most)
 
 
 def test_every_job_is_claimed_once_by_many_threads(tmp_path, store):

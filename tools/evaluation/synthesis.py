@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.media.timeline import pingpong_index
+from latentsync.options import DEFAULT_SEED
 from latentsync.pipelines.denoise import decode_frames, denoise_latents, encode_frames, regenerate_faces, shared_noise
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.errors import UserError
@@ -47,7 +48,7 @@ class Talker:
         seed: of the noise, the same for every clip.
     """
 
-    def __init__(self, pipeline: LipsyncPipeline, seed: int = 1247):
+    def __init__(self, pipeline: LipsyncPipeline, seed: int = DEFAULT_SEED):
         self.pipeline, self.seed = pipeline, seed
         self.mask = load_mask(pipeline.resolution)
 

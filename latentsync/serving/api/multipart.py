@@ -128,7 +128,7 @@ class FormReceiver:
                 422, "invalid_request", f"{self._name} must be a file, not text (curl: -F {self._name}=@FILE)"
             )
         if is_file and self._name not in self.roles:
-            wanted = " and ".join(sorted(self.roles))
+            wanted = ", ".join(sorted(self.roles))
             raise ApiError(422, "invalid_request", f"files are taken as {wanted} only, not as {self._name[:40]!r}")
         if is_file:
             self._file_name = display_name(parameters[b"filename"].decode("utf-8", "replace"), self._name)

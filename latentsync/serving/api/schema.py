@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import Request
 from pydantic import BaseModel, Field
 
-from latentsync.serving.jobs import Job, JobKind, JobState
-from latentsync.serving.options import JobOptions
+from latentsync.options import GenerationOptions
+from latentsync.serving.jobs import ROLES, Job, JobKind, JobState
 
 
 class Progress(BaseModel):
@@ -33,7 +33,7 @@ class JobView(BaseModel):
     state: JobState
     position: int | None = Field(description="place in the queue, 0 is the next; null unless it waits")
     progress: Progress
-    options: JobOptions
+    options: GenerationOptions
     inputs: dict[str, str] = Field(description="name of each file as it was uploaded", examples=[{"video": "me.mp4"}])
     created: float
     started: float | None
@@ -99,4 +99,10 @@ class UrlJob(BaseModel, extra="forbid"):
     kind: JobKind = JobKind.LIPSYNC
     video_url: str = Field(max_length=2000, examples=["https://example.org/person.mp4"])
     audio_url: str | None = Field(None, max_length=2000, examples=["https://example.org/voice.wav"])
-    options: JobOptions = Field(default_factory=JobOptions)
+    mask_url: str | None = Field(None, max_length=2000, description="custom mask image")
+    options: GenerationOptions = Field(default_factory=GenerationOptions)
+
+    def urls(self) -> dict[str, str]:
+        """The addresses that were given, by role."""
+        given = {role: getattr(self, f"{role}_url") for role in ROLES}
+        return {role: url for role, url in given.items() if url}

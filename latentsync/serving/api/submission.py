@@ -9,13 +9,14 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from latentsync.options import OPTIONS, GenerationOptions, OptionError, describe_problems, parse_options
 from latentsync.serving.api.context import ApiContext
-from latentsync.serving.api.errors import ApiError, describe_problems
+from latentsync.serving.api.errors import ApiError
+from latentsync.serving.api.errors import describe_problems as describe_fields
 from latentsync.serving.api.multipart import ReceivedFile
 from latentsync.serving.api.schema import JobView, UrlJob
 from latentsync.serving.api.uploads import Body, ClientGone
 from latentsync.serving.jobs import Job, JobKind, JobState, QueueFull
-from latentsync.serving.options import JobOptions
 
 FORM, JSON = "multipart/form-data", "application/json"
 CLIENT_CLOSED = 499  # nobody reads it; for the log
@@ -23,16 +24,18 @@ CLIENT_CLOSED = 499  # nobody reads it; for the log
 
 def request_body_docs() -> dict:
     """The request body of POST /v1/jobs for OpenAPI: the files, and the options of a job as form fields."""
-    options = JobOptions.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = GenerationOptions.model_json_schema(ref_template="#/components/schemas/{model}")
+    options = {name: part for name, part in schema["properties"].items() if not OPTIONS[name].is_file}
     files = {
-        "video": {"type": "string", "format": "binary", "description": "video or still picture of a person"},
-        "audio": {"type": "string", "format": "binary", "description": "voice; not for kind=interpolate"},
+        "video": {"type": "string", "format": "binary", "description": "video or still image of a person"},
+        "audio": {"type": "string", "format": "binary", "description": "speech; not for kind=interpolate"},
+        "mask": {"type": "string", "format": "binary", "description": OPTIONS["mask_image_path"].help},
         "kind": {"type": "string", "enum": [kind.value for kind in JobKind], "default": JobKind.LIPSYNC.value},
     }
     form = {
         "type": "object",
         "required": ["video"],
-        "properties": files | options["properties"],
+        "properties": files | options,
         "additionalProperties": False,
     }
     by_url = {"$ref": "#/components/schemas/UrlJob"}
@@ -80,7 +83,7 @@ async def _refuse_when_full(context: ApiContext) -> None:
         raise QueueFull(f"{most} jobs are waiting already; try again later")
 
 
-def _form_options(fields: dict[str, str]) -> tuple[JobKind, JobOptions]:
+def _form_options(fields: dict[str, str]) -> tuple[JobKind, GenerationOptions]:
     """Text fields as options; an empty one counts as not given."""
     given = {name: value for name, value in fields.items() if value != ""}
     try:
@@ -88,9 +91,9 @@ def _form_options(fields: dict[str, str]) -> tuple[JobKind, JobOptions]:
     except ValueError as error:
         raise ApiError(422, "invalid_options", f"kind must be one of {', '.join(JobKind)}") from error
     try:
-        return kind, JobOptions.model_validate_strings(given)
-    except ValidationError as error:
-        raise ApiError(422, "invalid_options", describe_problems(error.errors(), "option")) from error
+        return kind, parse_options(given)
+    except OptionError as error:
+        raise ApiError(422, "invalid_options", str(error)) from error
 
 
 def _url_job(text: bytes) -> UrlJob:
@@ -101,13 +104,20 @@ def _url_job(text: bytes) -> UrlJob:
     try:
         wanted = UrlJob.model_validate(values)
     except ValidationError as error:
-        raise ApiError(422, "invalid_options", describe_problems(error.errors(), "field")) from error
-    _check_roles(wanted.kind, {"video"} | ({"audio"} if wanted.audio_url else set()))
+        raise ApiError(422, "invalid_options", _describe_url_job(error)) from error
+    _check_roles(wanted.kind, set(wanted.urls()))
     return wanted
 
 
+def _describe_url_job(error: ValidationError) -> str:
+    options = [problem for problem in error.errors() if problem["loc"][:1] == ("options",)]
+    if options:
+        return describe_problems([{**problem, "loc": problem["loc"][1:]} for problem in options])
+    return describe_fields(error.errors(), "field")
+
+
 def _check_roles(kind: JobKind, given: set[str]) -> None:
-    missing, extra = set(kind.roles) - given, given - set(kind.roles)
+    missing, extra = set(kind.roles) - given, given - {*kind.roles, *kind.optional_roles}
     if missing:
         raise ApiError(422, "missing_file", f"kind {kind.value} needs a file as {' and one as '.join(sorted(missing))}")
     if extra:
@@ -115,11 +125,12 @@ def _check_roles(kind: JobKind, given: set[str]) -> None:
 
 
 async def _fetch(context: ApiContext, wanted: UrlJob, folder: Path) -> dict[str, ReceivedFile]:
-    urls = {"video": wanted.video_url, "audio": wanted.audio_url}
-    return {role: await context.fetcher.fetch(url, role, folder) for role, url in urls.items() if url}
+    return {role: await context.fetcher.fetch(url, role, folder) for role, url in wanted.urls().items()}
 
 
-async def _submit(context: ApiContext, kind: JobKind, files: dict[str, ReceivedFile], options: JobOptions) -> Job:
+async def _submit(
+    context: ApiContext, kind: JobKind, files: dict[str, ReceivedFile], options: GenerationOptions
+) -> Job:
     given = {role: (file.name, file.path) for role, file in files.items()}
     call = partial(context.service.submit, kind, given, options, move=True)
     return await anyio.to_thread.run_sync(call, limiter=context.probes)

@@ -16,8 +16,8 @@ from fastapi import Request
 from latentsync.serving.api.errors import ApiError, try_later
 from latentsync.serving.api.limits import KIB, MIB, ApiLimits
 from latentsync.serving.api.multipart import FormReceiver
+from latentsync.serving.jobs import ROLES
 
-ROLES = frozenset({"video", "audio"})
 WRITE_AT_ONCE = 512 * KIB  # collected before a thread writes them
 FORM_OVERHEAD = MIB  # bytes of a body besides its files
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -120,7 +120,7 @@ class UploadDesk:
         receiver = FormReceiver(
             body.content_type,
             folder,
-            ROLES,
+            frozenset(ROLES),
             max_file_bytes=self.max_file_bytes,
             max_field_bytes=self.limits.max_field_bytes,
             max_parts=self.limits.max_parts,

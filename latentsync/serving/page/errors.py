@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import gradio as gr
-from pydantic import ValidationError
 
 from latentsync.utils.errors import UserError
 
@@ -25,10 +24,6 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except UserError as error:
             raise gr.Error(str(error), duration=None, print_exception=False, title="That did not work") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            message = f"{first['loc'][0]}: {first['msg']}"
-            raise gr.Error(message, duration=None, print_exception=False, title="That did not work") from error
         except gr.Error:
             raise
         except Exception as error:

@@ -5,8 +5,8 @@ from pathlib import Path
 import gradio as gr
 
 from latentsync.media.interpolation import RIFE_WEIGHTS
+from latentsync.options import MAX_FPS, GenerationOptions
 from latentsync.serving.jobs import JobKind
-from latentsync.serving.options import JobOptions
 from latentsync.serving.page.errors import told
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.service import JobService
@@ -23,7 +23,7 @@ class FramesTab:
         self.service = service
         gr.Markdown(RIFE if RIFE_WEIGHTS.is_file() else FLOW)
         self.video = gr.File(label="Video", file_types=["video"], height=150, elem_id="frames-video")
-        self.fps = gr.Slider(24, 120, 50, step=1, label="Frames per second")
+        self.fps = gr.Slider(1, MAX_FPS, 50, step=1, label="Frames per second")
         self.go = gr.Button("Make frames in between", variant="primary", elem_id="frames-go")
         self.panel = JobPanel(service, "latentsync-frames")
         self.panel.connect(page)
@@ -33,5 +33,5 @@ class FramesTab:
         if not video:
             raise UserError("give a video first")
         files = {"video": (Path(video).name, Path(video))}
-        job = self.service.submit(JobKind.INTERPOLATE, files, JobOptions(interpolate=fps))
+        job = self.service.submit(JobKind.INTERPOLATE, files, GenerationOptions(interpolate=fps))
         return self.panel.begun(job)

@@ -1,5 +1,6 @@
 """The tab that makes a person speak: video, voice, a button; everything else has a good default."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from latentsync.utils.registry import PROJECT_ROOT
 PREVIEW_SECONDS = 2.0
 EXAMPLE = [str(PROJECT_ROOT / "assets" / name) for name in ("demo_portrait.png", "demo_voice.wav")]
 PRIVATE = {"api_visibility": "private"}
-FACES = ["largest", "left", "right", "0", "1", "2"]
 
 
 class LipsyncTab:
@@ -55,15 +55,8 @@ class LipsyncTab:
             self.preview = gr.Button(f"Preview of {PREVIEW_SECONDS:g} s", elem_id="preview")
         self.panel = JobPanel(service, "latentsync-lipsync")
         with gr.Accordion("Options", open=False, elem_id="options"):
-            self.face = gr.Dropdown(
-                FACES,
-                value="largest",
-                allow_custom_value=True,
-                label="Face",
-                info="largest, left, right, a number from the left, or x,y in pixels",
-                elem_id="face",
-            )
             self.form = OptionsForm(service.settings)
+        self.face = self.form.fields["face"]
         self._connect(page)
 
     def _connect(self, page: gr.Blocks) -> None:
@@ -71,10 +64,10 @@ class LipsyncTab:
         self.video.change(told(self.show_faces), self.video, [self.seen, self.picture, self.face], **PRIVATE)
         self.example.click(lambda: EXAMPLE, None, [self.video, self.voice], **PRIVATE)
         self.picture.select(told(self.choose_face), self.seen, [self.picture, self.face], **PRIVATE)
-        inputs = [self.video, self.voice, self.face, *self.form.fields]
-        for button, seconds in ((self.speak, None), (self.preview, PREVIEW_SECONDS)):
-            button.click(told(self._submitter(seconds)), inputs, self.panel.outputs, **PRIVATE)
-        page.load(told(self.form.refresh), None, [self.form.model, self.form.lora], show_progress="hidden", **PRIVATE)
+        inputs = [self.video, self.voice, *self.form.fields.values()]
+        for button, preview in ((self.speak, {}), (self.preview, {"max_seconds": PREVIEW_SECONDS})):
+            button.click(told(self._submitter(preview)), inputs, self.panel.outputs, **PRIVATE)
+        page.load(told(self.form.refresh), None, self.form.refreshed, show_progress="hidden", **PRIVATE)
 
     def show_faces(self, path: str | None) -> tuple[FirstPicture | None, dict, str]:
         """The first picture with its faces, and the face option as it was by default."""
@@ -99,14 +92,14 @@ class LipsyncTab:
         sizes = [float(np.prod(face.size)) for face in seen.faces]
         return int(np.argmax(sizes)) if sizes else None
 
-    def _submitter(self, seconds: float | None):
-        def submit(video: str | None, voice: str | None, face: str, *values: Any) -> dict:
+    def _submitter(self, preview: dict[str, float]) -> Callable[..., dict]:
+        def submit(video: str | None, voice: str | None, *values: Any) -> dict:
             if not video:
                 raise UserError("give a video or a picture of a person first")
             if not voice:
                 raise UserError("give a voice first: a sound file, or a recording by the microphone")
             files = {role: (Path(path).name, Path(path)) for role, path in (("video", video), ("audio", voice))}
-            options = self.form.read(values, face=str(face).strip(), preview_seconds=seconds)
-            return self.panel.begun(self.service.submit(JobKind.LIPSYNC, files, options))
+            options, more = self.form.read(values, **preview)
+            return self.panel.begun(self.service.submit(JobKind.LIPSYNC, files | more, options))
 
         return submit

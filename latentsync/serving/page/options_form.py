@@ -1,22 +1,24 @@
-"""The options of a lip-sync job as form fields, in the order of what matters to most."""
+"""The options of a lip-sync job as form fields, generated from their declarations."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from latentsync.loading import can_upscale, pick_device
-from latentsync.serving.models import AUTO, list_loras, list_models
-from latentsync.serving.options import JobOptions
+from latentsync.loading import pick_device
+from latentsync.options import AUTO, OPTIONS, GenerationOptions, Option, parse_options
+from latentsync.serving.models import list_loras, list_models
 from latentsync.serving.settings import ServingSettings
 from latentsync.utils.registry import REGISTRY, default_name
 
-OFF = 0
-NO_ADAPTER = "none"
-NO_UPSCALER = "its weights are not there, so the face is sharpened instead"
+Choices = list[tuple[str, str]]
+EMPTY = ""  # value of the choice that leaves an option unset
+MAX_SLIDER_SPAN = 64  # wider ranges are typed
+ACRONYMS = {"crf": "CRF", "fps": "FPS", "lora": "LoRA", "vram": "VRAM", "deepcache": "DeepCache"}
 
 
-def model_choices(settings: ServingSettings) -> list[tuple[str, str]]:
-    """(label, name) of the models that are present, the best one first; labels tell the size of their faces."""
+def model_choices(settings: ServingSettings) -> Choices:
+    """(label, name) of the models that are present, the best one first; labels include the face resolution."""
     device = None if settings.devices[0] == AUTO else settings.devices[0]
     best = settings.model if settings.model != AUTO else default_name(pick_device(device))[0]
     found = list_models()
@@ -26,86 +28,84 @@ def model_choices(settings: ServingSettings) -> list[tuple[str, str]]:
     return choices + [(f"{choice.name} ({choice.resolution} px faces)", choice.name) for choice in found]
 
 
+def lora_choices() -> Choices:
+    """(label, name) of the adapters that are present, none first."""
+    return [("none", EMPTY)] + [(choice.name, choice.name) for choice in list_loras()]
+
+
 class OptionsForm:
-    """Fields, made where it is constructed; `fields` are what `read` takes the values of."""
+    """Fields, created where it is constructed: basic options, then the advanced ones in a fold.
+
+    `fields` maps names of options to components; `read` takes their values in this order.
+    """
 
     def __init__(self, settings: ServingSettings) -> None:
         self.settings = settings
-        with gr.Row():
-            self.model = gr.Dropdown(model_choices(settings), value=AUTO, label="Model")
-            self.lora = gr.Dropdown(self._adapters(), value=NO_ADAPTER, label="Adapter of one person")
-        with gr.Row():
-            steps = gr.Slider(
-                OFF,
-                50,
-                OFF,
-                step=1,
-                label="Denoising steps",
-                info="0: as many as the model likes best",
-                elem_id="steps",
-            )
-            guidance = gr.Slider(
-                OFF,
-                3,
-                OFF,
-                step=0.1,
-                label="Guidance",
-                info="how strongly to follow the voice; 0: the model's own",
-                elem_id="guidance",
-            )
-        with gr.Row():
-            solver = gr.Radio(["ddim", "dpm++"], value="ddim", label="Solver", info="dpm++ needs fewer steps")
-            seed = gr.Number(1247, precision=0, label="Seed", info="equal seeds give equal videos; -1 for a new one")
-        with gr.Row():
-            colour = gr.Checkbox(False, label="Match the skin's colour", info="the embedded model always does")
-            upscale = gr.Checkbox(
-                False,
-                label="Enlarge the face (RealESRGAN)",
-                info="slow, and worth it for large faces" if can_upscale() else NO_UPSCALER,
-            )
-            sharpness = gr.Slider(0, 3, 1, step=0.1, label="Sharpness of the face", info="1: untouched")
-        with gr.Row():
-            interpolate = gr.Dropdown(
-                [("none", OFF), ("50 per second", 50), ("60 per second", 60)],
-                value=OFF,
-                label="Frames in between",
-            )
-            keep_fps = gr.Checkbox(False, label="Keep the video's frame rate", info="else 25 per second")
-        with gr.Row():
-            short = gr.Radio(["loop", "freeze", "error"], value="loop", label="When the voice outlasts the video")
-            crf = gr.Slider(0, 40, 18, step=1, label="Compression (CRF)", info="lower is better and larger")
-        named = {
-            "model": self.model,
-            "lora": self.lora,
-            "inference_steps": steps,
-            "guidance_scale": guidance,
-            "solver": solver,
-            "seed": seed,
-            "match_colour": colour,
-            "enable_upscale": upscale,
-            "sharpness_factor": sharpness,
-            "interpolate": interpolate,
-            "keep_fps": keep_fps,
-            "on_short_video": short,
-            "crf": crf,
-        }
-        self._names, self.fields = tuple(named), list(named.values())
+        self.fields: dict[str, gr.components.Component] = {}
+        self._build([option for option in OPTIONS.values() if not option.show.advanced])
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            self._build([option for option in OPTIONS.values() if option.show.advanced])
 
-    def read(self, values: tuple[Any, ...], **more: Any) -> JobOptions:
-        """The options that the fields' values say, with some `more`. Raises ValidationError for wrong ones."""
-        given = dict(zip(self._names, values, strict=True))
-        if given["lora"] == NO_ADAPTER:
-            given["lora"] = None
-        for name in ("inference_steps", "guidance_scale", "interpolate"):
-            given[name] = given[name] or None
-        if given["guidance_scale"] is not None:
-            given["guidance_scale"] = max(1.0, given["guidance_scale"])
-        return JobOptions(**given, **more)
+    def _build(self, options: list[Option]) -> None:
+        for start in range(0, len(options), 2):
+            with gr.Row():
+                for option in options[start : start + 2]:
+                    self.fields[option.name] = make_field(option, self._choices().get(option.name))
 
-    def refresh(self) -> tuple[dict, dict]:
-        """Updates of `model` and `lora`: training may have left new ones."""
-        return gr.update(choices=model_choices(self.settings)), gr.update(choices=self._adapters())
+    def _choices(self) -> dict[str, Choices]:
+        """Options whose values depend on the files that are present."""
+        return {"model": model_choices(self.settings), "lora": lora_choices()}
 
-    @staticmethod
-    def _adapters() -> list[tuple[str, str]]:
-        return [("none", NO_ADAPTER)] + [(choice.name, choice.name) for choice in list_loras()]
+    def read(self, values: tuple[Any, ...], **more: Any) -> tuple[GenerationOptions, dict[str, tuple[str, Path]]]:
+        """The options that the fields' values stand for, changed by `more`, and the files given in the form, by role.
+
+        Raises:
+            OptionError: a value or a combination is not valid.
+        """
+        given = {name: value for name, value in zip(self.fields, values, strict=True) if value not in (None, EMPTY)}
+        mask = given.pop("mask_image_path", None)
+        files = {} if mask is None else {"mask": (Path(mask).name, Path(mask))}
+        return parse_options({**given, **more}), files
+
+    def refresh(self) -> list[dict]:
+        """Updates of `refreshed`: training may have added models and adapters."""
+        return [gr.update(choices=choices) for choices in self._choices().values()]
+
+    @property
+    def refreshed(self) -> list[gr.components.Component]:
+        return [self.fields[name] for name in self._choices()]
+
+
+def make_field(option: Option, choices: Choices | None = None) -> gr.components.Component:
+    """The component that suits an option's type and range."""
+    common = {"label": label(option.name), "info": option.help, "elem_id": option.name}
+    if option.is_file:
+        return gr.File(label=f"{common['label']}: {option.help}", file_types=["image"], height=110, elem_id=option.name)
+    if option.type is bool:
+        return gr.Checkbox(option.default, **common)
+    if option.type is str:
+        return _choice(option, choices, common)
+    span = {"minimum": option.low, "maximum": option.high}
+    is_int = option.type is int
+    if option.default is not None and option.high - option.low <= MAX_SLIDER_SPAN:
+        return gr.Slider(value=option.default, step=1 if is_int else 0.1, **span, **common)
+    return gr.Number(
+        option.default, placeholder=option.show.unset, precision=0 if is_int else None, step=1, **span, **common
+    )
+
+
+def _choice(option: Option, choices: Choices | None, common: dict[str, Any]) -> gr.components.Component:
+    """A list of the valid texts, an empty one first where the option may be unset; free text where others are valid."""
+    if choices is None:
+        texts = option.choices or option.show.suggestions
+        choices = [(text, text) for text in texts]
+        if option.default is None:
+            choices.insert(0, (option.show.unset, EMPTY))
+    free = bool(option.show.suggestions)
+    return gr.Dropdown(choices, value=option.default or EMPTY, allow_custom_value=free, **common)
+
+
+def label(name: str) -> str:
+    """A field's label from the name of its option."""
+    words = [ACRONYMS.get(word, word) for word in name.removesuffix("_path").split("_")]
+    return " ".join([words[0][0].upper() + words[0][1:], *words[1:]])

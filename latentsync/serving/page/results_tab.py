@@ -4,8 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import Job, JobKind, JobNotFound, JobState
-from latentsync.serving.options import JobOptions
 from latentsync.serving.page.errors import told
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.views import caption, tile
@@ -84,7 +84,7 @@ class ResultsTab:
         if job.result is None:
             raise UserError("the result has aged out; make it again first")
         name = f"{Path(job.inputs.get('video', 'result')).stem}_{SMOOTH_FPS}fps{job.result.suffix}"
-        options = JobOptions(interpolate=SMOOTH_FPS, crf=job.options.crf)
+        options = GenerationOptions(interpolate=SMOOTH_FPS, crf=job.options.crf)
         return self._show(self.service.submit(JobKind.INTERPOLATE, {"video": (name, job.result)}, options))
 
     def retry(self, job_id: str) -> dict:

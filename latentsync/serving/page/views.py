@@ -75,7 +75,7 @@ def caption(job: Job) -> str:
     name = job.inputs.get("video", "")
     what = "frames in between" if job.kind is JobKind.INTERPOLATE else f"with {job.inputs.get('audio', '')}"
     state = "expired" if job.expired else job.state.value
-    preview = ", preview" if job.options.preview_seconds else ""
+    preview = f", first {job.options.max_seconds:g} s" if job.options.max_seconds else ""
     when = time.strftime("%d %b %H:%M", time.localtime(job.created))
     return f"{state}{preview} · {when} · {name} {what}"
 

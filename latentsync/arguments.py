@@ -1,0 +1,57 @@
+"""Command-line arguments generated from the options of a generation."""
+
+import argparse
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from latentsync.options import OPTIONS, RENAMED, Group, Option
+from latentsync.utils.errors import did_you_mean
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Takes no abbreviations, and names the option that an unknown one resembles."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            names = [action.dest for action in self._actions if action.help != argparse.SUPPRESS]
+            near = did_you_mean(unknown[0].lstrip("-").partition("=")[0], names, "--")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        return found
+
+
+def add_option_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """Add every field of `GenerationOptions` that is not to be left out, under the headings of `Group`.
+
+    Values stay text and are absent from the namespace unless given: `given_options` collects them, and
+    `latentsync.options.parse_options` checks them, with the same messages as on every other surface.
+    """
+    for group in Group:
+        section = parser.add_argument_group(group.value)
+        for option in OPTIONS.values():
+            if option.show.group is group and option.name not in leave_out:
+                _add(section, option.name, option, argument_help(option))
+    for old, name in RENAMED.items():
+        _add(parser, old, OPTIONS[name], argparse.SUPPRESS)
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, by name."""
+    return {name: value for name, value in vars(arguments).items() if name in OPTIONS}
+
+
+def argument_help(option: Option) -> str:
+    """One line: what the option does, its range and its default."""
+    span = f"{option.range}; " if option.range and not option.choices else ""
+    return f"{option.help.rstrip('.')} ({span}default: {option.default_text})"
+
+
+def _add(section: Any, flag: str, option: Option, text: str) -> None:
+    rest: Mapping[str, Any] = {"action": "store_true"}
+    if option.type is not bool:
+        values = "{" + ",".join(option.choices) + "}" if option.choices else option.show.metavar
+        rest = {"metavar": values or option.type.__name__.upper().replace("STR", "NAME")}
+    section.add_argument(f"--{flag}", dest=option.name, default=argparse.SUPPRESS, help=text, **rest)
