@@ -11,7 +11,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-STOP_SECONDS = 5  # for requests under way, once the server stops
+from latentsync.utils.sandbox import shut_down
+
+STOP_SECONDS = 1  # for requests under way, once the server stops
 HEAD_SECONDS = 20.0  # for a client to send the head of a request
 LINGER_SECONDS = 5.0  # in which a client that was refused may go on sending, and so comes to read why
 MAX_HEAD_BYTES = 32 * 2**10
@@ -89,4 +91,5 @@ class ApiServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.closing.set()
+        shut_down()  # threads that wait for files to be examined would be waited for
         await super().shutdown(sockets)
