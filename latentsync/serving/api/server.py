@@ -11,12 +11,12 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from latentsync.serving.api.access import MAX_HEAD_BYTES
 from latentsync.utils.sandbox import shut_down
 
 STOP_SECONDS = 1  # for requests under way, once the server stops
 HEAD_SECONDS = 20.0  # for a client to send the head of a request
 LINGER_SECONDS = 5.0  # in which a client that was refused may go on sending, and so comes to read why
-MAX_HEAD_BYTES = 32 * 2**10
 MAX_CONNECTIONS = 1000
 
 
