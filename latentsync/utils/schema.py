@@ -47,7 +47,10 @@ class SchemaError(UserError):
 
     def __init__(self, key: Key, problem: str):
         super().__init__(f"{'.'.join(key)}: {problem}" if key else problem)
-        self.key = key
+        self.key, self.problem = key, problem
+
+    def __reduce__(self) -> tuple[type["SchemaError"], tuple[Key, str]]:
+        return SchemaError, (self.key, self.problem)  # to other processes
 
 
 def build(schema: type[T], values: Mapping[str, Any], key: Key = ()) -> T:
