@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--real_videos_dir", type=Path, required=True, help="folder of real videos")
     add("--fake_videos_dir", type=Path, required=True, help="folder of results")
     add("--i3d_path", type=Path, default=I3D, help="I3D as TorchScript (default: %(default)s)")
+    add("--trust", action="store_true", help="execute the code of an --i3d_path that is not the published file")
     add("--stride", type=int, default=STRIDE, help="frames from one window to the next (default: %(default)s)")
     add("--device", help="cuda, cuda:N, mps or cpu (default: the best there is)")
     add("--output", type=Path, help="JSON with the figure, its settings and the windows of each clip")
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> float:
     folders = {"real": options.real_videos_dir, "fake": options.fake_videos_dir}
     videos = {name: find_videos(folder) for name, folder in folders.items()}
     device = str(pick_device(options.device))
-    network = VideoFeatures.from_pretrained(options.i3d_path, device)
+    network = VideoFeatures.from_pretrained(options.i3d_path, device, trust=options.trust)
     found = {name: features_of(paths, network, options.stride) for name, paths in videos.items()}
     distance = frechet_distance(found["real"][0], found["fake"][0])
     fewest = min(len(features) for features, _ in found.values())

@@ -3,6 +3,8 @@
 Legend: T frames of a clip, W windows, D width of the features. Faces are (224, 224, 3) uint8 RGB, 25 a second.
 """
 
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND
+from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND, known_digests
 
 I3D = CHECKPOINTS_DIR / "auxiliary" / "i3d_torchscript.pt"
 SIDE = 224
@@ -27,12 +29,29 @@ class VideoFeatures:
         self.net, self.device, self.batch_size = net.eval(), torch.device(device), batch_size
 
     @classmethod
-    def from_pretrained(cls, path: str | Path = I3D, device: str | torch.device = "cpu") -> "VideoFeatures":
-        """Raises UserError when the file is missing, damaged or no TorchScript."""
+    def from_pretrained(
+        cls, path: str | Path = I3D, device: str | torch.device = "cpu", *, trust: bool = False
+    ) -> "VideoFeatures":
+        """Load a TorchScript file, which executes the code in it: only a published one, by its SHA-256.
+
+        Args:
+            path: the file.
+            device: where the network runs.
+            trust: execute the code of an unknown file as well.
+
+        Raises:
+            UserError: the file is missing, damaged, no TorchScript, or not a published one.
+        """
         if not Path(path).is_file():
             raise UserError(f"{path}: the I3D network of FVD is not there; run `{DOWNLOAD_COMMAND} auxiliary`")
+        content = Path(path).read_bytes()  # what is checked is what is executed
+        if not trust and hashlib.sha256(content).hexdigest() not in known_digests():
+            raise UserError(
+                f"{path}: is not the published I3D network (its SHA-256 is unknown), and a TorchScript file executes "
+                f"the code in it; run `{DOWNLOAD_COMMAND} auxiliary`, or give --trust if you know where it is from"
+            )
         try:
-            net = torch.jit.load(str(path), map_location=device)
+            net = torch.jit.load(io.BytesIO(content), map_location=device)
         except (RuntimeError, ValueError) as error:  # what the archive reader and the compiler raise
             raise UserError(f"{path}: is damaged or no TorchScript file; download it again") from error
         return cls(net, device)

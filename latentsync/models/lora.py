@@ -230,7 +230,7 @@ def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[LoraSetting
     try:
         targets, config = json.loads(metadata["targets"]), dict(json.loads(metadata["model"]))
         return LoraSettings(int(metadata["rank"]), float(metadata["alpha"]), tuple(targets)), config
-    except (LookupError, TypeError, ValueError, UserError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError, UserError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); save the adapter again") from error
 
 

@@ -10,6 +10,7 @@ from latentsync.utils.schema import SchemaError, build, require
 NORM_GROUPS = 32
 ATTENTION_HEADS = 8
 Size = tuple[int, int]  # height, width
+MAX_BLOCKS, MAX_WIDTH = 64, 2**16  # far beyond any network that can be run
 
 
 def strides(factor: int | tuple[int, ...]) -> Size:
@@ -57,6 +58,10 @@ class EncoderConfig:
     def _check_widths(self) -> None:
         widths = self.block_out_channels
         require(bool(widths), "block_out_channels is empty; give one width per block")
+        require(
+            len(widths) <= MAX_BLOCKS and max(*widths, self.in_channels) <= MAX_WIDTH,
+            f"no more than {MAX_BLOCKS} blocks, and {MAX_WIDTH} channels in each",
+        )
         for width in widths:
             require(
                 width >= 1 and width % NORM_GROUPS == 0,

@@ -8,6 +8,8 @@ from latentsync.utils.schema import build, require
 
 DownBlockType = Literal["CrossAttnDownBlock3D", "DownBlock3D"]
 UpBlockType = Literal["CrossAttnUpBlock3D", "UpBlock3D"]
+# Far beyond any UNet that can be run; a network of more would take forever to be built.
+MAX_LAYERS, MAX_BLOCKS, MAX_WIDTH = 64, 16, 2**16
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class MotionModuleConfig:
         for name in ("num_attention_heads", "num_transformer_block", "temporal_attention_dim_div"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
         require(self.temporal_position_encoding_max_len >= 1, "temporal_position_encoding_max_len must be at least 1")
+        for name, most in (("num_transformer_block", MAX_LAYERS), ("temporal_position_encoding_max_len", MAX_WIDTH)):
+            require(getattr(self, name) <= most, f"{name} must be at most {most}, got {getattr(self, name)}")
+        require(len(self.attention_block_types) <= MAX_LAYERS, f"attention_block_types has over {MAX_LAYERS} entries")
         require(bool(self.attention_block_types), "attention_block_types is empty; give at least one 'Temporal_Self'")
 
     def inner_width(self, channels: int) -> int:
@@ -95,12 +100,17 @@ class UNetConfig:
         names = ("sample_size", "in_channels", "out_channels", "layers_per_block", "cross_attention_dim")
         for name in (*names, "norm_num_groups"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        most = {"layers_per_block": MAX_LAYERS} | dict.fromkeys(("sample_size", "cross_attention_dim"), MAX_WIDTH)
+        for name, limit in (most | dict.fromkeys(("in_channels", "out_channels"), MAX_WIDTH)).items():
+            require(getattr(self, name) <= limit, f"{name} must be at most {limit}, got {getattr(self, name)}")
         require(self.norm_eps > 0, f"norm_eps must be above 0, got {self.norm_eps}")
         require(self.mid_block_scale_factor != 0, "mid_block_scale_factor must not be 0")
 
     def _check_blocks(self) -> None:
         widths = self.block_out_channels
         require(bool(widths), "block_out_channels is empty; give one width per block")
+        require(len(widths) <= MAX_BLOCKS, f"block_out_channels has {len(widths)} entries; at most {MAX_BLOCKS} blocks")
+        require(max(widths) <= MAX_WIDTH, f"block_out_channels {max(widths)} is more than {MAX_WIDTH}")
         for name in ("down_block_types", "up_block_types"):
             count = len(getattr(self, name))
             require(

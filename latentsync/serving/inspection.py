@@ -114,7 +114,7 @@ def _check_pixels(path: Path, width: int, height: int, most: int) -> None:
 
 def _check_seconds(path: Path, seconds: Fraction | float, most: float) -> None:
     if seconds > most:
-        raise UserError(f"{path}: lasts {float(seconds):.0f} s or more; at most {most:.0f} s are accepted")
+        raise UserError(f"{path}: lasts {float(seconds):.0f} s; at most {most:.0f} s are accepted")
 
 
 def _check_length(container: InputContainer, stream: AudioStream | VideoStream, path: Path, most: float) -> None:

@@ -19,7 +19,7 @@ from latentsync.utils.registry import PROJECT_ROOT
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
-GRACE_SECONDS = 10.0  # for a worker to obey before it is killed
+GRACE_SECONDS = 1.5  # for a worker to obey before it is killed: it is interrupted, unless native code hangs
 HEALTHY_SECONDS = 60.0  # a worker that lives so long did not die of its start
 MAX_BACKOFF_SECONDS = 60.0
 TIMED_OUT = "the job took longer than the allowed {seconds:g} s"

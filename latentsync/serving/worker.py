@@ -27,7 +27,7 @@ from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-BEAT_SECONDS = 2.0
+BEAT_SECONDS = 0.5  # also how long a request to cancel may go unnoticed
 IDLE_SECONDS = 0.2  # between two looks at an empty queue
 REPORT_SECONDS = 0.25  # between two reports of progress
 PERSISTENT_SECONDS = 30.0  # for which the end of a job is told again to a database that cannot be written
@@ -57,6 +57,9 @@ class Stopping(JobStopped):
 class Worker:
     """Runs jobs of a workspace until it is told to stop.
 
+    A job is stopped by an exception, at its next report of progress or, where `interrupt` is set, at once: `interrupt`
+    is called in another thread and makes the thread that runs jobs call `end_job`, as a signal does.
+
     Args:
         settings: of the service.
         owner: name of this worker in the queue.
@@ -72,8 +75,11 @@ class Worker:
         self.workspace = Workspace(settings.workspace)
         self.store = JobStore(self.workspace.database)
         self.stopping = threading.Event()
+        self.interrupt: Callable[[], object] = lambda: None
         self._service = os.getppid() if service is None else service
         self._job: Row | None = None
+        self._ending: tuple[Row, type[JobStopped]] | None = None  # which job is to be stopped, and why
+        self._interruptible = False
         self._telling = threading.Lock()  # what is told is always the newest
         self._newest = ("", 0, 0)  # stage, done, total of the job
         self._reported = 0.0
@@ -120,8 +126,19 @@ class Worker:
         folder = self.workspace.folder(row.id)
         files = {role: folder / name for role, name in row.files.items()}
         self.workspace.clear_attempt(row.id)
-        self.runner(row.kind, row.options, files, folder / RESULT, self._report_of(row))
+        self._interruptible = True
+        try:
+            self.runner(row.kind, row.options, files, folder / RESULT, self._report_of(row))
+        finally:
+            self._interruptible = False
         write_thumbnail(folder / RESULT, folder / THUMBNAIL)
+
+    def end_job(self) -> None:
+        """Raise what ends the job that runs, in its own thread and at most once; nothing where it need not end."""
+        job, reason = (self._job, Stopping) if self.stopping.is_set() else (self._ending or (None, JobStopped))
+        if self._interruptible and job is not None and job is self._job:
+            self._interruptible = False  # a second exception would cut the cleaning up short
+            raise reason
 
     def _message(self, error: BaseException, row: Row) -> str:
         """What the user is told; everything that is not for users goes to the log."""
@@ -182,9 +199,16 @@ class Worker:
             job = self._job
             self._attempt(lambda: self.store.worker_beat(self.owner, os.getpid(), self.device, self.runner.models()))
             if job is not None:
-                self._attempt(lambda job=job: self._tell(job))
+                self._attempt(lambda job=job: self._look_after(job))
             self.stopping.wait(BEAT_SECONDS)
         self.store.close()
+
+    def _look_after(self, job: Row) -> None:
+        """Report a job's progress, and interrupt it where it is to end."""
+        cancel = self._tell(job)
+        if cancel or cancel is None:
+            self._ending = (job, Lost if cancel is None else Cancelled)
+            self.interrupt()
 
     def _attempt(self, action: Callable[[], object]) -> object:
         """Do something in the database, or nothing while it cannot be written."""
@@ -228,11 +252,23 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s worker {owner[:8]}: %(message)s")
     settings = ServingSettings(**json.loads(plain))
     worker = Worker(settings, owner, device, make_runner(settings, device), int(service))
+    run_until_signal(worker)
+    return 0
+
+
+def run_until_signal(worker: Worker) -> None:
+    """Run a worker in the main thread until SIGTERM or SIGINT; signals also interrupt its job."""
+
+    def stop(*_: object) -> None:
+        worker.stopping.set()
+        worker.end_job()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, a script's background job
-            signal.signal(number, lambda *_: worker.stopping.set())
+            signal.signal(number, stop)
+    signal.signal(signal.SIGUSR1, lambda *_: worker.end_job())
+    worker.interrupt = lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
     worker.run()
-    return 0
 
 
 def make_runner(settings: ServingSettings, device: str) -> Runner:

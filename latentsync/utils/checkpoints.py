@@ -30,6 +30,11 @@ PICKLE_MAGIC = b"\x80"
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
 # Where the weights lie in a file that holds more: ours and LatentSync's first, then Real-ESRGAN's and VideoMAE's.
 WRAPPER_KEYS = ("state_dict", "params_ema", "params", "model", "module")
+# As weights and buffers are stored. Quantized and packed weights (int8, float8) mean something only with their scales.
+STORED_DTYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool}
+)
+MAX_STEP_DIGITS = 18
 SAFETENSORS_LENGTH = struct.Struct("<Q")  # of the JSON header that follows
 # What the restricted unpickler and the archive reader raise on damaged or foreign content.
 READ_ERRORS = (
@@ -76,8 +81,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path}: holds a {type(content).__name__}, not weights; give a checkpoint of named tensors")
     wrappers = [key for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)]
     if not wrappers:
-        return Checkpoint(path, _named_tensors(path, content))
-    return Checkpoint(path, _named_tensors(path, content[wrappers[0]]), _step(path, content.get("global_step", 0)))
+        return Checkpoint(path, named_tensors(path, content))
+    return Checkpoint(path, named_tensors(path, content[wrappers[0]]), _step(path, content.get("global_step", 0)))
 
 
 def load_into(build: Callable[[], Model], checkpoint: Checkpoint, exact: bool = False) -> Model:
@@ -94,6 +99,10 @@ def load_into(build: Callable[[], Model], checkpoint: Checkpoint, exact: bool = 
     patches, rest = find_patches(expected, checkpoint.state_dict, UNET_PATCHES)
     if rest or (exact and patches):
         raise UserError(_mismatch(checkpoint.path, describe_difference(expected, checkpoint.state_dict), patches, rest))
+    wrong = [name for name in expected if _is_cast(expected[name], checkpoint.state_dict.get(name))]
+    if wrong:
+        kind = str(checkpoint.state_dict[wrong[0]].dtype).removeprefix("torch.")
+        raise UserError(f"{checkpoint.path}: {wrong[0]} is stored as {kind}, which no weights of this model are")
     for patch in patches:
         logger.warning("%s: patch '%s': %s", checkpoint.path, patch.name, patch.effect)
     if patches or _has_hidden_buffers(model):
@@ -198,9 +207,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
         state_dict = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: is truncated or damaged ({_first_line(error)}); download it again") from error
-    step = metadata.get("global_step", "0")
-    step = _step(path, int(step) if step.isdigit() else step)
-    return Checkpoint(path, _named_tensors(path, state_dict), step, metadata)
+    step = _step(path, metadata.get("global_step", "0"))
+    return Checkpoint(path, named_tensors(path, state_dict), step, metadata)
 
 
 def _read_torch(path: Path, mmap: bool) -> Any:
@@ -215,21 +223,49 @@ def _read_torch(path: Path, mmap: bool) -> Any:
         raise UserError(f"{path}: is damaged or not a checkpoint ({_first_line(error)}); download it again") from error
 
 
-def _named_tensors(path: Path, state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
+def named_tensors(path: Path, state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises UserError for anything else in it, and for tensors that no weights are."""
     strangers = [str(key) for key, value in state_dict.items() if not (isinstance(key, str) and torch.is_tensor(value))]
     if strangers:
         raise UserError(f"{path}: is not a file of weights: {', '.join(strangers[:3])} are not tensors")
     if not state_dict:
         raise UserError(f"{path}: holds no weights")
+    for name, tensor in state_dict.items():
+        problem = _problem(tensor)
+        if problem:
+            raise UserError(f"{path}: {name} is {problem}; save plain weights on the CPU, in float16 or float32")
     return dict(state_dict)
 
 
+def _problem(tensor: Tensor) -> str:
+    """Why a tensor is no plain weight; empty when it is one."""
+    if tensor.is_meta:
+        return "a tensor without data (device meta)"
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return "a sparse or quantized tensor"
+    if tensor.dtype not in STORED_DTYPES:
+        return f"stored as {str(tensor.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _is_cast(expected: Tensor, given: Tensor | None) -> bool:
+    """Whether loading would turn whole numbers into weights, or the other way round."""
+    return given is not None and given.is_floating_point() != expected.is_floating_point()
+
+
 def _step(path: Path, step: Any) -> int:
-    if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
+    """A training step as stored: a number, a tensor of one, or in the metadata of safetensors its digits."""
+    if isinstance(step, str) and step.isascii() and step.isdigit() and len(step) <= MAX_STEP_DIGITS:
+        step = int(step)
+    if torch.is_tensor(step) and step.numel() == 1 and not _problem(step):
+        step = step.item()
+    if isinstance(step, float) and step.is_integer():
+        step = int(step)
+    if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 10**MAX_STEP_DIGITS:
         return step
-    if torch.is_tensor(step) and step.numel() == 1:
-        return int(step)
-    raise UserError(f"{path}: global_step is {str(step)[:40]!r}, not a number of steps; the file is not one of ours")
+    is_huge = isinstance(step, int) and step.bit_length() > 64
+    shown = f"a number of {step.bit_length()} bits" if is_huge else repr(str(step)[:40])
+    raise UserError(f"{path}: global_step is {shown}, not a number of steps; the file is not one of ours")
 
 
 def _mismatch(path: Path, difference: str, patches: list[Patch], rest: list[str]) -> str:

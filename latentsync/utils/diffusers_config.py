@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latentsync.utils.errors import UserError
+from latentsync.utils.schema import check_numbers
 
 T = TypeVar("T")
+MAX_LAYERS, MAX_BLOCKS, MAX_SIZE = 64, 16, 2**20  # of a block, of a network, of anything else that is counted
 # What diffusers' constructors raise, unchecked, on values they cannot use.
 VALUE_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError)
 
@@ -26,6 +28,7 @@ def build_from_config(kind: type[T], path: str | Path) -> T:
     unknown = sorted(set(values) - set(inspect.signature(kind.__init__).parameters))
     if unknown:
         raise UserError(f"{path}: unknown keys {', '.join(unknown)}; is this the config of {kind.__name__}?")
+    _check_sizes(Path(path), values)
     try:
         return kind.from_config(values)
     except VALUE_ERRORS as error:
@@ -33,13 +36,30 @@ def build_from_config(kind: type[T], path: str | Path) -> T:
         raise UserError(f"{path}: {kind.__name__} cannot be built from this config ({reason})") from error
 
 
+def _check_sizes(path: Path, values: dict[str, Any]) -> None:
+    """Refuse what would take forever to build: diffusers itself checks no sizes."""
+    for name, value in values.items():
+        for number in value if isinstance(value, list) else [value]:
+            most = MAX_LAYERS if name == "layers_per_block" else MAX_SIZE
+            if isinstance(number, int) and number > most:
+                raise UserError(f"{path}: {name} is {number}; at most {most} is accepted")
+        if isinstance(value, list) and len(value) > MAX_BLOCKS and name != "trained_betas":
+            raise UserError(f"{path}: {name} has {len(value)} entries; at most {MAX_BLOCKS} are accepted")
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: the config cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deeply for a config") from error
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise UserError(f"{path}: is not a JSON file ({error})") from error
     if not values or not isinstance(values, dict):
         raise UserError(f"{path}: is not a config of keys and values; give a JSON file that diffusers wrote")
+    try:
+        check_numbers(values)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     return values

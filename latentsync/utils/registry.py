@@ -238,6 +238,11 @@ def entry(name: str) -> Entry:
     return REGISTRY[name]
 
 
+def known_digests() -> set[str]:
+    """SHA-256 of all files of the table for which it is known."""
+    return {file.sha256 for item in REGISTRY.values() for file in item.files if file.sha256}
+
+
 def model_names() -> list[str]:
     """Names that `resolve` takes."""
     return [name for name, item in REGISTRY.items() if item.model]

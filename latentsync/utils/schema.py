@@ -29,12 +29,28 @@ def require_positive(section: Any, *names: str) -> None:
         require(getattr(section, name) > 0, f"{name} must be above 0, got {getattr(section, name)}")
 
 
+def check_numbers(values: Any) -> None:
+    """Raise ValueError for a whole number of more than 64 bits anywhere in plain nested values."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            check_numbers(name)
+            check_numbers(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            check_numbers(value)
+    elif isinstance(values, int) and not -(2**63) <= values < 2**63:
+        raise ValueError(f"holds a whole number of {values.bit_length()} bits, more than 64")
+
+
 class SchemaError(UserError):
     """A value that does not fit its schema. `key`: where it lies, outermost section first."""
 
     def __init__(self, key: Key, problem: str):
         super().__init__(f"{'.'.join(key)}: {problem}" if key else problem)
-        self.key = key
+        self.key, self.problem = key, problem
+
+    def __reduce__(self) -> tuple[type["SchemaError"], tuple[Key, str]]:
+        return SchemaError, (self.key, self.problem)  # to other processes
 
 
 def build(schema: type[T], values: Mapping[str, Any], key: Key = ()) -> T:

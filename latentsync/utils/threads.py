@@ -142,14 +142,15 @@ class _Worker:
         self._thread.start()
 
     def wait(self, on_interrupt: Callable[[], None] = lambda: None) -> None:
-        """Return when the work is done. A Ctrl-C meanwhile calls `on_interrupt` and is raised once the work is done."""
+        """Return when the work is done. What a signal raises meanwhile (Ctrl-C, the end of a job) calls `on_interrupt`
+        and is raised once the work is done."""
         if self._thread.ident is None:  # never started
             return
-        interrupt: KeyboardInterrupt | None = None
+        interrupt: BaseException | None = None
         while not self._ended.is_set():
             try:
                 self._ended.wait()
-            except KeyboardInterrupt as error:
+            except BaseException as error:
                 interrupt = error
                 on_interrupt()
         self._thread.join()

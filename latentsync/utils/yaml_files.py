@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from latentsync.utils.errors import UserError
-from latentsync.utils.schema import Key, SchemaError
+from latentsync.utils.schema import Key, SchemaError, check_numbers
 
 BASE_KEY = "base"
 
@@ -59,8 +59,11 @@ def read_yaml(path: str | Path) -> YamlFile:
         following = None if base is None else following.parent / base
     try:
         values = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)), resolve=True)
+        check_numbers(values)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_one_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {_unusable(error)}") from error
     return YamlFile(values, tuple(files))
 
 
@@ -80,6 +83,8 @@ def _read_layer(path: Path) -> DictConfig:
         raise UserError(
             f"{path}{line}: is not valid YAML ({getattr(error, 'problem', None) or _one_line(error)})"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {_unusable(error)}") from error
     except (OSError, OmegaConfBaseException) as error:  # OmegaConf reports a lone scalar as OSError
         raise UserError(f"{path}: is not a config of keys and values ({_one_line(error)})") from error
     if not isinstance(layer, DictConfig):
@@ -98,6 +103,10 @@ def _line_of(path: Path, key: Key) -> int | None:
             return None
         line, node = entries[-1][0].start_mark.line + 1, entries[-1][1]
     return line
+
+
+def _unusable(error: Exception) -> str:
+    return "is nested too deeply for a config" if isinstance(error, RecursionError) else _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -4,12 +4,13 @@ Letters: L encoder blocks, R rows (50 a second), D width.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from whisper.model import AudioEncoder
 
-from latentsync.utils.checkpoints import READ_ERRORS
+from latentsync.utils.checkpoints import READ_ERRORS, named_tensors
 from latentsync.utils.errors import UserError
 
 HEAD_WIDTH = 64  # of every published Whisper size
@@ -32,10 +33,10 @@ def load_encoder(path: str | Path) -> AudioEncoder:
         raise UserError(f"Whisper checkpoint {path} does not exist; run `python -m tools.download_checkpoints`")
     tensors, num_heads = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
     try:
-        state = _encoder_state(tensors)
+        state = named_tensors(path, _encoder_state(tensors))
         encoder = AudioEncoder(**_dimensions(state, num_heads))
         encoder.load_state_dict(state, strict=True)
-    except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+    except (LookupError, ValueError, RuntimeError, AttributeError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:MAX_REASON]
         raise UserError(f"{path} is not an encoder in openai-whisper's layout: {reason}") from error
     return encoder.eval().requires_grad_(False)
@@ -63,7 +64,7 @@ def hidden_states(encoder: AudioEncoder, mel: torch.Tensor) -> torch.Tensor:
     return torch.cat(states).transpose(0, 1).contiguous()
 
 
-def _read_pt(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
+def _read_pt(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:
@@ -77,14 +78,14 @@ def _read_pt(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
     return tensors, dims.get("n_audio_head")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             num_heads = (file.metadata() or {}).get("n_audio_head")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read {path} as safetensors, fetch it again: {error}") from error
-    return tensors, None if num_heads is None else int(num_heads)
+    return tensors, num_heads
 
 
 def _encoder_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -93,10 +94,10 @@ def _encoder_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return prefixed or tensors
 
 
-def _dimensions(state: dict[str, torch.Tensor], num_heads: int | None) -> dict[str, int]:
+def _dimensions(state: dict[str, torch.Tensor], num_heads: Any) -> dict[str, int]:
     """Arguments of `AudioEncoder`, read off the shapes; heads are 64 wide when the file does not say."""
     width, n_mels, _kernel = state["conv1.weight"].shape
-    num_heads = num_heads or width // HEAD_WIDTH
+    num_heads = width // HEAD_WIDTH if num_heads is None else int(num_heads)
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"{num_heads} attention heads do not divide its width of {width}")
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}

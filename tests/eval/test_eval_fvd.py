@@ -33,7 +33,7 @@ def grey_faces(path: Path) -> list[FaceChunk]:
 
 
 def test_windows_of_all_clips_and_none_over_a_cut(i3d, caplog):
-    network = VideoFeatures.from_pretrained(i3d)
+    network = VideoFeatures.from_pretrained(i3d, trust=True)
     videos = [Path(name) for name in ("19.mp4", "bad.mp4", "8.mp4", "40.mp4")]
     features, counts = features_of(videos, network, 16, grey_faces)
     assert counts == {"19.mp4": 2, "bad.mp4": 0, "8.mp4": 0, "40.mp4": 4}
@@ -53,7 +53,8 @@ def test_two_folders(i3d, tmp_path, monkeypatch, detector, capsys):
         clip(folder / "sub" / "one\nname.mp4", 20)
         (folder / "empty.mp4").touch()
     write_clip(real / "no face.mp4", 20)
-    words = ["--real_videos_dir", str(real), "--fake_videos_dir", str(fake), "--i3d_path", str(i3d), "--device", "cpu"]
+    words = ["--real_videos_dir", str(real), "--fake_videos_dir", str(fake), "--device", "cpu"]
+    words += ["--i3d_path", str(i3d), "--trust"]
     output = tmp_path / "out" / "fvd.json"
     assert main([*words, "--output", str(output)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "FVD 0.0000"
@@ -72,6 +73,8 @@ def test_what_is_wrong_is_told(i3d, tmp_path, capsys):
     assert main([*words, "--i3d_path", str(i3d), "--fake_videos_dir", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err
     assert main([*words, "--i3d_path", str(i3d)]) == 1
+    assert "give --trust" in capsys.readouterr().err
+    assert main([*words, "--i3d_path", str(i3d), "--trust"]) == 1
     assert "FVD needs more of them" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main([*words, "--stride", "0"])

@@ -146,6 +146,7 @@ def test_another_voice_is_not_held_against_the_video(call, folder):
 def test_fvd_of_whole_clips(call, folder, monkeypatch):
     monkeypatch.setattr(measures, "I3D", write_i3d(folder / "i3d.pt"))
     monkeypatch.setattr(measures.VideoFeatures.from_pretrained.__func__, "__defaults__", (folder / "i3d.pt", "cpu"))
+    monkeypatch.setattr(measures.VideoFeatures.from_pretrained.__func__, "__kwdefaults__", {"trust": True})
     for path in (folder / "a b.mp4", folder / "blurred" / "first.mp4"):
         clip(path, 26, tone_seconds=1.0)
     assert call() == 0

@@ -1,8 +1,12 @@
 """Windows of FVD over whole clips, with a small TorchScript network in the place of I3D."""
 
+import hashlib
+
 import numpy as np
 import pytest
+import torch
 
+from latentsync.metrics import fvd
 from latentsync.metrics.fvd import ClipFeatures, VideoFeatures
 from latentsync.utils.errors import UserError
 from tests.metrics.i3d import first_and_last, write_i3d
@@ -10,7 +14,7 @@ from tests.metrics.i3d import first_and_last, write_i3d
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory) -> VideoFeatures:
-    return VideoFeatures.from_pretrained(write_i3d(tmp_path_factory.mktemp("i3d") / "i3d.pt"))
+    return VideoFeatures.from_pretrained(write_i3d(tmp_path_factory.mktemp("i3d") / "i3d.pt"), trust=True)
 
 
 def windows(network: VideoFeatures, count: int, stride: int, ends: tuple[int, ...] = ()) -> list[tuple[int, int]]:
@@ -45,4 +49,18 @@ def test_files_that_are_no_network_are_told(tmp_path):
         VideoFeatures.from_pretrained(tmp_path / "none.pt")
     (tmp_path / "bad.pt").write_bytes(b"no archive")
     with pytest.raises(UserError, match="damaged or no TorchScript"):
-        VideoFeatures.from_pretrained(tmp_path / "bad.pt")
+        VideoFeatures.from_pretrained(tmp_path / "bad.pt", trust=True)
+
+
+def test_only_published_code_is_executed(tmp_path, monkeypatch):
+    path = write_i3d(tmp_path / "i3d.pt")
+    loaded = []
+    monkeypatch.setattr(
+        torch.jit, "load", lambda *args, _load=torch.jit.load, **kw: loaded.append(1) or _load(*args, **kw)
+    )
+    with pytest.raises(UserError, match="SHA-256 is unknown.*--trust"):
+        VideoFeatures.from_pretrained(path)
+    assert not loaded
+    monkeypatch.setattr(fvd, "known_digests", lambda: {hashlib.sha256(path.read_bytes()).hexdigest()})
+    VideoFeatures.from_pretrained(path)
+    assert loaded

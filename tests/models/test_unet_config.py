@@ -34,6 +34,12 @@ REFUSED = [
     ({"motion_module_kwargs": {"attention_block_types": ["Spatial"]}}, "'Spatial' is not one of 'Temporal_Self'"),
     ({"motion_module_kwargs": {"temporal_position_encoding_max_len": 0}}, "max_len must be at least 1"),
     ({"motion_module_kwargs": 8}, "expected a group of keys"),
+    ({"layers_per_block": 10**8}, "layers_per_block must be at most 64"),
+    ({"cross_attention_dim": 2**62}, "cross_attention_dim must be at most 65536"),
+    ({"block_out_channels": [320] * 10_000}, "block_out_channels has 10000 entries"),
+    ({"block_out_channels": [2**62, 640, 1280, 1280]}, "is more than 65536"),
+    ({"motion_module_kwargs": {"num_transformer_block": 10**8}}, "num_transformer_block must be at most 64"),
+    ({"motion_module_kwargs": {"temporal_position_encoding_max_len": 10**12}}, "max_len must be at most 65536"),
 ]
 
 

@@ -3,7 +3,9 @@
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -205,6 +207,22 @@ def test_streams_are_bounded_and_end_with_the_server(tmp_path, media, monkeypatc
             return streams[-1].__enter__().status_code == 200
 
         assert eventually(place_is_given_back)  # this stream stays open while the server stops
+
+
+def test_streams_that_come_at_once_are_bounded(tmp_path, media):
+    service = make_service(tmp_path / "workspace")
+    with serving(service, limits=ApiLimits(event_streams=5, poll_seconds=0.05)) as client:
+        path = submit(client, media)["links"]["events"]
+        all_answered = threading.Barrier(20)
+
+        def follow(_: int) -> int:
+            with client.stream("GET", path) as response:
+                all_answered.wait(60)
+                return response.status_code
+
+        with ThreadPoolExecutor(20) as pool:
+            statuses = list(pool.map(follow, range(20)))
+        assert sorted(statuses) == [200] * 5 + [429] * 15
 
 
 def test_state_of_the_server(client, service, media):

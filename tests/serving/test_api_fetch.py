@@ -101,3 +101,17 @@ def test_a_server_that_does_not_answer(tmp_path):
     fetcher = Fetcher(100, resolver=lambda host, port: ["127.0.0.1"], accepts=lambda a: True, ports={"http": 1})
     with pytest.raises(ApiError, match="ConnectError"):
         fetch(fetcher, "http://pages.example/", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["::127.0.0.1", "::ffff:127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::",
+     "::", "::8.8.8.8", "100::1", "fe80::1", "fec0::1", "fd00::1", "ff0e::1", "4000::1"],
+)  # fmt: skip
+def test_addresses_that_are_not_public(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_addresses_that_are_public(address):
+    assert is_public(address)

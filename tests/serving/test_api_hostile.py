@@ -243,6 +243,19 @@ def test_broken_requests(client, data):
     assert b" 500 " not in answer[:15] and b" 20" not in answer[:15]
 
 
+@pytest.mark.parametrize("where", [b"GET /healthz?%s HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nX: %s\r\n"])
+def test_heads_have_one_limit_in_whatever_pieces_they_arrive(client, where):
+    for size, statuses in ((31_000, [b"200"]), (33_500, [b"431", b"400"]), (60_000, [b"431", b"400"])):
+        answer = send(client, where % (b"y" * size) + b"Host: x\r\nConnection: close\r\n\r\n")
+        assert answer.split()[1] in statuses, size
+
+
+def test_the_end_of_a_body_is_stated_once(client):
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = send(client, head + b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.split()[1] == b"400" and answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_client_that_leaves(client):
     body = b'--B\r\nContent-Disposition: form-data; name="video"; filename="x"\r\n\r\n' + bytes(1000)
     with socket.create_connection((client.base_url.host, client.base_url.port)) as sock:

@@ -142,7 +142,7 @@ def test_the_page_is_built_without_public_functions(service):
 
 def test_the_page_shows_no_other_files_and_answers_to_no_other_site(service, monkeypatch, capsys):
     pages: list[gr.Blocks] = []
-    monkeypatch.setattr(gr.Blocks, "block_thread", lambda page: pages.append(page))
+    monkeypatch.setattr("latentsync.serving.page.app.wait_for_signal", pages.append)
     serve_page(service, "127.0.0.1", 0)
     url = re.search(r"listening on (\S+)", capsys.readouterr().out)[1]
     try:

@@ -1,6 +1,7 @@
 """Checkpoints: every format read, every tolerated difference named, everything else one clear line."""
 
 import logging
+import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -280,7 +281,58 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing.pt": (lambda path: torch.save({}, path), "holds no weights"),
     "nothing.safetensors": (lambda path: safetensors.torch.save_file({}, path), "holds no weights"),
     "step.pt": (lambda path: torch.save({"state_dict": weights(), "global_step": "x"}, path), "global_step is 'x'"),
+    "meta.pt": (lambda path: torch.save({"w": torch.zeros(2, device="meta")}, path), "w is a tensor without data"),
+    "sparse.pt": (lambda path: torch.save({"w": torch.eye(2).to_sparse()}, path), "w is a sparse or quantized"),
+    "int8.pt": (lambda path: torch.save({"w": torch.zeros(2, dtype=torch.int8)}, path), "w is stored as int8"),
+    "complex.pt": (lambda path: torch.save({"w": torch.zeros(2, dtype=torch.cfloat)}, path), "stored as complex64"),
+    "float8.pt": (lambda path: torch.save({"w": torch.zeros(2).to(torch.float8_e4m3fn)}, path), "stored as float8"),
+    "int8.safetensors": (
+        lambda path: safetensors.torch.save_file({"w": torch.zeros(2, dtype=torch.int8)}, path),
+        "w is stored as int8",
+    ),
 }
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        (-1, "'-1'"),
+        (True, "'True'"),
+        (10**300, "a number of 997 bits"),
+        (math.nan, "'nan'"),
+        (math.inf, "'inf'"),
+        (1.5, "'1.5'"),
+        (torch.tensor(math.inf), "'inf'"),
+        (torch.tensor(2j), "'tensor"),
+        (torch.zeros(2), "'tensor"),
+        (torch.tensor(1, device="meta"), ".tensor"),
+        ("²", "'²'"),
+        ("9" * 5000, "'9999"),
+        ([], r"'\[\]'"),
+    ],
+)
+def test_steps_that_are_none(tmp_path, step, shown):
+    paths = [tmp_path / "a.pt"]
+    torch.save({"state_dict": weights(), "global_step": step}, paths[0])
+    if isinstance(step, str):
+        paths.append(tmp_path / "a.safetensors")
+        safetensors.torch.save_file(weights(), paths[1], {"global_step": step})
+    for path in paths:
+        with pytest.raises(UserError, match=f"global_step is {shown}"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("step", [7, 7.0, "7", torch.tensor(7), torch.tensor(7.0)])
+def test_steps_in_any_form(tmp_path, step):
+    torch.save({"state_dict": weights(), "global_step": step}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt").global_step == 7
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    state = nn.Linear(2, 2).state_dict()
+    torch.save({name: tensor.to(torch.int64) for name, tensor in state.items()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="weight is stored as int64, which no weights of this model are"):
+        load_into(lambda: nn.Linear(2, 2), load_checkpoint(tmp_path / "a.pt"))
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -150,6 +150,11 @@ REFUSED = [
     ("base: [1]\n", "base must be the path of a YAML file"),
     ("base: gone.yaml\n", "gone.yaml: no such config file"),
     ("", "own.yaml: missing section model"),
+    ("model: " + "[" * 3000 + "]" * 3000, "own.yaml: is nested too deeply"),
+    ("model: " + "{a: " * 3000 + "1" + "}" * 3000, "own.yaml: is nested too deeply"),
+    ("run: {seed: " + "9" * 5000 + "}\n", "own.yaml: Exceeds the limit"),
+    ("run: {seed: 0x" + "F" * 5000 + "}\n", "own.yaml: holds a whole number of 20000 bits"),
+    ("0x" + "F" * 500 + ": 1\n", "own.yaml: holds a whole number of 2000 bits"),
 ]
 
 

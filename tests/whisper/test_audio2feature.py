@@ -200,7 +200,18 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
     save_file({"layer.weight": torch.zeros(2)}, wrong)
     text = tmp_path / "text.safetensors"
     text.write_text("not weights")
-    for path in (truncated, other, pickled, wrong, text):
+    heads = []
+    content = torch.load(good, weights_only=True)
+    for number, value in enumerate(("abc", "9" * 5000, 0, -2, math.nan, math.inf, [2], 10**30)):
+        heads.append(tmp_path / f"heads{number}.pt")
+        torch.save({**content, "dims": {**content["dims"], "n_audio_head": value}}, heads[-1])
+    encoder = {name: tensor for name, tensor in content["model_state_dict"].items() if name.startswith("encoder.")}
+    for number, value in enumerate(("abc", "²", "9" * 5000)):
+        heads.append(tmp_path / f"heads{number}.safetensors")
+        save_file(encoder, heads[-1], {"n_audio_head": value})
+    quantized = tmp_path / "quantized.safetensors"
+    save_file({name: tensor.to(torch.int8) for name, tensor in encoder.items()}, quantized)
+    for path in (truncated, other, pickled, wrong, text, quantized, *heads):
         with pytest.raises(UserError, match=path.name) as caught:
             Audio2Feature(path)
         assert "\n" not in str(caught.value)

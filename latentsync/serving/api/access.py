@@ -15,6 +15,7 @@ from latentsync.utils.errors import UserError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 MAX_PORT = 2**16 - 1
+MAX_HEAD_BYTES = 32 * 2**10
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -48,6 +49,33 @@ def key_check(api_key: str | None) -> Callable[[Request], None]:
             raise ApiError(401, "unauthorized", message, headers)
 
     return check
+
+
+class HeadGuard:
+    """ASGI middleware that refuses heads of more than MAX_HEAD_BYTES, and bodies whose end is stated twice.
+
+    The HTTP parser bounds only heads that arrive in pieces, and prefers Transfer-Encoding to Content-Length where a
+    proxy in front may do the opposite (request smuggling).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (self.app if refusal is None else refusal.response())(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])  # ": " and the line's end
+        closing = {"Connection": "close"}
+        if size > MAX_HEAD_BYTES:
+            message = f"the head of a request may have {MAX_HEAD_BYTES} bytes"
+            return ApiError(431, "head_too_large", message, closing)
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            message = "a request has a Content-Length or a Transfer-Encoding, not both"
+            return ApiError(400, "ambiguous_length", message, closing)
+        return None
 
 
 class BrowserGuard:

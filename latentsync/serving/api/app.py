@@ -10,7 +10,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from latentsync import __version__
 from latentsync.serving.api import jobs, state
-from latentsync.serving.api.access import BrowserGuard, key_check
+from latentsync.serving.api.access import BrowserGuard, HeadGuard, key_check
 from latentsync.serving.api.context import ApiContext
 from latentsync.serving.api.errors import install_handlers, responses
 from latentsync.serving.api.fetch import Fetcher
@@ -69,6 +69,7 @@ def create_app(
     install_handlers(app)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(BrowserGuard, hosts=allowed_hosts)
+    app.add_middleware(HeadGuard)
     app.openapi = lambda: _document(app)
     return app
 

@@ -24,6 +24,7 @@ TOTAL_SECONDS = 600.0
 PIECE = 256 * 2**10
 PORTS = {"http": 80, "https": 443}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is assigned for hosts of the public internet
 
 Resolver = Callable[[str, int], list[str]]
 
@@ -62,6 +63,8 @@ def is_public(address: str) -> bool:
             return False
         if ip.ipv4_mapped is not None:
             return True
+        if ip not in NAT64 and ip not in GLOBAL_UNICAST:  # obsolete embeddings of IPv4 (::a.b.c.d) among them
+            return False
     return ip.is_global and not ip.is_multicast
 
 

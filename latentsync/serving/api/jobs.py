@@ -7,6 +7,7 @@ from typing import Annotated
 import anyio.to_thread
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from latentsync.serving.api.context import ApiContext, Context
 from latentsync.serving.api.errors import ApiError, responses, try_later
@@ -89,22 +90,28 @@ async def job_events(request: Request, context: Context, job_id: JobId) -> Strea
     await anyio.to_thread.run_sync(context.service.get, job_id)
     if context.streams >= context.limits.event_streams:
         raise try_later("too_many_streams", "too many clients follow jobs; ask for the job instead")
+    context.streams += 1  # at once: between here and the first event other requests are looked at
 
     def show(job: Job) -> str:
         return JobView.of(job, request).model_dump_json()
 
     events = event_stream(lambda: context.service.get(job_id), show, context.closing.is_set, context.limits)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_counted(events, context), media_type="text/event-stream", headers=headers)
+    return CountedStream(events, context, headers)
 
 
-async def _counted(events: AsyncIterator[str], context: ApiContext) -> AsyncIterator[str]:
-    context.streams += 1
-    try:
-        async for event in events:
-            yield event
-    finally:
-        context.streams -= 1
+class CountedStream(StreamingResponse):
+    """A stream of events that gives its place back however it ends, also before its first event."""
+
+    def __init__(self, events: AsyncIterator[str], context: ApiContext, headers: dict[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._context.streams -= 1
 
 
 FILE_RESPONSES = {

@@ -14,10 +14,12 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import HANDLED_SIGNALS
 
-STOP_SECONDS = 5  # for requests under way, once the server stops
+from latentsync.serving.api.access import MAX_HEAD_BYTES
+from latentsync.utils.sandbox import shut_down
+
+STOP_SECONDS = 1  # for requests under way, once the server stops
 HEAD_SECONDS = 20.0  # for a client to send the head of a request
 LINGER_SECONDS = 5.0  # in which a client that was refused may go on sending, and so comes to read why
-MAX_HEAD_BYTES = 32 * 2**10
 MAX_CONNECTIONS = 1000
 
 
@@ -102,4 +104,5 @@ class ApiServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.closing.set()
+        shut_down()  # threads that wait for files to be examined would be waited for
         await super().shutdown(sockets)

@@ -1,6 +1,7 @@
 """The page as a whole."""
 
 import socket
+import threading
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -94,7 +95,12 @@ def serve_page(
     except OSError as error:
         raise UserError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
     print(f"listening on {url}", flush=True)
-    page.block_thread()
+    wait_for_signal(page)
+
+
+def wait_for_signal(page: gr.Blocks) -> None:
+    """Serve until a signal raises. `page.block_thread` would then wait up to five seconds for open connections."""
+    threading.Event().wait()
 
 
 def _free_port(host: str) -> int:
