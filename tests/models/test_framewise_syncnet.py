@@ -102,7 +102,8 @@ def test_learns_which_audio_belongs_to_which_frames():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    # SPREAD_FW
+    # 0.01 to 0.75 over up to 5 seeds, 1 and 2 threads and several instruction sets; 2.7 with pairs shuffled at every
+    # step, 4.2 and more at learning rate 0.
     assert min(losses[-20:]) < 0.5 * math.log(16)
     assert all(parameter.grad is not None for parameter in net.parameters())
 

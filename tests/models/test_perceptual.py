@@ -84,6 +84,7 @@ def test_gradient_descent_on_pixels_approaches_the_other_picture(lpips):
         value.backward()
         optimizer.step()
         values.append(value.item())
+    # 0.41 to 0.50 over 3 random trunks, alike on 1 and 2 threads and with SSE4.1 and AVX-512.
     assert values[-1] < 0.7 * values[0]
 
 

@@ -197,8 +197,8 @@ def test_training_lowers_the_loss(tmp_path, parts):
     for _ in range(60):
         history.append(grad_step(task, batch)["loss"].item())
         optimizer.step()
-    # SPREAD_UN
-    assert min(history[-3:]) < 0.6 * history[0]
+    # 0.08 to 0.42 over 4 seeds, 1 and 2 threads and several instruction sets; 1 where nothing is learned.
+    assert min(history[-20:]) < 0.6 * history[0]
 
 
 def test_modules_to_train(tmp_path):

@@ -78,12 +78,13 @@ def test_gradient_descent_on_pixels_approaches_the_real_clip(loss):
     fake.requires_grad_()
     optimizer = torch.optim.SGD([fake], lr=20.0)
     values = []
-    for _ in range(6):
+    for _ in range(16):
         optimizer.zero_grad()
         value = loss(fake, real)
         value.backward()
         optimizer.step()
         values.append(value.item())
+    # 0.07 to 0.44 over 6 random inputs, alike on 1 and 2 threads and with SSE4.1 and AVX-512; here 0.16.
     assert values[-1] < 0.5 * values[0]
     assert float(loss(real, real)) == 0
 
