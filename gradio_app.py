@@ -25,11 +25,15 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python gradio_app.py", description="The web page of LatentSync.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need a password")
+    add("--host", default="127.0.0.1", help="address to listen on; anything but a loopback address needs a password")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # a text: what is no number is wrong usage, as of the option
     add("--port", type=int, default=port, help="0 for any free one (default: %(default)s)")
-    add("--no_auth", action="store_true", help="let other machines in without a password")
-    add("--share", action="store_true", help="a public link through Gradio's servers: anyone with the link may come")
+    add("--no_auth", action="store_true", help="allow other machines without a password")
+    add(
+        "--share",
+        action="store_true",
+        help="create a public link through Gradio's servers; anyone who has the link can use the page",
+    )
     add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
     add("--model", default=AUTO, help="model of jobs that name none (default: the best present)")
     add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")

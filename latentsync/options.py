@@ -162,13 +162,10 @@ class GenerationOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _rename(cls, values: Any) -> Any:
-        """Accept former names; refuse a switch's value for a number, which pydantic would take for 0 or 1."""
+        """Accept former names; make true and false texts, since pydantic takes them for the numbers 1 and 0."""
         if not isinstance(values, Mapping):
             return values
-        for name, value in values.items():
-            if isinstance(value, bool) and name in OPTIONS and OPTIONS[name].type is not bool:
-                raise ValueError(OPTIONS[name].refusal(value))
-        return {RENAMED.get(name, name): value for name, value in values.items()}
+        return {RENAMED.get(name, name): str(v) if isinstance(v, bool) else v for name, v in values.items()}
 
     @model_validator(mode="after")
     def _check_together(self) -> "GenerationOptions":
@@ -276,10 +273,8 @@ def parse_options(values: Mapping[str, Any]) -> GenerationOptions:
 
 
 def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
-    """One line from pydantic's errors on `GenerationOptions`."""
-    lines = [_describe(problem) for problem in problems[:MAX_REPORTED]]
-    more = len(problems) - MAX_REPORTED
-    return "; ".join([*lines, f"and {more} more"] if more > 0 else lines)
+    """One line from pydantic's errors on `GenerationOptions`; the first few of them."""
+    return "; ".join(_describe(problem) for problem in problems[:MAX_REPORTED])
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
@@ -287,12 +282,8 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if name in OPTIONS:
         return OPTIONS[name].refusal(problem["input"])
     if problem["type"] == "extra_forbidden":
-        return unknown_option(name)
+        return f"unknown option {_shorten(name)}{did_you_mean(name, OPTIONS)}"
     return str(problem["msg"]).removeprefix("Value error, ")
-
-
-def unknown_option(name: str) -> str:
-    return f"unknown option {_shorten(name)}{did_you_mean(name, OPTIONS)}"
 
 
 def read_stored(text: str | bytes) -> GenerationOptions:

@@ -35,7 +35,7 @@ def build_parser() -> OptionParser:
 
 def run(options: argparse.Namespace) -> int:
     """Run the list; returns the number of rows that are not done."""
-    from latentsync.serving.batch import FAILED, Batch, Fate, read_list
+    from latentsync.serving.batch import FAILED, Batch, RowResult, read_list
     from latentsync.serving.service import JobService
 
     defaults = given_options(options)
@@ -52,22 +52,22 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         job_timeout_seconds=options.job_timeout_seconds,
     )
-    told = 0
+    count = 0
 
-    def tell(fate: Fate) -> None:
-        nonlocal told
-        told += 1
-        seconds = f" ({fate.seconds:.0f} s)" if fate.seconds else ""
-        reason = f": {fate.reason}" if fate.reason else ""
-        print(f"[{told}/{len(rows)}] {fate.status} {one_line(fate.row.out)}{seconds}{reason}", flush=True)
+    def show(result: RowResult) -> None:
+        nonlocal count
+        count += 1
+        seconds = f" ({result.seconds:.0f} s)" if result.seconds else ""
+        reason = f": {result.reason}" if result.reason else ""
+        print(f"[{count}/{len(rows)}] {result.status} {one_line(result.row.out)}{seconds}{reason}", flush=True)
 
     with JobService(settings) as service:
-        fates = Batch(service).run(rows, tell)
-    failed = [fate for fate in fates if fate.status == FAILED]
+        results = Batch(service).run(rows, show)
+    failed = [result for result in results if result.status == FAILED]
     if failed:
         print(f"{len(failed)} of {len(rows)} rows failed:", file=sys.stderr)
-        for fate in failed:
-            print(f"  line {fate.row.line}: {one_line(fate.row.video)}: {fate.reason}", file=sys.stderr)
+        for result in failed:
+            print(f"  line {result.row.line}: {one_line(result.row.video)}: {result.reason}", file=sys.stderr)
     return len(failed)
 
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -13,10 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
-from latentsync.options import AUTO, DTYPES, RENAMED, OptionError
+from latentsync.options import AUTO, DTYPES, OPTIONS, RENAMED, OptionError
 from latentsync.options import parse_options as parse_generation
 from latentsync.utils.errors import UserError, did_you_mean, one_line
 
@@ -30,15 +29,8 @@ INTERRUPTED = 130
 IMPATIENCE_SECONDS = 3.0
 
 
-class _ConfigParser(OptionParser):
-    """For values from a file: an error in them is the file's, not wrong usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
-
-
-def build_parser(kind: type[OptionParser] = OptionParser) -> OptionParser:
-    parser = kind(
+def build_parser() -> OptionParser:
+    parser = OptionParser(
         prog="python -m scripts.inference",
         usage="%(prog)s [--option value ...], all optional; --help lists them",
         description="Lip-sync a video or a still image to speech.",
@@ -76,7 +68,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     words = join_values(sys.argv[1:] if argv is None else argv, parser)
     given = parser.parse_args(words)
     if given.config is not None:
-        parser.set_defaults(**read_config(given.config))
+        parser.set_defaults(**read_config(given.config, parser))
     arguments = parser.parse_args(words)
     try:
         arguments.generation = parse_generation(given_options(arguments))
@@ -100,32 +92,26 @@ def join_values(words: Sequence[str], parser: argparse.ArgumentParser) -> list[s
     return joined
 
 
-def read_config(path: Path) -> dict[str, object]:
-    """Values of a YAML file, as the command line would give them. Raises UserError."""
+def read_config(path: Path, parser: OptionParser) -> dict[str, object]:
+    """Values of a YAML file by name of the argument; generation options are not checked yet. Raises UserError."""
     from latentsync.utils.yaml_files import read_yaml
 
     values = {RENAMED.get(name, name): value for name, value in read_yaml(path).values.items()}
-    parser = build_parser(_ConfigParser)
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     unknown = [str(name) for name in values if name not in actions]
     if unknown:
         raise UserError(f"{path}: unknown options {', '.join(unknown)}{did_you_mean(unknown[0], actions)}")
-    words = []
-    for name, value in values.items():
-        is_switch = actions[name].nargs == 0
-        if is_switch and not isinstance(value, bool):
-            raise UserError(f"{path}: {name} must be true or false, not {value!r}")
-        if isinstance(value, dict | list) or (isinstance(value, bool) and not is_switch):
-            raise UserError(f"{path}: {name} must be a single value, not {value!r}")
-        if is_switch:
-            words += [f"--{name}"] if value else []
-        elif value is not None:
-            words.append(f"--{name}={value}")
-    try:
-        parsed = vars(parser.parse_args(words))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return {name: parsed[name] for name in values if name in parsed}
+    values = {name: value for name, value in values.items() if value is not None}
+    return values | {name: _argument(actions[name], values[name], path) for name in values.keys() - OPTIONS.keys()}
+
+
+def _argument(action: argparse.Action, value: object, path: Path) -> object:
+    """A value of the file for an argument that is no generation option."""
+    is_switch, choices = action.nargs == 0, action.choices or ()
+    if isinstance(value, bool) != is_switch or isinstance(value, dict | list) or (choices and value not in choices):
+        expected = "true or false" if is_switch else ", ".join(choices) or "a single value"
+        raise UserError(f"{path}: {action.dest} must be {expected}, not {value!r}")
+    return value if is_switch else (action.type or str)(str(value))
 
 
 def run(options: argparse.Namespace) -> Path:

@@ -38,29 +38,32 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument_group("network").add_argument
-    add("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need a key")
+    add("--host", default="127.0.0.1", help="address to listen on; anything but a loopback address needs a key")
     add("--port", type=int, default=8000, help="0 for any free one (default: %(default)s)")
-    add(
-        "--no_auth", action="store_true", help="serve other machines without a key: whoever reaches the port may use it"
-    )
+    add("--no_auth", action="store_true", help="serve other machines without a key")
     add("--allowed_hosts", nargs="+", metavar="NAME", help="names the Host header may have (default: any with a key)")
-    add("--allow_urls", action="store_true", help="also fetch inputs from public web addresses that clients name")
+    add("--allow_urls", action="store_true", help="also accept public web addresses as inputs")
 
     add = parser.add_argument_group("jobs").add_argument
     add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
     add("--model", default=AUTO, help="model of jobs that name none, see /v1/models (default: the best present)")
-    add("--max_models", type=int, default=2, help="models that a worker keeps loaded (default: %(default)s)")
-    add("--max_queue", type=int, default=1000, help="jobs that may wait (default: %(default)s)")
+    add("--max_models", type=int, default=2, help="number of models a worker keeps loaded (default: %(default)s)")
+    add("--max_queue", type=int, default=1000, help="longest queue (default: %(default)s)")
     add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")
-    add("--max_video_seconds", type=float, default=14400, help="length of a video (default: %(default)s)")
-    add("--max_audio_seconds", type=float, default=3600, help="length of a voice (default: %(default)s)")
-    add("--job_timeout_seconds", type=float, default=21600, help="time that a job may take (default: %(default)s)")
-    add("--keep_results_hours", type=float, default=168, help="then files of ended jobs go (default: %(default)s)")
+    add("--max_video_seconds", type=float, default=14400, help="longest video (default: %(default)s)")
+    add("--max_audio_seconds", type=float, default=3600, help="longest audio (default: %(default)s)")
+    add("--job_timeout_seconds", type=float, default=21600, help="longest duration of a job (default: %(default)s)")
+    add(
+        "--keep_results_hours",
+        type=float,
+        default=168,
+        help="delete files of ended jobs after this time (default: %(default)s)",
+    )
     add(
         "--quota_gb",
         type=size,
         default=50,
-        help="GiB of the workspace; beyond it the oldest go (default: %(default)s)",
+        help="largest workspace in GiB; the oldest results are deleted first (default: %(default)s)",
     )
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
     add_worker_arguments(parser)

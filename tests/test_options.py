@@ -213,7 +213,7 @@ def test_names_declared_here_are_those_that_are_implemented():
     ("values", "message"),
     [
         ({"crf": "high"}, "crf must be a whole number from 0 to 51, not 'high'"),
-        ({"crf": True}, "crf must be a whole number from 0 to 51, not True"),
+        ({"crf": True}, "crf must be a whole number from 0 to 51, not 'True'"),
         ({"crf": None}, "crf must be a whole number from 0 to 51, not None"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number from 1 to 3, not nan"),
         ({"seed": 2**63}, "seed must be a whole number from -1 up, not 9223372036854775808"),
@@ -239,8 +239,8 @@ def test_messages(values, message):
     assert str(error.value) == message
 
 
-def test_many_problems_are_one_line():
-    with pytest.raises(OptionError, match="and 3 more$"):
+def test_of_many_problems_the_first_are_named():
+    with pytest.raises(OptionError, match="unknown option 'x0'; .*; unknown option 'x4'$"):
         parse_options({f"x{number}": number for number in range(8)})
 
 

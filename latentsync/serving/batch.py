@@ -57,8 +57,8 @@ class BatchRow:
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What became of a row: done, kept (it was done before) or failed."""
+class RowResult:
+    """The outcome of a row: done, kept (done by an earlier run) or failed."""
 
     row: BatchRow
     status: str
@@ -128,10 +128,9 @@ def _refuse_equal_outputs(rows: Sequence[BatchRow], path: Path) -> None:
 
 
 class Batch:
-    """Runs a list through a service that is started. The record in the service's workspace says which job belongs to
-    which row, and which rows are done.
+    """Runs a list through a started service. A record in its workspace maps rows to jobs and marks finished rows.
 
-    ahead: jobs that are submitted before they are needed; more only copies more files.
+    ahead: jobs queued beyond the number of workers; more only copies more files.
     """
 
     def __init__(self, service: JobService, ahead: int = 2) -> None:
@@ -139,29 +138,33 @@ class Batch:
         self._record_path = service.settings.workspace / RECORD
         self._record = self._read_record()
 
-    def run(self, rows: Sequence[BatchRow], on_fate: Callable[[Fate], None] = lambda fate: None) -> list[Fate]:
-        """Do all rows that are not done yet; those that fail do not stop the others.
+    def run(
+        self, rows: Sequence[BatchRow], on_result: Callable[[RowResult], None] = lambda result: None
+    ) -> list[RowResult]:
+        """Run all rows that are not done yet; failed rows do not stop the others.
 
         Raises:
             InsufficientSpace: the disk has no room for the next job, and no job runs that may make some.
         """
-        fates: list[Fate] = []
+        results: list[RowResult] = []
         waiting, active = iter(rows), {}
         more = True
         while more or active:
-            more = more and self._submit_some(waiting, active, lambda fate: (fates.append(fate), on_fate(fate)))
+            more = more and self._submit_some(
+                waiting, active, lambda result: (results.append(result), on_result(result))
+            )
             for job_id, row in list(active.items()):
-                fate = self._fate(self.service.get(job_id), row)
-                if fate is not None:
+                result = self._result_of(self.service.get(job_id), row)
+                if result is not None:
                     del active[job_id]
-                    fates.append(fate)
-                    on_fate(fate)
+                    results.append(result)
+                    on_result(result)
             if active:
                 time.sleep(POLL_SECONDS)
-        return sorted(fates, key=lambda fate: fate.row.line)
+        return sorted(results, key=lambda result: result.row.line)
 
     def _submit_some(
-        self, waiting: Iterator[BatchRow], active: dict[str, BatchRow], report: Callable[[Fate], object]
+        self, waiting: Iterator[BatchRow], active: dict[str, BatchRow], report: Callable[[RowResult], object]
     ) -> bool:
         """Submit until enough jobs are under way; False once there is nothing more to submit."""
         while len(active) < self.service.settings.workers + self.ahead:
@@ -173,10 +176,10 @@ class Batch:
             except (QueueFull, InsufficientSpace):
                 raise
             except UserError as error:
-                report(Fate(row, FAILED, str(error)))
+                report(RowResult(row, FAILED, str(error)))
                 continue
             if job_id is None:
-                report(Fate(row, KEPT))
+                report(RowResult(row, KEPT))
             else:
                 active[job_id] = row
         return True
@@ -202,22 +205,22 @@ class Batch:
         self._note(key, {"job": job.id})
         return job.id
 
-    def _fate(self, job: Job, row: BatchRow) -> Fate | None:
-        """What became of a row whose job has ended: its result is where it belongs, the job is forgotten."""
+    def _result_of(self, job: Job, row: BatchRow) -> RowResult | None:
+        """The outcome of a row whose job has ended; its result is copied to the output and the job deleted."""
         if not job.state.is_final:
             return None
         seconds = (job.finished or 0) - (job.started or job.finished or 0)
         if job.state is not JobState.DONE or job.result is None:
-            reason = job.error or ("its result has aged out" if job.expired else f"the job was {job.state.value}")
-            return Fate(row, FAILED, reason, seconds)
+            reason = job.error or ("its result has expired" if job.expired else f"the job was {job.state.value}")
+            return RowResult(row, FAILED, reason, seconds)
         try:
             with staged_output(row.out, None) as staged:
                 shutil.copyfile(job.result, staged)
             self._note(row.key(), {"bytes": row.out.stat().st_size})
         except (OSError, UserError) as error:
-            return Fate(row, FAILED, f"{row.out} could not be written ({error})", seconds)
+            return RowResult(row, FAILED, f"{row.out} could not be written ({error})", seconds)
         self.service.delete(job.id)
-        return Fate(row, DONE, seconds=seconds)
+        return RowResult(row, DONE, seconds=seconds)
 
     def _note(self, key: str, value: dict) -> None:
         self._record[key] = value
@@ -229,4 +232,4 @@ class Batch:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._record_path}: cannot be read ({error}); remove it to begin anew") from error
+            raise UserError(f"{self._record_path}: cannot be read ({error}); remove it to start again") from error

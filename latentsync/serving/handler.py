@@ -76,24 +76,12 @@ def run_job(
             on_progress=on_progress,
         )
         return
+    limits = [seconds for seconds in (options.max_seconds, max_seconds) if seconds is not None]
+    given = {"mask_image_path": files.get("mask"), "max_seconds": min(limits, default=None)}
+    arguments = call_arguments(options.model_copy(update=given))
     try:
-        _lipsync(options, files, out, models, on_progress, max_seconds)
+        models.get(options)(files["video"], files["audio"], out, on_progress=on_progress, **arguments)
     except torch.OutOfMemoryError as error:
         models.clear()
         remedy = "turn on vram_efficient, use a smaller model, or try again when the GPU is less busy"
         raise UserError(f"the GPU ran out of memory; {remedy}") from error
-
-
-def _lipsync(
-    options: GenerationOptions,
-    files: Mapping[str, Path],
-    out: Path,
-    models: ModelCache,
-    on_progress: OnProgress,
-    max_seconds: float | None,
-) -> None:
-    pipeline = models.get(options)
-    limits = [seconds for seconds in (options.max_seconds, max_seconds) if seconds is not None]
-    given = {"mask_image_path": files.get("mask"), "max_seconds": min(limits, default=None)}
-    arguments = call_arguments(options.model_copy(update=given))
-    pipeline(files["video"], files["audio"], out, on_progress=on_progress, **arguments)

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from latentsync.options import AUTO, DTYPES, GenerationOptions
 from latentsync.serving.handler import OnProgress, run_job
@@ -44,19 +45,12 @@ class LipsyncReplica:
     """One process with models on one machine; does one job at a time.
 
     Args:
-        device, max_models, model, dtype: as `ModelCache`. max_seconds: longest result.
+        max_seconds: longest result. cache: arguments of `ModelCache`.
     """
 
-    def __init__(
-        self,
-        device: str = AUTO,
-        max_models: int = 2,
-        model: str = AUTO,
-        max_seconds: float | None = None,
-        dtype: str | None = None,
-    ):
+    def __init__(self, max_seconds: float | None = None, **cache: Any):
         logging.basicConfig(level=logging.INFO)
-        self.cache, self.max_seconds = ModelCache(device, max_models, model, dtype), max_seconds
+        self.cache, self.max_seconds = ModelCache(**cache), max_seconds
 
     def run(self, kind: str, options: str, files: Mapping[str, tuple[str, bytes]]) -> Iterator[Message]:
         """Do a job; yields progress, then the result in pieces, or one error for the user.
@@ -183,7 +177,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         connect(options.address)
-        deploy(options.replicas, options.gpus, options.cpus, model=options.model, dtype=options.dtype)
+        deploy(options.replicas, options.gpus, options.cpus, default=options.model, dtype=options.dtype)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from latentsync.loading import can_upscale
 from latentsync.serving.api.limits import ApiLimits
@@ -72,6 +74,34 @@ def test_interpolation_takes_a_video_only(client, media):
     assert error_of(client.post("/v1/jobs", files=video)) == (422, "missing_file")
     both = video | {"audio": (media / "voice.wav").read_bytes()}
     assert error_of(client.post("/v1/jobs", files=both, data={"kind": "interpolate"})) == (422, "invalid_request")
+
+
+def test_a_mask_is_a_third_file(client, service, media, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "m.png")
+    files = {
+        role: (name, (media / name).read_bytes()) for role, name in (("video", "clip.mp4"), ("audio", "voice.wav"))
+    }
+    mask = {"mask": ("m.png", (tmp_path / "m.png").read_bytes())}
+    response = client.post("/v1/jobs", files=files | mask, data={"match_colour": "true", "lora_scale": "1"})
+    job = response.json()
+    assert response.status_code == 202 and job["inputs"]["mask"] == "m.png" and job["options"]["match_color"]
+    assert service.input_path(job["id"], "mask").read_bytes() == mask["mask"][1]
+    assert error_of(client.post("/v1/jobs", files=files | {"mask": files["audio"]})) == (422, "invalid_input")
+    path = client.post("/v1/jobs", files=files, data={"mask_image_path": str(tmp_path / "m.png")})
+    assert error_of(path) == (422, "invalid_input") and "upload the image" in path.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inference_step": "3"}, "unknown option 'inference_step'; did you mean inference_steps?"),
+        ({"guidance_scale": "7"}, "guidance_scale must be a number from 1 to 3, not '7'"),
+        ({"enhancer": "gfpgan"}, "enhancer has no effect without enable_upscale; turn that on as well"),
+    ],
+)
+def test_messages_are_those_of_the_command_line(client, media, options, message):
+    files = {"video": (media / "clip.mp4").read_bytes(), "audio": (media / "voice.wav").read_bytes()}
+    assert client.post("/v1/jobs", files=files, data=options).json()["error"]["message"] == message
 
 
 @pytest.mark.parametrize(
@@ -320,6 +350,8 @@ def test_urls_where_they_are_allowed(tmp_path):
         for body in (b"{", b"[]", b'{"video_url": "\\ud800"}', b'{"options": {"seed": NaN}}', b"[" * 50_000):
             response = client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
             assert error_of(response)[0] in (400, 422)
+        wrong = client.post("/v1/jobs", json={"video_url": "http://example.org/a", "options": {"crf": 52}})
+        assert wrong.json()["error"]["message"] == "crf must be a whole number from 0 to 51, not 52"
         large = client.post("/v1/jobs", content=b" " * 100_000, headers={"Content-Type": "application/json"})
         assert error_of(large) == (413, "too_large")
 

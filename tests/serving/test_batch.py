@@ -26,7 +26,7 @@ def write(folder, text: str):
 def run(folder, path, runner):
     service = service_in(folder / "ws")
     with working(service, runner):
-        return [(fate.row.line, fate.status, fate.reason) for fate in Batch(service).run(read_list(path))]
+        return [(result.row.line, result.status, result.reason) for result in Batch(service).run(read_list(path))]
 
 
 def test_rows_and_their_options(folder):
@@ -60,19 +60,19 @@ def test_wrong_lists_are_refused_with_the_line(folder, text, problem):
 def test_a_list_is_done_once_and_what_failed_or_changed_again(folder):
     path = write(folder, "video,audio,out,seed\nface.png,voice.mp4,o/a.mp4,1\nnone.png,voice.mp4,b.mp4,\n")
     runner = FakeRunner()
-    fates = run(folder, path, runner)
-    assert [fate[:2] for fate in fates] == [(2, DONE), (3, FAILED)] and "none.png" in fates[1][2]
+    results = run(folder, path, runner)
+    assert [result[:2] for result in results] == [(2, DONE), (3, FAILED)] and "none.png" in results[1][2]
     assert (folder / "o" / "a.mp4").read_bytes() == b"a result"
     assert list((folder / "ws" / "jobs").iterdir()) == []
 
     shutil.copyfile(folder / "face.png", folder / "none.png")
-    assert [fate[:2] for fate in run(folder, path, runner)] == [(2, KEPT), (3, DONE)]
+    assert [result[:2] for result in run(folder, path, runner)] == [(2, KEPT), (3, DONE)]
     assert len(runner.seen) == 2
 
     path.write_text(path.read_text().replace("a.mp4,1", "a.mp4,2"))
-    assert [fate[:2] for fate in run(folder, path, runner)] == [(2, DONE), (3, KEPT)]
+    assert [result[:2] for result in run(folder, path, runner)] == [(2, DONE), (3, KEPT)]
     (folder / "b.mp4").unlink()
-    assert [fate[:2] for fate in run(folder, path, runner)] == [(2, KEPT), (3, DONE)]
+    assert [result[:2] for result in run(folder, path, runner)] == [(2, KEPT), (3, DONE)]
 
 
 def test_an_interrupted_list_goes_on_with_the_jobs_it_had(folder):

@@ -1,10 +1,16 @@
 """Loaded models: kept for jobs that ask for the same, and for no others."""
 
+import pytest
 import torch
 
+import gradio_app
 from latentsync.generation import load_arguments
 from latentsync.options import GenerationOptions
 from latentsync.serving import models
+from latentsync.serving.settings import ServingSettings
+from latentsync.serving.worker import make_runner
+from latentsync.utils.errors import UserError
+from scripts import batch, serve
 
 
 def test_a_pipeline_is_kept_for_jobs_that_ask_for_the_same(monkeypatch):
@@ -34,3 +40,12 @@ def test_every_option_of_loading_has_a_pipeline_of_its_own(monkeypatch):
     ):
         cache.get(GenerationOptions(**options))
     assert len(asked) == 7
+
+
+def test_the_precision_belongs_to_the_process(tmp_path):
+    for build in (serve.build_parser, gradio_app.build_parser, batch.build_parser):
+        assert build().parse_args([*(["--list=x"] if build is batch.build_parser else []), "--dtype=bfloat16"]).dtype
+    settings = serve.build_settings(serve.build_parser().parse_args([f"--workspace={tmp_path}", "--dtype=bfloat16"]))
+    assert make_runner(ServingSettings(**settings.as_plain()), "cpu").cache.dtype is torch.bfloat16
+    with pytest.raises(UserError, match="dtype must be one of float32, float16, bfloat16, not 'half'"):
+        ServingSettings(tmp_path, dtype="half")

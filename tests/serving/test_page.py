@@ -13,7 +13,7 @@ import gradio_app  # noqa: E402
 from latentsync.options import GenerationOptions, parse_options  # noqa: E402
 from latentsync.serving.jobs import Job, JobKind, JobState  # noqa: E402
 from latentsync.serving.page.app import build_page, serve_page  # noqa: E402
-from latentsync.serving.page.errors import told  # noqa: E402
+from latentsync.serving.page.errors import report_errors  # noqa: E402
 from latentsync.serving.page.faces import FaceFinder  # noqa: E402
 from latentsync.serving.page.frames_tab import FramesTab  # noqa: E402
 from latentsync.serving.page.job_panel import JobPanel  # noqa: E402
@@ -43,11 +43,11 @@ def service(tmp_path):
         (job(JobState.QUEUED, position=2), "Waiting: 2 jobs before it."),
         (
             job(JobState.RUNNING, stage="lip-sync", done=3, total=10, eta_seconds=75.0),
-            "Moving the lips, frame 3 of 10, about 1 min 15 s left.",
+            "Generating frames, frame 3 of 10, about 1 min 15 s left.",
         ),
         (job(JobState.RUNNING, stage="loading", attempts=2), "Loading the model (attempt 2)."),
         (job(JobState.DONE, started=1.0, finished=5.0), "Done in 4 s."),
-        (job(JobState.DONE, expired=True), "Its files have aged out."),
+        (job(JobState.DONE, expired=True), "Its files have expired."),
         (job(JobState.FAILED, error="no face"), "Failed: no face"),
         (job(JobState.CANCELLED), "Cancelled."),
     ],
@@ -85,12 +85,12 @@ def test_errors_become_messages_without_the_inside(caplog):
         raise RuntimeError("secret")
 
     with pytest.raises(gr.Error, match="no face in it"):
-        told(user_error)()
+        report_errors(user_error)()
     with pytest.raises(gr.Error, match="internal error") as error:
-        told(bug)()
+        report_errors(bug)()
     assert "secret" not in str(error.value) and "secret" in caplog.text
     with pytest.raises(gr.Error, match="crf must be a whole number from 0 to 51, not 99"):
-        told(lambda: parse_options({"crf": 99}))()
+        report_errors(lambda: parse_options({"crf": 99}))()
 
 
 def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
@@ -100,9 +100,9 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
         frames = FramesTab(service, page)
     values = {name: field.value for name, field in lipsync.form.fields.items()} | {"face": " left "}
     submit = lipsync._submitter({"max_seconds": 2.0})
-    with pytest.raises(UserError, match="video or a picture"):
+    with pytest.raises(UserError, match="video or an image"):
         submit(None, str(files["audio"][1]), *values.values())
-    with pytest.raises(UserError, match="voice first"):
+    with pytest.raises(UserError, match="audio first"):
         submit(str(files["video"][1]), None, *values.values())
     updates = submit(str(files["video"][1]), str(files["audio"][1]), *values.values())
     job_id = updates[lipsync.panel.job_id]

@@ -89,7 +89,7 @@ def test_missing_files_are_named_with_a_remedy(tmp_path: Path) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UserError, match="choose one of latentsync-1.6"):
+    with pytest.raises(UserError, match="did you mean latentsync-1.6"):
         entry("latentsync-9")
     with pytest.raises(UserError, match="not a lip-sync model"):
         resolve("syncnet")

@@ -15,8 +15,8 @@ from latentsync.utils.errors import UserError
 
 TITLE = "LatentSync"
 INTRODUCTION = """# LatentSync
-Give it a video or a picture of a person, and a voice: it moves the mouth to that voice. Use a person's face and voice
-only with their consent, and label the result as synthetic."""
+Upload a video or an image of a person, and speech: the mouth follows the speech. Use a person's face and voice only
+with their consent, and label the result as synthetic."""
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .status { margin: 0.25rem 0; }

@@ -15,8 +15,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def told(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a UserError of a page's function into a message; everything else is logged, and told without its inside."""
+def report_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Show a UserError of a page's function as a message; log everything else and show no details of it."""
 
     @functools.wraps(function)
     def safe(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""The tab that makes frames in between, for any video."""
+"""The frame interpolation tab."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import gradio as gr
 from latentsync.media.interpolation import RIFE_WEIGHTS
 from latentsync.options import MAX_FPS, GenerationOptions
 from latentsync.serving.jobs import JobKind
-from latentsync.serving.page.errors import told
+from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
-RIFE = "Frames are made by RIFE."
-FLOW = "Frames are made by optical flow, for RIFE's weights are not there (checkpoints/auxiliary/rife/flownet.pkl)."
+RIFE = "Frames are interpolated by RIFE."
+FLOW = "Frames are interpolated by optical flow: RIFE's weights (checkpoints/auxiliary/rife/flownet.pkl) are missing."
 
 
 class FramesTab:
@@ -24,10 +24,10 @@ class FramesTab:
         gr.Markdown(RIFE if RIFE_WEIGHTS.is_file() else FLOW)
         self.video = gr.File(label="Video", file_types=["video"], height=150, elem_id="frames-video")
         self.fps = gr.Slider(1, MAX_FPS, 50, step=1, label="Frames per second")
-        self.go = gr.Button("Make frames in between", variant="primary", elem_id="frames-go")
+        self.go = gr.Button("Interpolate frames", variant="primary", elem_id="frames-go")
         self.panel = JobPanel(service, "latentsync-frames")
         self.panel.connect(page)
-        self.go.click(told(self.submit), [self.video, self.fps], self.panel.outputs, api_visibility="private")
+        self.go.click(report_errors(self.submit), [self.video, self.fps], self.panel.outputs, api_visibility="private")
 
     def submit(self, video: str | None, fps: float) -> dict:
         if not video:

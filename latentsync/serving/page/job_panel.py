@@ -7,7 +7,7 @@ import numpy as np
 
 from latentsync.media.first_frame import first_frame
 from latentsync.serving.jobs import Job, JobNotFound, JobState
-from latentsync.serving.page.errors import told
+from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.views import status_html
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
@@ -48,9 +48,9 @@ class JobPanel:
     def connect(self, page: gr.Blocks) -> None:
         """Let the panel follow its job; to be called once, inside `page`."""
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        self.timer.tick(told(self.look), self.job_id, self.outputs, queue=False, **quiet)
-        self.cancel.click(told(self.stop), self.job_id, self.outputs, **quiet)
-        page.load(told(self.look), self.job_id, self.outputs, **quiet)
+        self.timer.tick(report_errors(self.look), self.job_id, self.outputs, queue=False, **quiet)
+        self.cancel.click(report_errors(self.stop), self.job_id, self.outputs, **quiet)
+        page.load(report_errors(self.look), self.job_id, self.outputs, **quiet)
 
     def begun(self, job: Job) -> dict:
         """Updates of `outputs` for a job that was just submitted."""

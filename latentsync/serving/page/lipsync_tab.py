@@ -1,4 +1,4 @@
-"""The tab that makes a person speak: video, voice, a button; everything else has a good default."""
+"""The lip-sync tab: video, audio, a button, and the options."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 
 from latentsync.serving.inspection import inspect_file
 from latentsync.serving.jobs import JobKind
-from latentsync.serving.page.errors import told
+from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.faces import FaceFinder, FirstPicture
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.options_form import OptionsForm
@@ -30,10 +30,10 @@ class LipsyncTab:
         with gr.Row():
             with gr.Column(min_width=280):
                 self.video = gr.File(
-                    label="1. Video or picture of a person", file_types=["video", "image"], height=150, elem_id="video"
+                    label="1. Video or image of a person", file_types=["video", "image"], height=150, elem_id="video"
                 )
                 self.picture = gr.Image(
-                    label="Who shall speak? Click on a face",
+                    label="Which face? Click to choose",
                     visible=False,
                     interactive=False,
                     buttons=[],
@@ -42,7 +42,7 @@ class LipsyncTab:
                 )
             with gr.Column(min_width=280):
                 self.voice = gr.Audio(
-                    label="2. Voice",
+                    label="2. Audio",
                     sources=["upload", "microphone"],
                     type="filepath",
                     buttons=[],
@@ -61,27 +61,27 @@ class LipsyncTab:
 
     def _connect(self, page: gr.Blocks) -> None:
         self.panel.connect(page)
-        self.video.change(told(self.show_faces), self.video, [self.seen, self.picture, self.face], **PRIVATE)
+        self.video.change(report_errors(self.show_faces), self.video, [self.seen, self.picture, self.face], **PRIVATE)
         self.example.click(lambda: EXAMPLE, None, [self.video, self.voice], **PRIVATE)
-        self.picture.select(told(self.choose_face), self.seen, [self.picture, self.face], **PRIVATE)
+        self.picture.select(report_errors(self.choose_face), self.seen, [self.picture, self.face], **PRIVATE)
         inputs = [self.video, self.voice, *self.form.fields.values()]
         for button, preview in ((self.speak, {}), (self.preview, {"max_seconds": PREVIEW_SECONDS})):
-            button.click(told(self._submitter(preview)), inputs, self.panel.outputs, **PRIVATE)
-        page.load(told(self.form.refresh), None, self.form.refreshed, show_progress="hidden", **PRIVATE)
+            button.click(report_errors(self._submitter(preview)), inputs, self.panel.outputs, **PRIVATE)
+        page.load(report_errors(self.form.refresh), None, self.form.refreshed, show_progress="hidden", **PRIVATE)
 
     def show_faces(self, path: str | None) -> tuple[FirstPicture | None, dict, str]:
-        """The first picture with its faces, and the face option as it was by default."""
+        """The first frame with its faces marked, and the default face option."""
         if not path:
             return None, gr.update(visible=False, value=None), "largest"
         inspect_file("video", Path(path).name, Path(path), self.service.settings)
         seen = self.finder.look(Path(path))
         if not seen.faces:
-            gr.Warning("No face is seen in the first picture; frames without a face stay as they are.")
+            gr.Warning("No face was found in the first frame; frames without a face stay unchanged.")
         chosen = self._largest(seen)
         return seen, gr.update(visible=True, value=seen.marked(chosen)), "largest"
 
     def choose_face(self, seen: FirstPicture | None, event: gr.SelectData) -> tuple[np.ndarray | dict, str | dict]:
-        """The face that was clicked on becomes the option."""
+        """Choose the face that was clicked on."""
         number = seen.face_at(*event.index) if seen is not None else None
         if number is None:
             return gr.skip(), gr.skip()
@@ -95,9 +95,9 @@ class LipsyncTab:
     def _submitter(self, preview: dict[str, float]) -> Callable[..., dict]:
         def submit(video: str | None, voice: str | None, *values: Any) -> dict:
             if not video:
-                raise UserError("give a video or a picture of a person first")
+                raise UserError("give a video or an image of a person first")
             if not voice:
-                raise UserError("give a voice first: a sound file, or a recording by the microphone")
+                raise UserError("give audio first: a file, or a recording by the microphone")
             files = {role: (Path(path).name, Path(path)) for role, path in (("video", video), ("audio", voice))}
             options, more = self.form.read(values, **preview)
             return self.panel.begun(self.service.submit(JobKind.LIPSYNC, files | more, options))

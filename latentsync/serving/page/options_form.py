@@ -89,9 +89,7 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
     is_int = option.type is int
     if option.default is not None and option.high - option.low <= MAX_SLIDER_SPAN:
         return gr.Slider(value=option.default, step=1 if is_int else 0.1, **span, **common)
-    return gr.Number(
-        option.default, placeholder=option.show.unset, precision=0 if is_int else None, step=1, **span, **common
-    )
+    return gr.Number(option.default, placeholder=option.show.unset, precision=0 if is_int else None, **span, **common)
 
 
 def _choice(option: Option, choices: Choices | None, common: dict[str, Any]) -> gr.components.Component:

@@ -6,7 +6,7 @@ import gradio as gr
 
 from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import Job, JobKind, JobNotFound, JobState
-from latentsync.serving.page.errors import told
+from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.views import caption, tile
 from latentsync.serving.service import JobService
@@ -44,13 +44,13 @@ class ResultsTab:
         self.panel.connect(page)
         listing = [self.gallery, self.ids]
         everything = [*listing, *self.panel.outputs, *self.actions]
-        tab.select(told(self.listing), None, listing, **PRIVATE)
-        self.refresh.click(told(self.listing), None, listing, **PRIVATE)
-        self.gallery.select(told(self.open), self.ids, [*self.panel.outputs, *self.actions], **PRIVATE)
-        self.smooth.click(told(self.interpolate), self.panel.job_id, everything, **PRIVATE)
-        self.again.click(told(self.retry), self.panel.job_id, everything, **PRIVATE)
-        self.delete.click(told(self.remove), self.panel.job_id, everything, **PRIVATE)
-        self.panel.timer.tick(told(self.offered), self.panel.job_id, self.actions, queue=False, **PRIVATE)
+        tab.select(report_errors(self.listing), None, listing, **PRIVATE)
+        self.refresh.click(report_errors(self.listing), None, listing, **PRIVATE)
+        self.gallery.select(report_errors(self.open), self.ids, [*self.panel.outputs, *self.actions], **PRIVATE)
+        self.smooth.click(report_errors(self.interpolate), self.panel.job_id, everything, **PRIVATE)
+        self.again.click(report_errors(self.retry), self.panel.job_id, everything, **PRIVATE)
+        self.delete.click(report_errors(self.remove), self.panel.job_id, everything, **PRIVATE)
+        self.panel.timer.tick(report_errors(self.offered), self.panel.job_id, self.actions, queue=False, **PRIVATE)
 
     def listing(self) -> dict:
         """The newest jobs as tiles."""
@@ -64,7 +64,7 @@ class ResultsTab:
         return self.panel.look(job_id) | self.offered(job_id)
 
     def offered(self, job_id: str) -> dict:
-        """What can be done with a job."""
+        """The actions that a job allows."""
         try:
             job = self.service.get(job_id) if job_id else None
         except JobNotFound:
@@ -79,10 +79,10 @@ class ResultsTab:
         }
 
     def interpolate(self, job_id: str) -> dict:
-        """Queue frames in between for a result."""
+        """Queue frame interpolation of a result."""
         job = self.service.get(job_id)
         if job.result is None:
-            raise UserError("the result has aged out; make it again first")
+            raise UserError("the result has expired; run the job again first")
         name = f"{Path(job.inputs.get('video', 'result')).stem}_{SMOOTH_FPS}fps{job.result.suffix}"
         options = GenerationOptions(interpolate=SMOOTH_FPS, crf=job.options.crf)
         return self._show(self.service.submit(JobKind.INTERPOLATE, {"video": (name, job.result)}, options))

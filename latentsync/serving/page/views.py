@@ -1,4 +1,4 @@
-"""What the page says about jobs: text and small pictures, made from a `Job` alone."""
+"""Texts and thumbnails that describe a job on the page."""
 
 import html
 import time
@@ -13,12 +13,12 @@ STAGES = {
     "": "starting",
     "starting": "starting",
     "loading": "loading the model",
-    "preparing": "listening to the voice",
-    "lip-sync": "moving the lips",
-    "interpolation": "making frames in between",
-    "finishing": "finishing the file",
+    "preparing": "reading the audio",
+    "lip-sync": "generating frames",
+    "interpolation": "interpolating frames",
+    "finishing": "writing the file",
 }
-COLOURS = {
+COLORS = {
     JobState.QUEUED: (120, 120, 120),
     JobState.RUNNING: (60, 100, 170),
     JobState.DONE: (46, 130, 67),
@@ -52,7 +52,7 @@ def sentence(job: Job) -> str:
         return f"{STAGES.get(job.stage, job.stage).capitalize()}{frames}{left}{again}."
     if job.state is JobState.DONE:
         took = f" in {duration(job.finished - job.started)}" if job.finished and job.started else ""
-        return "Its files have aged out." if job.expired else f"Done{took}."
+        return "Its files have expired." if job.expired else f"Done{took}."
     if job.state is JobState.FAILED:
         return f"Failed: {job.error or 'for an unknown reason'}"
     return "Cancelled."
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 def caption(job: Job) -> str:
     """A job in a list: how it stands, when it came, what it is."""
     name = job.inputs.get("video", "")
-    what = "frames in between" if job.kind is JobKind.INTERPOLATE else f"with {job.inputs.get('audio', '')}"
+    what = "frame interpolation" if job.kind is JobKind.INTERPOLATE else f"with {job.inputs.get('audio', '')}"
     state = "expired" if job.expired else job.state.value
     preview = f", first {job.options.max_seconds:g} s" if job.options.max_seconds else ""
     when = time.strftime("%d %b %H:%M", time.localtime(job.created))
@@ -84,7 +84,7 @@ def tile(job: Job, thumbnail: Path | None) -> str | np.ndarray:
     """The picture of a job in a list: its thumbnail, or a card with its state."""
     if thumbnail is not None:
         return str(thumbnail)
-    card = np.full((180, 320, 3), COLOURS[job.state], np.uint8)
+    card = np.full((180, 320, 3), COLORS[job.state], np.uint8)
     text = "expired" if job.expired else job.state.value
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 2)
     place = ((320 - width) // 2, (180 + height) // 2)
