@@ -25,7 +25,8 @@ from latentsync.models.perceptual import LPIPS, VGG16
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT, SYNCNET, entry, project_path
+from latentsync.utils.paths import BUNDLED_CHECKPOINTS, PROJECT_ROOT, project_path
+from latentsync.utils.registry import SYNCNET, entry
 from latentsync.utils.syncnet_config import load_syncnet_config
 from tools.benchmarks.report import machine
 from tools.evaluation.clips import FPS, HeldOutClip, LoadedClip, load_clip, load_voice, read_held_out
@@ -71,7 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml",
         help="config of the SyncNet that scores",
     )
-    add("--syncnet_ckpt", type=Path, default=CHECKPOINTS_DIR / "embedded" / "syncnet.safetensors", help="its weights")
+    weights = BUNDLED_CHECKPOINTS / "embedded" / "syncnet.safetensors"
+    add("--syncnet_ckpt", type=Path, default=weights, help="its weights")
     add(
         "--sync_reference",
         type=Path,

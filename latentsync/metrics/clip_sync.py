@@ -180,7 +180,7 @@ class EmbeddedScorer:
     default_threshold = EMBEDDED_THRESHOLD
 
     def __init__(self, device: str = "cpu"):
-        model, weights = resolve("embedded"), CHECKPOINTS_DIR / EMBEDDED_SYNCNET.path
+        model, weights = resolve("embedded"), EMBEDDED_SYNCNET.find() or CHECKPOINTS_DIR / EMBEDDED_SYNCNET.path
         data = load_syncnet_config(EMBEDDED_CONFIG, *SYNCNET_SCHEMAS).data
         self.files: tuple[Path, ...] = (EMBEDDED_CONFIG, weights)
         codec = audio = None

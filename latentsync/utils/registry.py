@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from latentsync.utils.errors import UserError
+from latentsync.utils.paths import BUNDLED_CHECKPOINTS, CHECKPOINTS_DIR, PROJECT_ROOT
+from latentsync.utils.paths import project_path as project_path
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINTS_DIR = PROJECT_ROOT / "checkpoints"
 SCHEDULER_CONFIG = PROJECT_ROOT / "configs" / "scheduler_config.json"
 DOWNLOAD_COMMAND = "python -m tools.download_checkpoints --model"
 GB = 1e9
@@ -26,6 +26,11 @@ REVISIONS = {
 OPENRAIL = "OpenRAIL++"
 MIT = "MIT"
 INSIGHTFACE = "InsightFace, non-commercial use only"
+
+
+def search_roots(checkpoints: Path | None = None) -> tuple[Path, ...]:
+    """Folders to look for checkpoint files in: the given one alone, else the user's and then what ships here."""
+    return (checkpoints,) if checkpoints else tuple(dict.fromkeys((CHECKPOINTS_DIR, BUNDLED_CHECKPOINTS)))
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,11 @@ class CheckpointFile:
 
     def find(self, checkpoints: Path | None = None) -> Path | None:
         """The file under its own or another accepted name; a file of another size is another file."""
-        root = checkpoints or CHECKPOINTS_DIR
-        for name in (self.path, *self.other_names):
-            path = root / name
-            if path.is_file() and self.size in (None, path.stat().st_size):
-                return path
+        for root in search_roots(checkpoints):
+            for name in (self.path, *self.other_names):
+                path = root / name
+                if path.is_file() and self.size in (None, path.stat().st_size):
+                    return path
         return None
 
 
@@ -77,6 +82,11 @@ class ModelSettings:
     blend_inset: float = 0.0
     match_colour: bool = False
     scheduler: CheckpointFile | None = None
+
+    def find_vae(self, checkpoints: Path | None = None) -> Path:
+        """Folder of the autoencoder; it may be absent."""
+        folders = [root / self.vae for root in search_roots(checkpoints)]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 @dataclass(frozen=True)
@@ -220,12 +230,6 @@ DEFAULT_MODEL = "embedded"
 RELEASED_MODELS = ("latentsync-1.6", "latentsync-1.5")  # the better one first
 
 
-def project_path(path: str | Path) -> Path:
-    """Where a path of a config leads: from the working directory if it is there, else from the project's root."""
-    path = Path(path)
-    return path if path.is_absolute() or path.exists() else PROJECT_ROOT / path
-
-
 def entry(name: str) -> Entry:
     """The entry of that name.
 
@@ -251,21 +255,21 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
     Raises:
         UserError: the name is unknown or no model, or a file is absent or has the wrong size.
     """
-    item, root, own = entry(name), checkpoints or CHECKPOINTS_DIR, own or {}
+    item, own = entry(name), own or {}
     if item.model is None:
         raise UserError(f"{name} is not a lip-sync model; choose one of {', '.join(model_names())}")
-    missing = [file for file in item.missing(root) if part_of(file, item.model) not in own]
+    missing = [file for file in item.missing(checkpoints) if part_of(file, item.model) not in own]
     if missing:
-        remedy = item.note or f"run `{DOWNLOAD_COMMAND} {name}`"
+        root, remedy = checkpoints or CHECKPOINTS_DIR, item.note or f"run `{DOWNLOAD_COMMAND} {name}`"
         raise UserError(f"{name}: {describe_missing(missing, root)} in {root}; {remedy}")
     model = item.model
     found = ResolvedModel(
         name=name,
-        unet=model.unet.find(root),
-        vae=root / model.vae,
-        whisper=model.whisper.find(root),
+        unet=model.unet.find(checkpoints),
+        vae=model.find_vae(checkpoints),
+        whisper=model.whisper.find(checkpoints),
         unet_config=PROJECT_ROOT / model.unet_config,
-        scheduler_config=model.scheduler.find(root) if model.scheduler else SCHEDULER_CONFIG,
+        scheduler_config=model.scheduler.find(checkpoints) if model.scheduler else SCHEDULER_CONFIG,
         resolution=model.resolution,
         inference_steps=model.inference_steps,
         guidance_scale=model.guidance_scale,
@@ -288,12 +292,12 @@ def default_name(device: str | torch.device, checkpoints: Path | None = None) ->
     The best released model whose files are all present and which fits the device's memory (the smallest present one
     when none fits); the embedded model on a CPU or when none is present.
     """
-    device, root = torch.device(device), checkpoints or CHECKPOINTS_DIR
+    device = torch.device(device)
     if device.type == "cpu":
         return DEFAULT_MODEL, "no GPU: the released full-size models take over a minute a frame there"
-    present = [name for name in RELEASED_MODELS if not REGISTRY[name].missing(root)]
+    present = [name for name in RELEASED_MODELS if not REGISTRY[name].missing(checkpoints)]
     if not present:
-        return DEFAULT_MODEL, _why_none_present(root)
+        return DEFAULT_MODEL, _why_none_present(checkpoints or CHECKPOINTS_DIR)
     memory = device_memory_gb(device)
     fitting = [name for name in present if REGISTRY[name].model.memory_gb <= memory]
     if fitting:
