@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentsync.utils.errors import UserError, one_line
-from scripts.inference import INTERRUPTED, stop_on_signals
+from latentsync.utils.commands import command
+from latentsync.utils.errors import one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,18 +64,11 @@ def run(options: argparse.Namespace) -> int:
     return len(failed)
 
 
+@command(interrupted="interrupted; run the same command again to resume")
 def main(argv: Sequence[str] | None = None) -> int:
-    stop_on_signals()
-    try:
-        options = build_parser().parse_args(argv)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        return 1 if run(options) else 0
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    options = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return 1 if run(options) else 0
 
 
 if __name__ == "__main__":

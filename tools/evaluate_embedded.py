@@ -24,6 +24,7 @@ from latentsync.metrics.sync import SyncScorer
 from latentsync.models.perceptual import LPIPS, VGG16
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import BUNDLED_CHECKPOINTS, PROJECT_ROOT, project_path
 from latentsync.utils.registry import SYNCNET, entry
@@ -193,23 +194,20 @@ def evaluate(options: argparse.Namespace) -> Outcome:
     return evaluation.run(load_clips(clips, shortest, pipeline.resolution), options.sections)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write the report; prints where it is and the table."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     argv = sys.argv[1:] if argv is None else argv
     options = parse_options(argv)
     command = shlex.join(["python", "-m", "tools.evaluate_embedded", *argv])
-    try:
-        outcome = evaluate(options)
-        about = {"model": str(options.inference_ckpt_path or options.model)} | machine()
-        text = as_markdown(outcome.figures, outcome.results, about, command)
-        content = {"machine": about, "command": command, "syncnet": outcome.real, "clips": outcome.results}
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        (options.output_dir / "report.md").write_text(text, encoding="utf-8")
-        (options.output_dir / "report.json").write_text(as_json(outcome.figures, content), encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    outcome = evaluate(options)
+    about = {"model": str(options.inference_ckpt_path or options.model)} | machine()
+    text = as_markdown(outcome.figures, outcome.results, about, command)
+    content = {"machine": about, "command": command, "syncnet": outcome.real, "clips": outcome.results}
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    (options.output_dir / "report.md").write_text(text, encoding="utf-8")
+    (options.output_dir / "report.json").write_text(as_json(outcome.figures, content), encoding="utf-8")
     print(text)
     print(options.output_dir / "report.md")
     return 0

@@ -20,6 +20,7 @@ from latentsync.serving.jobs import JobKind
 from latentsync.serving.models import ModelCache
 from latentsync.serving.options import JobOptions
 from latentsync.serving.settings import ServingSettings
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 
 try:
@@ -163,6 +164,7 @@ def deploy(replicas: int = 1, num_gpus: float = 0, num_cpus: float = 1, **argume
     serve.run(deployment.bind(**arguments), name=APPLICATION, route_prefix=None)
 
 
+@command
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m latentsync.serving.ray_serve", description="Start the deployment on a Ray cluster."
@@ -173,12 +175,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cpus", type=float, default=1, help="of each replica (default: %(default)s)")
     parser.add_argument("--model", default="auto", help="for jobs that name none (default: the best present)")
     options = parser.parse_args(argv)
-    try:
-        connect(options.address)
-        deploy(options.replicas, options.gpus, options.cpus, model=options.model)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    connect(options.address)
+    deploy(options.replicas, options.gpus, options.cpus, model=options.model)
     print(f"deployment {APPLICATION} runs; workers with ray_address use it")
     return 0
 

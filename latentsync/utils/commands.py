@@ -5,44 +5,61 @@ Exit codes: 0 done, 1 an error that the user can fix (one line on standard error
 """
 
 import logging
+import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 
 from latentsync.utils.errors import UserError, one_line
 
+Main = Callable[[Sequence[str] | None], int | None]
 FAILED = 1
 INTERRUPTED = 130
 GRACE_SECONDS = 3.0
 
 
-def run_command(
-    work: Callable[[], int | None], interrupted: str | None = "interrupted", interrupted_code: int = INTERRUPTED
-) -> int:
-    """Run `work`, the body of a `main`, and return the exit code of the process.
+def command(
+    main: Main | None = None, *, interrupted: str | None = "interrupted", interrupted_code: int = INTERRUPTED
+) -> Callable[..., int]:
+    """Decorate the `main(argv)` of a command line, which then returns the exit code and raises no error of the user.
 
     Args:
-        work: returns an exit code; None is 0.
+        main: takes the words of the command line (None: those of the process) and returns an exit code; None is 0.
         interrupted: message on Ctrl-C and SIGTERM; None for no message.
         interrupted_code: exit code then; 0 for servers, which end no other way.
     """
-    stop_on_signals()
-    try:
-        return work() or 0
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        if interrupted:
-            print(interrupted, file=sys.stderr)
-        return interrupted_code
+    if main is None:
+        return partial(command, interrupted=interrupted, interrupted_code=interrupted_code)
+
+    @wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        stop_on_signals()
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return FAILED
+        except KeyboardInterrupt:
+            if interrupted:
+                print(interrupted, file=sys.stderr)
+            return interrupted_code
+
+    return run
 
 
-def configure_logging(level: int = logging.INFO, *, times: bool = True) -> None:
-    """Log to standard error, with the time of day unless `times` is False."""
-    form = "%(asctime)s %(message)s" if times else "%(message)s"
-    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S")
+def configure_server_logging() -> None:
+    """Log to standard error as the servers do: time, level, logger, message."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def size(text: str) -> float:
+    """Type of an argparse option that gives a size: a finite number. The error message names this function."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def stop_on_signals() -> None:
