@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style, import rules and tests. Sets the environment up on first use. Arguments go to pytest (-k name, -m slow, ...).
+# Style, import rules and tests. Sets up the environment on first use. Arguments are passed to pytest (-k name, -m slow, ...).
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"

@@ -26,6 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": PARTS | {"pipelines", "data", "trepa"},
     "loading": PARTS | {"pipelines"},
     "serving": PARTS | {"pipelines", "loading", "data", PACKAGE},
+    "cli": BASE | {PACKAGE},
+    "__main__": {"cli"},
     PACKAGE: PARTS | {"pipelines", "loading"},
 }
 # Modules that lie in one part for the sake of a public name and belong to another.
