@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("who works").add_argument
     add("--total_num_workers", type=int, default=1, help="processes (default: %(default)s)")
     add("--per_gpu_num_workers", type=int, default=0, help="Ray: workers that share a GPU; 0 for none")
-    add("--executor", choices=EXECUTORS, default="local", help="ray: over a cluster, see requirements-ray.txt")
+    add("--executor", choices=EXECUTORS, default="local", help="ray: over a cluster, needs the extra [ray]")
     add("--device", default="cpu", help="of the networks: cpu, cuda or cuda:N")
     return parser
 

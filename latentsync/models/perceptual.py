@@ -136,8 +136,7 @@ def _read_heads() -> dict[str, Tensor]:
     package = find_spec("lpips")  # finds it without running it
     if package is None or package.origin is None:
         raise UserError(
-            "the perceptual loss needs the lpips package for its linear heads; run "
-            "`pip install --no-deps -r requirements-nodeps.txt`"
+            "the perceptual loss needs the lpips package for its linear heads; run `pip install --no-deps lpips==0.1.4`"
         )
     state = load_state_dict(Path(package.origin).parent / HEADS)
     return {f"{index}.weight": state[f"lin{index}.model.1.weight"] for index in range(len(STAGES))}

@@ -1,6 +1,6 @@
 """Jobs on the machines of a Ray cluster: the queue stays here, replicas of a Ray Serve deployment do the work.
 
-An optional extra: `pip install -r requirements-ray.txt`. A worker process of the service then only forwards: it claims
+An optional extra: `pip install '.[ray]'`. A worker process of the service then only forwards: it claims
 a job, sends its files, hears the progress and writes the result, so that order, limits, cancelling and restarts are
 those of local jobs. Replicas run `run_job`, as local workers do; every machine of the cluster needs the project and
 its checkpoints at the same path. Start the deployment with `python -m latentsync.serving.ray_serve --address auto`.
@@ -27,7 +27,7 @@ try:
     import ray
     from ray import serve
 except ImportError as error:
-    raise UserError("Ray Serve is not installed; run `pip install -r requirements-ray.txt`") from error
+    raise UserError("Ray Serve is not installed; run `pip install '.[ray]'` in the project's folder") from error
 
 logger = logging.getLogger(__name__)
 
