@@ -1,11 +1,10 @@
-# The web page and the HTTP API on an NVIDIA GPU; docs/containers.md says how to run it. Dockerfile.cpu is the same
-# without a GPU.
+# The web UI and the REST API on an NVIDIA GPU, see docs/containers.md. Dockerfile.cpu is the same without a GPU.
 #
-# "base" has the CUDA runtime and what lets a driver in; PyTorch's wheels bring the rest of CUDA themselves.
+# "base" holds the CUDA runtime and the hooks for the driver; the locked packages bring the other CUDA libraries.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
-# Versions are those of the pinned release: exact ones would stop the build at the next security update.
-# OpenCV's window part needs libgl1 and libglib2.0 even where no window is opened.
+# apt versions are those of the pinned release: exact ones would break the build at the next security update.
+# OpenCV needs libgl1 and libglib2.0 even where no window is opened.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3.12 python3.12-venv libgl1 libglib2.0-0t64 \
@@ -18,27 +17,30 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 
-WORKDIR /app
-COPY requirements.txt requirements-nodeps.txt ./
-RUN pip install --no-cache-dir --requirement requirements.txt \
-    && pip install --no-cache-dir --no-deps --requirement requirements-nodeps.txt
+# Locked packages, each verified by its hash. --no-deps: nothing that is not in the lock files.
+WORKDIR /locks
+COPY requirements.txt requirements-cuda.txt ./
+RUN pip install --no-cache-dir --no-deps --require-hashes \
+        --requirement requirements.txt --requirement requirements-cuda.txt \
+    && python -c 'import torch'
 
-# The code belongs to root: the service cannot change it.
-COPY LICENSE gradio_app.py ./
-COPY assets/ assets/
-COPY configs/ configs/
-COPY ECCV2022-RIFE/ ECCV2022-RIFE/
-COPY latentsync/ latentsync/
-COPY scripts/ scripts/
-COPY tools/ tools/
-COPY --chown=latentsync:latentsync checkpoints/embedded/ checkpoints/embedded/
-RUN install --directory --owner=latentsync --group=latentsync /workspace checkpoints
+# An ordinary installation: the image holds no second copy of the sources.
+RUN --mount=type=bind,target=/src,rw \
+    pip install --no-cache-dir --no-deps --no-build-isolation /src \
+    && install --directory --owner=latentsync --group=latentsync /checkpoints /workspace
 
+# The code belongs to root: the service cannot change it. It writes to the volumes and to /tmp only.
+ENV HF_HOME=/checkpoints/huggingface \
+    LATENTSYNC_CHECKPOINTS=/checkpoints \
+    XDG_CACHE_HOME=/tmp/cache \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    NUMBA_CACHE_DIR=/tmp/numba
 USER 10001
-VOLUME ["/app/checkpoints", "/workspace"]
+WORKDIR /workspace
+VOLUME ["/checkpoints", "/workspace"]
 EXPOSE 8000
-# The page knows no /healthz and says so, which is an answer as well.
+# The web UI does not know /healthz and answers 404, which is an answer as well.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=8); c.request('GET', '/healthz'); raise SystemExit(c.getresponse().status >= 500)"]
-# Reached from outside, so it refuses to start without LATENTSYNC_PAGE_USER and LATENTSYNC_PAGE_PASSWORD.
-CMD ["python", "gradio_app.py", "--host", "0.0.0.0", "--port", "8000", "--workspace", "/workspace"]
+# It is reached from outside and refuses to start without LATENTSYNC_PAGE_USER and LATENTSYNC_PAGE_PASSWORD.
+CMD ["latentsync", "app", "--host", "0.0.0.0", "--port", "8000", "--workspace", "/workspace"]

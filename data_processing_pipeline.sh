@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training clips from a folder of videos: ./data_processing_pipeline.sh INPUT_DIR [--output_dir DIR] [--option value ...]
+# Turn a folder of videos into training clips: ./data_processing_pipeline.sh INPUT_DIR [--output_dir DIR] [--option value ...]
 set -euo pipefail
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
@@ -9,5 +9,4 @@ if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
     shift
 fi
 LATENTSYNC_SKIP_DOWNLOAD=1 bash "$ROOT/setup_env.sh" --if-needed
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-exec "$ROOT/.venv/bin/python" -P -m preprocess.data_processing_pipeline ${arguments[@]+"${arguments[@]}"} "$@"
+exec "$ROOT/.venv/bin/python" -P -m latentsync preprocess ${arguments[@]+"${arguments[@]}"} "$@"

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Teaches a lip-sync model one person, or a small set of clips.
+# Fine-tune a lip-sync model on one person, or on a small set of clips.
 #
 #   ./fine_tuning.sh CLIPS_FOLDER [--lora | --full] [--model NAME] [--config FILE] [--output DIR]
 #                    [--val_video FILE --val_audio FILE] [options of scripts.train_unet, such as --dry_run]
 #
 #   --lora      train an adapter for `./inference.sh --lora` (default)
-#   --full      train the modules that the config names; the result is a whole checkpoint
+#   --full      train the modules that the config names and save a full checkpoint
 #   --model     embedded, latentsync-1.5 (256 px) or latentsync-1.6 (512 px); default: latentsync-1.5 where there is an
 #               NVIDIA GPU, else embedded
-#   --config    a config of yours instead of the one for that model and method
-#   --output    where everything goes (default: output/fine_tuning/CLIPS_FOLDER-MODEL-METHOD)
-#   --val_video, --val_audio   a video and a voice to try the model on at every save
+#   --config    your own config instead of the one for that model and method
+#   --output    output folder (default: output/fine_tuning/CLIPS_FOLDER-MODEL-METHOD)
+#   --val_video, --val_audio   a video and audio to validate the model on at every save
 #
 # CLIPS_FOLDER holds processed clips: aligned faces of the model's size at 25 frames/s (embedded: 128 px), see
-# docs/training.md. The same command again goes on where the last one stopped.
+# docs/training.md. Run the same command again to resume.
 set -euo pipefail
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
@@ -72,8 +72,7 @@ mkdir -p -- "$output"
 output="$(cd -- "$output" && pwd -P)"
 
 bash "$ROOT/setup_env.sh" --if-needed
-# -P: modules come from the project, never from the directory the user happens to be in.
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+# -P: never import modules of the working directory.
 "$ROOT/.venv/bin/python" -P -m tools.write_fileslist "--input_dir=$folder" "--output=$output/clips.txt"
 {
     echo "# Written by fine_tuning.sh."

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from latentsync.options import AUTO
 from latentsync.serving.settings import MIB, ServingSettings, add_worker_arguments
+from latentsync.utils.commands import command, configure_server_logging, size
 from latentsync.utils.errors import UserError
-from scripts.serve import run_server, size
 
 USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASSWORD"
 
@@ -91,8 +91,12 @@ def run(options: argparse.Namespace) -> None:
         serve_page(service, options.host, options.port, login=login, share=options.share)
 
 
+@command(interrupted=None, interrupted_code=0)
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_server(build_parser(), run, argv)
+    options = build_parser().parse_args(argv)
+    configure_server_logging()
+    run(options)
+    return 0
 
 
 if __name__ == "__main__":

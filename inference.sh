@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Lip-syncs a video (or a picture) to a voice.
+# Lip-sync a video or an image to audio.
 #
-#   ./inference.sh                              the demo that ships with the project -> outputs/demo.mp4
+#   ./inference.sh                              the demo -> outputs/demo.mp4
 #   ./inference.sh VIDEO AUDIO [OUT] [--option value ...]
 #   ./inference.sh --help                       all options
 #
-# Sets the environment up on first use. Paths are relative to the directory you are in. A name that begins with two
-# dashes is written ./--name.
+# Sets up the environment on first use. Paths are relative to the working directory. Write a name that begins with two
+# dashes as ./--name.
 set -euo pipefail
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
@@ -29,12 +29,11 @@ arguments=()
 if [ ${#names[@]} -ge 2 ]; then
     file="${names[0]##*/}"
     out="${names[2]:-outputs/${file%.*}_synced.mp4}"
-    # One word each, so that names with spaces or a leading dash stay names.
+    # --option=value in one word: a name may contain spaces or begin with a dash.
     arguments=("--video_path=${names[0]}" "--audio_path=${names[1]}" "--video_out_path=$out")
 fi
 
 bash "$ROOT/setup_env.sh" --if-needed
 
-# -P: modules come from the project, never from the directory the user happens to be in.
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-exec "$ROOT/.venv/bin/python" -P -m scripts.inference ${arguments[@]+"${arguments[@]}"} "$@"
+# -P: never import modules of the working directory.
+exec "$ROOT/.venv/bin/python" -P -m latentsync infer ${arguments[@]+"${arguments[@]}"} "$@"

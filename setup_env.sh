@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Sets the environment up: a virtual environment in .venv, the pinned packages, the public checkpoints.
+# Sets up the environment: a virtual environment in .venv, the locked packages, this project, the released checkpoints.
 #
 #   source setup_env.sh          set up if needed, and activate (bash or zsh, from any directory)
 #   ./setup_env.sh               set up only
-#   ./setup_env.sh --if-needed   return at once when the environment stands
+#   ./setup_env.sh --if-needed   return at once if the environment is up to date
 #
-# LATENTSYNC_SKIP_DOWNLOAD=1     fetch no checkpoints
-# PYTHON=/path/to/python         the interpreter to build on (3.11 or 3.12)
+# LATENTSYNC_SKIP_DOWNLOAD=1     download no checkpoints
+# LATENTSYNC_TORCH=cpu|cuda      the build of PyTorch on Linux (default: cuda where nvidia-smi finds a GPU, else cpu)
+# PYTHON=/path/to/python         the interpreter to use (3.11 or 3.12)
 
 if (return 0 2>/dev/null); then
-    # Sourced. The work is done by a process of its own, so that no failure and no shell option touches this shell.
+    # Sourced: a child process does the work, so that neither a failure nor a shell option affects this shell.
     _latentsync_script="${BASH_SOURCE[0]:-$0}"
     _latentsync_root="$(cd -- "$(dirname -- "$_latentsync_script")" && pwd -P)"
     if bash "$_latentsync_root/setup_env.sh"; then
@@ -44,14 +45,22 @@ find_python() {
     return 1
 }
 
-# What the environment was made from and where: a change of either means setting up again.
-wanted_stamp() { printf '%s\n' "$ROOT" | cat - "$ROOT/requirements.txt" "$ROOT/requirements-nodeps.txt" | cksum; }
+torch_build() {
+    if [ "$(uname -s)" != Linux ]; then echo default; else
+        if has_gpu; then echo "${LATENTSYNC_TORCH:-cuda}"; else echo "${LATENTSYNC_TORCH:-cpu}"; fi
+    fi
+}
 
-stands() { [ -x "$VENV/bin/python" ] && [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(wanted_stamp)" ]; }
+# Identifies what the environment was made from and where. Set up again when it changes.
+wanted_stamp() {
+    (cd -- "$ROOT" && pwd -P && torch_build && cat pyproject.toml requirements*.txt) | cksum
+}
+
+up_to_date() { [ -x "$VENV/bin/python" ] && [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(wanted_stamp)" ]; }
 
 create_venv() {
     local python moved=""
-    # Scripts in an environment hold its path, so one that was copied from elsewhere is made anew.
+    # The scripts of an environment contain its path: recreate one that was copied from elsewhere.
     if [ -f "$VENV/bin/activate" ] && ! grep -qF -- "$VENV" "$VENV/bin/activate"; then moved=yes; fi
     if [ -z "$moved" ] && [ -x "$VENV/bin/python" ] && suits "$VENV/bin/python"; then return 0; fi
     python="$(find_python)" || fail "Python 3.11 or 3.12 with venv is needed (Debian: apt install python3 python3-venv;" \
@@ -60,31 +69,49 @@ create_venv() {
     "$python" -m venv --clear "$VENV" || fail "could not create $VENV, see above"
 }
 
-install_packages() {
-    say "installing packages: a few minutes, 3 GB and more for CUDA"
-    local pip=("$VENV/bin/python" -m pip --disable-pip-version-check install -qq)
-    "${pip[@]}" -r "$ROOT/requirements.txt" || fail "installing requirements.txt failed, see above; run this again"
-    "${pip[@]}" --no-deps -r "$ROOT/requirements-nodeps.txt" ||
-        fail "installing requirements-nodeps.txt failed, see above; run this again"
-    "$VENV/bin/python" -c 'import av, cv2, diffusers, mediapipe, torch, whisper.model' 2>"$VENV/import.log" ||
-        fail "a package was installed but cannot be imported: $(tail -n 1 "$VENV/import.log")"
-    wanted_stamp >"$STAMP"
-}
-
 has_gpu() {
     if [ "$(uname -s)" = Darwin ]; then [ "$(uname -m)" = arm64 ]; else nvidia-smi -L >/dev/null 2>&1; fi
 }
 
-# Several gigabytes that a CPU could not use: they are fetched unasked only where there is a GPU.
+# On Linux the default build of PyTorch is for CUDA and needs gigabytes of libraries. Without a GPU take the CPU build
+# from wherever pip is configured to look, and never the other one unasked.
+install_cpu_torch() {
+    local pin
+    pin="$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' "$ROOT/requirements.txt")"
+    if "$VENV/bin/python" -c 'import torch' 2>/dev/null; then return 0; fi # a build of the user's choice
+    "$@" --no-deps "$pin+cpu" 2>"$VENV/torch.log" ||
+        fail "there is no NVIDIA GPU, and pip finds no CPU build of $pin. Either add a place that has it to" \
+            "PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS (PyTorch's installation page names its index), or take the CUDA" \
+            "build, 3.4 GB larger: LATENTSYNC_TORCH=cuda ./setup_env.sh. pip said: $(tail -n 1 "$VENV/torch.log")"
+}
+
+install_packages() {
+    local build pip=("$VENV/bin/python" -m pip --disable-pip-version-check install -qq)
+    local locks=(-r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt")
+    build="$(torch_build)"
+    case "$build" in
+    cpu) say "installing packages: a few minutes, 3 GB" && install_cpu_torch "${pip[@]}" ;;
+    cuda) say "installing packages with CUDA: several minutes, 6.5 GB" && locks+=(-r "$ROOT/requirements-cuda.txt") ;;
+    default) say "installing packages: a few minutes, 3 GB" ;;
+    *) fail "LATENTSYNC_TORCH must be cpu or cuda, not $build" ;;
+    esac
+    "${pip[@]}" --no-deps "${locks[@]}" || fail "installing the locked packages failed, see above; run this again"
+    "${pip[@]}" --no-deps --no-build-isolation --editable "$ROOT" ||
+        fail "installing the project failed, see above; run this again"
+    "$VENV/bin/python" -c 'import av, cv2, diffusers, mediapipe, torch, whisper.model, latentsync' 2>"$VENV/import.log" ||
+        fail "a package was installed but cannot be imported: $(tail -n 1 "$VENV/import.log")"
+    wanted_stamp >"$STAMP"
+}
+
+# Several gigabytes that a CPU cannot make use of: download them unasked only where there is a GPU.
 fetch_checkpoints() {
-    local command="python -m tools.download_checkpoints"
     if [ "${LATENTSYNC_SKIP_DOWNLOAD:-0}" = 1 ]; then return 0; fi
     if ! has_gpu; then
-        say "no GPU: the embedded model will be used; the public checkpoints (5.5 GB) come with: $command"
+        say "no GPU: the embedded model will be used; download the released checkpoints (5.5 GB) with: latentsync download"
         return 0
     fi
-    (cd -- "$ROOT" && "$VENV/bin/python" -m tools.download_checkpoints --model "$MODEL") ||
-        say "public checkpoints not fetched (reason above): going on with the embedded model"
+    "$VENV/bin/python" -P -m latentsync download --model "$MODEL" ||
+        say "released checkpoints not downloaded (reason above): continuing with the embedded model"
 }
 
 main() {
@@ -92,12 +119,12 @@ main() {
     "" | --if-needed) ;;
     *) fail "unknown argument $1; see the head of setup_env.sh" ;;
     esac
-    if [ "${1:-}" = --if-needed ] && stands; then return 0; fi
-    if command -v flock >/dev/null; then # two first uses at once: the second waits for the first
+    if [ "${1:-}" = --if-needed ] && up_to_date; then return 0; fi
+    if command -v flock >/dev/null; then # of two first uses at once, the second waits
         exec 9>"$ROOT/.setup.lock"
         flock 9
     fi
-    if ! stands; then
+    if ! up_to_date; then
         create_venv
         install_packages
         say "environment ready"

@@ -16,7 +16,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: E402
 
 from latentsync.media.interpolation import INTERPOLATORS, change_frame_rate  # noqa: E402
 from latentsync.media.writer import DEFAULT_CRF  # noqa: E402
-from latentsync.utils.errors import UserError, one_line  # noqa: E402
+from latentsync.utils.commands import command  # noqa: E402
+from latentsync.utils.errors import UserError  # noqa: E402
 from latentsync.utils.files import parent_folders  # noqa: E402
 
 MAX_EXP = 5
@@ -45,36 +46,33 @@ def default_output(args: argparse.Namespace) -> Path:
     return args.video.with_name(f"{args.video.stem}_{rate}.mp4")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("latentsync").setLevel(logging.INFO)
     output = args.output or default_output(args)
-    try:
-        if not 1 <= args.exp <= MAX_EXP:
-            raise UserError(f"--exp must lie between 1 and {MAX_EXP}, not {args.exp}")
-        # Which interpolator runs stands on a line of its own, not in the progress bar.
-        with parent_folders(output), logging_redirect_tqdm(), tqdm(unit="frame", leave=False) as bar:
+    if not 1 <= args.exp <= MAX_EXP:
+        raise UserError(f"--exp must lie between 1 and {MAX_EXP}, not {args.exp}")
+    # Which interpolator runs stands on a line of its own, not in the progress bar.
+    with parent_folders(output), logging_redirect_tqdm(), tqdm(unit="frame", leave=False) as bar:
 
-            def show(stage: str, done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+        def show(stage: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
-            change_frame_rate(
-                args.video,
-                output,
-                args.fps,
-                factor=2**args.exp,
-                interpolator=args.interpolator,
-                scale=args.scale,
-                device=args.device,
-                rife_path=args.model,
-                crf=args.crf,
-                on_progress=show,
-            )
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+        change_frame_rate(
+            args.video,
+            output,
+            args.fps,
+            factor=2**args.exp,
+            interpolator=args.interpolator,
+            scale=args.scale,
+            device=args.device,
+            rife_path=args.model,
+            crf=args.crf,
+            on_progress=show,
+        )
     print(output)
     return 0
 

@@ -25,6 +25,7 @@ from latentsync.media.optical_flow import FlowMeter, enlarge, warp  # noqa: E402
 from latentsync.media.probe import probe_video  # noqa: E402
 from latentsync.media.reader import VideoReader  # noqa: E402
 from latentsync.metrics.image import ssim  # noqa: E402
+from latentsync.utils.commands import command  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
 
 MOVES, AROUND = 8, 9  # grey levels, pixels
@@ -146,6 +147,7 @@ def gains(rows: list[tuple[Likeness, ...]]) -> str:
     return f"{text}, over {len(rows)} videos"
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("videos", nargs="+", type=Path)
@@ -161,22 +163,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     rows: dict[Path, tuple[Likeness, ...]] = {}
-    try:
-        interpolator = open_interpolator(args.interpolator, args.device, rife_path=args.model)
-        print(f"| video | PSNR {interpolator.name} / mean (dB) | where it moves | gain there | SSIM |")
-        print("|---|---|---|---|---|")
-        for video in args.videos:
-            gaps = gaps_of(frames_of(video, args.frames), args.every, args.skip_repeats)
-            made, mixed = measure(gaps, interpolator)
-            rows[video] = (made, mixed, ceiling(gaps)) if args.ceiling else (made, mixed)
-            print(
-                f"| {video.stem} | {made.psnr:.2f} / {mixed.psnr:.2f} | {made.moving:.2f} / {mixed.moving:.2f} "
-                f"| {made.moving - mixed.moving:+.2f} | {made.ssim:.4f} / {mixed.ssim:.4f} |",
-                flush=True,
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    interpolator = open_interpolator(args.interpolator, args.device, rife_path=args.model)
+    print(f"| video | PSNR {interpolator.name} / mean (dB) | where it moves | gain there | SSIM |")
+    print("|---|---|---|---|---|")
+    for video in args.videos:
+        gaps = gaps_of(frames_of(video, args.frames), args.every, args.skip_repeats)
+        made, mixed = measure(gaps, interpolator)
+        rows[video] = (made, mixed, ceiling(gaps)) if args.ceiling else (made, mixed)
+        print(
+            f"| {video.stem} | {made.psnr:.2f} / {mixed.psnr:.2f} | {made.moving:.2f} / {mixed.moving:.2f} "
+            f"| {made.moving - mixed.moving:+.2f} | {made.ssim:.4f} / {mixed.ssim:.4f} |",
+            flush=True,
+        )
     for group in args.group:
         if members := [row for video, row in rows.items() if re.match(group, video.stem)]:
             print(f"{group}: mean gain {gains(members)}")

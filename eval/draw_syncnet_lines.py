@@ -12,7 +12,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.commands import command
+from latentsync.utils.errors import UserError
 
 SMOOTHING = 0.9  # of the training curve: share of the past in the running mean
 Curve = tuple[list[float], list[float]]
@@ -71,16 +72,13 @@ def draw(runs: list[Path], output: Path) -> None:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.draw_syncnet_lines", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of SyncNet runs")
     parser.add_argument("--output", type=Path, default=Path("outputs/syncnet_lines.png"))
     args = parser.parse_args(argv)
-    try:
-        draw(args.runs, args.output)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    draw(args.runs, args.output)
     print(args.output)
     return 0
 

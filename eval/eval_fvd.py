@@ -20,6 +20,7 @@ from eval.videos import find_videos
 from latentsync.loading import pick_device
 from latentsync.metrics.frechet import frechet_distance
 from latentsync.metrics.fvd import I3D, SIDE, STRIDE, ClipFeatures, VideoFeatures
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
@@ -102,17 +103,14 @@ def run(options: argparse.Namespace) -> float:
     return distance
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.stride < 1:
         parser.error("--stride must be 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        print(f"FVD {run(options):.4f}")
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    print(f"FVD {run(options):.4f}")
     return 0
 
 

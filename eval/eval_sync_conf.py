@@ -18,6 +18,7 @@ import numpy as np
 
 from eval.videos import find_videos
 from latentsync.metrics.clip_sync import SCORERS, ClipSync, ClipSyncScorer, open_sync_scorer
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
@@ -119,15 +120,12 @@ def run(args: argparse.Namespace) -> bool:
     return all(row.sync is not None for row in rows)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("latentsync.metrics").setLevel(logging.INFO)
-    try:
-        return 0 if run(args) else 1
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    return 0 if run(args) else 1
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import torch
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.syncnet_parts import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
-from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.commands import command
+from latentsync.utils.errors import UserError
 from latentsync.utils.registry import PROJECT_ROOT, project_path
 from latentsync.utils.syncnet_config import load_syncnet_config
 
@@ -75,14 +76,11 @@ def _evaluate(args: argparse.Namespace, cache: Path) -> dict[str, float]:
         return task.validate(task.model.to(device).eval(), 0, Path())
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        values = evaluate(args)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    values = evaluate(args)
     for name, value in values.items():
         print(f"{name}: {value:.6f}")
     return 0

@@ -4,4 +4,4 @@ set -euo pipefail
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 LATENTSYNC_SKIP_DOWNLOAD=1 bash "$ROOT/setup_env.sh" --if-needed
-PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$ROOT/.venv/bin/python" -P -m eval.eval_syncnet_acc "$@"
+exec "$ROOT/.venv/bin/python" -P -m latentsync eval syncnet-acc "$@"

@@ -21,6 +21,7 @@ from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import AUTO, GenerationOptions, parse_options
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 from latentsync.utils.registry import default_name, resolve
@@ -171,15 +172,12 @@ def run(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
-    try:
-        failed = [row for row in run(options) if row.status == FAILED]
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    failed = [row for row in run(options) if row.status == FAILED]
     if failed:
         print(f"error: {len(failed)} rows failed, see {options.output_dir / 'inference.csv'}", file=sys.stderr)
     return 1 if failed else 0

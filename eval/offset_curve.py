@@ -32,6 +32,7 @@ from latentsync.metrics.clip_sync import (
     aligned_runs,
     open_sync_scorer,
 )
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
@@ -149,13 +150,10 @@ def run(args: argparse.Namespace) -> str:
     return f"{scorer.name}: shift found within 1 frame in {share:.1%} of {len(found)} cases ({clips} clips)"
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        print(run(args))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    print(run(args))
     return 0
 
 

@@ -39,6 +39,7 @@ from latentsync.arguments import OptionParser, add_option_arguments, given_optio
 from latentsync.loading import pick_device
 from latentsync.metrics.clip_sync import SCORERS
 from latentsync.options import parse_options as parse_generation
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
@@ -216,16 +217,13 @@ def _listed(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {'default' if value is None else value}" for key, value in values.items())
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     words = sys.argv[1:] if argv is None else argv
-    try:
-        page = run(options, f"python -m eval.run {shlex.join(words)}")
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    page = run(options, f"python -m eval.run {shlex.join(words)}")
     print(os.fspath(page))
     return 0
 

@@ -22,6 +22,7 @@ import numpy as np
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import available_frames, open_timeline
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from preprocess.clip import FPS, SAMPLE_RATE, Clip, Segment
 from preprocess.executors import limit_threads, threads_for
@@ -235,6 +236,7 @@ def measure(input_dir: str, clips: int, workers: int, settings: ProcessSettings)
     return lines
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m preprocess.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--input_dir", required=True)
@@ -245,12 +247,8 @@ def main(argv: list[str] | None = None) -> int:
         "--steps", default=",".join(DEFAULT_STEPS), help="sync and quality may be left out (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-    try:
-        settings = ProcessSettings(steps=tuple(args.steps.split(",")), resolution=args.resolution)
-        print("\n".join(measure(args.input_dir, args.clips, args.workers, settings)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    settings = ProcessSettings(steps=tuple(args.steps.split(",")), resolution=args.resolution)
+    print("\n".join(measure(args.input_dir, args.clips, args.workers, settings)))
     return 0
 
 

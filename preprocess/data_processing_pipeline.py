@@ -15,7 +15,7 @@ from tqdm import tqdm
 from latentsync.faces.factory import DETECTORS
 from latentsync.metrics.clip_sync import SCORERS
 from latentsync.metrics.picture_quality import MEASURES
-from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.commands import command
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
 from preprocess.report import write_report
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("who works").add_argument
     add("--total_num_workers", type=int, default=1, help="processes (default: %(default)s)")
     add("--per_gpu_num_workers", type=int, default=0, help="Ray: workers that share a GPU; 0 for none")
-    add("--executor", choices=EXECUTORS, default="local", help="ray: over a cluster, see requirements-ray.txt")
+    add("--executor", choices=EXECUTORS, default="local", help="ray: over a cluster, needs the extra [ray]")
     add("--device", default="cpu", help="of the networks: cpu, cuda or cuda:N")
     return parser
 
@@ -139,17 +139,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"{options.output_dir}/manifest.csv")
 
 
+@command(interrupted="interrupted; run the same command again to resume")
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        run(args)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    run(args)
     return 0
 
 

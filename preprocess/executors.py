@@ -58,7 +58,7 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
     try:
         import ray
     except ImportError as error:
-        raise UserError("--executor ray needs Ray: pip install -r requirements-ray.txt") from error
+        raise UserError("--executor ray needs Ray: run `pip install '.[ray]'` in the project's folder") from error
     started = not ray.is_initialized()
     if started:
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)

@@ -14,8 +14,8 @@ from pathlib import Path
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import OptionError, parse_options
 from latentsync.serving.settings import ServingSettings, add_worker_arguments
-from latentsync.utils.errors import UserError, one_line
-from scripts.inference import INTERRUPTED, stop_on_signals
+from latentsync.utils.commands import command
+from latentsync.utils.errors import one_line
 
 
 def build_parser() -> OptionParser:
@@ -71,18 +71,11 @@ def run(options: argparse.Namespace) -> int:
     return len(failed)
 
 
+@command(interrupted="interrupted; run the same command again to resume")
 def main(argv: Sequence[str] | None = None) -> int:
-    stop_on_signals()
-    try:
-        options = build_parser().parse_args(argv)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        return 1 if run(options) else 0
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return INTERRUPTED
+    options = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return 1 if run(options) else 0
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ Without arguments it runs the demo. Exit codes: 0 done, 1 an input or an option 
 import argparse
 import logging
 import os
-import signal
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +15,15 @@ from pathlib import Path
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import AUTO, DTYPES, OPTIONS, RENAMED, OptionError
 from latentsync.options import parse_options as parse_generation
-from latentsync.utils.errors import UserError, did_you_mean, one_line
+from latentsync.utils.commands import command
+from latentsync.utils.errors import UserError, did_you_mean
+from latentsync.utils.paths import PROJECT_ROOT
 
 # The libraries take seconds to load. They are imported in the functions that need them, so that wrong usage is reported
 # at once and Ctrl-C works from the start.
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DEMO_VIDEO = PROJECT_ROOT / "assets" / "demo_portrait.png"
 DEMO_AUDIO = PROJECT_ROOT / "assets" / "demo_voice.wav"
 DEMO_OUT = Path("outputs") / "demo.mp4"
-INTERRUPTED = 130
-IMPATIENCE_SECONDS = 3.0
 
 
 def build_parser() -> OptionParser:
@@ -165,41 +162,14 @@ def synthesise(options: argparse.Namespace) -> Path:
     return result.path
 
 
-def stop_on_signals() -> None:
-    """Let SIGTERM, and the end of the terminal session, stop the program as Ctrl-C does.
-
-    Signals that follow within moments of one are ignored: it is being obeyed already, and a second interrupt must not
-    cut the cleaning up short.
-    """
-    last = -IMPATIENCE_SECONDS
-
-    def stop(signal_number: int, frame: object) -> None:
-        nonlocal last
-        if time.monotonic() - last >= IMPATIENCE_SECONDS:
-            last = time.monotonic()
-            raise KeyboardInterrupt
-
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup and the like
-            signal.signal(number, stop)
-
-
+@command(interrupted="interrupted; nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
-    stop_on_signals()
-    try:
-        options = parse_options(argv)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        if not options.quiet:  # the libraries' own notes are not for the user
-            logging.getLogger("latentsync").setLevel(logging.INFO)
-        path = run(options)
-        print(os.fsencode(path).decode("utf-8", "backslashreplace"))  # file names may be any bytes
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+    options = parse_options(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not options.quiet:  # the libraries' own notes are not for the user
+        logging.getLogger("latentsync").setLevel(logging.INFO)
+    path = run(options)
+    print(os.fsencode(path).decode("utf-8", "backslashreplace"))  # file names may be any bytes
     return 0
 
 

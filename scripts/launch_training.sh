@@ -1,5 +1,5 @@
-# Sourced by train_unet.sh and train_syncnet.sh, which set ROOT and hand on: the module to run, the option that its config
-# goes by, the default config, and what the user said ([CONFIG] [--option value ...]).
+# Sourced by train_unet.sh and train_syncnet.sh, which set ROOT and pass: the module to run, the option that takes its
+# config, the default config, and the arguments of the user ([CONFIG] [--option value ...]).
 module="$1" config_option="$2" config="$3"
 shift 3
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
@@ -9,8 +9,8 @@ fi
 
 bash "$ROOT/setup_env.sh" --if-needed
 
-# -P, PYTHONSAFEPATH: modules come from the project, never from the directory the user happens to be in.
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+# -P, PYTHONSAFEPATH (for the processes that accelerate starts): never import modules of the working directory.
+export PYTHONSAFEPATH=1
 PYTHON="$ROOT/.venv/bin/python"
 
 count_gpus() {

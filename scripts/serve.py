@@ -5,29 +5,19 @@ wrong with what was given (one line says what), 2 wrong usage.
 """
 
 import argparse
-import logging
-import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.options import AUTO
 from latentsync.serving.settings import GIB, MIB, ServingSettings, add_worker_arguments
-from latentsync.utils.errors import UserError, one_line
-from scripts.inference import stop_on_signals
+from latentsync.utils.commands import command, configure_server_logging, size
+from latentsync.utils.errors import UserError
 
 KEY_VARIABLE = "LATENTSYNC_API_KEY"
 MIN_KEY = 16  # characters
-
-
-def size(text: str) -> float:
-    """A number for argparse, which takes a ValueError for wrong usage."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -165,25 +155,12 @@ def run(options: argparse.Namespace) -> None:
             return
 
 
-def run_server(
-    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
-) -> int:
-    """What the `main` of a server does: `run` until a signal comes. Returns the exit code."""
-    stop_on_signals()
-    try:
-        options = parser.parse_args(argv)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        run(options)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 0
-    return 0
-
-
+@command(interrupted=None, interrupted_code=0)
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_server(build_parser(), run, argv)
+    options = build_parser().parse_args(argv)
+    configure_server_logging()
+    run(options)
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.loop import run_training
 from latentsync.training.syncnet_parts import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask, train_settings
-from latentsync.utils.errors import UserError
+from latentsync.utils.commands import command
 from latentsync.utils.syncnet_config import load_syncnet_config
 
 logger = logging.getLogger("train_syncnet")
@@ -38,14 +38,11 @@ def train(args: argparse.Namespace) -> Path:
     return run_training(task, train_settings(config), dry_run=args.dry_run)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        path = train(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    path = train(args)
     logger.info("%s", "dry run: everything fits" if args.dry_run else f"saved to {path}")
     return 0
 

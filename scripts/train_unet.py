@@ -23,8 +23,8 @@ from latentsync.training.loop import run_training
 from latentsync.training.loss_networks import load_loss_networks
 from latentsync.training.unet_data import build_dataset
 from latentsync.training.unet_task import FrozenParts, UNetTask, train_settings
+from latentsync.utils.commands import command
 from latentsync.utils.config import UNetFileConfig, load_unet_config
-from latentsync.utils.errors import UserError
 from latentsync.utils.registry import (
     DEFAULT_MODEL,
     PROJECT_ROOT,
@@ -95,14 +95,11 @@ def train(args: argparse.Namespace) -> Path:
     return run_training(task, train_settings(config), dry_run=args.dry_run)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        path = train(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    path = train(args)
     logger.info("%s", "dry run: everything fits" if args.dry_run else f"saved to {path}")
     return 0
 

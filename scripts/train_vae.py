@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from latentsync.data.clips import read_fileslist, read_frames
 from latentsync.options import DEFAULT_SEED
 from latentsync.training.linear_vae import fit_patch_code, set_decoder, set_encoder
-from latentsync.utils.errors import UserError
+from latentsync.utils.commands import command
 
 logger = logging.getLogger("train_vae")
 
@@ -171,22 +172,17 @@ def measure_scale(vae: AutoencoderKL, faces: Tensor) -> dict[str, float]:
     return {"shift_factor": round(mean.mean().item(), 5), "scaling_factor": round(1 / mean.std().item(), 5)}
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", required=True, help="YAML with the fields of VaeTrainingConfig")
     parser.add_argument("--max_seconds", type=float, help="wall time to train for, instead of the config's")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(VaeTrainingConfig), OmegaConf.load(args.config))
-        )
-        if args.max_seconds:
-            config.max_seconds = args.max_seconds
-        train(config).half().save_pretrained(config.output_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VaeTrainingConfig), OmegaConf.load(args.config)))
+    if args.max_seconds:
+        config.max_seconds = args.max_seconds
+    train(config).half().save_pretrained(config.output_dir)
     logger.info("saved to %s", config.output_dir)
     return 0
 

@@ -15,6 +15,7 @@ printf '[%s] ' "$@" >>"$LOG"; echo >>"$LOG"
 for argument in "$@"; do
     if [ "$argument" = "${FAIL_ON:-}" ]; then echo "no such thing" >&2; exit 7; fi
 done
+if [ "$2" = "import torch" ]; then exit 1; fi # not installed yet
 if [ "${2:-}" = venv ]; then
     mkdir -p "${@: -1}/bin"
     cp "$0" "${@: -1}/bin/python"
@@ -34,8 +35,10 @@ class Clone:
             "inference.sh",
             "train_unet.sh",
             "train_syncnet.sh",
+            "pyproject.toml",
             "requirements.txt",
-            "requirements-nodeps.txt",
+            "requirements-cuda.txt",
+            "requirements-dev.txt",
         ):
             shutil.copy(PROJECT_ROOT / name, self.root)
         (self.root / "scripts").mkdir()
@@ -79,7 +82,9 @@ def clone(tmp_path: Path) -> Clone:
 def test_set_up_once(clone: Clone) -> None:
     assert clone.bash('"$1/setup_env.sh"').returncode == 0
     calls = "\n".join(clone.calls())
-    assert "[venv]" in calls and "requirements.txt]" in calls and "[--no-deps]" in calls
+    assert "[venv]" in calls and "requirements.txt]" in calls and "requirements-dev.txt]" in calls
+    assert "[torch==2.13.0+cpu]" in calls and "requirements-cuda.txt" not in calls
+    assert f"[--no-deps] [--no-build-isolation] [--editable] [{clone.root}]" in calls
     for arguments in ("", "--if-needed"):
         assert clone.bash(f'"$1/setup_env.sh" {arguments}').returncode == 0
         assert not any("[pip]" in call or "[venv]" in call for call in clone.calls())
@@ -87,6 +92,17 @@ def test_set_up_once(clone: Clone) -> None:
         file.write("# changed\n")
     assert clone.bash('"$1/setup_env.sh" --if-needed').returncode == 0
     assert any("[pip]" in call for call in clone.calls())
+
+
+def test_cuda_build_only_with_a_gpu_or_when_asked_for(clone: Clone) -> None:
+    result = clone.bash('"$1/setup_env.sh"', FAIL_ON="torch==2.13.0+cpu")
+    assert result.returncode == 1
+    assert "no CPU build" in result.stderr and "LATENTSYNC_TORCH=cuda" in result.stderr
+    assert "requirements-cuda.txt" not in "".join(clone.calls())
+    assert clone.bash('"$1/setup_env.sh"', LATENTSYNC_TORCH="cuda").returncode == 0
+    calls = "".join(clone.calls())
+    assert "requirements-cuda.txt]" in calls and "+cpu" not in calls
+    assert clone.bash('"$1/setup_env.sh"', LATENTSYNC_TORCH="gpu").returncode == 1
 
 
 def test_sourced_under_strict_options(clone: Clone) -> None:
@@ -126,13 +142,11 @@ def test_download_only_with_a_gpu_and_never_fatal(clone: Clone) -> None:
     path = f"{tools}:/usr/bin:/bin"
     result = clone.bash('"$1/setup_env.sh"', LATENTSYNC_SKIP_DOWNLOAD="0", PATH=path, NO_GPU="1")
     assert result.returncode == 0 and "no GPU: the embedded model" in result.stderr
-    assert not any("download_checkpoints" in call for call in clone.calls())
-    result = clone.bash(
-        '"$1/setup_env.sh"', LATENTSYNC_SKIP_DOWNLOAD="0", PATH=path, NO_GPU="0", FAIL_ON="tools.download_checkpoints"
-    )
-    assert result.returncode == 0 and "going on with the embedded model" in result.stderr
+    assert not any("[download]" in call for call in clone.calls())
+    result = clone.bash('"$1/setup_env.sh"', LATENTSYNC_SKIP_DOWNLOAD="0", PATH=path, NO_GPU="0", FAIL_ON="download")
+    assert result.returncode == 0 and "continuing with the embedded model" in result.stderr
     clone.bash('"$1/setup_env.sh"', PATH=path, NO_GPU="0")  # LATENTSYNC_SKIP_DOWNLOAD=1
-    assert sum("download_checkpoints" in call for call in clone.calls()) == 1
+    assert sum("[download]" in call for call in clone.calls()) == 1
 
 
 def last_call(clone: Clone) -> str:
@@ -145,24 +159,24 @@ def test_inference_passes_names_on_as_they_are(clone: Clone) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert last_call(clone) == (
-        "[-P] [-m] [scripts.inference] [--video_path=-my clip;$(x).mp4] [--audio_path=a voice 'é'.wav] "
+        "[-P] [-m] [latentsync] [infer] [--video_path=-my clip;$(x).mp4] [--audio_path=a voice 'é'.wav] "
         "[--video_out_path=out put.mp4] [--seed] [3]"
     )
 
 
 def test_inference_defaults(clone: Clone) -> None:
     assert clone.bash('"$1/inference.sh"').returncode == 0
-    assert last_call(clone) == "[-P] [-m] [scripts.inference]"
+    assert last_call(clone) == "[-P] [-m] [latentsync] [infer]"
     assert clone.bash('"$1/inference.sh" dir/clip.v1.mp4 voice.wav --crf 20').returncode == 0
     assert "[--video_out_path=outputs/clip.v1_synced.mp4] [--crf] [20]" in last_call(clone)
     assert clone.bash('"$1/inference.sh" --help').returncode == 0
-    assert last_call(clone).endswith("[scripts.inference] [--help]")
+    assert last_call(clone).endswith("[infer] [--help]")
 
 
 def test_inference_exit_codes(clone: Clone) -> None:
     result = clone.bash('"$1/inference.sh" clip.mp4')
     assert result.returncode == 2 and "AUDIO is missing" in result.stderr
-    assert clone.bash('"$1/inference.sh"', FAIL_ON="scripts.inference").returncode == 7
+    assert clone.bash('"$1/inference.sh"', FAIL_ON="infer").returncode == 7
 
 
 def test_train_unet_passes_config_and_options_on(clone: Clone) -> None:

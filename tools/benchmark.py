@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from latentsync.utils.errors import UserError
+from latentsync.utils.commands import command
 from tools.benchmarks import geometry, gpu, overhead, processes, training
 from tools.benchmarks.report import Figure, as_json, as_markdown, as_text, machine
 
@@ -70,6 +70,7 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the files asked for."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -77,14 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     chosen = sections() if options.section == "all" else {options.section: sections()[options.section]}
     figures: list[Figure] = []
-    try:
-        for name, measure in chosen.items():
-            print(f"measuring {name} ...", file=sys.stderr)
-            with tempfile.TemporaryDirectory(prefix="latentsync-benchmark-") as folder:
-                figures += measure(options, Path(folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for name, measure in chosen.items():
+        print(f"measuring {name} ...", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="latentsync-benchmark-") as folder:
+            figures += measure(options, Path(folder))
     about, command = machine(), shlex.join(["python", "-m", "tools.benchmark", *argv])
     print(as_text(figures, about, command))
     for path, render in ((options.json, as_json), (options.markdown, as_markdown)):

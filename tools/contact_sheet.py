@@ -5,6 +5,7 @@ Column k shows the same moment of every video. With --face the picture is cut to
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from latentsync.faces.factory import create_detector
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import open_timeline
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 
 FPS = Fraction(25)
@@ -57,7 +59,8 @@ def contact_sheet(paths: list[Path], times: list[Fraction], height: int, face: b
     return np.concatenate([np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows])
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("videos", type=Path, nargs="+", help="videos or pictures, one row each")
     parser.add_argument("--out", type=Path, required=True, help="picture to write (.png or .jpg)")
@@ -66,20 +69,16 @@ def main() -> int:
     parser.add_argument("--end", type=float, help="last moment in seconds (default: the end of the last video)")
     parser.add_argument("--height", type=int, default=256, help="height of a row in pixels (default: %(default)s)")
     parser.add_argument("--face", action="store_true", help="show the face only")
-    args = parser.parse_args()
-    try:
-        end = args.end or (probe_video(args.videos[-1]).duration or 1.0) - 0.04
-        if not 0 <= args.start < end or args.count < 1:
-            raise UserError(f"nothing to show between {args.start} and {end} s in {args.count} columns")
-        step = (end - args.start) / max(args.count - 1, 1)
-        times = [Fraction(args.start + step * k).limit_denominator(1000) for k in range(args.count)]
-        sheet = contact_sheet(args.videos, times, args.height, args.face)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(args.out), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-            raise UserError(f"{args.out}: cannot be written; give a .png or .jpg name")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    args = parser.parse_args(argv)
+    end = args.end or (probe_video(args.videos[-1]).duration or 1.0) - 0.04
+    if not 0 <= args.start < end or args.count < 1:
+        raise UserError(f"nothing to show between {args.start} and {end} s in {args.count} columns")
+    step = (end - args.start) / max(args.count - 1, 1)
+    times = [Fraction(args.start + step * k).limit_denominator(1000) for k in range(args.count)]
+    sheet = contact_sheet(args.videos, times, args.height, args.face)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(args.out), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+        raise UserError(f"{args.out}: cannot be written; give a .png or .jpg name")
     print(args.out)
     return 0
 

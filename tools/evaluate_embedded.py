@@ -25,8 +25,10 @@ from latentsync.models.perceptual import LPIPS, VGG16
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.options import DEFAULT_SEED
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT, SYNCNET, entry, project_path
+from latentsync.utils.paths import BUNDLED_CHECKPOINTS, PROJECT_ROOT, project_path
+from latentsync.utils.registry import SYNCNET, entry
 from latentsync.utils.syncnet_config import load_syncnet_config
 from tools.benchmarks.report import machine
 from tools.evaluation.clips import FPS, HeldOutClip, LoadedClip, load_clip, load_voice, read_held_out
@@ -72,7 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml",
         help="config of the SyncNet that scores",
     )
-    add("--syncnet_ckpt", type=Path, default=CHECKPOINTS_DIR / "embedded" / "syncnet.safetensors", help="its weights")
+    weights = BUNDLED_CHECKPOINTS / "embedded" / "syncnet.safetensors"
+    add("--syncnet_ckpt", type=Path, default=weights, help="its weights")
     add(
         "--sync_reference",
         type=Path,
@@ -192,23 +195,20 @@ def evaluate(options: argparse.Namespace) -> Outcome:
     return evaluation.run(load_clips(clips, shortest, pipeline.resolution), options.sections)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write the report; prints where it is and the table."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     argv = sys.argv[1:] if argv is None else argv
     options = parse_options(argv)
     command = shlex.join(["python", "-m", "tools.evaluate_embedded", *argv])
-    try:
-        outcome = evaluate(options)
-        about = {"model": str(options.inference_ckpt_path or options.model)} | machine()
-        text = as_markdown(outcome.figures, outcome.results, about, command)
-        content = {"machine": about, "command": command, "syncnet": outcome.real, "clips": outcome.results}
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        (options.output_dir / "report.md").write_text(text, encoding="utf-8")
-        (options.output_dir / "report.json").write_text(as_json(outcome.figures, content), encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    outcome = evaluate(options)
+    about = {"model": str(options.inference_ckpt_path or options.model)} | machine()
+    text = as_markdown(outcome.figures, outcome.results, about, command)
+    content = {"machine": about, "command": command, "syncnet": outcome.real, "clips": outcome.results}
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    (options.output_dir / "report.md").write_text(text, encoding="utf-8")
+    (options.output_dir / "report.json").write_text(as_json(outcome.figures, content), encoding="utf-8")
     print(text)
     print(options.output_dir / "report.md")
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from latentsync.utils.checkpoints import load_checkpoint, save_checkpoint
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -32,17 +33,14 @@ def export(checkpoint: Path, output: Path, dtype: torch.dtype) -> None:
     save_checkpoint(output, converted, loaded.global_step)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="export of a training run, .pt or .safetensors")
     parser.add_argument("--output", type=Path, required=True, help="where the .safetensors goes")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the weights (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        export(args.checkpoint, args.output, DTYPES[args.dtype])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    export(args.checkpoint, args.output, DTYPES[args.dtype])
     return 0
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.data.clips import Clip, compile_pattern, match_person
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
@@ -105,28 +106,25 @@ def _rank(person: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(person)).digest()[:8]) / 2**64
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input_dir", type=Path, required=True, nargs="+", help="folders of processed clips")
     parser.add_argument("--output", type=Path, required=True, help="list of the clips to train on; replaced if there")
     parser.add_argument("--val_output", type=Path, help="list of the clips to validate on, of people of their own")
     parser.add_argument("--val_share", type=float, default=0.05, help="share of the people to validate on, in (0, 1)")
     parser.add_argument("--person_pattern", help="regular expression that finds the person in a path; else the folder")
-    args = parser.parse_args()
-    try:
-        if not 0 < args.val_share < 1:
-            raise UserError(f"--val_share must be between 0 and 1, got {args.val_share:g}")
-        if args.val_output and args.val_output.resolve() == args.output.resolve():
-            raise UserError("--output and --val_output are the same file; give two")
-        lists = {args.output: find_clips(args.input_dir, args.person_pattern)}
-        if args.val_output:
-            lists[args.output], lists[args.val_output] = split_by_person(lists[args.output], args.val_share)
-        for path, clips in lists.items():
-            write_list(path, clips)
-            print(f"{path}: {len(clips)} clips of {len({clip.person for clip in clips})} people")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    args = parser.parse_args(argv)
+    if not 0 < args.val_share < 1:
+        raise UserError(f"--val_share must be between 0 and 1, got {args.val_share:g}")
+    if args.val_output and args.val_output.resolve() == args.output.resolve():
+        raise UserError("--output and --val_output are the same file; give two")
+    lists = {args.output: find_clips(args.input_dir, args.person_pattern)}
+    if args.val_output:
+        lists[args.output], lists[args.val_output] = split_by_person(lists[args.output], args.val_share)
+    for path, clips in lists.items():
+        write_list(path, clips)
+        print(f"{path}: {len(clips)} clips of {len({clip.person for clip in clips})} people")
     return 0
 
 

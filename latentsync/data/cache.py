@@ -1,8 +1,6 @@
 """Tensors computed once and kept in safetensors files that are named by the content they were computed from."""
 
-import hashlib
 import os
-from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from latentsync.utils.checkpoints import write_safetensors
 from latentsync.utils.errors import UserError
+from latentsync.utils.files import file_sha256
 
 DIGEST_DIGITS = 16
 
@@ -26,17 +25,9 @@ def file_digest(path: str | Path) -> str:
         UserError: the file cannot be read.
     """
     try:
-        status = os.stat(path)
-        return _digest(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+        return file_sha256(path)[:DIGEST_DIGITS]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-@lru_cache(maxsize=65536)
-def _digest(path: str, size: int, modified: int) -> str:
-    """Remembered for as long as size and time of the file stay."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_DIGITS]
 
 
 def store(entry: Path, tensors: dict[str, Tensor]) -> None:

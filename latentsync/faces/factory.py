@@ -6,8 +6,9 @@ from latentsync.faces.detector import FaceDetector
 from latentsync.faces.insightface_detector import InsightFaceDetector, missing_models
 from latentsync.options import AUTO, DETECTORS
 from latentsync.utils.errors import UserError
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
-DEFAULT_MODEL_ROOT = Path(__file__).resolve().parents[2] / "checkpoints" / "auxiliary"
+DEFAULT_MODEL_ROOT = CHECKPOINTS_DIR / "auxiliary"
 
 
 def create_detector(

@@ -20,6 +20,7 @@ from latentsync.media.paths import check_output_path
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.media.writer import DEFAULT_CRF, VideoWriter
+from latentsync.utils import registry
 from latentsync.utils.checkpoints import Checkpoint, load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 INTERPOLATORS = ("auto", "rife", "dis-flow")
 RIFE_SOURCE = PROJECT_ROOT / "ECCV2022-RIFE" / "model" / "ifnet.py"  # the folder's name is no module name
-RIFE_WEIGHTS = CHECKPOINTS_DIR / "auxiliary" / "rife" / "flownet.pkl"
+RIFE_WEIGHTS = CHECKPOINTS_DIR / registry.RIFE.path
 MULTIPLE = 32  # of sides: the coarsest block looks at a quarter, in strides of 4, and enlarges that again
 TILE, OVERLAP = 1024, 128  # pixels; larger pictures are done in parts
 FINEST_T = 1 / 16  # RIFE halves; other times are the nearest of repeated halving

@@ -32,14 +32,15 @@ from latentsync.models.syncnet_v2 import FACE_SIZE, WINDOW_FRAMES, SyncNetV2
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.vae import WEIGHTS_NAMES, LatentCodec
 from latentsync.pipelines.face_stream import DETECTION_SIDE, FaceAligner, face_runs, tracked_frames
+from latentsync.utils import registry
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import (
-    AUXILIARY,
     CHECKPOINTS_DIR,
     DOWNLOAD_COMMAND,
     EMBEDDED_SYNCNET,
     PROJECT_ROOT,
+    SYNCNET_V2,
     resolve,
 )
 from latentsync.utils.syncnet_config import load_syncnet_config
@@ -108,12 +109,12 @@ def open_sync_scorer(
     """
     if name not in SCORERS:
         raise UserError(f"sync scorer {name!r} is unknown: choose one of {', '.join(SCORERS)}")
-    published = Path(model_path) if model_path else AUXILIARY[0].find(checkpoints)
+    published = Path(model_path) if model_path else SYNCNET_V2.find(checkpoints)
     if name == "syncnet_v2" or (name == "auto" and published is not None):
         if published is None:
-            place = (checkpoints or CHECKPOINTS_DIR) / AUXILIARY[0].path
+            place = (checkpoints or CHECKPOINTS_DIR) / SYNCNET_V2.path
             raise UserError(f"the published SyncNet is missing ({place}); run `{DOWNLOAD_COMMAND} auxiliary`")
-        return PublishedScorer(published, AUXILIARY[1].find(checkpoints), device)
+        return PublishedScorer(published, registry.S3FD.find(checkpoints), device)
     if name == "auto":
         logger.info("sync is scored by the SyncNet that ships here; the published one is not in %s", CHECKPOINTS_DIR)
     return EmbeddedScorer(device)
@@ -180,7 +181,7 @@ class EmbeddedScorer:
     default_threshold = EMBEDDED_THRESHOLD
 
     def __init__(self, device: str = "cpu"):
-        model, weights = resolve("embedded"), CHECKPOINTS_DIR / EMBEDDED_SYNCNET.path
+        model, weights = resolve("embedded"), EMBEDDED_SYNCNET.find() or CHECKPOINTS_DIR / EMBEDDED_SYNCNET.path
         data = load_syncnet_config(EMBEDDED_CONFIG, *SYNCNET_SCHEMAS).data
         self.files: tuple[Path, ...] = (EMBEDDED_CONFIG, weights)
         codec = audio = None

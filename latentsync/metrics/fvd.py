@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsync.utils import registry
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND, known_digests
 
-I3D = CHECKPOINTS_DIR / "auxiliary" / "i3d_torchscript.pt"
+I3D = CHECKPOINTS_DIR / registry.I3D.path
 SIDE = 224
 WINDOW_FRAMES = 16
 STRIDE = 8  # frames from one window to the next

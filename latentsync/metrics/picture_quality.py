@@ -13,12 +13,11 @@ import torch
 
 from latentsync.models.hyperiqa import MEAN, SIDE, STD, HyperIQA
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import AUXILIARY, CHECKPOINTS_DIR, DOWNLOAD_COMMAND
+from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND, HYPERIQA
 
 logger = logging.getLogger(__name__)
 
 MEASURES = ("auto", "hyperiqa", "sharpness")
-WEIGHTS = next(file for file in AUXILIARY if file.path.endswith("koniq_pretrained.pkl"))
 HYPERIQA_THRESHOLD = 40.0  # as the reference's data processing has it
 # Measured at 128 pixels a side: 35 real faces 0.6 to 2.6; the same blurred by a Gaussian of one pixel 0.24 to 0.43, of
 # two pixels 0.14 to 0.23.
@@ -45,9 +44,9 @@ def open_quality_meter(name: str = "auto", device: str = "cpu", checkpoints: Pat
     """
     if name not in MEASURES:
         raise UserError(f"quality measure {name!r} is unknown: choose one of {', '.join(MEASURES)}")
-    path = WEIGHTS.find(checkpoints)
+    path = HYPERIQA.find(checkpoints)
     if name == "hyperiqa" and path is None:
-        place = (checkpoints or CHECKPOINTS_DIR) / WEIGHTS.path
+        place = (checkpoints or CHECKPOINTS_DIR) / HYPERIQA.path
         raise UserError(f"hyperIQA's weights are missing ({place}); run `{DOWNLOAD_COMMAND} auxiliary`")
     if name == "sharpness" or path is None:
         return SharpnessMeter()

@@ -16,10 +16,11 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from latentsync.utils import registry
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR
 
-RECOGNITION = CHECKPOINTS_DIR / "auxiliary" / "models" / "buffalo_l" / "w600k_r50.onnx"
+RECOGNITION = CHECKPOINTS_DIR / registry.FACE_RECOGNITION.path
 ALIGNED_SIZE = (75, 100)  # width, height of an aligned face in units of its template, before it was made square
 SIDE = 112  # pixels of the network's input
 # Eyes, nose tip and mouth corners lie in an aligned face at (22, 28), (53, 28), (37, 45), (26, 63), (50, 63) template

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync.models.stylegan2_clean import SLOPE, SMALLEST, StyleGAN2Generator, resize
+from latentsync.utils import registry
 from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR
 
-CHECKPOINT = CHECKPOINTS_DIR / "auxiliary" / "GFPGANv1.4.pth"
+CHECKPOINT = CHECKPOINTS_DIR / registry.GFPGAN.path
 SIDE = 512  # of the pictures it was trained on, framed as FFHQ is: more of the head than our aligned faces show
 STYLE_WIDTH = 512
 GENERATOR_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentsync.utils import registry
 from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR
 
-CHECKPOINT = CHECKPOINTS_DIR / "auxiliary" / "pt_inception-2015-12-05-6726825d.pth"
-SOURCE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+CHECKPOINT = CHECKPOINTS_DIR / registry.INCEPTION.path
+SOURCE = registry.INCEPTION.url
 SIDE = 299
 FEATURES, CLASSES = 2048, 1008
 

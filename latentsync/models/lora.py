@@ -96,7 +96,7 @@ def add_lora(
     try:
         import peft  # takes seconds: it imports transformers
     except ImportError as error:
-        raise UserError(f"LoRA training needs peft ({error}); pip install -r requirements.txt") from error
+        raise UserError(f"LoRA training needs peft ({error}); install the project with its extra [train]") from error
     unet.requires_grad_(False)
     peft.inject_adapter_in_model(
         peft.LoraConfig(r=rank, lora_alpha=settings.alpha, target_modules=names), unet, ADAPTER_NAME

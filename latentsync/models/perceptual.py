@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentsync.utils import registry
 from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR
 
-VGG16 = CHECKPOINTS_DIR / "auxiliary" / "vgg16-397923af.pth"
-VGG16_SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"
+VGG16 = CHECKPOINTS_DIR / registry.VGG16.path
+VGG16_SOURCE = registry.VGG16.url
 HEADS = "weights/v0.1/vgg.pth"  # in the lpips package
 # Widths of the convolutions between two poolings; the features compared are the last of each stage, after its ReLU.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -135,8 +136,7 @@ def _read_heads() -> dict[str, Tensor]:
     package = find_spec("lpips")  # finds it without running it
     if package is None or package.origin is None:
         raise UserError(
-            "the perceptual loss needs the lpips package for its linear heads; run "
-            "`pip install --no-deps -r requirements-nodeps.txt`"
+            "the perceptual loss needs the lpips package for its linear heads; run `pip install --no-deps lpips==0.1.4`"
         )
     state = load_state_dict(Path(package.origin).parent / HEADS)
     return {f"{index}.weight": state[f"lin{index}.model.1.weight"] for index in range(len(STAGES))}

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentsync.utils import registry
 from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR
 
-CHECKPOINT = CHECKPOINTS_DIR / "auxiliary" / "RealESRGAN_x4plus.pth"
+CHECKPOINT = CHECKPOINTS_DIR / registry.REALESRGAN.path
 RESIDUAL_SCALE = 0.2
 ENLARGED = 4
 TILE, CONTEXT = 256, 16  # pixels of a tile, and what is seen around it: larger pictures are done in parts

@@ -1,6 +1,6 @@
 """Jobs on the machines of a Ray cluster: the queue stays here, replicas of a Ray Serve deployment do the work.
 
-An optional extra: `pip install -r requirements-ray.txt`. A worker process of the service then only forwards: it claims
+An optional extra: `pip install '.[ray]'`. A worker process of the service then only forwards: it claims
 a job, sends its files, hears the progress and writes the result, so that order, limits, cancelling and restarts are
 those of local jobs. Replicas run `run_job`, as local workers do; every machine of the cluster needs the project and
 its checkpoints at the same path. Start the deployment with `python -m latentsync.serving.ray_serve --address auto`.
@@ -21,13 +21,14 @@ from latentsync.serving.handler import OnProgress, run_job
 from latentsync.serving.jobs import JobKind
 from latentsync.serving.models import ModelCache
 from latentsync.serving.settings import ServingSettings
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 
 try:
     import ray
     from ray import serve
 except ImportError as error:
-    raise UserError("Ray Serve is not installed; run `pip install -r requirements-ray.txt`") from error
+    raise UserError("Ray Serve is not installed; run `pip install '.[ray]'` in the project's folder") from error
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ def deploy(replicas: int = 1, num_gpus: float = 0, num_cpus: float = 1, **argume
     serve.run(deployment.bind(**arguments), name=APPLICATION, route_prefix=None)
 
 
+@command
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m latentsync.serving.ray_serve", description="Start the deployment on a Ray cluster."
@@ -175,12 +177,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", default=AUTO, help="model of jobs that name none (default: the best present)")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the models (default: by device)")
     options = parser.parse_args(argv)
-    try:
-        connect(options.address)
-        deploy(options.replicas, options.gpus, options.cpus, default=options.model, dtype=options.dtype)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    connect(options.address)
+    deploy(options.replicas, options.gpus, options.cpus, default=options.model, dtype=options.dtype)
     print(f"deployment {APPLICATION} runs; workers with ray_address use it")
     return 0
 

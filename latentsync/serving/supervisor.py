@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from latentsync.serving.jobs import JobState
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.store import JobStore
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PACKAGE_PARENT
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +90,10 @@ class Supervisor:
 
     def _start(self, seat: Seat) -> None:
         seat.owner, seat.started, seat.ordered = uuid.uuid4().hex, time.monotonic(), None
-        paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]  # the code that runs here
         words = [json.dumps(self.settings.as_plain()), seat.owner, seat.device, str(os.getpid())]
         seat.process = subprocess.Popen(
-            # -P: modules come from the project, not from the directory the user happens to be in.
+            # -P: never import modules of the working directory.
             [sys.executable, "-P", "-m", "latentsync.serving.worker", *words],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from latentsync.trepa.videomae import VideoMAE, VideoMAEConfig
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import AUXILIARY, CHECKPOINTS_DIR, DOWNLOAD_COMMAND
+from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND, VIDEOMAE
 
 VIT_G = VideoMAEConfig()
 NUM_FRAMES = VIT_G.num_frames
-(WEIGHTS,) = (file for file in AUXILIARY if Path(file.path).name == "vit_g_hybrid_pt_1200e_ssv2_ft.pth")
-CHECKPOINT = CHECKPOINTS_DIR / WEIGHTS.path
+CHECKPOINT = CHECKPOINTS_DIR / VIDEOMAE.path
 HOW_TO_DO_WITHOUT = "set run.trepa_loss_weight to 0 to train without this loss"
 
 
@@ -50,7 +49,7 @@ class TREPALoss(nn.Module):
         if not Path(ckpt_path).is_file():
             raise UserError(
                 f"{ckpt_path}: the VideoMAEv2 weights of the TREPA loss are not there; run `{DOWNLOAD_COMMAND} "
-                f"auxiliary` ({WEIGHTS.repo}: {WEIGHTS.repo_path}), or {HOW_TO_DO_WITHOUT}"
+                f"auxiliary` ({VIDEOMAE.repo}: {VIDEOMAE.repo_path}), or {HOW_TO_DO_WITHOUT}"
             )
         self.model = VideoMAE.from_pretrained(ckpt_path, config, with_cp).to(device, dtype)
 

@@ -1,15 +1,37 @@
 """Files that appear whole or not at all."""
 
+import errno
+import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
 from latentsync.utils.errors import UserError
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's content; remembered while its size and modification time stay.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+        raise OSError(errno.EINVAL, "not a regular file")
+    return _sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=65536)
+def _sha256(path: str, size: int, modified: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

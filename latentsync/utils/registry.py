@@ -1,8 +1,4 @@
-"""The one table of checkpoints: where each file lies, where it comes from, and which settings a model runs with.
-
-Everything that needs a checkpoint (pipeline, download tool, training, evaluation, apps) asks here. Paths in the table
-are relative to `checkpoints/`; sources are public model-hub repositories, pinned to a revision.
-"""
+"""The table of checkpoints: what each of `checkpoint_files` is for, its license, and the settings of each model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,51 +6,49 @@ from pathlib import Path
 
 import torch
 
+from latentsync.utils.checkpoint_files import (
+    AUXILIARY,
+    BUFFALO_L,
+    EMBEDDED_SCHEDULER,
+    EMBEDDED_SYNCNET,
+    EMBEDDED_UNET,
+    EMBEDDED_VAE,
+    EMBEDDED_WHISPER,
+    FACE_RECOGNITION,
+    GFPGAN,
+    HYPERIQA,
+    I3D,
+    INCEPTION,
+    REALESRGAN,
+    RIFE,
+    S3FD,
+    SYNCNET,
+    SYNCNET_V2,
+    UNET_15,
+    UNET_16,
+    VAE,
+    VGG16,
+    VIDEOMAE,
+    WHISPER_TINY,
+    CheckpointFile,
+    search_roots,
+)
+from latentsync.utils.checkpoint_files import REVISIONS as REVISIONS
 from latentsync.utils.errors import UserError, did_you_mean
+from latentsync.utils.files import file_sha256
+from latentsync.utils.paths import CHECKPOINTS_DIR, PROJECT_ROOT
+from latentsync.utils.paths import project_path as project_path
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINTS_DIR = PROJECT_ROOT / "checkpoints"
 SCHEDULER_CONFIG = PROJECT_ROOT / "configs" / "scheduler_config.json"
-DOWNLOAD_COMMAND = "python -m tools.download_checkpoints --model"
+DOWNLOAD_COMMAND = "latentsync download --model"
 GB = 1e9
 
-REVISIONS = {
-    "ByteDance/LatentSync-1.5": "32a20d29aead0498e3e885e90dbbe8027da1b61b",
-    "ByteDance/LatentSync-1.6": "c42c7e6c8e9c213626389fa7d9a3c444b8536353",
-    "stabilityai/sd-vae-ft-mse": "31f26fdeee1355a5c34592e401dd41e45d25a493",
-}
 OPENRAIL = "OpenRAIL++"
 MIT = "MIT"
+APACHE = "Apache-2.0"
+BSD = "BSD-3-Clause"
 INSIGHTFACE = "InsightFace, non-commercial use only"
-
-
-@dataclass(frozen=True)
-class CheckpointFile:
-    """One file under `checkpoints/`.
-
-    `repo` and `repo_path` are its place on the public hub (None: it has none, see `Entry.note`); `size` in bytes and
-    `sha256` are None when not known. Any of `other_names` holds the same content under another name.
-    """
-
-    path: str
-    repo: str | None = None
-    repo_path: str | None = None
-    size: int | None = None
-    sha256: str | None = None
-    other_names: tuple[str, ...] = ()
-
-    @property
-    def revision(self) -> str | None:
-        return REVISIONS[self.repo] if self.repo else None
-
-    def find(self, checkpoints: Path | None = None) -> Path | None:
-        """The file under its own or another accepted name; a file of another size is another file."""
-        root = checkpoints or CHECKPOINTS_DIR
-        for name in (self.path, *self.other_names):
-            path = root / name
-            if path.is_file() and self.size in (None, path.stat().st_size):
-                return path
-        return None
+SHIPPED = "it ships with the project: check it out again, or install the package again"
 
 
 @dataclass(frozen=True)
@@ -78,16 +72,28 @@ class ModelSettings:
     match_colour: bool = False
     scheduler: CheckpointFile | None = None
 
+    def find_vae(self, checkpoints: Path | None = None) -> Path:
+        """Folder of the autoencoder; it may be absent."""
+        folders = [root / self.vae for root in search_roots(checkpoints)]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One name of the table: its files, its licence, and for a runnable model its settings."""
+    """One name of the table.
+
+    summary: what it is, and which options need it.
+    model: settings of a lip-sync model; None for other networks.
+    note: how to get files that cannot be downloaded.
+    insightface_pack: name under which InsightFace's own download has the files.
+    """
 
     summary: str
     licence: str
     files: tuple[CheckpointFile, ...]
     model: ModelSettings | None = None
     note: str = ""
+    insightface_pack: str | None = None
 
     @property
     def size(self) -> int:
@@ -116,60 +122,6 @@ class ResolvedModel:
     blend_inset: float = 0.0
     match_colour: bool = False
 
-
-def _hub(
-    repo: str, repo_path: str, size: int | None, sha256: str, path: str | None = None, other_names: tuple[str, ...] = ()
-) -> CheckpointFile:
-    return CheckpointFile(path or repo_path, repo, repo_path, size, sha256, other_names)
-
-
-V15, V16, SD_VAE = REVISIONS
-
-# fmt: off
-UNET_15 = _hub(V15, "latentsync_unet.pt", 5072348184,
-               "6440b49a7ccceff56cdc001f5f17605216337f5bbd66fa360139768926e23f51",
-               path="default_unet_v1.5.pt", other_names=("latentsync_unet.pt",))
-UNET_16 = _hub(V16, "latentsync_unet.pt", 5072222488,
-               "0a478e89eb660f82da4c35dbdde8a5adfb27f99d1b4e50edd03729e1e98316d3",
-               other_names=("default_unet_v1.6.pt",))
-WHISPER_TINY = _hub(V16, "whisper/tiny.pt", 75572083,
-                    "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9")
-VAE = (
-    _hub(SD_VAE, "config.json", None,
-         "92d3dfb746fca211a2c9e019e285f8597412211728dce3c5bcf4eda0f2d62e7e", path="vae/config.json"),
-    _hub(SD_VAE, "diffusion_pytorch_model.safetensors", 334643276,
-         "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
-         path="vae/diffusion_pytorch_model.safetensors"),
-)
-SYNCNET = _hub(V16, "stable_syncnet.pt", 1605328746,
-               "77678d13861a02d6e83d0b169962175b6266be773f1f6f85fda2b0182e225118")
-AUXILIARY = (
-    _hub(V15, "auxiliary/syncnet_v2.model", 54573114,
-         "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442"),
-    _hub(V15, "auxiliary/sfd_face.pth", 89844381,
-         "d54a87c2b7543b64729c9a25eafd188da15fd3f6e02f0ecec76ae1b30d86c491"),
-    _hub(V15, "auxiliary/koniq_pretrained.pkl", 109768650,
-         "ff9277bcc68ecc10e77d88b6d0a32825ec3c85562095542734ec6212eaaf6d81"),
-    _hub(V15, "auxiliary/i3d_torchscript.pt", 51235320,
-         "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"),
-    _hub(V15, "auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth", 2023804201,
-         "5a210a92f035dff30c53b46157b612e7a1a5d3c99700e1b2d71da5c399ca7e70"),
-)
-BUFFALO_L = (
-    CheckpointFile("auxiliary/models/buffalo_l/det_10g.onnx", size=16923827,
-                   sha256="5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"),
-    CheckpointFile("auxiliary/models/buffalo_l/2d106det.onnx", size=5030888,
-                   sha256="f001b856447c413801ef5c42091ed0cd516fcd21f2d6b79635b1e733a7109dbf"),
-)
-# fmt: on
-EMBEDDED_UNET = CheckpointFile("embedded/unet.safetensors")
-EMBEDDED_WHISPER = CheckpointFile("embedded/whisper_tiny_en_encoder.safetensors")
-EMBEDDED_SYNCNET = CheckpointFile("embedded/syncnet.safetensors")
-EMBEDDED_SCHEDULER = CheckpointFile("embedded/scheduler_config.json")
-EMBEDDED_VAE = (
-    CheckpointFile("embedded/vae/config.json"),
-    CheckpointFile("embedded/vae/diffusion_pytorch_model.safetensors"),
-)
 
 REGISTRY: dict[str, Entry] = {
     "latentsync-1.6": Entry(
@@ -200,30 +152,48 @@ REGISTRY: dict[str, Entry] = {
             match_colour=True,
             scheduler=EMBEDDED_SCHEDULER,
         ),
-        note="part of the repository; check it out again",
+        note=SHIPPED,
     ),
     "embedded-syncnet": Entry(
         "SyncNet of the embedded model: judges it, and fine-tunes it",
         "Apache-2.0, see checkpoints/embedded/MODEL_CARD.md",
         (EMBEDDED_SYNCNET,),
-        note="part of the repository; check it out again",
+        note=SHIPPED,
     ),
     "whisper": Entry("Whisper tiny, the audio encoder of the released models", MIT, (WHISPER_TINY,)),
     "vae": Entry("sd-vae-ft-mse, the autoencoder of the released models", MIT, VAE),
     "syncnet": Entry("StableSyncNet, supervises training in pixel space", OPENRAIL, (SYNCNET,)),
-    "auxiliary": Entry("evaluation, data processing and TREPA networks", OPENRAIL, AUXILIARY),
+    "auxiliary": Entry("the next five together", OPENRAIL, AUXILIARY),
+    "syncnet_v2": Entry("SyncNet of Chung and Zisserman, for sync confidence, preprocessing", OPENRAIL, (SYNCNET_V2,)),
+    "s3fd": Entry("face detector of the published sync confidence", OPENRAIL, (S3FD,)),
+    "hyperiqa": Entry("image quality, for preprocessing", OPENRAIL, (HYPERIQA,)),
+    "i3d": Entry("video features of FVD, for evaluation", OPENRAIL, (I3D,)),
+    "videomae": Entry("VideoMAEv2, for the TREPA loss of stage 2", OPENRAIL, (VIDEOMAE,)),
+    "realesrgan": Entry("RealESRGAN x4plus, for --enable_upscale", BSD, (REALESRGAN,)),
+    "gfpgan": Entry("GFPGAN 1.4, for --enhancer gfpgan", APACHE, (GFPGAN,)),
+    "rife": Entry(
+        "RIFE HDv3, for --interpolate",
+        MIT,
+        (RIFE,),
+        note="put flownet.pkl of the RIFE HDv3 release there; optical flow is used without it",
+    ),
+    "vgg16": Entry("VGG16 of torchvision, for LPIPS in training and evaluation", BSD, (VGG16,)),
+    "inception": Entry("Inception of FID, for evaluation", APACHE, (INCEPTION,)),
     "buffalo_l": Entry(
-        "InsightFace detector and landmarks", INSIGHTFACE, BUFFALO_L, note="fetched by insightface's own download"
+        "InsightFace detector and landmarks, for --detector insightface",
+        INSIGHTFACE,
+        BUFFALO_L,
+        insightface_pack="buffalo_l",
+    ),
+    "face_recognition": Entry(
+        "InsightFace ArcFace, for identity similarity in evaluation",
+        INSIGHTFACE,
+        (FACE_RECOGNITION,),
+        insightface_pack="buffalo_l",
     ),
 }
 DEFAULT_MODEL = "embedded"
 RELEASED_MODELS = ("latentsync-1.6", "latentsync-1.5")  # the better one first
-
-
-def project_path(path: str | Path) -> Path:
-    """Where a path of a config leads: from the working directory if it is there, else from the project's root."""
-    path = Path(path)
-    return path if path.is_absolute() or path.exists() else PROJECT_ROOT / path
 
 
 def entry(name: str) -> Entry:
@@ -243,6 +213,18 @@ def known_digests() -> set[str]:
     return {file.sha256 for item in REGISTRY.values() for file in item.files if file.sha256}
 
 
+def identify(path: Path) -> str | None:
+    """Name of the lip-sync model whose published UNet this file is, by its SHA-256; None if it is another.
+
+    The file is read only if its size is that of a published one.
+    """
+    for name in model_names():
+        unet = REGISTRY[name].model.unet
+        if unet.sha256 and path.is_file() and unet.may_be(path) and file_sha256(path) == unet.sha256:
+            return name
+    return None
+
+
 def model_names() -> list[str]:
     """Names that `resolve` takes."""
     return [name for name, item in REGISTRY.items() if item.model]
@@ -257,21 +239,21 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
     Raises:
         UserError: the name is unknown or no model, or a file is absent or has the wrong size.
     """
-    item, root, own = entry(name), checkpoints or CHECKPOINTS_DIR, own or {}
+    item, own = entry(name), own or {}
     if item.model is None:
         raise UserError(f"{name} is not a lip-sync model; choose one of {', '.join(model_names())}")
-    missing = [file for file in item.missing(root) if part_of(file, item.model) not in own]
+    missing = [file for file in item.missing(checkpoints) if part_of(file, item.model) not in own]
     if missing:
-        remedy = item.note or f"run `{DOWNLOAD_COMMAND} {name}`"
+        root, remedy = checkpoints or CHECKPOINTS_DIR, item.note or f"run `{DOWNLOAD_COMMAND} {name}`"
         raise UserError(f"{name}: {describe_missing(missing, root)} in {root}; {remedy}")
     model = item.model
     found = ResolvedModel(
         name=name,
-        unet=model.unet.find(root),
-        vae=root / model.vae,
-        whisper=model.whisper.find(root),
+        unet=model.unet.find(checkpoints),
+        vae=model.find_vae(checkpoints),
+        whisper=model.whisper.find(checkpoints),
         unet_config=PROJECT_ROOT / model.unet_config,
-        scheduler_config=model.scheduler.find(root) if model.scheduler else SCHEDULER_CONFIG,
+        scheduler_config=model.scheduler.find(checkpoints) if model.scheduler else SCHEDULER_CONFIG,
         resolution=model.resolution,
         inference_steps=model.inference_steps,
         guidance_scale=model.guidance_scale,
@@ -294,12 +276,12 @@ def default_name(device: str | torch.device, checkpoints: Path | None = None) ->
     The best released model whose files are all present and which fits the device's memory (the smallest present one
     when none fits); the embedded model on a CPU or when none is present.
     """
-    device, root = torch.device(device), checkpoints or CHECKPOINTS_DIR
+    device = torch.device(device)
     if device.type == "cpu":
         return DEFAULT_MODEL, "no GPU: the released full-size models take over a minute a frame there"
-    present = [name for name in RELEASED_MODELS if not REGISTRY[name].missing(root)]
+    present = [name for name in RELEASED_MODELS if not REGISTRY[name].missing(checkpoints)]
     if not present:
-        return DEFAULT_MODEL, _why_none_present(root)
+        return DEFAULT_MODEL, _why_none_present(checkpoints or CHECKPOINTS_DIR)
     memory = device_memory_gb(device)
     fitting = [name for name in present if REGISTRY[name].model.memory_gb <= memory]
     if fitting:

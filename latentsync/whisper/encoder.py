@@ -30,7 +30,7 @@ def load_encoder(path: str | Path) -> AudioEncoder:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"Whisper checkpoint {path} does not exist; run `python -m tools.download_checkpoints`")
+        raise UserError(f"Whisper checkpoint {path} does not exist; run `latentsync download`")
     tensors, num_heads = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
     try:
         state = named_tensors(path, _encoder_state(tensors))

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from latentsync.utils.errors import UserError
+from latentsync.utils.files import file_sha256
 from preprocess.storages.base import WORK_FOLDER, FileStamp, is_source, private_folder
 from preprocess.write import output_errors
 
@@ -147,13 +147,6 @@ class LocalStorage:
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 Path(entry.path).unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    if path.exists() and not path.is_file():  # reading a pipe or a device might never end
-        raise OSError(errno.EINVAL, "not a regular file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _walk(root: Path, skipped: str | None) -> Iterator[tuple[str, list[str]]]:

@@ -1,0 +1,85 @@
+"""What every command line does alike: signals, logging, errors, exit codes.
+
+Exit codes: 0 done, 1 an error that the user can fix (one line on standard error says what), 2 wrong usage,
+130 interrupted.
+"""
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+
+from latentsync.utils.errors import UserError, one_line
+
+Main = Callable[[Sequence[str] | None], int | None]
+FAILED = 1
+INTERRUPTED = 130
+GRACE_SECONDS = 3.0
+
+
+def command(
+    main: Main | None = None, *, interrupted: str | None = "interrupted", interrupted_code: int = INTERRUPTED
+) -> Callable[..., int]:
+    """Decorate the `main(argv)` of a command line, which then returns the exit code and raises no error of the user.
+
+    Args:
+        main: takes the words of the command line (None: those of the process) and returns an exit code; None is 0.
+        interrupted: message on Ctrl-C and SIGTERM; None for no message.
+        interrupted_code: exit code then; 0 for servers, which end no other way.
+    """
+    if main is None:
+        return partial(command, interrupted=interrupted, interrupted_code=interrupted_code)
+
+    @wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        stop_on_signals()
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return FAILED
+        except KeyboardInterrupt:
+            if interrupted:
+                print(interrupted, file=sys.stderr)
+            return interrupted_code
+
+    return run
+
+
+def configure_server_logging() -> None:
+    """Log to standard error as the servers do: time, level, logger, message."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def size(text: str) -> float:
+    """Type of an argparse option that gives a size: a finite number. The error message names this function."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP stop the program as Ctrl-C does, by KeyboardInterrupt.
+
+    Signals that arrive within `GRACE_SECONDS` of one are ignored, so that a second Ctrl-C does not cut the cleanup
+    short. Signals that the parent process had ignored (nohup) stay ignored. Does nothing outside the main thread.
+    """
+    last = -GRACE_SECONDS
+
+    def stop(signal_number: int, frame: object) -> None:
+        nonlocal last
+        if time.monotonic() - last >= GRACE_SECONDS:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            try:
+                signal.signal(number, stop)
+            except ValueError:  # not the main thread
+                return
