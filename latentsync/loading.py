@@ -9,6 +9,7 @@ from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.pipelines.parts import ModelPaths, can_upscale, load_scheduler, pick_device, pick_dtype, pick_enhancer
 
 __all__ = [
+    "LipsyncPipeline",
     "ModelPaths",
     "can_upscale",
     "load_pipeline",

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": PARTS | {"pipelines", "data", "trepa"},
     "loading": PARTS | {"pipelines"},
     "serving": PARTS | {"pipelines", "loading", "data", PACKAGE},
-    PACKAGE: PARTS | {"pipelines", "loading"},
+    PACKAGE: PARTS | {"pipelines", "loading", "options"},
 }
 # Modules that lie in one part for the sake of a public name and belong to another.
 BELONGS = {"latentsync.utils.affine_transform": "faces"}
