@@ -81,11 +81,9 @@ class BatchInference:
         return Row(pair.id, DONE, time.perf_counter() - start, result.num_frames)
 
     def _synthesise(self, pair: Pair, target: Path) -> Any:
-        from latentsync.generation import call_arguments
-
         if self._pipeline is None:
             self._pipeline = self._open()
-        return self._pipeline(pair.video, pair.voice, target, **call_arguments(self.settings))
+        return self._pipeline(pair.video, pair.voice, target, options=self.settings)
 
     def _origin(self, pair: Pair) -> dict[str, Any]:
         from latentsync.data.cache import file_digest
@@ -130,9 +128,9 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def open_pipeline(settings: GenerationOptions, device: str | None) -> "LipsyncPipeline":
     from latentsync import load_pipeline
-    from latentsync.generation import load_arguments
 
-    return load_pipeline(device=device, **load_arguments(settings))
+    model = None if settings.model == AUTO else settings.model
+    return load_pipeline(model, device, lora=settings.lora, lora_scale=settings.lora_scale)
 
 
 def pick_model(name: str, device: str | None) -> str:

@@ -1,9 +1,9 @@
-"""LatentSync: a video and a voice in, the same person speaking that voice out.
+"""LatentSync: audio-conditioned lip sync of videos.
 
-`load_pipeline` is the one way in for the command line, the page, the API and the evaluation.
+`load_pipeline` is the entry point for the command line, the web page, the API and the evaluation.
 """
 
-__all__ = ["UserError", "load_pipeline"]
+__all__ = ["GenerationOptions", "LipsyncPipeline", "UserError", "load_pipeline"]
 __version__ = "0.1.0"
 
 from typing import Any
@@ -12,9 +12,13 @@ from latentsync.utils.errors import UserError
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline when it is asked for: its libraries take seconds that a small tool need not wait."""
-    if name == "load_pipeline":
-        from latentsync.loading import load_pipeline
+    """Import these on first use, since their libraries take a second or two."""
+    if name in ("LipsyncPipeline", "load_pipeline"):
+        from latentsync import loading
 
-        return load_pipeline
+        return getattr(loading, name)
+    if name == "GenerationOptions":
+        from latentsync.options import GenerationOptions
+
+        return GenerationOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

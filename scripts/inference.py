@@ -131,10 +131,10 @@ def synthesise(options: argparse.Namespace) -> Path:
     import torch
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from latentsync.generation import call_arguments, load_arguments
     from latentsync.loading import ModelPaths, load_pipeline
 
-    load = load_arguments(options.generation)
+    given = options.generation
+    model = None if given.model == AUTO else given.model
     own = ModelPaths(
         unet=options.inference_ckpt_path,
         unet_config=options.unet_config_path,
@@ -142,11 +142,13 @@ def synthesise(options: argparse.Namespace) -> Path:
         whisper=options.whisper_path,
         scheduler_config=options.scheduler_config_path,
     )
-    if own != ModelPaths():
-        load["name_or_paths"] = replace(own, base=load["name_or_paths"])
     try:
         pipeline = load_pipeline(
-            device=options.device, dtype=getattr(torch, options.dtype) if options.dtype else None, **load
+            model if own == ModelPaths() else replace(own, base=model),
+            options.device,
+            getattr(torch, options.dtype) if options.dtype else None,
+            lora=given.lora,
+            lora_scale=given.lora_scale,
         )
         with logging_redirect_tqdm():  # warnings on lines of their own, not in the progress bar
             result = pipeline(
@@ -155,7 +157,7 @@ def synthesise(options: argparse.Namespace) -> Path:
                 options.video_out_path,
                 temp_dir=options.temp_dir,
                 progress=not options.quiet,
-                **call_arguments(options.generation),
+                options=given,
             )
     except torch.OutOfMemoryError as error:
         raise UserError("the GPU is out of memory; try --vram_efficient or a smaller model (--model)") from error

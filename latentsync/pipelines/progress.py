@@ -1,4 +1,4 @@
-"""How far a run is, for people (a bar) and for programs (a callback)."""
+"""Progress of a run: a bar and a callback."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -10,10 +10,10 @@ PREPARING, LIPSYNC, FINISHING = "preparing", "lip-sync", "finishing"
 
 
 class ProgressReport:
-    """Counts frames. A context manager; an exception in the callback goes to the caller.
+    """Counts finished frames. A context manager; exceptions of the callback are raised.
 
     Args:
-        total: frames there will be.
+        total: number of frames.
         callback: called as callback(stage, done, total) on entering, for each frame and before the end.
         shown: show a bar on standard error.
     """
@@ -23,7 +23,7 @@ class ProgressReport:
         self._bar = tqdm(total=total, unit="frame", desc=LIPSYNC, disable=not shown, leave=False)
 
     def __enter__(self) -> "ProgressReport":
-        self._tell(PREPARING)
+        self._report(PREPARING)
         return self
 
     def __exit__(
@@ -32,16 +32,16 @@ class ProgressReport:
         self._bar.close()
 
     def frame(self) -> None:
-        """One more frame left the networks."""
+        """Count one generated frame."""
         self._done += 1
         self._bar.update()
-        self._tell(LIPSYNC)
+        self._report(LIPSYNC)
 
     def finishing(self) -> None:
-        """All frames are made; what is left is writing them."""
+        """All frames are generated; the last ones are being written."""
         self._bar.set_description(FINISHING)
-        self._tell(FINISHING)
+        self._report(FINISHING)
 
-    def _tell(self, stage: str) -> None:
+    def _report(self, stage: str) -> None:
         if self._callback is not None:
             self._callback(stage, self._done, self._total)

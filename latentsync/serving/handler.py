@@ -6,7 +6,6 @@ from typing import Protocol
 
 import torch
 
-from latentsync.generation import call_arguments
 from latentsync.media.interpolation import change_frame_rate
 from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind
@@ -78,9 +77,9 @@ def run_job(
         return
     limits = [seconds for seconds in (options.max_seconds, max_seconds) if seconds is not None]
     given = {"mask_image_path": files.get("mask"), "max_seconds": min(limits, default=None)}
-    arguments = call_arguments(options.model_copy(update=given))
+    chosen = options.model_copy(update=given)
     try:
-        models.get(options)(files["video"], files["audio"], out, on_progress=on_progress, **arguments)
+        models.get(options)(files["video"], files["audio"], out, on_progress=on_progress, options=chosen)
     except torch.OutOfMemoryError as error:
         models.clear()
         remedy = "turn on vram_efficient, use a smaller model, or try again when the GPU is less busy"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from latentsync.generation import load_arguments
 from latentsync.loading import ModelPaths, load_pipeline, pick_device
 from latentsync.models.unet_config import UNetConfig
 from latentsync.options import AUTO, GenerationOptions
@@ -106,17 +105,15 @@ class ModelCache:
         """The pipeline that a job asks for. Raises UserError where it cannot be loaded."""
         choice = find_model(options.model, self.default)
         name = default_name(self.device)[0] if choice is None else choice.name
-        arguments = load_arguments(options) | {
-            "name_or_paths": choice.paths if choice is not None and choice.paths is not None else name,
-            "lora": None if options.lora is None else find_lora(options.lora),
-        }
-        key = (name, *arguments.values())
+        lora = None if options.lora is None else find_lora(options.lora)
+        key = (name, lora, options.lora_scale)
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key]
         registered = REGISTRY.get(name)
         self._make_room(registered.model.memory_gb if registered and registered.model else OWN_MODEL_GB)
-        pipeline = load_pipeline(device=str(self.device), dtype=self.dtype, **arguments)
+        model = name if choice is None else choice.paths or name
+        pipeline = load_pipeline(model, str(self.device), self.dtype, lora=lora, lora_scale=options.lora_scale)
         self._loaded[key] = pipeline
         return pipeline
 

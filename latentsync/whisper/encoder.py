@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from whisper.model import AudioEncoder
 
 from latentsync.utils.checkpoints import READ_ERRORS, named_tensors
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_whisper import AudioEncoder
 
 HEAD_WIDTH = 64  # of every published Whisper size
 PREFIX = "encoder."
