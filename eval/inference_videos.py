@@ -1,9 +1,9 @@
 """Lip-sync a list of videos in one process: `python -m eval.inference_videos --pairs list.csv --output_dir out`.
 
-Written: out/<id>.mp4 for each row of the list (columns video, audio, id), beside it <id>.json (what it was made from
-and with), and inference.csv (each row's fate). A result that is there and was made from the same content with the same
-settings is kept, so running the command again goes on where it stopped. Rows that cannot be done are reported and do
-not stop the others. Exit codes: 0 all rows are done, 1 some are not, 2 wrong usage.
+Writes out/<id>.mp4 for each row of the list, beside it <id>.json (contents and settings that it was made from), and
+inference.csv (the status of each row). Existing results of the same contents and settings are kept, so that the same
+command resumes an interrupted run. Rows that fail are reported and do not stop the others. Exit codes: 0 all rows are
+done, 1 some are not, 2 wrong usage.
 """
 
 import argparse
@@ -17,8 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
+from latentsync.options import GenerationOptions
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 from latentsync.utils.registry import default_name, model_names, resolve
@@ -29,26 +32,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("inference_videos")
 
 DONE, KEPT, FAILED = "done", "kept", "failed"
-EDGE = 1 << 20  # bytes at either end of a weights file that tell it from another
+EDGE = 1 << 20  # bytes at both ends of a weights file that identify it
+OPTIONS = ("inference_steps", "guidance_scale", "solver", "face", "seed", "crf")
 WEIGHTS_SUFFIXES = (".json", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
-class InferenceSettings:
-    """What the results depend on besides the pair. Steps and guidance: the model's own unless given."""
-
-    model: str
-    inference_steps: int | None = None
-    guidance_scale: float | None = None
-    solver: str = "ddim"
-    face: str = "largest"
-    seed: int = 1247
-    crf: int = 18
-
-
-@dataclass(frozen=True)
 class Row:
-    """The fate of a pair: done, kept or failed; `seconds` of work, `frames` written, `reason` of a failure."""
+    """Status of a pair: done, kept or failed; `seconds` of work, `frames` written, `reason` of a failure."""
 
     id: str
     status: str
@@ -58,17 +49,17 @@ class Row:
 
 
 class BatchInference:
-    """Runs pairs through one pipeline, which is loaded when the first result is missing."""
+    """Runs pairs through one pipeline, loaded when the first result is missing."""
 
     def __init__(
-        self, settings: InferenceSettings, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
+        self, options: GenerationOptions, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
     ) -> None:
-        self.settings, self.folder = settings, folder
+        self.options, self.folder = options, folder
         self._open, self._pipeline = open_pipeline, None
-        self._weights = weights_fingerprint(settings.model)
+        self._weights = weights_fingerprint(options.model)
 
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[Row]:
-        """One row a pair, as each is finished. Raises UserError when the folder cannot be written to, or is in use."""
+        """Yield a row for each pair when it is finished. Raises UserError when the folder is not writable or in use."""
         with output_folder(self.folder):
             for pair in pairs:
                 yield self._row(pair)
@@ -80,32 +71,32 @@ class BatchInference:
             return Row(pair.id, FAILED, reason=str(error))
 
     def _run(self, pair: Pair) -> Row:
-        target, remark = self.folder / f"{pair.id}.mp4", self.folder / f"{pair.id}.json"
+        target, record = self.folder / f"{pair.id}.mp4", self.folder / f"{pair.id}.json"
         origin = self._origin(pair)
-        if target.is_file() and _read_json(remark) == origin:
+        if target.is_file() and _read_json(record) == origin:
             return Row(pair.id, KEPT)
-        remark.unlink(missing_ok=True)  # it must never stand beside another result
+        record.unlink(missing_ok=True)  # never keep the record of an old result beside a new one
         start = time.perf_counter()
-        result = self._synthesise(pair, target)
-        write_text(remark, lambda file: json.dump(origin, file, indent=2))
+        result = self._generate(pair, target)
+        write_text(record, lambda file: json.dump(origin, file, indent=2))
         return Row(pair.id, DONE, time.perf_counter() - start, result.num_frames)
 
-    def _synthesise(self, pair: Pair, target: Path) -> Any:
+    def _generate(self, pair: Pair, target: Path) -> Any:
         import torch
 
         if self._pipeline is None:
             self._pipeline = self._open()
-        settings = self.settings
+        options = self.options
         return self._pipeline(
             pair.video,
-            pair.voice,
+            pair.driving_audio,
             target,
-            num_inference_steps=settings.inference_steps,
-            guidance_scale=settings.guidance_scale,
-            solver=settings.solver,
-            face=settings.face,
-            crf=settings.crf,
-            generator=torch.Generator().manual_seed(settings.seed),
+            num_inference_steps=options.inference_steps,
+            guidance_scale=options.guidance_scale,
+            solver=options.solver,
+            face=options.face,
+            crf=options.crf,
+            generator=torch.Generator().manual_seed(options.seed),
         )
 
     def _origin(self, pair: Pair) -> dict[str, Any]:
@@ -113,14 +104,14 @@ class BatchInference:
 
         return {
             "video": file_digest(pair.video),
-            "audio": file_digest(pair.voice),
+            "audio": file_digest(pair.driving_audio),
             "weights": self._weights,
-            "settings": asdict(self.settings),
+            "settings": chosen_options(self.options),
         }
 
 
 def weights_fingerprint(model: str) -> str:
-    """Tells the files of a model from others without reading gigabytes. Raises UserError as `resolve`."""
+    """Identify the files of a model without reading gigabytes. Raises UserError as `resolve`."""
     import hashlib
 
     found = resolve(model)
@@ -137,7 +128,7 @@ def weights_fingerprint(model: str) -> str:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """The fate of each pair as CSV."""
+    """Write the status of each pair as CSV."""
 
     def write(file: Any) -> None:
         writer = csv.DictWriter(file, ["id", "status", "seconds", "frames", "reason"], lineterminator="\n")
@@ -148,7 +139,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def pick_model(name: str | None, device: str | None) -> str:
-    """The model asked for, or the best that is present and that the device can run."""
+    """The given model, or the best one present that the device can run."""
     if name is not None:
         return name
     from latentsync.loading import pick_device
@@ -156,21 +147,31 @@ def pick_model(name: str | None, device: str | None) -> str:
     return default_name(pick_device(device))[0]
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `InferenceSettings` but the model's name."""
-    add = parser.add_argument
-    add("--inference_steps", type=int, help="denoising steps (default: the model's)")
-    add("--guidance_scale", type=float, help="how strongly to follow the voice (default: the model's)")
-    add("--solver", choices=["ddim", "dpm++"], default="ddim", help="default: %(default)s")
-    add("--face", default="largest", help="whom: largest, left, right, a number from the left, or x,y")
-    add("--seed", type=int, default=1247, help="of the noise, the same for every row (default: %(default)s)")
-    add("--crf", type=int, default=18, help="H.264 quality (default: %(default)s)")
-    add("--device", help="cuda, cuda:N, mps or cpu (default: the best there is)")
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--device` and those of `GenerationOptions` that results are compared under, with their declared help."""
+    for name in OPTIONS:
+        help_text = GenerationOptions.model_fields[name].description
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=help_text)
+    parser.add_argument("--device", help="cuda, cuda:N, mps or cpu (default: the best one available)")
 
 
-def settings_of(options: argparse.Namespace, model: str) -> InferenceSettings:
-    names = ("inference_steps", "guidance_scale", "solver", "face", "seed", "crf")
-    return InferenceSettings(model, **{name: getattr(options, name) for name in names})
+def generation_options(arguments: argparse.Namespace, model: str) -> GenerationOptions:
+    """The options given on the command line, for a model.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name in OPTIONS}
+    try:
+        return GenerationOptions(model=model, **given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"--{first['loc'][0]}: {first['msg']}") from error
+
+
+def chosen_options(options: GenerationOptions) -> dict[str, Any]:
+    """What identifies a result, by name: the model and the options compared."""
+    return {name: getattr(options, name) for name in ("model", *OPTIONS)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -180,20 +181,20 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the results go")
-    parser.add_argument("--model", choices=model_names(), help="default: the best that is present and fits")
-    add_model_options(parser)
+    parser.add_argument("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id, group")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--model", choices=model_names(), help="model (default: the best one present)")
+    add_generation_options(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    """Do what the options say; the rows are written as well."""
+    """Run all pairs; the rows are written to inference.csv as well."""
     from latentsync import load_pipeline
 
     pairs = read_pairs(options.pairs)
-    settings = settings_of(options, pick_model(options.model, options.device))
-    batch = BatchInference(settings, options.output_dir, lambda: load_pipeline(settings.model, options.device))
+    chosen = generation_options(options, pick_model(options.model, options.device))
+    batch = BatchInference(chosen, options.output_dir, lambda: load_pipeline(chosen.model, options.device))
     rows = []
     for row in batch(pairs):
         rows.append(row)
@@ -217,11 +218,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_json(path: Path) -> Any:
-    """None where there is none or it is damaged."""
+    """Content of a record; None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return None  # the result is made again
+        return None  # run the pair again
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Compare methods on a list of clips: `python -m eval.run --pairs list.csv --methods DIR NAME=pipeline:MODEL ...`.
 
-A row of the list is a video, the voice it is to speak (its own sound if none is given) and an id; a method is a folder
-of results by id, NAME=FOLDER, or NAME=pipeline:MODEL, which runs a model for the results that are missing. The videos
-themselves are always measured as "ground truth".
+A row of the list is a video, the audio that drives it (by default its own), an id and a group. A method is a folder of
+results by id, NAME=FOLDER, or NAME=pipeline:MODEL, which runs a model for missing results. The videos themselves are
+always evaluated as "ground truth".
 
-Written to --output_dir: index.html (table, plots, players side by side), summary.csv, summary.md, summary.json
-(settings and versions too), clips.csv (every value), results/ (what models made), values/ (kept measurements: the same
-command again goes on where it stopped). A measure whose weights are not here reads "n/a (needs FILE)". A clip that
-cannot be measured is a row with its reason. Exit codes: 0 written, 1 something is wrong with what was given, or no
-clip could be measured, 2 wrong usage.
+Writes to --output_dir: index.html (table, plots, videos side by side), summary.csv, summary.md, summary.json (with
+settings and versions), clips.csv (every value), results/ (videos made by models), values/ (metric cache: the same
+command resumes an interrupted run). A metric without its weights reads "n/a (needs FILE)". A clip that fails is a row
+with its reason. Exit codes: 0 written, 1 invalid input or no clip could be evaluated, 2 wrong usage.
 """
 
 import argparse
@@ -18,38 +17,30 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from eval import inference_videos
-from eval.inference_videos import BatchInference, add_model_options, settings_of
-from eval.kept_values import KeptValues
-from eval.measures import MeasureSettings, Tools, Values
-from eval.measuring import measure
+from eval.clip_metrics import compute_metrics
+from eval.inference_videos import BatchInference, add_generation_options, chosen_options, generation_options
 from eval.methods import Method, parse_methods
+from eval.metric_cache import MetricCache
+from eval.metrics import ClipMetrics, MetricModels, MetricSettings
 from eval.output_folder import output_folder
-from eval.page import write_page
 from eval.pairs import Pair, read_pairs
-from eval.table import Failure, as_csv, as_json, as_markdown, clips_as_csv, figures
+from eval.report import Report
+from eval.summary import Failure, summarize
 from latentsync import __version__
 from latentsync.loading import load_pipeline, pick_device
 from latentsync.metrics.clip_sync import SCORERS
 from latentsync.utils.errors import UserError, one_line
-from latentsync.utils.files import write_text
 
 logger = logging.getLogger("eval")
 PACKAGES = ("torch", "numpy", "mediapipe", "opencv-python", "av")
-
-
-@dataclass
-class Comparison:
-    """All that was measured: values by (method, id), and the clips that failed."""
-
-    cells: dict[tuple[str, str], Values] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,68 +51,75 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id")
-    add("--methods", nargs="*", default=[], help="DIR, NAME=DIR or NAME=pipeline:MODEL (default: the videos alone)")
-    add("--output_dir", type=Path, required=True, help="where everything goes")
+    add("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id, group")
+    add("--methods", nargs="*", default=[], help="DIR, NAME=DIR or NAME=pipeline:MODEL (default: only the videos)")
+    add("--output_dir", type=Path, required=True, help="output folder")
+    add("--resolution", type=int, default=256, help="side of the aligned faces in pixels (default: %(default)s)")
     add(
-        "--resolution", type=int, default=256, help="side of the aligned faces that are compared (default: %(default)s)"
+        "--every",
+        type=int,
+        default=5,
+        help="use every n-th frame for metrics of large networks (default: %(default)s)",
     )
-    add("--every", type=int, default=5, help="LPIPS, CSIM and FID look at every n-th frame (default: %(default)s)")
-    add("--stride", type=int, default=8, help="frames from one window of FVD to the next (default: %(default)s)")
-    add("--sync_scorer", choices=SCORERS, default="auto", help="auto: the published SyncNet where its weights are")
-    add("--untrained_lpips", action="store_true", help="without VGG16's weights: LPIPS on an untrained one, named so")
-    add_model_options(parser)
+    add("--stride", type=int, default=8, help="frames between the windows of FVD (default: %(default)s)")
+    add(
+        "--sync_scorer",
+        choices=SCORERS,
+        default="auto",
+        help="auto prefers the published SyncNet, if present",
+    )
+    add("--untrained_lpips", action="store_true", help="without VGG16's weights, compute LPIPS on an untrained trunk")
+    add_generation_options(parser)
     return parser
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the command line. Exits with 2 on wrong usage."""
+    """Parse the command line. Exits with 2 on wrong usage."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if not 64 <= options.resolution <= 1024:
-        parser.error("--resolution must lie between 64 and 1024")
+        parser.error("--resolution must be between 64 and 1024")
     if options.every < 1 or options.stride < 1:
         parser.error("--every and --stride must be 1 or more")
     return options
 
 
-def synthesise(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequence[Pair]) -> Iterator[Failure]:
-    """Run each model for what is missing; yields the pairs it could not do."""
+def generate(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequence[Pair]) -> Iterator[Failure]:
+    """Run each model for missing results; yields the pairs that failed."""
     for method in methods:
         if method.model is None:
             continue
-        settings = settings_of(options, method.model)
-        batch = BatchInference(settings, method.folder, lambda name=method.model: load_pipeline(name, options.device))
+        chosen = generation_options(options, method.model)
+        batch = BatchInference(chosen, method.folder, lambda name=method.model: load_pipeline(name, options.device))
         for row in batch(pairs):
             logger.info("%s, %s: %s %s", method.name, row.id, row.status, one_line(row.reason))
             if row.status == inference_videos.FAILED:
                 yield Failure(row.id, method.name, row.reason)
 
 
-def measure_all(
-    methods: Sequence[Method], pairs: Sequence[Pair], tools: Tools, kept: KeptValues, failed: Sequence[Failure]
-) -> Comparison:
-    """Every method on every pair but those that `failed` already."""
-    result = Comparison(failures=list(failed))
+def compute_all(
+    methods: Sequence[Method], pairs: Sequence[Pair], models: MetricModels, cache: MetricCache, failed: list[Failure]
+) -> tuple[dict[tuple[str, str], ClipMetrics], list[Failure]]:
+    """Metrics of every method on every pair but those that `failed` already; and all failures."""
+    cells: dict[tuple[str, str], ClipMetrics] = {}
+    failures = list(failed)
     done = {(item.method, item.id) for item in failed}
     for pair in pairs:
         for method in methods:
             if (method.name, pair.id) in done:
                 continue
             try:
-                values = kept.get(pair, method, lambda pair=pair, method=method: measure(pair, method, tools))
-                result.cells[method.name, pair.id] = values
-                logger.info(
-                    "%s, %s: %d measures of %d frames", method.name, pair.id, len(values.numbers), values.frames
-                )
+                found = cache.get(pair, method, partial(compute_metrics, pair, method, models))
+                cells[method.name, pair.id] = found
+                logger.info("%s, %s: %d metrics of %d frames", method.name, pair.id, len(found.values), found.frames)
             except UserError as error:
-                result.failures.append(Failure(pair.id, method.name, str(error)))
+                failures.append(Failure(pair.id, method.name, str(error)))
                 logger.info("%s, %s: FAILED: %s", method.name, pair.id, one_line(error))
-    return result
+    return cells, failures
 
 
 def versions() -> dict[str, str]:
-    """Of this project, its libraries and the machine."""
+    """Versions of this project, its libraries and the machine."""
     found = {"latentsync": __version__, "Python": platform.python_version(), "machine": platform.machine()}
     for package in PACKAGES:
         try:
@@ -132,82 +130,60 @@ def versions() -> dict[str, str]:
 
 
 def run(options: argparse.Namespace, command: str) -> Path:
-    """Do what the options say; returns the page."""
+    """Compare the methods and write the report; returns its page."""
     pairs = read_pairs(options.pairs)
     methods = parse_methods(options.methods, options.output_dir / "results")
     with output_folder(options.output_dir):
-        result, about = compare(options, methods, pairs)
-        about |= {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-        page = write_all(options.output_dir, methods, pairs, result, about)
-    if not result.cells:
-        raise UserError(f"{options.pairs}: no clip could be measured; {page} says why of each")
+        report = compare(options, methods, pairs, command)
+        page = report.write(options.output_dir)
+    if not report.cells:
+        raise UserError(f"{options.pairs}: no clip could be evaluated; see {page}")
     return page
 
 
-def compare(
-    options: argparse.Namespace, methods: Sequence[Method], pairs: Sequence[Pair]
-) -> tuple[Comparison, dict[str, Any]]:
-    """What was measured, and with what."""
-    settings = MeasureSettings(
+def compare(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequence[Pair], command: str) -> Report:
+    """Generate missing results and compute all metrics, with a cache in `values/`."""
+    settings = MetricSettings(
         options.resolution,
         options.every,
         options.stride,
         options.sync_scorer,
         options.untrained_lpips,
-        options.face,
+        getattr(options, "face", "largest"),
     )
-    tools = Tools(settings, str(pick_device(options.device)))
-    about: dict[str, Any] = {"versions": versions(), "device": tools.device}
-    try:
-        kept = KeptValues(options.output_dir / "values", tools, about)
-        failed = list(synthesise(options, methods, pairs))
-        result = measure_all(methods, pairs, tools, kept, failed)
-        about |= {"settings": kept.settings, "notes": tools.notes()}
-        about["inference"] = {m.name: inference_of(options, m.model) for m in methods if m.model}
-    finally:
-        tools.close()
-    return result, about
+    about: dict[str, Any] = {"versions": versions(), "device": str(pick_device(options.device))}
+    about |= {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    with closing(MetricModels(settings, about["device"])) as models:
+        cache = MetricCache(options.output_dir / "values", models, about)
+        failed = list(generate(options, methods, pairs))
+        cells, failures = compute_all(methods, pairs, models, cache, failed)
+        about |= {"settings": cache.settings, "notes": models.notes()}
+    about["inference"] = {method.name: inference_of(options, method.model) for method in methods if method.model}
+    summaries = summarize(cells, [method.name for method in methods], pairs)
+    return Report(methods, pairs, cells, summaries, failures, about["notes"], about, conditions_of(about))
 
 
 def inference_of(options: argparse.Namespace, model: str) -> dict[str, Any]:
-    """What results of a model were made with."""
-    return {**asdict(settings_of(options, model)), "weights": inference_videos.weights_fingerprint(model)}
-
-
-def write_all(
-    folder: Path, methods: Sequence[Method], pairs: Sequence[Pair], result: Comparison, about: dict[str, Any]
-) -> Path:
-    """All files but the kept values; returns the page."""
-    names, ids = [method.name for method in methods], [pair.id for pair in pairs]
-    rows = figures(result.cells, names, ids)
-    conditions = conditions_of(about)
-    texts = {
-        "summary.csv": as_csv(rows),
-        "summary.md": as_markdown(rows, result.failures, about["notes"], conditions),
-        "summary.json": as_json(rows, result.cells, result.failures, about),
-        "clips.csv": clips_as_csv(result.cells, result.failures),
-    }
-    for name, text in texts.items():
-        write_text(folder / name, lambda file, text=text: file.write(text))
-    write_page(folder / "index.html", methods, pairs, rows, result.cells, result.failures, about["notes"], conditions)
-    return folder / "index.html"
+    """Options and weights that results of a model were made with."""
+    chosen = chosen_options(generation_options(options, model))
+    return {**chosen, "weights": inference_videos.weights_fingerprint(model)}
 
 
 def conditions_of(about: dict[str, Any]) -> dict[str, str]:
-    """Settings and versions in a few lines for readers."""
+    """Settings and versions in a few lines, for readers."""
     settings = {key: value for key, value in about["settings"].items() if key != "weights"}
     return {
         "Command": about["command"],
         "Date": about["date"],
         "Settings": _listed(settings),
-        "Weights": ", ".join(about["settings"]["weights"]) or "none but what ships",
+        "Weights": ", ".join(about["settings"]["weights"]) or "only those in the repository",
         "Inference": "; ".join(f"{name}: {_listed(values)}" for name, values in about["inference"].items()) or "none",
         "Versions": f"{_listed(about['versions'])}, on {about['device']}",
     }
 
 
 def _listed(values: dict[str, Any]) -> str:
-    """None stands for what the model itself sets."""
+    """Comma-separated; None is the model's default."""
     return ", ".join(f"{key} {'default' if value is None else value}" for key, value in values.items())
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from latentsync.faces.factory import DETECTORS
 from latentsync.metrics.clip_sync import SCORERS
-from latentsync.metrics.picture_quality import MEASURES
+from latentsync.metrics.picture_quality import QUALITY_METRICS
 from latentsync.utils.errors import UserError, one_line
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sync_scorer", choices=SCORERS, default=defaults.sync_scorer)
     add("--sync_conf_threshold", type=float, help="default: 3 for the published SyncNet, 0.15 for the one that ships")
     add("--max_offset", type=int, default=defaults.max_offset, help="frames that are corrected (default: %(default)s)")
-    add("--quality_measure", choices=MEASURES, default=defaults.quality_measure)
+    add("--quality_measure", choices=QUALITY_METRICS, default=defaults.quality_measure)
     add("--min_quality", type=float, help="default: 40 for hyperIQA, 0.45 for sharpness")
     add("--crf", type=int, default=defaults.crf, help="quality of the clips, 0 lossless to 51 (default: %(default)s)")
     add("--keep_silent", action="store_true", help="pictures and videos without sound too (faces.txt, not train.txt)")

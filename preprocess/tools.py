@@ -4,7 +4,7 @@ from latentsync.data.cache import file_digest
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
 from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
-from latentsync.metrics.picture_quality import QualityMeter, open_quality_meter
+from latentsync.metrics.picture_quality import QualityMetric, open_quality_metric
 from preprocess.settings import ProcessSettings
 
 
@@ -16,7 +16,7 @@ class Tools:
         self._detector: FaceDetector | None = None
         self._still_detector: FaceDetector | None = None
         self._scorer: ClipSyncScorer | None = None
-        self._quality: QualityMeter | None = None
+        self._quality: QualityMetric | None = None
 
     def __enter__(self) -> "Tools":
         return self
@@ -52,9 +52,9 @@ class Tools:
         return self._scorer
 
     @property
-    def quality(self) -> QualityMeter:
+    def quality(self) -> QualityMetric:
         if self._quality is None:
-            self._quality = open_quality_meter(self._settings.quality_measure, self._settings.device)
+            self._quality = open_quality_metric(self._settings.quality_measure, self._settings.device)
         return self._quality
 
     def names(self) -> dict[str, str]:

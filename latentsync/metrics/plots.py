@@ -1,4 +1,4 @@
-"""Charts of measurements as PNG files; drawn without a display."""
+"""Charts of metrics as PNG files, drawn without a display."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from latentsync.metrics.sync import SyncScore
 
-SIZE, DPI = (7.0, 4.0), 110  # inches; dots an inch
+SIZE, DPI = (7.0, 4.0), 110  # inches; dots per inch
 
 
 def plot_offsets(scores: Mapping[str, SyncScore], path: str | Path, title: str) -> Path:
-    """Mean distance of picture and sound over the offset between them, one line for each score; returns `path`."""
+    """Mean audio-visual distance over the offset, one line per score; returns `path`."""
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -21,7 +21,7 @@ def plot_offsets(scores: Mapping[str, SyncScore], path: str | Path, title: str) 
         (line,) = axes.plot(score.offsets, score.distances, label=label)
         axes.plot(score.offset, score.distances.min(), "o", color=line.get_color())
     axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-    axes.set(title=title, xlabel="offset in frames (positive: the sound is late)", ylabel="mean distance")
+    axes.set(title=title, xlabel="offset in frames (positive: the audio is early)", ylabel="mean distance")
     axes.legend(fontsize="small")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def test_what_is_wrong_is_told(i3d, tmp_path, capsys):
     (tmp_path / "a.mp4").touch()
     words = ["--real_videos_dir", str(tmp_path), "--fake_videos_dir", str(tmp_path)]
     assert main([*words, "--i3d_path", str(tmp_path / "none.pt")]) == 1
-    assert "the I3D network of FVD is not there" in capsys.readouterr().err
+    assert "the I3D network of FVD is missing" in capsys.readouterr().err
     assert main([*words, "--i3d_path", str(i3d), "--fake_videos_dir", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err
     assert main([*words, "--i3d_path", str(i3d)]) == 1

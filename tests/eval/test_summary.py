@@ -7,12 +7,12 @@ import re
 
 import numpy as np
 import pytest
-
 from eval.measures import MEASURES, Values
-from eval.methods import GROUND_TRUTH, Method
 from eval.page import relative_url, write_page
-from eval.pairs import Pair
 from eval.table import Failure, as_csv, as_json, as_markdown, clips_as_csv, figures, heading, shown
+
+from eval.methods import GROUND_TRUTH, Method
+from eval.pairs import Pair
 
 METHODS = [GROUND_TRUTH, "ours", "theirs"]
 IDS = ["a", "b", "c"]
