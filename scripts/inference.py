@@ -234,7 +234,7 @@ def synthesise(options: argparse.Namespace) -> Path:
             getattr(torch, options.dtype) if options.dtype else None,
             deepcache=options.enable_deepcache,
             low_memory=options.vram_efficient,
-            match_colour=options.match_colour,
+            match_color=options.match_colour,
             upscale=options.enable_upscale,
             enhancer=options.enhancer,
             lora=options.lora,

@@ -53,7 +53,7 @@ def detector():
 @pytest.fixture
 def shared_detector(detector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pipelines get the one detector."""
-    from latentsync.pipelines import lipsync_pipeline
+    from latentsync.faces import video
 
     def lend(name: str, device: str, static: bool = False):
         detector.reset()
@@ -61,4 +61,4 @@ def shared_detector(detector, monkeypatch: pytest.MonkeyPatch) -> None:
         return detector
 
     monkeypatch.setattr(detector, "close", lambda: None)
-    monkeypatch.setattr(lipsync_pipeline, "create_detector", lend)
+    monkeypatch.setattr(video, "create_detector", lend)

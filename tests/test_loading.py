@@ -10,11 +10,11 @@ import torch
 import yaml
 
 import latentsync
-from latentsync import loading
 from latentsync.loading import ModelPaths, load_pipeline, load_scheduler, pick_device, pick_dtype
 from latentsync.models.lora import add_lora, save_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
+from latentsync.pipelines import parts
 from latentsync.utils.checkpoints import load_state_dict, save_checkpoint
 from latentsync.utils.errors import UserError
 from tests.tiny_model import RESOLUTION, SCHEDULER, UNET, TinyFiles
@@ -50,16 +50,16 @@ def test_options_reach_the_parts(tiny_files):
 
 def test_without_weights_upscaling_is_sharpening_and_says_so(tiny_files, tmp_path, monkeypatch, caplog):
     weights = tmp_path / "RealESRGAN_x4plus.pth"
-    monkeypatch.setattr(loading, "UPSCALER_WEIGHTS", weights)
+    monkeypatch.setattr(parts, "UPSCALER_WEIGHTS", weights)
     pipeline = load_pipeline(paths(tiny_files), "cpu", upscale=True)
     assert pipeline.enhancer.name == "sharpness filter"
-    assert f"{weights}: new faces are not enlarged, only sharpened by a filter" in caplog.text
+    assert f"{weights}: generated faces are only sharpened by a filter" in caplog.text
     with pytest.raises(UserError, match="weights are not there"):
         load_pipeline(paths(tiny_files), "cpu", upscale=True, enhancer="gfpgan")  # asked for by name: strict
     assert load_pipeline(paths(tiny_files), "cpu").enhancer is None
     weights.touch()
-    monkeypatch.setattr(loading, "open_enhancer", lambda name: name)
-    assert loading.can_upscale() and loading.pick_enhancer() == "realesrgan"
+    monkeypatch.setattr(parts, "open_enhancer", lambda name: name)
+    assert parts.can_upscale() and parts.pick_enhancer() == "realesrgan"
 
 
 def test_audio_settings_come_from_the_config(tiny_files, tmp_path):
@@ -70,15 +70,13 @@ def test_audio_settings_come_from_the_config(tiny_files, tmp_path):
 
 def test_a_base_lends_what_is_not_given(tiny_files, monkeypatch):
     """The base's own settings hold (steps, guidance), its files only where none is given."""
-    monkeypatch.setattr(loading, "resolve", lambda name, own: replace(resolved(tiny_files), name=name, **own))
+    monkeypatch.setattr(parts, "resolve", lambda name, own: replace(resolved(tiny_files), name=name, **own))
     pipeline = load_pipeline(ModelPaths(unet=tiny_files.unet, base="latentsync-1.5"), "cpu")
     assert (pipeline.num_inference_steps, pipeline.guidance_scale) == (7, 2.5)
 
 
-def resolved(files: TinyFiles) -> loading.ResolvedModel:
-    return loading.ResolvedModel(
-        "tiny", **vars(files), resolution=64, inference_steps=7, guidance_scale=2.5, licence=""
-    )
+def resolved(files: TinyFiles) -> parts.ResolvedModel:
+    return parts.ResolvedModel("tiny", **vars(files), resolution=64, inference_steps=7, guidance_scale=2.5, licence="")
 
 
 def test_an_adapter_is_merged(tiny_files, tmp_path, caplog):
@@ -92,7 +90,7 @@ def test_an_adapter_is_merged(tiny_files, tmp_path, caplog):
     state, before = pipeline.unet.state_dict(), load_state_dict(tiny_files.unet)
     changed = [key for key in before if not torch.equal(state[key], before[key])]
     assert state.keys() == before.keys() and changed == [f"{name}.weight"]
-    assert caplog.messages[-1] == f"adapter {tmp_path / 'adapter.safetensors'} (step 30) counts 0.5"
+    assert caplog.messages[-1] == f"LoRA adapter {tmp_path / 'adapter.safetensors'} (step 30), scale 0.5"
 
 
 def test_an_adapter_of_another_model(tiny_files, tmp_path):
@@ -140,7 +138,7 @@ def test_config_and_checkpoint_that_do_not_match(tiny_files, tmp_path, model, me
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"cross_attention_dim": 64}, "listens to features of width 64, the Whisper checkpoint gives 32"),
+        ({"cross_attention_dim": 64}, "expects audio features of width 64, the Whisper checkpoint gives 32"),
         ({"in_channels": 25, "out_channels": 8}, r"autoencoder \(4 latent channels\) do not belong together"),
     ],
 )
@@ -153,7 +151,7 @@ def test_parts_that_do_not_fit_each_other(tiny_files, tmp_path, model, message):
 
 
 def test_a_released_checkpoint_with_the_config_of_another_resolution(tiny_files, tmp_path):
-    entry = loading.REGISTRY["latentsync-1.6"].model
+    entry = parts.REGISTRY["latentsync-1.6"].model
     with (tmp_path / "unet.pt").open("wb") as file:
         file.truncate(entry.unet.size)  # sparse: takes no space
     with pytest.raises(UserError, match="this is latentsync-1.6, made for 512 px faces, the config is for 64"):

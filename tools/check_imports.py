@@ -16,11 +16,11 @@ ALLOWED: dict[str, set[str]] = {
     "options": set(),
     "utils": set(),
     "media": BASE,
-    "faces": BASE,
+    "faces": BASE | {"media"},
     "models": BASE,
     "whisper": BASE | {"media"},  # to decode the files it is given
     "trepa": BASE | {"models"},
-    "pipelines": PARTS,
+    "pipelines": PARTS | {"options"},
     "data": PARTS,
     "metrics": PARTS | {"pipelines", "data"},
     "training": PARTS | {"pipelines", "data", "trepa"},

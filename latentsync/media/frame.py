@@ -68,6 +68,11 @@ class VideoFrame:
         scaled = cv2.merge([_shrink(y, size), _shrink(u, size), _shrink(v, size)])
         return _to_uint8(cv2.transform(scaled.astype(np.float32), self._yuv_to_rgb()))
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """`np.asarray(frame)` is `frame.rgb()`."""
+        rgb = self.rgb()
+        return rgb if dtype is None else rgb.astype(dtype)
+
     def crop_rgb(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """The box [x0, x1) x [y0, y1) as uint8 RGB (y1 - y0, x1 - x0, 3). Raises ValueError outside the picture."""
         if not (0 <= x0 < x1 <= self.width and 0 <= y0 < y1 <= self.height):

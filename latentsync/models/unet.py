@@ -155,6 +155,10 @@ class UNet3DConditionModel(nn.Module):
     def disable_deepcache(self) -> None:
         self._deepcache = None
 
+    @property
+    def uses_deepcache(self) -> bool:
+        return self._deepcache is not None
+
     def reset_deepcache(self) -> None:
         """Start of a sampling run: the next step runs whole. Does nothing when the cache is off."""
         if self._deepcache is not None:

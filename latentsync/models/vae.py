@@ -3,10 +3,12 @@
 Legend: N images, C latent channels, H W pixels, h w latent cells.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -111,13 +113,33 @@ class LatentCodec(nn.Module):
         they are differentiated: the maps of all of them are the most of what training on frames would keep."""
         self.gradient_checkpointing = True
 
-    def enable_low_memory(self) -> None:
-        """One image at a time, and those beyond 256 pixels in tiles: slower, less device memory."""
+    def enable_slicing(self) -> None:
+        """Encode and decode one image at a time: slower, less device memory."""
+        self.vae.enable_slicing()
+
+    def disable_slicing(self) -> None:
+        self.vae.disable_slicing()
+
+    def enable_tiling(self) -> None:
+        """Encode and decode images beyond 256 pixels in overlapping tiles: slower, less device memory."""
         # diffusers' own limit follows `sample_size`, which many configs leave at 32 pixels: nothing but seams.
         self.vae.tile_sample_min_size = MAX_UNTILED
         self.vae.tile_latent_min_size = MAX_UNTILED // self.factor
-        self.vae.enable_slicing()
         self.vae.enable_tiling()
+
+    def disable_tiling(self) -> None:
+        self.vae.disable_tiling()
+
+    @contextmanager
+    def low_memory(self) -> Iterator[None]:
+        """Slicing and tiling inside the block."""
+        sliced, tiled = self.vae.use_slicing, self.vae.use_tiling
+        self.enable_slicing()
+        self.enable_tiling()
+        try:
+            yield
+        finally:
+            self.vae.use_slicing, self.vae.use_tiling = sliced, tiled
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""From aligned faces and audio tokens to faces that speak: tensors in, tensors out.
+"""From aligned faces and audio tokens to generated faces: tensors in, tensors out.
 
-Legend: B chunks, F frames of a chunk, C latent channels, R pixels (resolution), h latent cells, S tokens, D width.
-The arithmetic is the published one of LatentSync: thirteen input channels, classifier-free guidance with
-zero audio as the unconditional branch, DDIM.
+Letters: B chunks, F frames of a chunk, C latent channels, R resolution in pixels, h side of the latents, S tokens,
+D width. The arithmetic is that of LatentSync: thirteen input channels, classifier-free guidance with zero audio as the
+unconditional branch, DDIM.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from latentsync.faces.mask import resize_mask_to_latents
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 
-StepCallback = Callable[[int, int, Tensor], None]
+StepCallback = Callable[[int, int, Tensor], Tensor | None]
 
 
 def unet_input(noisy: Tensor, mask: Tensor, masked: Tensor, reference: Tensor) -> Tensor:
-    """Stack what the UNet sees: (B, C + 1 + C + C, F, h, h). `mask` is (1, 1, 1, h, h), 1 = keep."""
+    """Stack the input channels of the UNet: (B, C + 1 + C + C, F, h, h). `mask` is (1, 1, 1, h, h), 1 = keep."""
     batch, _, frames, height, width = noisy.shape
     return torch.cat([noisy, mask.expand(batch, 1, frames, height, width), masked, reference], dim=1)
 
 
 def encode_frames(codec: LatentCodec, pixels: Tensor) -> Tensor:
-    """(B, F, 3, R, R) in [-1, 1] -> (B, C, F, h, h). A run of one and the same picture is encoded once."""
+    """(B, F, 3, R, R) in [-1, 1] -> (B, C, F, h, h). Equal frames are encoded once."""
     batch, frames = pixels.shape[:2]
     if frames > 1 and torch.equal(pixels, pixels[:, :1].expand_as(pixels)):
         return encode_frames(codec, pixels[:, :1]).expand(-1, -1, frames, -1, -1)
@@ -41,9 +41,9 @@ def decode_frames(codec: LatentCodec, latents: Tensor) -> Tensor:
 
 
 def shared_noise(codec: LatentCodec, resolution: int, generator: torch.Generator | None = None) -> Tensor:
-    """One noise image (1, C, 1, h, h) for every frame of every chunk: what keeps neighbouring frames alike.
+    """One noise image (1, C, 1, h, h), repeated over all frames of all chunks, which keeps neighboring frames alike.
 
-    Drawn on the generator's device (the CPU without one), so that a seed means the same everywhere.
+    Sampled on the generator's device (the CPU without one), so that a seed gives the same noise on every device.
     """
     size = resolution // codec.factor
     device = generator.device if generator is not None else torch.device("cpu")
@@ -69,7 +69,7 @@ def denoise_latents(
 
     noise (1, C, 1, h, h); mask (1, 1, 1, h, h); masked, reference (B, C, F, h, h); audio (B, F, S, D).
     Guidance (`u + s (c - u)`, one forward of a doubled batch) only for `guidance_scale` > 1; `eta` only with DDIM.
-    Returns (B, C, F, h, h).
+    `on_step(step, timestep, latents)` may return other latents to continue with. Returns (B, C, F, h, h).
     """
     guided = guidance_scale > 1
     noise_options = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
@@ -85,7 +85,8 @@ def denoise_latents(
             prediction = unconditional + guidance_scale * (conditional - unconditional)
         latents = scheduler.step(prediction, timestep, latents, generator=generator, **noise_options).prev_sample
         if on_step is not None:
-            on_step(index, int(timestep), latents)
+            changed = on_step(index, int(timestep), latents)
+            latents = latents if changed is None else changed
     return latents
 
 
@@ -103,23 +104,24 @@ def regenerate_faces(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     on_step: StepCallback | None = None,
+    reference: Tensor | None = None,
 ) -> Tensor:
-    """Aligned faces (B, F, 3, R, R) in [-1, 1] and their audio (B, F, S, D) -> the same faces speaking, same shape.
+    """Aligned faces (B, F, 3, R, R) in [-1, 1] and their audio (B, F, S, D) -> lip-synced faces of the same shape.
 
     `mask` (1, 1, R, R): pixels where it is 0 are regenerated, the others returned as given.
-    The frame itself, unmasked, is its own reference.
+    `reference` (B, F, 3, R, R): frames that show how the person looks; by default the frames themselves, unmasked.
     """
     pixels = pixels.to(codec.device, codec.dtype)
     mask = mask.to(pixels)
-    reference = encode_frames(codec, pixels)
+    reference_latents = encode_frames(codec, pixels if reference is None else reference.to(pixels))
     masked = encode_frames(codec, pixels * mask)
     latents = denoise_latents(
         unet,
         scheduler,
         noise,
-        resize_mask_to_latents(mask, reference.shape[-2:]).unsqueeze(2),
+        resize_mask_to_latents(mask, reference_latents.shape[-2:]).unsqueeze(2),
         masked,
-        reference,
+        reference_latents,
         audio.to(codec.device, codec.dtype),
         num_inference_steps,
         guidance_scale,

@@ -1,95 +1,131 @@
-"""The end of the stream: new faces pasted into their frames, frames in between where asked for, the file."""
+"""The end of the stream: generated faces pasted into their frames, frame interpolation, the output file."""
 
-from collections.abc import Callable, Iterator
+import base64
+import html
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from latentsync.faces.sharpen import sharpen
+from latentsync.faces.video import TrackedFrame
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.probe import VideoInfo
 from latentsync.media.writer import VideoWriter
-from latentsync.pipelines.face_stream import TrackedFrame
+from latentsync.options import GenerationOptions
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.files import staged_output
 from latentsync.utils.threads import Sink
 
 QUEUE_FRAMES = 16  # frames kept ready on either side of the networks
+MAX_EMBEDDED_BYTES = 32 * 2**20  # of a video inside a notebook
 Deliver = Callable[[TrackedFrame, np.ndarray | None], None]
 
 
 @dataclass(frozen=True)
 class LipsyncResult:
-    """What a run made: where it is, its frames, and how many of the frames before interpolation had a face to speak."""
+    """The written file, its number of frames and frame rate, and how many generated frames have a face."""
 
     path: Path
     num_frames: int
     faces: int
     fps: Fraction
 
+    def _repr_html_(self) -> str:
+        """A player for notebooks; the video is embedded, or only named where it is too large for that."""
+        summary = html.escape(f"{self.path}: {self.num_frames} frames at {float(self.fps):g} frames/s")
+        if not self.path.is_file() or self.path.stat().st_size > MAX_EMBEDDED_BYTES:
+            return f"<p>{summary}</p>"
+        video = base64.b64encode(self.path.read_bytes()).decode("ascii")
+        return f'<video controls src="data:video/mp4;base64,{video}"></video><p>{summary}</p>'
+
 
 @dataclass(frozen=True)
 class Paste:
-    """How new faces get into their frames: `weight` (R, R) of the new pixels, sharpened by `sharpness_factor`."""
+    """Pastes generated faces, sharpened by `sharpness_factor`, into frames with `weight` (R, R)."""
 
     aligner: AlignRestore
     weight: np.ndarray
     sharpness_factor: float = 1.0
 
     def __call__(self, item: TrackedFrame, pixels: np.ndarray) -> VideoFrame:
-        """Put the regenerated part of a face (R, R, 3) back; every other sample stays as decoded."""
+        """Paste the regenerated part of a face (R, R, 3); every other sample stays as decoded."""
         pixels = sharpen(pixels, self.sharpness_factor)
         size = (item.frame.height, item.frame.width)
         box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, self.weight)
         return item.frame.blend_rgb(box[0], box[1], rgb, alpha)
 
 
+class Finisher:
+    """From generated faces to finished frames.
+
+    Args:
+        paste: pastes a face into its frame.
+        fps: of the generated frames.
+        converter: interpolates to another frame rate.
+    """
+
+    def __init__(self, paste: Paste, fps: Fraction, converter: FrameRateConverter | None = None) -> None:
+        self.paste, self.converter = paste, converter
+        self.fps = fps if converter is None else converter.target_fps
+
+    def push(self, item: TrackedFrame, pixels: np.ndarray | None) -> Iterable[VideoFrame]:
+        """Finished frames that follow from a frame and its face (R, R, 3) in 0..255; None keeps the frame as it is."""
+        frame = item.frame if pixels is None else self.paste(item, pixels)
+        return [frame] if self.converter is None else self.converter.push(frame)
+
+    def flush(self) -> Iterable[VideoFrame]:
+        """The frames that are left at the end."""
+        return [] if self.converter is None else self.converter.flush()
+
+    def count(self, num_frames: int) -> int:
+        """Finished frames that `num_frames` generated ones give."""
+        return num_frames if self.converter is None else self.converter.written
+
+
 @dataclass(frozen=True)
 class ResultFile:
-    """The file to write: rate before interpolation, its sound (as far as `max_seconds`), quality."""
+    """The file to write: size and color of `info`, frame rate, audio track, quality."""
 
     path: str | Path
     info: VideoInfo
     fps: Fraction
-    audio: str | Path
-    crf: int
-    max_seconds: float | None = None
+    audio: str | PathLike
+    options: GenerationOptions
     temp_dir: str | Path | None = None
 
     @contextmanager
-    def open(self, paste: Paste, converter: FrameRateConverter | None = None) -> Iterator[Deliver]:
-        """Takes pairs of a frame and its new face (R, R, 3) in 0..255, None to pass the frame through.
+    def open(self, finisher: Finisher) -> Iterator[Deliver]:
+        """Accepts frames and their generated faces, as `Finisher.push`.
 
         Pasting, interpolation and encoding run in a thread of their own. The file appears when the block is left
         normally; an exception leaves nothing behind.
         """
-        with staged_output(self.path, self.temp_dir) as staged, self._writer(staged, converter) as writer:
+        with staged_output(self.path, self.temp_dir) as staged, self._writer(staged) as writer:
 
             def consume(pair: tuple[TrackedFrame, np.ndarray | None]) -> None:
-                item, pixels = pair
-                frame = item.frame if pixels is None else paste(item, pixels)
-                for shown in [frame] if converter is None else converter.push(frame):
-                    writer.write(shown)
+                for frame in finisher.push(*pair):
+                    writer.write(frame)
 
             with Sink(consume, QUEUE_FRAMES) as sink:
                 yield lambda item, pixels: sink.put((item, pixels))
-            if converter is not None:
-                for frame in converter.flush():
-                    writer.write(frame)
+            for frame in finisher.flush():
+                writer.write(frame)
 
-    def _writer(self, path: Path, converter: FrameRateConverter | None) -> VideoWriter:
+    def _writer(self, path: Path) -> VideoWriter:
         return VideoWriter(
             path,
             self.info.width,
             self.info.height,
-            self.fps if converter is None else converter.target_fps,
+            self.fps,
             color=self.info.color,
             sample_aspect_ratio=self.info.sample_aspect_ratio,
-            crf=self.crf,
+            crf=self.options.crf,
             audio=self.audio,
-            max_audio_seconds=self.max_seconds,
+            max_audio_seconds=self.options.max_seconds,
         )

@@ -108,7 +108,7 @@ class ModelCache:
         pipeline = load_pipeline(
             choice.paths if choice is not None and choice.paths is not None else name,
             str(self.device),
-            match_colour=options.match_colour,
+            match_color=options.match_colour,
             upscale=options.enable_upscale,
             lora=None if options.lora is None else find_lora(options.lora),
         )

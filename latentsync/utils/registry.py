@@ -63,7 +63,7 @@ class ModelSettings:
 
     `vae` is a diffusers folder; `scheduler` is None where the released models' scheduler is meant; `resolution` is the
     side of the aligned face in pixels; `memory_gb` the device memory that inference needs at the default settings;
-    `blend_inset` see `latentsync.faces.mask.blend_weight`, `match_colour` see `latentsync.faces.colour`.
+    `blend_inset` see `latentsync.faces.mask.blend_weight`, `match_color` see `latentsync.faces.color`.
     """
 
     unet: CheckpointFile
@@ -75,7 +75,7 @@ class ModelSettings:
     inference_steps: int = 20
     guidance_scale: float = 1.5
     blend_inset: float = 0.0
-    match_colour: bool = False
+    match_color: bool = False
     scheduler: CheckpointFile | None = None
 
 
@@ -114,7 +114,7 @@ class ResolvedModel:
     guidance_scale: float
     licence: str
     blend_inset: float = 0.0
-    match_colour: bool = False
+    match_color: bool = False
 
 
 def _hub(
@@ -197,7 +197,7 @@ REGISTRY: dict[str, Entry] = {
             inference_steps=4,
             guidance_scale=1.5,
             blend_inset=0.07,
-            match_colour=True,
+            match_color=True,
             scheduler=EMBEDDED_SCHEDULER,
         ),
         note="part of the repository; check it out again",
@@ -271,7 +271,7 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
         guidance_scale=model.guidance_scale,
         licence=item.licence,
         blend_inset=model.blend_inset,
-        match_colour=model.match_colour,
+        match_color=model.match_color,
     )
     return replace(found, **own)
 

@@ -89,7 +89,8 @@ def test_low_memory_gives_about_the_same():
     codec = LatentCodec(tiny_vae())
     latents = seeded_input("latents", (2, 4, 8, 8))
     whole = codec.decode(latents)
-    codec.enable_low_memory()
+    codec.enable_slicing()
+    codec.enable_tiling()
     assert torch.allclose(codec.decode(latents), whole, atol=1e-4)
 
 

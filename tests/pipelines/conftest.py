@@ -54,13 +54,13 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
 @pytest.fixture
 def spoken(pipeline: LipsyncPipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(chunks, frames) of each batch of faces that the networks were given."""
+    """(chunks, frames) of each batch of faces that the model ran on."""
     shapes: list[tuple[int, int]] = []
-    regenerate = pipeline.regenerate
+    speak = pipeline.speak
 
-    def spy(faces: torch.Tensor, *rest) -> torch.Tensor:
+    def spy(faces: np.ndarray, *rest, **settings) -> torch.Tensor:
         shapes.append(tuple(faces.shape[:2]))
-        return regenerate(faces, *rest)
+        return speak(faces, *rest, **settings)
 
-    monkeypatch.setattr(pipeline, "regenerate", spy)
+    monkeypatch.setattr(pipeline, "speak", spy)
     return shapes

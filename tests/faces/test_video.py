@@ -1,4 +1,4 @@
-"""Aligned faces and the runs they are denoised in, with trackers that say what they are told."""
+"""Aligned faces and the runs they are denoised in, with scripted trackers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from latentsync.faces.tracking import TrackedFace
+from latentsync.faces.video import AlignedFace, FaceAligner, TrackedFrame, align_frames, face_runs
 from latentsync.media.frame import VideoFrame
-from latentsync.pipelines.face_stream import AlignedFace, FaceAligner, TrackedFrame, face_runs, tracked_frames
-from latentsync.pipelines.lipsync_pipeline import run_batches
+from latentsync.pipelines.lipsync_pipeline import batch_runs
 from latentsync.utils.affine_transform import AlignRestore
 
 ANCHORS = np.array([[45.0, 40.0], [75.0, 40.0], [60.0, 55.0]])
@@ -20,7 +20,7 @@ def frame(width: int = 128, height: int = 96, level: int = 90) -> VideoFrame:
 
 
 @dataclass
-class ToldTracker:
+class ScriptedTracker:
     """Gives the prepared faces one after another, and keeps what it was shown."""
 
     faces: list[TrackedFace | None]
@@ -86,14 +86,14 @@ def test_runs_are_made_as_the_stream_comes():
     ],
 )
 def test_batches_hold_equal_runs(pattern, size, batches):
-    made = list(run_batches(face_runs(stream(pattern), 4), size))
+    made = list(batch_runs(face_runs(stream(pattern), 4), size))
     assert [len(batch) for batch in made] == batches
     flat = [item.index for batch in made for run in batch for item in run]
     assert flat == list(range(len(pattern)))
 
 
 def test_a_face_is_cut_out_upright_at_the_working_resolution():
-    face = FaceAligner(ToldTracker([tracked(is_cut=True)]), AlignRestore(resolution=64))(frame())
+    face = FaceAligner(ScriptedTracker([tracked(is_cut=True)]), AlignRestore(resolution=64))(frame())
     assert face.pixels.shape == (64, 64, 3) and face.pixels.dtype == np.uint8
     assert face.matrix.shape == (2, 3) and face.starts
     assert np.abs(face.pixels.astype(int)[16:48, 16:48] - 90).max() <= 3
@@ -101,12 +101,12 @@ def test_a_face_is_cut_out_upright_at_the_working_resolution():
 
 def test_no_face_and_a_face_outside_the_frame():
     far = tracked(ANCHORS + 5000)
-    align = FaceAligner(ToldTracker([None, far]), AlignRestore(resolution=64))
+    align = FaceAligner(ScriptedTracker([None, far]), AlignRestore(resolution=64))
     assert align(frame()) is None and align(frame()) is None
 
 
 def test_the_detector_sees_large_frames_scaled_down():
-    tracker = ToldTracker([None, None])
+    tracker = ScriptedTracker([None, None])
     align = FaceAligner(tracker, AlignRestore(resolution=64))
     align(frame(1920, 1080))
     align(frame(128, 96))
@@ -114,9 +114,9 @@ def test_the_detector_sees_large_frames_scaled_down():
 
 
 def test_a_repeated_frame_is_not_searched_again_and_is_no_cut():
-    tracker = ToldTracker([tracked(is_cut=True), None])
+    tracker = ScriptedTracker([tracked(is_cut=True), None])
     still, other = frame(), frame(level=50)
-    first, again, last = list(tracked_frames([still, still, other], FaceAligner(tracker, AlignRestore(resolution=64))))
+    first, again, last = list(align_frames([still, still, other], FaceAligner(tracker, AlignRestore(resolution=64))))
     assert len(tracker.shown) == 2
     assert first.face.starts and not again.face.starts
     assert again.face.pixels is first.face.pixels and again.face.matrix is first.face.matrix
@@ -125,9 +125,9 @@ def test_a_repeated_frame_is_not_searched_again_and_is_no_cut():
 
 def test_the_running_bias_is_forgotten_at_a_cut():
     jumped = ANCHORS * (1.2, 0.9)
-    smooth = FaceAligner(ToldTracker([tracked(), tracked(jumped)]), AlignRestore(resolution=64))
-    cut = FaceAligner(ToldTracker([tracked(), tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
-    alone = FaceAligner(ToldTracker([tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
+    smooth = FaceAligner(ScriptedTracker([tracked(), tracked(jumped)]), AlignRestore(resolution=64))
+    cut = FaceAligner(ScriptedTracker([tracked(), tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
+    alone = FaceAligner(ScriptedTracker([tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
     picture = frame()
     smooth(picture), cut(picture)
     other = frame()

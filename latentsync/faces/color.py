@@ -1,4 +1,4 @@
-"""The skin of a regenerated face in the colour of the frame's own.
+"""Match the skin color of a regenerated face to that of the frame.
 
 Legend: N faces, R pixels of a side. Faces are RGB in [-1, 1].
 """
@@ -10,28 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-REACH = 0.1  # of the face's side: wider than the lips are high, whose colour is mostly left as it was made
+REACH = 0.1  # of the face's side: wider than the lips are high, so their color is mostly left as generated
 
 
-def match_colour(made: Tensor, given: Tensor, reach: float = REACH) -> Tensor:
-    """Take from `made` what its colour differs from that of `given` on the large.
+def match_color(made: Tensor, given: Tensor, reach: float = REACH) -> Tensor:
+    """Remove the low-frequency chroma difference between a generated face and the one in the frame.
 
-    Hue and saturation of wide areas are then the frame's; brightness, and colour in finer detail, stay as they were
-    made. What the mouth does in the frame is detail in this sense.
+    Hue and saturation of large areas become those of the frame. Brightness and finer color detail, such as the mouth,
+    stay as generated.
 
     Args:
-        made, given: (N, 3, R, R), the new face and the one in the frame.
-        reach: standard deviation of the Gaussian that parts the large from the fine, as a share of R.
+        made, given: (N, 3, R, R), the generated face and the one in the frame.
+        reach: standard deviation of the Gaussian that separates low from high frequencies, as a share of R.
 
     Returns:
-        (N, 3, R, R) float32, a little outside [-1, 1] where the correction leads there.
+        (N, 3, R, R) float32, values may lie slightly outside [-1, 1].
     """
     made = made.float()
     return made + _blur(_chroma(given.float() - made), reach * made.shape[-1])
 
 
 def _chroma(pixels: Tensor) -> Tensor:
-    """What is left of RGB without its luma: (N, 3, H, W), grey is 0."""
+    """RGB minus its luma: (N, 3, H, W); gray is 0."""
     luma = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
     return pixels - torch.einsum("nchw,c->nhw", pixels, luma)[:, None]
 

@@ -1,0 +1,306 @@
+"""Aligned faces of a video: detection, tracking and alignment behind one reader.
+
+`read_faces` follows one person through a video file and `track_faces` through any frames; `PeopleTracker` follows all
+people at once.
+
+Letters: T frames of a track, R working resolution.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from os import PathLike
+
+import numpy as np
+
+from latentsync.faces.align import resize_to_square, shift_source, source_box, warp_to_crop
+from latentsync.faces.cuts import CutDetector
+from latentsync.faces.detector import Face, FaceDetector, overlap
+from latentsync.faces.factory import create_detector
+from latentsync.faces.smoothing import AnchorSmoother
+from latentsync.faces.tracking import FaceTracker
+from latentsync.media.frame import VideoFrame
+from latentsync.media.probe import VideoInfo, probe_video
+from latentsync.media.timeline import available_frames, open_timeline
+from latentsync.utils.affine_transform import AlignRestore
+
+DETECTION_SIDE = 960  # frames are scaled down to this for detection; anchors stay well below a pixel of error
+SAME_PERSON = 0.3  # intersection over union of one person's boxes in neighboring frames
+MIN_TRACKED_FACE = 16  # pixels; smaller detections are ignored when all people are tracked
+DEFAULT_FPS = Fraction(25)
+
+
+@dataclass(frozen=True)
+class AlignedFace:
+    """pixels (R, R, 3) uint8 and the transform (2, 3) from frame to crop; `starts` is True after a cut."""
+
+    pixels: np.ndarray
+    matrix: np.ndarray
+    starts: bool
+
+
+@dataclass(frozen=True)
+class TrackedFrame:
+    """One frame: its index, the frame itself, and the aligned face if there is one."""
+
+    index: int
+    frame: VideoFrame
+    face: AlignedFace | None
+
+
+def read_faces(
+    video: str | PathLike | VideoInfo,
+    resolution: int,
+    *,
+    fps: Fraction = DEFAULT_FPS,
+    duration: Fraction | None = None,
+    on_short: str = "loop",
+    face: str = "largest",
+    detector: str | FaceDetector = "auto",
+    device: str = "cpu",
+) -> Iterator[TrackedFrame]:
+    """Yield every frame of a video file with the aligned face of one person, in constant memory.
+
+    Args:
+        video: path, or what `probe_video` returned for it.
+        resolution: R, side of the aligned faces in pixels.
+        fps: frame rate to resample to.
+        duration: seconds to read; all by default. For a longer one see `open_timeline`.
+        on_short: loop, freeze or error, for a video shorter than `duration`.
+        face, detector, device: see `track_faces`.
+
+    The iterator is a generator: closing it releases the file, and the detector if it was created here.
+
+    Raises:
+        UserError: on the first frame, for a video that cannot be read, an unknown option, or missing models.
+    """
+    info = video if isinstance(video, VideoInfo) else probe_video(video)
+    fps = Fraction(fps)
+    if duration is None:
+        duration = available_frames(info, fps) / fps
+    with closing(open_timeline(info, duration, fps, on_short)) as frames:
+        tracked = track_faces(
+            frames, resolution, fps=fps, face=face, detector=detector, device=device, is_still=info.is_still
+        )
+        with closing(tracked):
+            yield from tracked
+
+
+def track_faces(
+    frames: Iterable[VideoFrame],
+    resolution: int,
+    *,
+    fps: Fraction = DEFAULT_FPS,
+    face: str = "largest",
+    detector: str | FaceDetector = "auto",
+    device: str = "cpu",
+    is_still: bool = False,
+) -> Iterator[TrackedFrame]:
+    """Yield frames with the aligned face of one person.
+
+    Args:
+        frames: of one clip, in order, at `fps`.
+        resolution: R.
+        face: which person to follow: largest, left, right, an index from the left, or x,y in pixels of the frame.
+        detector: a name for `create_detector` (closed at the end), or a detector to use (reset, and left open).
+        device: of a detector created here.
+        is_still: all frames are the same image.
+
+    Raises:
+        UserError: on the first frame, for an unknown option or missing models.
+    """
+    owned = isinstance(detector, str)
+    finder = create_detector(detector, device, static=is_still) if owned else detector
+    try:
+        if not owned:
+            finder.reset()
+        tracker = FaceTracker(finder, face, fps=float(fps))
+        yield from align_frames(frames, FaceAligner(tracker, AlignRestore(resolution=resolution)))
+    finally:
+        if owned:
+            finder.close()
+
+
+class FaceAligner:
+    """Finds, follows and aligns one person's face, frame after frame of one clip."""
+
+    def __init__(self, tracker: FaceTracker, aligner: AlignRestore):
+        self.tracker, self.aligner = tracker, aligner
+        self._last: tuple[VideoFrame, AlignedFace | None] | None = None
+
+    def __call__(self, frame: VideoFrame) -> AlignedFace | None:
+        if self._last is not None and self._last[0] is frame:  # a still or frozen frame: the same face
+            face = self._last[1]
+            return face and AlignedFace(face.pixels, face.matrix, starts=False)
+        face = self._align(frame)
+        self._last = (frame, face)
+        return face
+
+    def _align(self, frame: VideoFrame) -> AlignedFace | None:
+        image = frame.rgb(DETECTION_SIDE)
+        tracked = self.tracker.update(image, scale=frame.width / image.shape[1])
+        if tracked is None:
+            return None
+        if tracked.is_cut:
+            self.aligner.reset()
+        return self.cut_out(frame, tracked.anchors, tracked.is_cut)
+
+    def cut_out(self, frame: VideoFrame, anchors: np.ndarray, starts: bool) -> AlignedFace | None:
+        """The face with these anchors; see `align_face`."""
+        return align_face(frame, anchors, self.aligner, starts)
+
+
+def align_face(
+    frame: VideoFrame, anchors: np.ndarray, aligner: AlignRestore, starts: bool = False
+) -> AlignedFace | None:
+    """The face with these anchors (3, 2), in pixels of the frame; None when its crop lies outside the frame."""
+    matrix = aligner.estimate(anchors)
+    box = source_box(matrix, aligner.face_size, (frame.height, frame.width))
+    if box[2] == box[0]:
+        return None
+    crop = warp_to_crop(frame.crop_rgb(*box), shift_source(matrix, box[0], box[1]), aligner.face_size)
+    return AlignedFace(resize_to_square(crop, aligner.resolution), matrix, starts)
+
+
+def align_frames(frames: Iterable[VideoFrame], align: FaceAligner) -> Iterator[TrackedFrame]:
+    """Number the frames and align the face in each."""
+    for index, frame in enumerate(frames):
+        yield TrackedFrame(index, frame, align(frame))
+
+
+def face_runs(frames: Iterable[TrackedFrame], num_frames: int) -> Iterator[list[TrackedFrame]]:
+    """Group consecutive frames into runs.
+
+    A run has at most `num_frames` frames, all with a face and without a cut between them. A frame without a face is a
+    run of its own. Only the former go through the denoiser.
+    """
+    run: list[TrackedFrame] = []
+    for item in frames:
+        if run and (item.face is None or item.face.starts or len(run) == num_frames):
+            yield run
+            run = []
+        if item.face is None:
+            yield [item]
+        else:
+            run.append(item)
+    if run:
+        yield run
+
+
+@dataclass
+class PersonTrack:
+    """One person seen without a gap or a cut, from frame `start` on. Lists have one entry per frame.
+
+    Args:
+        person: number of the track, in order of appearance.
+        start: index of its first frame.
+        pixels: aligned faces (R, R, 3) uint8.
+        boxes: (4,) x0, y0, x1, y1 in pixels of the frame.
+        anchors: (3, 2), as detected, before smoothing.
+    """
+
+    person: int
+    start: int
+    pixels: list[np.ndarray] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    anchors: list[np.ndarray] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def widths(self) -> np.ndarray:
+        """(T,) width of the face in pixels of the frame."""
+        boxes = np.stack(self.boxes)
+        return boxes[:, 2] - boxes[:, 0]
+
+    @property
+    def jitter(self) -> float:
+        """Mean second difference of the anchors, as a share of the distance between the brows."""
+        if len(self.anchors) < 3:
+            return 0.0
+        anchors = np.stack(self.anchors)
+        brows = np.linalg.norm(anchors[:, 1] - anchors[:, 0], axis=-1).mean()
+        return float(np.linalg.norm(np.diff(anchors, n=2, axis=0), axis=-1).mean() / max(brows, 1e-6))
+
+
+class PeopleTracker:
+    """Follows all people of one clip at once. `most` is the highest number of faces seen in one frame so far.
+
+    Args:
+        detector: finds the faces; it is reset at the start and after every cut.
+        resolution: R.
+        fps: frames per second of the clip.
+        smooth: filter the anchors (One-Euro).
+    """
+
+    def __init__(self, detector: FaceDetector, resolution: int, fps: float = 25.0, smooth: bool = True):
+        self.detector, self.resolution, self.fps, self.smooth = detector, resolution, fps, smooth
+        self.most = 0
+        self._count = 0
+        self._present: list[_OpenTrack] = []
+
+    def tracks(self, frames: Iterable[VideoFrame]) -> Iterator[PersonTrack]:
+        """Yield each track when it ends: the person is lost, a cut, or the end of the frames."""
+        self.detector.reset()
+        cuts = CutDetector()
+        for index, frame in enumerate(frames):
+            image = frame.rgb(DETECTION_SIDE)
+            if cuts.update(image):
+                self.detector.reset()
+                yield from self._end()
+            faces = [face.scaled(frame.width / image.shape[1]) for face in self.detector.detect(image)]
+            yield from self._update(index, frame, [face for face in faces if face.size.min() >= MIN_TRACKED_FACE])
+        yield from self._end()
+
+    def _update(self, index: int, frame: VideoFrame, faces: Sequence[Face]) -> list[PersonTrack]:
+        """Extend the tracks by one frame, the longest first; returns those that end before it."""
+        self.most = max(self.most, len(faces))
+        left, kept, ended = list(faces), [], []
+        for track in sorted(self._present, key=lambda track: -len(track.person)):
+            face = max(left, key=lambda face: overlap(track.box, face.box), default=None)
+            if face is not None and overlap(track.box, face.box) >= SAME_PERSON and track.extend(frame, face):
+                left.remove(face)
+                kept.append(track)
+            else:
+                ended.append(track.person)
+        self._present = kept
+        for face in left:
+            self._start(index, frame, face)
+        return ended
+
+    def _start(self, index: int, frame: VideoFrame, face: Face) -> None:
+        smoother = AnchorSmoother(self.fps) if self.smooth else None
+        track = _OpenTrack(PersonTrack(self._count, index), AlignRestore(resolution=self.resolution), smoother)
+        if track.extend(frame, face):
+            self._count += 1
+            self._present.append(track)
+
+    def _end(self) -> list[PersonTrack]:
+        ended, self._present = [track.person for track in self._present], []
+        return ended
+
+
+@dataclass
+class _OpenTrack:
+    """A track that may still grow, with the state of its smoothing and alignment."""
+
+    person: PersonTrack
+    aligner: AlignRestore
+    smoother: AnchorSmoother | None
+
+    @property
+    def box(self) -> np.ndarray:
+        return self.person.boxes[-1]
+
+    def extend(self, frame: VideoFrame, face: Face) -> bool:
+        """Add a frame; False when the face lies outside it."""
+        anchors = face.anchors if self.smoother is None else self.smoother(face.anchors)
+        aligned = align_face(frame, anchors, self.aligner)
+        if aligned is None:
+            return False
+        self.person.pixels.append(aligned.pixels)
+        self.person.boxes.append(face.box)
+        self.person.anchors.append(face.anchors)
+        return True

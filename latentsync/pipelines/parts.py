@@ -1,0 +1,231 @@
+"""The parts of a pipeline: found by name, in a folder, on the Hugging Face Hub or as single files, and loaded."""
+
+import logging
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from latentsync.faces.sharpen import Sharpener
+from latentsync.models.enhancers import FaceEnhancer, open_enhancer
+from latentsync.models.rrdbnet import CHECKPOINT as UPSCALER_WEIGHTS
+from latentsync.models.unet import UNet3DConditionModel
+from latentsync.models.unet_config import UNetConfig
+from latentsync.models.vae import LatentCodec
+from latentsync.utils.config import load_unet_config
+from latentsync.utils.diffusers_config import build_from_config
+from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.registry import REGISTRY, REVISIONS, ResolvedModel, default_name, resolve
+from latentsync.whisper.audio2feature import Audio2Feature
+
+logger = logging.getLogger(__name__)
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Where each part is looked for in a folder or hub repository; the first match counts.
+FOLDER_LAYOUT = {
+    "unet": ("unet.safetensors", "unet.pt", "latentsync_unet.pt"),
+    "unet_config": ("unet_config.yaml", "config.yaml"),
+    "vae": ("vae",),
+    "whisper": ("whisper*.safetensors", "whisper*.pt", "whisper/*.pt"),
+    "scheduler_config": ("scheduler_config.json",),
+}
+PART_NAMES = {
+    "unet": "UNet checkpoint",
+    "unet_config": "UNet config",
+    "vae": "autoencoder folder",
+    "whisper": "Whisper checkpoint",
+    "scheduler_config": "scheduler config",
+}
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Files to use instead of those of a registered model; parts that are None come from the model named `base`."""
+
+    unet: str | Path | None = None
+    unet_config: str | Path | None = None
+    vae: str | Path | None = None
+    whisper: str | Path | None = None
+    scheduler_config: str | Path | None = None
+    base: str | None = None
+
+
+def pick_device(device: str | None = None) -> torch.device:
+    """`device`; for None and "auto" the best available: CUDA, MPS, CPU.
+
+    Raises:
+        UserError: the device is unknown or not available.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device in (None, "auto"):
+        return torch.device(next(name for name, present in available.items() if present))
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {device!r}; use cuda, cuda:N, mps or cpu") from error
+    if not available.get(picked.type, False):
+        raise UserError(
+            f"device {device!r} is not available here; use {' or '.join(k for k, v in available.items() if v)}"
+        )
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return picked
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """float16 on CUDA and MPS; float32 on the CPU, where half precision is slower."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The networks of one model, in float32 on the CPU, and its settings. `reason`: why this model was picked."""
+
+    model: ResolvedModel
+    reason: str
+    resolution: int
+    unet: UNet3DConditionModel
+    codec: LatentCodec
+    audio_encoder: Audio2Feature
+    scheduler: DDIMScheduler
+
+
+def load_parts(
+    source: str | Path | ModelPaths | None, device: torch.device, audio_cache_dir: str | Path | None = None
+) -> Parts:
+    """Load what `LipsyncPipeline.from_pretrained` is given.
+
+    Raises:
+        UserError: unknown name, or missing or unfit files.
+    """
+    model, reason = _select(source, device)
+    config = load_unet_config(model.unet_config, UNetConfig)
+    _check_resolution(model.unet, config.data.resolution)
+    unet, _ = UNet3DConditionModel.from_pretrained(config.model, model.unet, exact=True)
+    audio = Audio2Feature(
+        model.whisper, "cpu", audio_cache_dir, config.data.num_frames, list(config.data.audio_feat_length)
+    )
+    codec = LatentCodec.from_pretrained(model.vae)
+    return Parts(model, reason, config.data.resolution, unet, codec, audio, load_scheduler(model.scheduler_config))
+
+
+def find_parts(folder: Path, base: str | None = None) -> ModelPaths:
+    """The parts of a model in a folder; see `FOLDER_LAYOUT`. What is missing comes from the registered model `base`.
+
+    Raises:
+        UserError: the folder has no UNet.
+    """
+    found = {
+        part: next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
+        for part, patterns in FOLDER_LAYOUT.items()
+    }
+    if found["unet"] is None:
+        raise UserError(f"{folder}: no UNet in this folder; expected one of {', '.join(FOLDER_LAYOUT['unet'])}")
+    return ModelPaths(**found, base=base)
+
+
+def download_folder(repo: str) -> Path:
+    """Download the parts of a model from the Hugging Face Hub into its cache, resuming what is incomplete.
+
+    Raises:
+        UserError: the repository does not exist or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download  # only for hub ids
+
+    patterns = [pattern + ("/*" if part == "vae" else "") for part, names in FOLDER_LAYOUT.items() for pattern in names]
+    try:
+        return Path(snapshot_download(repo, revision=REVISIONS.get(repo), allow_patterns=patterns))
+    except (OSError, ValueError) as error:  # huggingface_hub's errors are OSErrors, of wrong names ValueErrors
+        reason = one_line(error)
+        raise UserError(f"{repo}: cannot be downloaded from the Hugging Face Hub ({reason})") from error
+
+
+def can_upscale() -> bool:
+    """Whether RealESRGAN's weights are present."""
+    return UPSCALER_WEIGHTS.is_file()
+
+
+def pick_enhancer(name: str | None = None) -> FaceEnhancer:
+    """The enhancer of that name; without a name RealESRGAN, or the sharpness filter where its weights are missing.
+
+    Raises:
+        UserError: the named one is unknown or has no weights.
+    """
+    if name is not None or can_upscale():
+        return open_enhancer(name or "realesrgan")
+    enhancer = Sharpener()
+    logger.warning(
+        "RealESRGAN's weights are not at %s: generated faces are only sharpened by a filter (factor %g)",
+        UPSCALER_WEIGHTS,
+        enhancer.factor,
+    )
+    return enhancer
+
+
+def load_scheduler(path: str | Path) -> DDIMScheduler:
+    """DDIM from a diffusers scheduler JSON. Raises UserError for another scheduler's, and values DDIM does not know."""
+    scheduler = build_from_config(DDIMScheduler, path)
+    if scheduler.config.prediction_type not in PREDICTION_TYPES:
+        raise UserError(f"{path}: prediction_type must be one of {', '.join(PREDICTION_TYPES)}")
+    try:
+        scheduler.set_timesteps(1)  # what checks the other values
+    except ValueError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    return scheduler
+
+
+def _select(source: str | Path | ModelPaths | None, device: torch.device) -> tuple[ResolvedModel, str]:
+    """The files of a model, and why it is this one."""
+    if isinstance(source, ModelPaths):
+        return _own_files(source, device), "your files"
+    if source is None:
+        name, reason = default_name(device)
+        return resolve(name), reason
+    name = str(source)
+    if name in REGISTRY:
+        return resolve(name), "as asked"
+    if Path(source).is_dir():
+        return _own_files(find_parts(Path(source)), device), "your folder"
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        parts = find_parts(download_folder(source), _registered_as(source))
+        return _own_files(parts, device), "from the Hugging Face Hub"
+    return resolve(name), "as asked"  # which says what names there are
+
+
+def _registered_as(repo: str) -> str | None:
+    """The registered model whose UNet is in this hub repository."""
+    return next((name for name, item in REGISTRY.items() if item.model and item.model.unet.repo == repo), None)
+
+
+def _own_files(paths: ModelPaths, device: torch.device) -> ResolvedModel:
+    """A registered model with the given files in place of its own. The config tells which one fits."""
+    base = paths.base or _base_of(paths.unet_config, device)
+    given = {field: Path(value) for field in PART_NAMES if (value := getattr(paths, field)) is not None}
+    for field, path in given.items():
+        if not path.exists():
+            raise UserError(f"{path}: no such {PART_NAMES[field]}")
+    return replace(resolve(base, own=given), name=str(given.get("unet", base)))
+
+
+def _check_resolution(unet: Path, resolution: int) -> None:
+    """Refuse a released UNet with the config of another resolution: shapes do not tell, but sizes in bytes do."""
+    size = unet.stat().st_size if unet.is_file() else None
+    for name, entry in REGISTRY.items():
+        if entry.model and size == entry.model.unet.size is not None and resolution != entry.model.resolution:
+            raise UserError(
+                f"{unet}: this is {name}, made for {entry.model.resolution} px faces, the config is for {resolution}; "
+                f"give {entry.model.unet_config}"
+            )
+
+
+def _base_of(unet_config: str | Path | None, device: torch.device) -> str:
+    if unet_config is None:
+        return default_name(device)[0]
+    wanted = Path(unet_config).resolve()
+    for name, entry in REGISTRY.items():
+        if entry.model and wanted.name == Path(entry.model.unet_config).name:
+            return name
+    return default_name(device)[0]
