@@ -28,6 +28,7 @@ from latentsync.utils.registry import default_name, model_names, resolve
 
 if TYPE_CHECKING:
     from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+    from latentsync.pipelines.result import LipsyncResult
 
 logger = logging.getLogger("inference_videos")
 
@@ -81,23 +82,10 @@ class BatchInference:
         write_text(record, lambda file: json.dump(origin, file, indent=2))
         return Row(pair.id, DONE, time.perf_counter() - start, result.num_frames)
 
-    def _generate(self, pair: Pair, target: Path) -> Any:
-        import torch
-
+    def _generate(self, pair: Pair, target: Path) -> "LipsyncResult":
         if self._pipeline is None:
             self._pipeline = self._open()
-        options = self.options
-        return self._pipeline(
-            pair.video,
-            pair.driving_audio,
-            target,
-            num_inference_steps=options.inference_steps,
-            guidance_scale=options.guidance_scale,
-            solver=options.solver,
-            face=options.face,
-            crf=options.crf,
-            generator=torch.Generator().manual_seed(options.seed),
-        )
+        return self._pipeline(pair.video, pair.driving_audio, target, options=self.options)
 
     def _origin(self, pair: Pair) -> dict[str, Any]:
         from latentsync.data.cache import file_digest

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from eval.methods import Method
-from eval.metrics import ClipMetrics, MetricModels
+from eval.metrics import ClipMetrics
 from eval.pairs import Pair
 from latentsync.data.cache import fetch, file_digest, store
 from latentsync.utils.files import write_text
@@ -22,10 +22,9 @@ KEY_DIGITS = 32
 class MetricCache:
     """A folder of entries: <key>.json with values, settings and versions, <key>.safetensors with the arrays."""
 
-    def __init__(self, folder: Path, models: MetricModels, about: dict[str, Any]) -> None:
-        """`about` is written into every entry beside the settings: versions and machine."""
-        self.folder, self.about = folder, about
-        self.settings = models.identity()
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        """`about` is written into every entry: versions, machine, and the settings, which are part of the key."""
+        self.folder, self.about, self.settings = folder, about, about["settings"]
 
     def get(self, pair: Pair, method: Method, compute: Callable[[], ClipMetrics]) -> ClipMetrics:
         """The cached metrics, or those that `compute` returns. An entry truncated by a crash is computed again.
@@ -65,6 +64,6 @@ class MetricCache:
         arrays = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in metrics.arrays.items()}
         if arrays:
             store(entry.with_suffix(".safetensors"), arrays)
-        content = asdict(metrics) | {"has_arrays": bool(arrays), **of, "settings": self.settings, "about": self.about}
+        content = asdict(metrics) | {"has_arrays": bool(arrays), **of, "about": self.about}
         del content["arrays"]
         write_text(entry.with_suffix(".json"), lambda file: json.dump(content, file, indent=2, allow_nan=False))

@@ -1,12 +1,13 @@
 """The metrics of a comparison: their names and meaning, and the networks that compute them."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentsync.data.cache import file_digest
-from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
+from latentsync.metrics.clip_sync import SCORERS, ClipSyncScorer, open_sync_scorer
 from latentsync.metrics.fvd import I3D, STRIDE, VideoFeatures
 from latentsync.metrics.landmarks import FaceMesh
 from latentsync.models import mobilenet
@@ -89,6 +90,35 @@ class MetricSettings:
     sync: str = "auto"
     untrained_lpips: bool = False
     face: str = "largest"
+
+
+def add_metric_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `MetricSettings`, but for the face, which is an option of the generation."""
+    add, defaults = parser.add_argument, MetricSettings()
+    add("--resolution", type=int, default=defaults.resolution, help="side of aligned faces (default: %(default)s)")
+    add("--every", type=int, default=defaults.every, help="use every n-th frame for large networks")
+    add("--stride", type=int, default=defaults.stride, help="frames between the windows of FVD (default: %(default)s)")
+    add("--sync_scorer", choices=SCORERS, default=defaults.sync, help="auto prefers the published SyncNet, if present")
+    add(
+        "--untrained_lpips",
+        action="store_true",
+        help="without VGG16's weights, compute LPIPS on an untrained trunk",
+    )
+
+
+def check_metric_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with 2 on values out of range."""
+    if not 64 <= options.resolution <= 1024:
+        parser.error("--resolution must be between 64 and 1024")
+    if options.every < 1 or options.stride < 1:
+        parser.error("--every and --stride must be 1 or more")
+
+
+def metric_settings(options: argparse.Namespace) -> MetricSettings:
+    """Settings of the command line."""
+    face = getattr(options, "face", "largest")
+    names = (options.resolution, options.every, options.stride, options.sync_scorer, options.untrained_lpips)
+    return MetricSettings(*names, face)
 
 
 @dataclass

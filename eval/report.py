@@ -7,21 +7,28 @@ import csv
 import io
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from eval.methods import Method
-from eval.metrics import METRICS, ClipMetrics, Metric
+from eval.metrics import METRICS, ClipMetrics, Metric, MetricModels
 from eval.pairs import Pair
 from eval.plots import color, line_plot, strip_plot
-from eval.summary import Cells, Failure, Summary, shown
+from eval.summary import Cells, Failure, Summary, shown, summarize
+from latentsync import __version__
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
 from latentsync.utils.templates import render
 
+PAGE = "index.html"
+PACKAGES = ("torch", "numpy", "mediapipe", "opencv-python", "av")
 TEMPLATES = Path(__file__).parent / "templates"
 TITLES = {metric.key: metric.title for metric in METRICS}
 
@@ -32,19 +39,19 @@ class Report:
 
     Args:
         cells: metrics by (method, id).
-        notes: remarks by metric.
-        about: settings and versions, for programs.
-        conditions: the same in a few lines, for readers.
+        about: of `describe`, and the inference settings of each method that is a model.
     """
 
     methods: Sequence[Method]
     pairs: Sequence[Pair]
     cells: Cells
-    summaries: Sequence[Summary]
     failures: Sequence[Failure]
-    notes: Mapping[str, str]
     about: Mapping[str, Any]
-    conditions: Mapping[str, str]
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        """Of all clips, then of each group."""
+        return summarize(self.cells, [method.name for method in self.methods], self.pairs)
 
     def write(self, folder: Path) -> Path:
         """Write all files; returns the page. Raises UserError when one cannot be written."""
@@ -53,11 +60,11 @@ class Report:
             "summary.md": self.markdown(),
             "summary.json": self.json(),
             "clips.csv": self.clips_csv(),
-            "index.html": self.page(folder),
+            PAGE: self.page(folder),
         }
         for name, text in texts.items():
             write_text(folder / name, lambda file, text=text: file.write(text))
-        return folder / "index.html"
+        return folder / PAGE
 
     def summary_csv(self) -> str:
         """One line per group and method; the cells are numbers, or why there is none."""
@@ -111,11 +118,11 @@ class Report:
             "metrics": METRICS,
             "summaries": self.summaries,
             "failures": self.failures,
-            "conditions": self.conditions,
+            "conditions": conditions_of(self.about),
             "heading": heading,
             "title": TITLES.get,
             "shown": shown,
-            "about": lambda metric: "; ".join(filter(None, (metric.about, self.notes.get(metric.key)))),
+            "about": lambda metric: "; ".join(filter(None, (metric.about, self.about["notes"].get(metric.key)))),
         }
 
     def _plots(self) -> list[str]:
@@ -155,6 +162,48 @@ class Report:
         except UserError:
             url = ""
         return {"method": method.name, "url": url, "caption": caption}
+
+
+def describe(command: str, models: MetricModels) -> dict[str, Any]:
+    """Command, date, versions, device, settings and remarks of a comparison."""
+    return {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": models.device,
+        "settings": models.identity(),
+        "notes": models.notes(),
+        "inference": {},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this project, its libraries and the machine."""
+    found = {"latentsync": __version__, "Python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def conditions_of(about: dict[str, Any]) -> dict[str, str]:
+    """Settings and versions in a few lines, for readers."""
+    settings = {key: value for key, value in about["settings"].items() if key != "weights"}
+    return {
+        "Command": about["command"],
+        "Date": about["date"],
+        "Settings": _listed(settings),
+        "Weights": ", ".join(about["settings"]["weights"]) or "only those in the repository",
+        "Inference": "; ".join(f"{name}: {_listed(values)}" for name, values in about["inference"].items()) or "none",
+        "Versions": f"{_listed(about['versions'])}, on {about['device']}",
+    }
+
+
+def _listed(values: dict[str, Any]) -> str:
+    """Comma-separated; None is the model's default."""
+    return ", ".join(f"{key} {'default' if value is None else value}" for key, value in values.items())
 
 
 def heading(metric: Metric) -> str:

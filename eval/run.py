@@ -12,15 +12,11 @@ with its reason. Exit codes: 0 written, 1 invalid input or no clip could be eval
 
 import argparse
 import logging
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +25,15 @@ from eval.clip_metrics import compute_metrics
 from eval.inference_videos import BatchInference, add_generation_options, chosen_options, generation_options
 from eval.methods import Method, parse_methods
 from eval.metric_cache import MetricCache
-from eval.metrics import ClipMetrics, MetricModels, MetricSettings
+from eval.metrics import ClipMetrics, MetricModels, add_metric_options, check_metric_options, metric_settings
 from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
-from eval.report import Report
-from eval.summary import Failure, summarize
-from latentsync import __version__
+from eval.report import PAGE, Report, describe
+from eval.summary import Failure
 from latentsync.loading import load_pipeline, pick_device
-from latentsync.metrics.clip_sync import SCORERS
 from latentsync.utils.errors import UserError, one_line
 
 logger = logging.getLogger("eval")
-PACKAGES = ("torch", "numpy", "mediapipe", "opencv-python", "av")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,21 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id, group")
     add("--methods", nargs="*", default=[], help="DIR, NAME=DIR or NAME=pipeline:MODEL (default: only the videos)")
     add("--output_dir", type=Path, required=True, help="output folder")
-    add("--resolution", type=int, default=256, help="side of the aligned faces in pixels (default: %(default)s)")
-    add(
-        "--every",
-        type=int,
-        default=5,
-        help="use every n-th frame for metrics of large networks (default: %(default)s)",
-    )
-    add("--stride", type=int, default=8, help="frames between the windows of FVD (default: %(default)s)")
-    add(
-        "--sync_scorer",
-        choices=SCORERS,
-        default="auto",
-        help="auto prefers the published SyncNet, if present",
-    )
-    add("--untrained_lpips", action="store_true", help="without VGG16's weights, compute LPIPS on an untrained trunk")
+    add_metric_options(parser)
     add_generation_options(parser)
     return parser
 
@@ -77,10 +56,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line. Exits with 2 on wrong usage."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if not 64 <= options.resolution <= 1024:
-        parser.error("--resolution must be between 64 and 1024")
-    if options.every < 1 or options.stride < 1:
-        parser.error("--every and --stride must be 1 or more")
+    check_metric_options(parser, options)
     return options
 
 
@@ -118,19 +94,8 @@ def compute_all(
     return cells, failures
 
 
-def versions() -> dict[str, str]:
-    """Versions of this project, its libraries and the machine."""
-    found = {"latentsync": __version__, "Python": platform.python_version(), "machine": platform.machine()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
-
-
-def run(options: argparse.Namespace, command: str) -> Path:
-    """Compare the methods and write the report; returns its page."""
+def run(options: argparse.Namespace, command: str) -> Report:
+    """Compare the methods and write the report to the output folder."""
     pairs = read_pairs(options.pairs)
     methods = parse_methods(options.methods, options.output_dir / "results")
     with output_folder(options.output_dir):
@@ -138,29 +103,18 @@ def run(options: argparse.Namespace, command: str) -> Path:
         page = report.write(options.output_dir)
     if not report.cells:
         raise UserError(f"{options.pairs}: no clip could be evaluated; see {page}")
-    return page
+    return report
 
 
 def compare(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequence[Pair], command: str) -> Report:
     """Generate missing results and compute all metrics, with a cache in `values/`."""
-    settings = MetricSettings(
-        options.resolution,
-        options.every,
-        options.stride,
-        options.sync_scorer,
-        options.untrained_lpips,
-        getattr(options, "face", "largest"),
-    )
-    about: dict[str, Any] = {"versions": versions(), "device": str(pick_device(options.device))}
-    about |= {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    with closing(MetricModels(settings, about["device"])) as models:
-        cache = MetricCache(options.output_dir / "values", models, about)
+    with closing(MetricModels(metric_settings(options), str(pick_device(options.device)))) as models:
+        about = describe(command, models)
+        cache = MetricCache(options.output_dir / "values", about)
         failed = list(generate(options, methods, pairs))
         cells, failures = compute_all(methods, pairs, models, cache, failed)
-        about |= {"settings": cache.settings, "notes": models.notes()}
     about["inference"] = {method.name: inference_of(options, method.model) for method in methods if method.model}
-    summaries = summarize(cells, [method.name for method in methods], pairs)
-    return Report(methods, pairs, cells, summaries, failures, about["notes"], about, conditions_of(about))
+    return Report(methods, pairs, cells, failures, about)
 
 
 def inference_of(options: argparse.Namespace, model: str) -> dict[str, Any]:
@@ -169,35 +123,17 @@ def inference_of(options: argparse.Namespace, model: str) -> dict[str, Any]:
     return {**chosen, "weights": inference_videos.weights_fingerprint(model)}
 
 
-def conditions_of(about: dict[str, Any]) -> dict[str, str]:
-    """Settings and versions in a few lines, for readers."""
-    settings = {key: value for key, value in about["settings"].items() if key != "weights"}
-    return {
-        "Command": about["command"],
-        "Date": about["date"],
-        "Settings": _listed(settings),
-        "Weights": ", ".join(about["settings"]["weights"]) or "only those in the repository",
-        "Inference": "; ".join(f"{name}: {_listed(values)}" for name, values in about["inference"].items()) or "none",
-        "Versions": f"{_listed(about['versions'])}, on {about['device']}",
-    }
-
-
-def _listed(values: dict[str, Any]) -> str:
-    """Comma-separated; None is the model's default."""
-    return ", ".join(f"{key} {'default' if value is None else value}" for key, value in values.items())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     words = sys.argv[1:] if argv is None else argv
     try:
-        page = run(options, f"python -m eval.run {shlex.join(words)}")
+        run(options, f"python -m eval.run {shlex.join(words)}")
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    print(os.fspath(page))
+    print(options.output_dir / PAGE)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Step 7: blurred, noisy or badly compressed pictures are left out."""
+"""Step 7: drop blurred, noisy or badly compressed clips."""
 
 from dataclasses import replace
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import frames
 from eval.eval_fvd import features_of, main
 from eval.frames import FaceChunk
+from latentsync.faces import video
+from latentsync.metrics import faces
 from latentsync.metrics.fvd import VideoFeatures
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import write_clip
@@ -46,7 +47,8 @@ def test_windows_of_all_clips_and_none_over_a_cut(i3d, caplog):
 
 def test_two_folders(i3d, tmp_path, monkeypatch, detector, capsys):
     monkeypatch.setattr(detector, "close", lambda: None)
-    monkeypatch.setattr(frames, "create_detector", lambda *args, **options: detector.reset() or detector)
+    for module in (video, faces):
+        monkeypatch.setattr(module, "create_detector", lambda *args, **options: detector.reset() or detector)
     real, fake = tmp_path / "real ä", tmp_path / "fake"
     for folder in (real, fake):
         (folder / "sub").mkdir(parents=True)

@@ -10,12 +10,13 @@ import pytest
 
 import latentsync
 from eval import inference_videos
-from eval.inference_videos import BatchInference, InferenceSettings, main
+from eval.inference_videos import BatchInference, main
 from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
+from latentsync.options import GenerationOptions
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import tone, write_audio, write_clip
 
@@ -31,10 +32,9 @@ class Copies:
     def __init__(self) -> None:
         self.calls: list[tuple] = []
 
-    def __call__(self, video: Path, audio: Path, target: Path, **options) -> Result:
+    def __call__(self, video: Path, audio: Path, target: Path, options: GenerationOptions) -> Result:
         probe_video(video)
         load_audio(audio, 16000)
-        options["seed"] = options.pop("generator").initial_seed()
         self.calls.append((video.name, audio.name, options))
         target.write_bytes(video.read_bytes())
         return Result(5)
@@ -77,7 +77,7 @@ def test_bad_rows_are_rows_and_the_rest_is_done_by_one_pipeline(folder, pipeline
     assert fates(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
     assert len(pipeline.opened) == 1 and [name for name, *_ in pipeline.calls] == ["ä b.mp4", "two\nlines.mp4"]
     options = pipeline.calls[0][2]
-    assert (options["seed"], options["num_inference_steps"], options["solver"]) == (5, 3, "ddim")
+    assert (options.seed, options.inference_steps, options.solver) == (5, 3, "ddim")
     with (folder / "out" / "inference.csv").open(newline="") as file:
         reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
     assert "0 bytes" in reasons["empty"] and "can" in reasons["text__voice"] and "cannot be read" in reasons["none"]
@@ -110,14 +110,14 @@ def test_nothing_to_do_loads_nothing(folder, pipeline):
 
 def test_a_crash_leaves_no_result_that_is_taken_for_finished(folder, monkeypatch):
     class Dies(Copies):
-        def __call__(self, video, audio, target, **options):
+        def __call__(self, video, audio, target, options):
             target.write_bytes(b"half")
             raise MemoryError
 
     pair = Pair("first", folder / "ä b.mp4")
     with pytest.raises(MemoryError):
-        list(BatchInference(InferenceSettings("embedded"), folder / "out", Dies)([pair]))
-    rows = list(BatchInference(InferenceSettings("embedded"), folder / "out", Copies)([pair]))
+        list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Dies)([pair]))
+    rows = list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Copies)([pair]))
     assert [row.status for row in rows] == ["done"] and (folder / "out" / "first.mp4").read_bytes() != b"half"
 
 
@@ -143,7 +143,7 @@ def test_lists_and_models_that_are_wrong(folder, capsys):
 
 def test_the_real_pipeline_on_a_tiny_model(media, tiny_files, shared_detector, tmp_path):
     (tmp_path / "list.csv").write_text(f"video,audio,id\n{media / 'clip.mp4'},{media / 'voice.wav'},one\n")
-    settings = InferenceSettings("embedded", inference_steps=1, guidance_scale=1.0)
+    settings = GenerationOptions(model="embedded", inference_steps=1, guidance_scale=1.0)
     opener = partial(load_pipeline, ModelPaths(**vars(tiny_files)), "cpu")
     (row,) = BatchInference(settings, tmp_path / "out", opener)(read_pairs(tmp_path / "list.csv"))
     assert (row.status, row.frames) == ("done", 10) and row.seconds > 0

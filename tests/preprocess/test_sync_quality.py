@@ -15,7 +15,7 @@ from latentsync.utils.errors import UserError
 from preprocess.clip import Clip
 from preprocess.settings import ProcessSettings
 from preprocess.steps.quality import quality
-from preprocess.steps.sync import shift_sound, sync
+from preprocess.steps.sync import shift_audio, sync
 from preprocess.tools import Tools
 from tests.pipelines.scenes import head
 
@@ -45,7 +45,7 @@ def clip(offset: int = 0, frames: int = 30) -> Clip:
 
 def test_equal_numbers_are_together_after_the_shift():
     for offset in (-4, -1, 0, 3, 6):
-        moved = shift_sound(clip(offset), offset)
+        moved = shift_audio(clip(offset), offset)
         seen = moved.faces[:, 0, 0, 0].astype(int)
         heard = np.rint(moved.wave[::640] * 1000).astype(int)
         assert seen.tolist() == heard.tolist() and len(seen) == 30 - abs(offset)
@@ -53,7 +53,7 @@ def test_equal_numbers_are_together_after_the_shift():
         assert moved.start == 2 + Fraction(int(seen[0]) - 20, 25)
 
 
-def test_offset_is_mended_and_told():
+def test_offset_is_corrected_and_recorded():
     tools = SimpleNamespace(scorer=Told())
     mended = sync(clip(4), SETTINGS, tools)
     assert mended.drop is None and mended.figures == {"offset": 4, "confidence": 2.0, "sync_scorer": "told"}
@@ -63,12 +63,12 @@ def test_offset_is_mended_and_told():
 @pytest.mark.parametrize(
     ("made", "tools", "changes", "reason"),
     [
-        (clip(7), Told(), {}, r"sound is \+7 frames early, 6 can be mended"),
+        (clip(7), Told(), {}, r"audio is \+7 frames early, the limit is 6"),
         (clip(0), Told(0.9), {}, "sync confidence 0.90, 1 is needed"),
         (clip(0), Told(2.0), {"sync_conf_threshold": 3.0}, "sync confidence 2.00, 3 is needed"),
         (clip(0, 4), Told(), {}, "4 frames are too few"),
         (clip(5, 13), Told(), {}, "8 frames are left in sync, 10 are needed"),
-        (replace(clip(), wave=np.zeros(30 * 640, np.float32)), Told(), {}, "no sound"),
+        (replace(clip(), wave=np.zeros(30 * 640, np.float32)), Told(), {}, "no audio"),
     ],
 )
 def test_what_is_left_out(made, tools, changes, reason):
