@@ -1,4 +1,4 @@
-"""Evaluate the embedded model on held-out videos: `python -m tools.evaluate_embedded VIDEOS ... --voices A.wav B.wav`.
+"""Evaluate the embedded model on held-out videos: `python -m tools.evaluate_embedded VIDEOS ... --voices A.wav ...`.
 
 Each video is driven by its own audio, by one of the voices, and by speech between silences. `eval.run` generates and
 compares the results with the pipeline that users get; other options are passed on to it. `targets.md` in the output
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("videos", nargs="+", type=Path, help="videos, or folders of videos, of people the model was not trained on")
-    add("--voices", nargs="+", type=Path, required=True, help="audio files that drive the videos in turn")
+    add("--voices", nargs="+", type=Path, help="audio files that drive the videos in turn (default: their own)")
     add("--speech", type=Path, default=PROJECT_ROOT / "assets" / "demo_voice.wav", help="audio of the silence test")
     add("--output_dir", type=Path, default=PROJECT_ROOT / "output" / "embedded" / "report", help="output folder")
     add("--model", default="embedded", help="name of a registered model (default: %(default)s)")
@@ -85,13 +85,13 @@ def collect_videos(given: Sequence[Path], training_list: Path | None) -> list[Pa
 
 
 def write_pairs(path: Path, videos: Sequence[Path], voices: Sequence[Path], silence: Path) -> None:
-    """The list for `eval.run`: each video driven three ways."""
+    """The list for `eval.run`: each video driven three ways, starting with the second voice."""
 
     def write(file) -> None:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for index, video in enumerate(videos):
-            driven = {OWN: None, OTHER: voices[index % len(voices)], SILENCE: silence}
+            driven = {OWN: None, OTHER: voices[(index + 1) % len(voices)], SILENCE: silence}
             for group, audio in driven.items():
                 name = f"{video.stem}_{group.replace(' ', '_')}"
                 writer.writerow([video.absolute(), audio.absolute() if audio else "", name, group])
@@ -137,8 +137,11 @@ def run(options: argparse.Namespace, passed_on: Sequence[str], command: str) -> 
     """Evaluate, and write report and targets."""
     folder = options.output_dir
     videos = collect_videos(options.videos, options.training_list)
+    voices = options.voices or videos
+    if len(videos) == 1 and voices == videos:
+        raise UserError(f"{videos[0]}: give --voices, or more than one video")
     write_padded_speech(folder / "silence.wav", options.speech)
-    write_pairs(folder / "pairs.csv", videos, options.voices, folder / "silence.wav")
+    write_pairs(folder / "pairs.csv", videos, voices, folder / "silence.wav")
     words = ["--pairs", str(folder / "pairs.csv"), "--output_dir", str(folder)]
     words += ["--methods", f"{options.model}=pipeline:{options.model}", *passed_on]
     found = targets(comparison.run(comparison.parse_options(words), command), options.model)
