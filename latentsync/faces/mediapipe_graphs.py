@@ -13,16 +13,27 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 import cv2
 import numpy as np
 
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_imports import import_light
 
 MESH_SIDE = 192  # input side of the mesh network, pixels
 DETECTION_SIDE = 960  # pictures are shrunk to this for the box networks, whose inputs are 128 and 192 pixels
 REGION_SCALE = 1.5  # side of the mesh region over the long side of the face: what the network was trained with
 
+# Of mediapipe. The first and the last are imported for the graph options that they register.
+MODULES = (
+    "calculators.core.constant_side_packet_calculator_pb2",
+    "framework.calculator_pb2",
+    "framework.formats.rect_pb2",
+    "python.solution_base",
+    "python.solutions.face_detection",
+    "python.solutions.face_mesh",
+)
 MESH_GRAPH = """
 input_stream: "image"
 input_stream: "roi"
@@ -98,13 +109,17 @@ def quiet_stderr() -> Iterator[None]:
                 os.write(2, rest)
 
 
-def import_mediapipe() -> None:
-    """Import mediapipe with its log level set first; UserError where the package is missing."""
+def import_mediapipe() -> dict[str, ModuleType]:
+    """The modules of `MODULES` by name, without mediapipe's drawing and audio; the log level is set first.
+
+    Raises:
+        UserError: the package is missing.
+    """
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    bare = ("mediapipe", "mediapipe.python.solutions")
     try:
-        import mediapipe  # noqa: F401
-        from mediapipe.python import solution_base  # noqa: F401
+        return {name.rpartition(".")[2]: import_light(f"mediapipe.{name}", bare=bare) for name in MODULES}
     except ImportError as error:
         raise UserError(
             f"the face detector needs mediapipe 0.10.21 ({error}): pip install --no-deps mediapipe==0.10.21"
@@ -116,17 +131,13 @@ class MeshNet:
 
     def __init__(self):
         with quiet_stderr():
-            import_mediapipe()
+            modules = import_mediapipe()
             from google.protobuf import text_format
-            from mediapipe.calculators.core import constant_side_packet_calculator_pb2  # noqa: F401 (graph option)
-            from mediapipe.framework import calculator_pb2
-            from mediapipe.framework.formats import rect_pb2
-            from mediapipe.python.solution_base import SolutionBase
 
-            config = text_format.Parse(MESH_GRAPH, calculator_pb2.CalculatorGraphConfig())
-            self._graph = SolutionBase(graph_config=config)
+            config = text_format.Parse(MESH_GRAPH, modules["calculator_pb2"].CalculatorGraphConfig())
+            self._graph = modules["solution_base"].SolutionBase(graph_config=config)
             # The face is cut out here, upright, so the graph always looks at its whole input.
-            self._whole = rect_pb2.NormalizedRect(x_center=0.5, y_center=0.5, width=1.0, height=1.0)
+            self._whole = modules["rect_pb2"].NormalizedRect(x_center=0.5, y_center=0.5, width=1.0, height=1.0)
             self._run(np.zeros((MESH_SIDE, MESH_SIDE, 3), np.uint8))
 
     def points(self, image: np.ndarray, region: Region, indices: list[int]) -> np.ndarray | None:
@@ -171,10 +182,8 @@ class BoxNet:
 
     def __init__(self, full_range: bool, min_score: float = 0.5):
         with quiet_stderr():
-            import_mediapipe()
-            from mediapipe.python.solutions.face_detection import FaceDetection
-
-            self._net = FaceDetection(model_selection=int(full_range), min_detection_confidence=min_score)
+            detection = import_mediapipe()["face_detection"]
+            self._net = detection.FaceDetection(model_selection=int(full_range), min_detection_confidence=min_score)
             self._net.process(np.zeros((64, 64, 3), np.uint8))
 
     def detect(self, image: np.ndarray) -> list[BoxDetection]:

@@ -22,9 +22,10 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, width: int, max_len: int):
         super().__init__()
-        position = torch.arange(max_len).unsqueeze(1)
-        frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-        table = torch.zeros(1, max_len, width)
+        cpu = torch.device("cpu")  # on the meta device this arithmetic would import torch._dynamo, which takes a second
+        position = torch.arange(max_len, device=cpu).unsqueeze(1)
+        frequency = torch.exp(torch.arange(0, width, 2, device=cpu) * (-math.log(10000.0) / width))
+        table = torch.zeros(1, max_len, width, device=cpu)
         table[0, :, 0::2] = torch.sin(position * frequency)
         table[0, :, 1::2] = torch.cos(position * frequency)
         self.register_buffer("pe", table)

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.diffusers_config import build_from_config
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_diffusers import AutoencoderKL
 from latentsync.utils.patches import describe_difference
 
 MAX_UNTILED = 256  # pixels
@@ -77,11 +77,16 @@ class LatentCodec(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.vae.dtype
+        return self._weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.vae.device
+        return self._weight.device
+
+    @property
+    def _weight(self) -> nn.Parameter:
+        """Any weight. (`vae.device` and `vae.dtype` import diffusers' offloading, which takes a second.)"""
+        return self.vae.decoder.conv_in.weight
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

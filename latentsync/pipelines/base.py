@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from latentsync.models.enhancers import FaceEnhancer
@@ -17,6 +16,7 @@ from latentsync.models.vae import LatentCodec
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.parts import ModelPaths, load_parts, pick_device, pick_dtype, pick_enhancer
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_diffusers import DDIMScheduler
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)

@@ -6,16 +6,16 @@ unconditional branch, DDIM.
 """
 
 from collections.abc import Callable
+from inspect import signature
 
 import torch
-from diffusers import DDIMScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from einops import rearrange
 from torch import Tensor
 
 from latentsync.faces.mask import resize_mask_to_latents
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
+from latentsync.utils.light_diffusers import SchedulerMixin
 
 StepCallback = Callable[[int, int, Tensor], Tensor | None]
 
@@ -72,7 +72,7 @@ def denoise_latents(
     `on_step(step, timestep, latents)` may return other latents to continue with. Returns (B, C, F, h, h).
     """
     guided = guidance_scale > 1
-    noise_options = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
+    noise_options = {"eta": eta} if "eta" in signature(scheduler.step).parameters else {}
     latents = noise.to(masked).expand_as(masked) * scheduler.init_noise_sigma
     scheduler.set_timesteps(num_inference_steps, device=masked.device)
     unet.reset_deepcache()

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from latentsync.faces.sharpen import Sharpener
 from latentsync.models.enhancers import FaceEnhancer, open_enhancer
@@ -17,6 +16,7 @@ from latentsync.models.vae import LatentCodec
 from latentsync.utils.config import load_unet_config
 from latentsync.utils.diffusers_config import build_from_config
 from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.light_diffusers import DDIMScheduler
 from latentsync.utils.registry import REGISTRY, REVISIONS, ResolvedModel, default_name, resolve
 from latentsync.whisper.audio2feature import Audio2Feature
 

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 Callback = Callable[[int, int, Tensor], None]
 StepEndCallback = Callable[[int, int, dict[str, Any]], dict[str, Any] | None]
@@ -67,6 +66,8 @@ class Sampling:
         if self.solver == DDIM:
             return trained
         # The whole config counts: betas, zero terminal SNR, prediction type, timestep spacing and offset.
-        return DPMSolverMultistepScheduler.from_config(
-            trained.config, algorithm_type="dpmsolver++", solver_order=2, lower_order_final=True
+        known = signature(DPMSolverMultistepScheduler.__init__).parameters
+        config = {name: value for name, value in trained.config.items() if name in known}
+        return DPMSolverMultistepScheduler(
+            **config, algorithm_type="dpmsolver++", solver_order=2, lower_order_final=True
         )

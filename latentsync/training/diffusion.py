@@ -6,11 +6,11 @@ Pure functions of tensors. Legend: B samples, C latent channels, F frames, h lat
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from latentsync.faces.mask import mouth_slices
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_diffusers import DDIMScheduler
 
 KEPT_WEIGHT = 0.05  # loss weight of cells the pipeline takes from the original frame anyway
 MOUTH_WEIGHT = 3.0  # loss weight of the lips, where sound shows

@@ -13,9 +13,10 @@ Legend: N images, P pixels of a patch times 3, C latent channels.
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor, nn
+
+from latentsync.utils.light_diffusers import AutoencoderKL
 
 PATCH = 8
 ENCODER_CONSTANT = 100.0

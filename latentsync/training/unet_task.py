@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -42,6 +41,7 @@ from latentsync.training.unet_losses import build_losses
 from latentsync.utils.checkpoints import save_checkpoint
 from latentsync.utils.config import UNetFileConfig
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_diffusers import DDIMScheduler
 from latentsync.utils.registry import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 

@@ -27,7 +27,7 @@ def build_from_config(kind: type[T], path: str | Path) -> T:
     if unknown:
         raise UserError(f"{path}: unknown keys {', '.join(unknown)}; is this the config of {kind.__name__}?")
     try:
-        return kind.from_config(values)
+        return kind(**values)  # `from_config` imports every compatible class first
     except VALUE_ERRORS as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: {kind.__name__} cannot be built from this config ({reason})") from error

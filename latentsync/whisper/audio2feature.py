@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from whisper.audio import SAMPLE_RATE
 
 from latentsync.media.audio import load_audio
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_whisper import SAMPLE_RATE
 from latentsync.whisper.encoder import hidden_states, load_encoder
 from latentsync.whisper.mel import LogMel
 from latentsync.whisper.windows import (

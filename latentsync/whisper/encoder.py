@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from whisper.model import AudioEncoder
 
 from latentsync.utils.checkpoints import READ_ERRORS
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_whisper import AudioEncoder
 
 HEAD_WIDTH = 64  # of every published Whisper size
 PREFIX = "encoder."

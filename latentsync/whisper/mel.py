@@ -6,10 +6,9 @@ is ever in memory, so an hour of audio costs no more than half a minute.
 
 import numpy as np
 import torch
-from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
-from whisper.utils import exact_div
 
 from latentsync.utils.errors import UserError
+from latentsync.utils.light_whisper import HOP_LENGTH, N_FFT, SAMPLE_RATE, exact_div, mel_filters
 
 FRAMES_PER_SECOND = exact_div(SAMPLE_RATE, HOP_LENGTH)
 HALF_FFT = exact_div(N_FFT, 2)

@@ -10,8 +10,8 @@ from fractions import Fraction
 
 import torch
 from einops import rearrange
-from whisper.audio import SAMPLE_RATE, TOKENS_PER_SECOND
 
+from latentsync.utils.light_whisper import SAMPLE_RATE, TOKENS_PER_SECOND
 from latentsync.whisper.mel import LogMel
 
 ROWS_PER_SECOND = TOKENS_PER_SECOND

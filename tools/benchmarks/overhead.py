@@ -17,7 +17,7 @@ from latentsync.media.timeline import open_timeline
 from latentsync.media.writer import VideoWriter
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
-from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline, Sampling
+from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.config import load_unet_config
 from latentsync.utils.registry import PROJECT_ROOT, SCHEDULER_CONFIG
 from latentsync.whisper.windows import count_frames
@@ -63,9 +63,9 @@ class PipelineWithoutNetworks(LipsyncPipeline):
         unet = UNet3DConditionModel(model)
         super().__init__(vae, _SilentFeatures(), unet, load_scheduler(SCHEDULER_CONFIG), resolution)
 
-    def regenerate(self, faces: Tensor, tokens: Tensor, mask: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
+    def speak(self, faces: np.ndarray, audio: Tensor, *_: object, **settings: object) -> Tensor:
         """To [-1, 1] and back as for the networks, which are left out."""
-        pixels = faces.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        pixels = torch.from_numpy(faces).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         return ((pixels.clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2)
 
 

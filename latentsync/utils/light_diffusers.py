@@ -1,0 +1,35 @@
+"""The classes of diffusers that a run needs, without its other models, loaders and optional packages."""
+
+from typing import TYPE_CHECKING
+
+from latentsync.utils.light_imports import import_light
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+else:
+    # torch._dynamo: only for a decorator, without which diffusers works as well. It imports sympy.
+    import_light("diffusers", absent=("torch._dynamo",))
+    AutoencoderKL = import_light(
+        "diffusers.models.autoencoders.autoencoder_kl",
+        bare=("diffusers.models.autoencoders", "diffusers.models.unets", "diffusers.models.transformers"),
+        placeholders=(
+            "diffusers.loaders",
+            "diffusers.loaders.single_file_model",
+            "diffusers.quantizers",
+            "diffusers.quantizers.quantization_config",
+            "diffusers.hooks",
+            "diffusers.hooks.group_offloading",
+        ),
+        forget="diffusers.models",
+    ).AutoencoderKL
+    _schedulers = "diffusers.schedulers"
+    SchedulerMixin = import_light(f"{_schedulers}.scheduling_utils").SchedulerMixin
+    DDIMScheduler = import_light(f"{_schedulers}.scheduling_ddim").DDIMScheduler
+    DPMSolverMultistepScheduler = import_light(
+        f"{_schedulers}.scheduling_dpmsolver_multistep", placeholders=("scipy.stats",)
+    ).DPMSolverMultistepScheduler
+
+__all__ = ["AutoencoderKL", "DDIMScheduler", "DPMSolverMultistepScheduler", "SchedulerMixin"]
