@@ -16,7 +16,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, as the original is
 
@@ -57,16 +56,13 @@ def psnr(made: np.ndarray, real: np.ndarray) -> float:
 def likeness(made: list[np.ndarray], real: list[np.ndarray], moving: list[np.ndarray]) -> Likeness:
     """Of pictures (H, W, 3) and the real ones; `moving` (H, W) bool says where each moves."""
 
-    def tensor(pictures: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
     where = [
         psnr(one[mask], other[mask]) for one, other, mask in zip(made, real, moving, strict=True) if mask.sum() > FEW
     ]
     return Likeness(
         float(np.mean([psnr(one, other) for one, other in zip(made, real, strict=True)])),
         float(np.mean(where)) if where else float("nan"),
-        float(ssim(tensor(made), tensor(real)).mean()),
+        float(ssim(np.stack(made), np.stack(real)).mean()),
     )
 
 

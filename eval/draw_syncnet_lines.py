@@ -1,6 +1,6 @@
-"""Training curves of SyncNets in one picture: `python -m eval.draw_syncnet_lines RUN_DIR ... --output lines.png`
+"""Training curves of SyncNets in one chart: `python -m eval.draw_syncnet_lines RUN_DIR ... --output lines.png`
 
-Reads train.csv and validation.csv that the trainer keeps in each run's folder.
+Reads train.csv and validation.csv from the folder of each run.
 """
 
 import argparse
@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 
-SMOOTHING = 0.9  # of the training curve: share of the past in the running mean
+SMOOTHING = 0.9  # of the training curve: weight of the past in the running mean
 Curve = tuple[list[float], list[float]]
 
 
 def read_curve(path: Path, column: str) -> Curve:
-    """Steps and finite values of a column; both empty where the file or the column is not there.
+    """Steps and finite values of a column; both empty if the file or the column is missing.
 
     Raises:
-        UserError: the file is not such a table.
+        UserError: the file is not a table of the trainer.
     """
     if not path.is_file():
         return [], []
@@ -37,7 +37,7 @@ def read_curve(path: Path, column: str) -> Curve:
 
 
 def smooth(values: list[float], share: float = SMOOTHING) -> list[float]:
-    """Exponential running mean, corrected for its start."""
+    """Exponential moving average with bias correction."""
     mean, weight, result = 0.0, 0.0, []
     for value in values:
         mean, weight = share * mean + (1 - share) * value, share * weight + (1 - share)
@@ -46,10 +46,10 @@ def smooth(values: list[float], share: float = SMOOTHING) -> list[float]:
 
 
 def draw(runs: list[Path], output: Path) -> None:
-    """Loss above (training smoothed, validation dashed), accuracy on held-out pairs below.
+    """Loss above (training smoothed, validation dashed), validation accuracy below.
 
     Raises:
-        UserError: a folder holds no run, or the picture cannot be written.
+        UserError: a folder holds no run, or the chart cannot be written.
     """
     figure = Figure(figsize=(8, 7), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,12 +58,12 @@ def draw(runs: list[Path], output: Path) -> None:
         steps, losses = read_curve(run / "train.csv", "loss")
         if not steps:
             raise UserError(f"{run}: no train.csv with a loss in it; give the output folder of a run")
-        colour = f"C{number}"
-        above.plot(steps, smooth(losses), color=colour, label=run.name)
-        above.plot(*read_curve(run / "validation.csv", "loss"), color=colour, linestyle="--", marker=".")
-        below.plot(*read_curve(run / "validation.csv", "accuracy"), color=colour, marker=".", label=run.name)
-    above.set(ylabel="loss (dashed: held out)")
-    below.set(xlabel="step", ylabel="accuracy, held out")
+        color = f"C{number}"
+        above.plot(steps, smooth(losses), color=color, label=run.name)
+        above.plot(*read_curve(run / "validation.csv", "loss"), color=color, linestyle="--", marker=".")
+        below.plot(*read_curve(run / "validation.csv", "accuracy"), color=color, marker=".", label=run.name)
+    above.set(ylabel="loss (dashed: validation)")
+    below.set(xlabel="step", ylabel="validation accuracy")
     above.legend()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

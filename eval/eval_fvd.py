@@ -1,8 +1,8 @@
 """FVD of two folders of videos: `python -m eval.eval_fvd --real_videos_dir REAL --fake_videos_dir FAKE`.
 
-The Frechet distance of I3D features of 16-frame runs of the aligned face, 224 x 224, taken in strides over every whole
-clip at 25 frames/s. Runs never span a cut or a frame without a face. Needs checkpoints/auxiliary/i3d_torchscript.pt.
-Exit codes: 0 measured, 1 something is wrong with what was given, 2 wrong usage.
+Frechet distance of I3D features of 16-frame windows of the aligned face, 224 x 224, over whole clips at 25 frames/s.
+No window spans a cut or a frame without a face. Needs checkpoints/auxiliary/i3d_torchscript.pt.
+Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.clip_metrics import add_windows
 from eval.frames import FaceChunk, PairedFaces
-from eval.measuring import add_windows
 from eval.videos import find_videos
 from latentsync.loading import pick_device
 from latentsync.metrics.frechet import frechet_distance
@@ -41,24 +41,24 @@ def build_parser() -> argparse.ArgumentParser:
     add("--fake_videos_dir", type=Path, required=True, help="folder of results")
     add("--i3d_path", type=Path, default=I3D, help="I3D as TorchScript (default: %(default)s)")
     add("--trust", action="store_true", help="execute the code of an --i3d_path that is not the published file")
-    add("--stride", type=int, default=STRIDE, help="frames from one window to the next (default: %(default)s)")
-    add("--device", help="cuda, cuda:N, mps or cpu (default: the best there is)")
-    add("--output", type=Path, help="JSON with the figure, its settings and the windows of each clip")
+    add("--stride", type=int, default=STRIDE, help="frames between the windows (default: %(default)s)")
+    add("--device", help="cuda, cuda:N, mps or cpu (default: the best one available)")
+    add("--output", type=Path, help="JSON file for the value, its settings and the number of windows of each clip")
     return parser
 
 
 def aligned_faces(path: Path) -> PairedFaces:
-    """The faces of a video, (F, 224, 224, 3) at a time."""
+    """The faces of a video, in chunks of (F, 224, 224, 3)."""
     return PairedFaces(path, path, SIDE)
 
 
 def features_of(
     videos: Sequence[Path], network: VideoFeatures, stride: int, faces: Faces = aligned_faces
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Features (W, D) of all videos, and the number of windows of each; those that cannot be used have none.
+    """Features (W, D) of all videos, and the number of windows of each; unusable ones have none.
 
     Raises:
-        UserError: no video has two windows to give.
+        UserError: there are fewer than two windows.
     """
     rows: list[np.ndarray] = []
     counts: dict[str, int] = {}
@@ -81,7 +81,7 @@ def features_of(
 
 
 def run(options: argparse.Namespace) -> float:
-    """Do what the options say; returns the distance."""
+    """Compute the distance, and write it if an output is given."""
     folders = {"real": options.real_videos_dir, "fake": options.fake_videos_dir}
     videos = {name: find_videos(folder) for name, folder in folders.items()}
     device = str(pick_device(options.device))
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> float:
     distance = frechet_distance(found["real"][0], found["fake"][0])
     fewest = min(len(features) for features, _ in found.values())
     if fewest < ENOUGH:
-        logger.warning("only %d windows: the figure is far above its limit, compare it with equal counts only", fewest)
+        logger.warning("only %d windows: the value is biased upward; compare it only at equal counts", fewest)
     if options.output is not None:
         content = {
             "fvd": distance,

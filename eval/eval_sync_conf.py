@@ -1,7 +1,8 @@
 """Sync confidence and offset of videos: `python -m eval.eval_sync_conf --videos_dir FOLDER` (or `--video_path FILE`).
 
-SyncNet of Chung & Zisserman (2016) over the whole clip, on the sound as it is decoded. Without its weights the SyncNet
-that ships here scores instead, and the table says so. Exit codes: 0 all scored, 1 some or none could be, 2 wrong usage.
+SyncNet of Chung & Zisserman (2016) over the whole clip. Without its weights the SyncNet of the embedded model scores
+instead, and the table says so. An offset of +k means that the audio is k frames early. Clips of aligned faces are not
+aligned again. Exit codes: 0 all scored, 1 some failed, 2 wrong usage.
 """
 
 import argparse
@@ -33,17 +34,17 @@ def build_parser() -> argparse.ArgumentParser:
     given.add_argument("--videos_dir", type=Path, help="a folder of videos, subfolders included")
     add = parser.add_argument
     add("--initial_model", type=Path, help="syncnet_v2.model (default: checkpoints/auxiliary/syncnet_v2.model)")
-    add("--scorer", choices=SCORERS, default="auto", help="auto: the published SyncNet if its weights are there")
+    add("--scorer", choices=SCORERS, default="auto", help="auto uses the published SyncNet if its weights are present")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--output", type=Path, help="table of all faces (CSV)")
-    add("--windows_output", type=Path, help="table of the confidence of each window (CSV)")
-    add("--temp_dir", type=Path, help="accepted for the sake of older calls; nothing is stored in between")
+    add("--output", type=Path, help="write a table of all faces (CSV)")
+    add("--windows_output", type=Path, help="write the confidence of each window (CSV)")
+    add("--temp_dir", type=Path, help="ignored; accepted for compatibility")
     return parser
 
 
 @dataclass(frozen=True)
 class Row:
-    """One face of a video, or what kept it from being scored."""
+    """One face of a video, or why the video could not be scored."""
 
     video: Path
     face: int = 0
@@ -60,7 +61,7 @@ class Row:
 
 
 def score_all(scorer: ClipSyncScorer, videos: list[Path]) -> Iterator[Row]:
-    """Rows of each video; one that cannot be scored is a row with the reason."""
+    """Yield the rows of each video; one that fails is a row with the reason."""
     for video in videos:
         try:
             found = scorer.score_video(video)
@@ -86,7 +87,7 @@ def summary(rows: list[Row]) -> str:
 
 
 def write_table(path: Path, columns: tuple[str, ...], rows: Iterator[list[object]]) -> None:
-    """CSV, whole or not at all."""
+    """Write a CSV file atomically."""
 
     def write(file: TextIO) -> None:
         writer = csv.writer(file)
@@ -104,7 +105,7 @@ def window_rows(rows: list[Row]) -> Iterator[list[object]]:
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Score and report; False when something could not be scored."""
+    """Score and report; False if a video could not be scored."""
     videos = find_videos(args.videos_dir) if args.videos_dir else [args.video_path]
     scorer = open_sync_scorer(args.scorer, args.device, args.initial_model)
     rows = []

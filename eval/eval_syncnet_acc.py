@@ -1,7 +1,7 @@
 """Accuracy of a SyncNet on a fixed list of pairs: `python -m eval.eval_syncnet_acc --config_path CONFIG`.
 
-Of the config's `data.val_fileslist` the same windows are drawn each time (from `run.seed`), each with its own sound and
-with sound at least 6 frames off. Accuracy is the share of pairs where (similarity > 0.5) is right.
+Draws the same windows of the config's `data.val_fileslist` each time (from `run.seed`), each with its own audio and
+with audio at least 6 frames away. Accuracy is the share of pairs where (similarity > 0.5) is right.
 """
 
 import argparse
@@ -13,36 +13,35 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from latentsync.metrics.clip_sync import EMBEDDED_CONFIG
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.syncnet_parts import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT, project_path
+from latentsync.utils.registry import project_path
 from latentsync.utils.syncnet_config import load_syncnet_config
-
-EMBEDDED = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval.eval_syncnet_acc", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--config_path", type=Path, default=EMBEDDED, help="configs/syncnet/*.yaml (default: of the one that ships)")
+    add("--config_path", type=Path, default=EMBEDDED_CONFIG, help="configs/syncnet/*.yaml (default: the embedded one)")
     add("--inference_ckpt_path", type=Path, help="weights (default: ckpt.inference_ckpt_path of the config)")
-    add("--fileslist", help="clips to judge by (default: data.val_fileslist of the config)")
-    add("--num_samples", type=int, help="windows to draw (default: data.num_val_samples of the config)")
+    add("--fileslist", help="validation clips (default: data.val_fileslist of the config)")
+    add("--num_samples", type=int, help="number of windows (default: data.num_val_samples of the config)")
     add("--vae_path", type=Path, help="diffusers VAE folder, for latents")
     add("--whisper_path", type=Path, help="Whisper checkpoint, for audio_features whisper")
-    add("--cache_dir", type=Path, help="keep encoded clips there for the next time (default: nothing is kept)")
+    add("--cache_dir", type=Path, help="cache of encoded clips (default: none)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     return parser
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, float]:
-    """Measures of `SyncNetTask.validate`; equal arguments give equal figures.
+    """Metrics of `SyncNetTask.validate`; equal arguments give equal values.
 
     Raises:
-        UserError: weights or clips are missing or do not fit.
+        UserError: weights or clips are missing or do not match.
     """
     if args.cache_dir is not None:
         return _evaluate(args, args.cache_dir)
@@ -51,7 +50,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 
 
 def _evaluate(args: argparse.Namespace, cache: Path) -> dict[str, float]:
-    """Raises UserError: weights or clips are missing or do not fit."""
+    """Raises UserError: weights or clips are missing or do not match."""
     config = load_syncnet_config(args.config_path, *SYNCNET_SCHEMAS)
     weights = args.inference_ckpt_path or config.ckpt.inference_ckpt_path
     if not weights:

@@ -1,9 +1,9 @@
 """Lip-sync a list of videos in one process: `python -m eval.inference_videos --pairs list.csv --output_dir out`.
 
-Written: out/<id>.mp4 for each row of the list (columns video, audio, id), beside it <id>.json (what it was made from
-and with), and inference.csv (each row's fate). A result that is there and was made from the same content with the same
-settings is kept, so running the command again goes on where it stopped. Rows that cannot be done are reported and do
-not stop the others. Exit codes: 0 all rows are done, 1 some are not, 2 wrong usage.
+Writes out/<id>.mp4 for each row of the list, beside it <id>.json (contents and settings that it was made from), and
+inference.csv (the status of each row). Existing results of the same contents and settings are kept, so that the same
+command resumes an interrupted run. Rows that fail are reported and do not stop the others. Exit codes: 0 all rows are
+done, 1 some are not, 2 wrong usage.
 """
 
 import argparse
@@ -28,17 +28,18 @@ from latentsync.utils.registry import default_name, resolve
 
 if TYPE_CHECKING:
     from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+    from latentsync.pipelines.result import LipsyncResult
 
 logger = logging.getLogger("inference_videos")
 
 DONE, KEPT, FAILED = "done", "kept", "failed"
-EDGE = 1 << 20  # bytes at either end of a weights file that tell it from another
+EDGE = 1 << 20  # bytes at both ends of a weights file that identify it
 WEIGHTS_SUFFIXES = (".json", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
 class Row:
-    """The fate of a pair: done, kept or failed; `seconds` of work, `frames` written, `reason` of a failure."""
+    """Status of a pair: done, kept or failed; `seconds` of work, `frames` written, `reason` of a failure."""
 
     id: str
     status: str
@@ -48,17 +49,17 @@ class Row:
 
 
 class BatchInference:
-    """Runs pairs through one pipeline, which is loaded when the first result is missing."""
+    """Runs pairs through one pipeline, loaded when the first result is missing."""
 
     def __init__(
-        self, settings: GenerationOptions, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
+        self, options: GenerationOptions, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
     ) -> None:
-        self.settings, self.folder = settings, folder
+        self.options, self.folder = options, folder
         self._open, self._pipeline = open_pipeline, None
-        self._weights = weights_fingerprint(settings.model)
+        self._weights = weights_fingerprint(options.model)
 
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[Row]:
-        """One row a pair, as each is finished. Raises UserError when the folder cannot be written to, or is in use."""
+        """Yield a row for each pair when it is finished. Raises UserError when the folder is not writable or in use."""
         with output_folder(self.folder):
             for pair in pairs:
                 yield self._row(pair)
@@ -70,36 +71,36 @@ class BatchInference:
             return Row(pair.id, FAILED, reason=str(error))
 
     def _run(self, pair: Pair) -> Row:
-        target, remark = self.folder / f"{pair.id}.mp4", self.folder / f"{pair.id}.json"
+        target, record = self.folder / f"{pair.id}.mp4", self.folder / f"{pair.id}.json"
         origin = self._origin(pair)
-        if target.is_file() and _read_json(remark) == origin:
+        if target.is_file() and _read_json(record) == origin:
             return Row(pair.id, KEPT)
-        remark.unlink(missing_ok=True)  # it must never stand beside another result
+        record.unlink(missing_ok=True)  # never keep the record of an old result beside a new one
         start = time.perf_counter()
-        result = self._synthesise(pair, target)
-        write_text(remark, lambda file: json.dump(origin, file, indent=2))
+        result = self._generate(pair, target)
+        write_text(record, lambda file: json.dump(origin, file, indent=2))
         return Row(pair.id, DONE, time.perf_counter() - start, result.num_frames)
 
-    def _synthesise(self, pair: Pair, target: Path) -> Any:
+    def _generate(self, pair: Pair, target: Path) -> "LipsyncResult":
         if self._pipeline is None:
             self._pipeline = self._open()
-        return self._pipeline(pair.video, pair.voice, target, options=self.settings)
+        return self._pipeline(pair.video, pair.driving_audio, target, options=self.options)
 
     def _origin(self, pair: Pair) -> dict[str, Any]:
         from latentsync.data.cache import file_digest
 
-        mask = self.settings.mask_image_path
+        mask = self.options.mask_image_path
         return {
             "video": file_digest(pair.video),
-            "audio": file_digest(pair.voice),
+            "audio": file_digest(pair.driving_audio),
             "mask": mask and file_digest(mask),
             "weights": self._weights,
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.options.model_dump(mode="json"),
         }
 
 
 def weights_fingerprint(model: str) -> str:
-    """Tells the files of a model from others without reading gigabytes. Raises UserError as `resolve`."""
+    """Identify the files of a model without reading gigabytes. Raises UserError as `resolve`."""
     import hashlib
 
     found = resolve(model)
@@ -116,7 +117,7 @@ def weights_fingerprint(model: str) -> str:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """The fate of each pair as CSV."""
+    """Write the status of each pair as CSV."""
 
     def write(file: Any) -> None:
         writer = csv.DictWriter(file, ["id", "status", "seconds", "frames", "reason"], lineterminator="\n")
@@ -126,20 +127,30 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, write)
 
 
-def open_pipeline(settings: GenerationOptions, device: str | None) -> "LipsyncPipeline":
-    from latentsync import load_pipeline
-
-    model = None if settings.model == AUTO else settings.model
-    return load_pipeline(model, device, lora=settings.lora, lora_scale=settings.lora_scale)
-
-
 def pick_model(name: str, device: str | None) -> str:
-    """The model asked for; for "auto" the best that is present and that the device can run."""
+    """The given model; for "auto" the best one present that the device can run."""
     if name != AUTO:
         return name
     from latentsync.loading import pick_device
 
     return default_name(pick_device(device))[0]
+
+
+def add_generation_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    """Add `--device` and the options of a generation."""
+    parser.add_argument("--device", help="cuda, cuda:N, mps or cpu (default: the best one available)")
+    add_option_arguments(parser, leave_out=leave_out)
+
+
+def generation_options(arguments: argparse.Namespace, model: str) -> GenerationOptions:
+    """The options given on the command line, for a model. Raises UserError for a value out of range."""
+    return parse_options(given_options(arguments) | {"model": model})
+
+
+def open_pipeline(options: GenerationOptions, device: str | None) -> "LipsyncPipeline":
+    from latentsync import load_pipeline
+
+    return load_pipeline(options.model, device, lora=options.lora, lora_scale=options.lora_scale)
 
 
 def build_parser() -> OptionParser:
@@ -149,19 +160,17 @@ def build_parser() -> OptionParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the results go")
-    parser.add_argument("--device", help="cuda, cuda:N, mps or cpu (default: the best available)")
-    add_option_arguments(parser)
+    parser.add_argument("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id, group")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the results")
+    add_generation_options(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    """Do what the options say; the rows are written as well."""
-    given = given_options(options)
-    settings = parse_options(given | {"model": pick_model(given.get("model", AUTO), options.device)})
+    """Run all pairs; the rows are written to inference.csv as well."""
     pairs = read_pairs(options.pairs)
-    batch = BatchInference(settings, options.output_dir, lambda: open_pipeline(settings, options.device))
+    chosen = generation_options(options, pick_model(given_options(options).get("model", AUTO), options.device))
+    batch = BatchInference(chosen, options.output_dir, lambda: open_pipeline(chosen, options.device))
     rows = []
     for row in batch(pairs):
         rows.append(row)
@@ -182,11 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_json(path: Path) -> Any:
-    """None where there is none or it is damaged."""
+    """Content of a record; None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return None  # the result is made again
+        return None  # run the pair again
 
 
 if __name__ == "__main__":

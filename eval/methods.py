@@ -1,8 +1,8 @@
-"""The methods that are compared: folders of results, or models that are run where results are missing.
+"""Methods to compare: folders of results, or models to run for missing results.
 
-DIR             results made elsewhere, DIR/<id>.mp4 (or .mov, .mkv, .webm, .avi); the folder's name is the method's
-NAME=DIR        the same under a name of its own
-NAME=pipeline:MODEL    a model of this project, run for what is missing
+DIR             results made elsewhere, DIR/<id>.mp4 (or .mov, .mkv, .webm, .avi); named after the folder
+NAME=DIR        the same under another name
+NAME=pipeline:MODEL    a model of this project, run for missing results
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 
 @dataclass(frozen=True)
 class Method:
-    """`folder` holds the results; None for the ground truth, whose results are the videos. `model` makes them."""
+    """`folder` holds the results; None for the ground truth, whose results are the videos. `model` generates them."""
 
     name: str
     folder: Path | None
@@ -31,18 +31,18 @@ class Method:
         return self.folder is None
 
     def result(self, pair: Pair) -> Path:
-        """The result for a pair. Raises UserError when there is none, or more than one."""
+        """The result for a pair. Raises UserError unless there is exactly one."""
         if self.folder is None:
             return pair.video
         found = [path for path in (self.folder / f"{pair.id}{suffix}" for suffix in SUFFIXES) if path.is_file()]
         if len(found) != 1:
-            what = f"several results for {pair.id!r}" if found else f"no result for {pair.id!r}"
-            raise UserError(f"{self.folder}: {what}; one file named {pair.id}.mp4 (or {', '.join(SUFFIXES[1:])})")
+            problem = f"several results for {pair.id!r}" if found else f"no result for {pair.id!r}"
+            raise UserError(f"{self.folder}: {problem}; one file named {pair.id}.mp4 (or {', '.join(SUFFIXES[1:])})")
         return found[0]
 
 
 def parse_methods(words: Sequence[str], results_dir: Path) -> list[Method]:
-    """Methods of the command line, the ground truth before them; models put their results into `results_dir`/name.
+    """Parse the methods of the command line, the ground truth first; models write their results to `results_dir`/name.
 
     Raises:
         UserError: a folder does not exist, a model is unknown, or two methods have one name.
@@ -51,7 +51,7 @@ def parse_methods(words: Sequence[str], results_dir: Path) -> list[Method]:
     names = [method.name for method in methods]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"two methods are called {name!r}; name one of them, as in other=FOLDER")
+            raise UserError(f"two methods are named {name!r}; rename one, as in other=FOLDER")
     return methods
 
 
@@ -71,5 +71,5 @@ def _parse(word: str, results_dir: Path) -> Method:
 
 def _folder_method(name: str, folder: Path) -> Method:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of results; give one, or NAME={PIPELINE}MODEL to make them")
+        raise UserError(f"{folder}: no such folder of results; give one, or NAME={PIPELINE}MODEL to generate them")
     return Method(name, folder)

@@ -1,8 +1,8 @@
-"""Does the scorer see a shift? `python -m eval.offset_curve --videos_dir FOLDER --output_dir OUT`
+"""Accuracy of a sync scorer on shifted audio: `python -m eval.offset_curve --videos_dir FOLDER --output_dir OUT`
 
-The sound of real clips is moved by -8..8 frames, and the offset that the scorer finds is held against the shift. What
-counts are clips that are sharp enough to read lips from (`--min_face` pixels of face) and in sync to begin with: their
-own offset is taken as where they are, if it lies within `--max_offset` frames.
+Shifts the audio of real clips by -8..8 frames and compares the offset that the scorer finds with the shift; both are
+positive for early audio. Only clips with large enough faces (`--min_face`) and an own offset of at most `--max_offset`
+frames count; the own offset is subtracted.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import csv
 import sys
 from contextlib import closing
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TextIO
 
@@ -22,16 +21,8 @@ from eval.videos import find_videos
 from latentsync.faces.factory import create_detector
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import VideoInfo, probe_video
-from latentsync.media.timeline import open_timeline
-from latentsync.metrics.clip_sync import (
-    FPS,
-    SAMPLE_RATE,
-    SAMPLES_PER_FRAME,
-    SCORERS,
-    ClipSyncScorer,
-    aligned_runs,
-    open_sync_scorer,
-)
+from latentsync.metrics.clip_sync import SAMPLE_RATE, SAMPLES_PER_FRAME, SCORERS, ClipSyncScorer, open_sync_scorer
+from latentsync.metrics.faces import FPS, aligned_runs, clip_frames
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
@@ -43,7 +34,7 @@ COLUMNS = ("video", "face_pixels", "shift", "offset", "confidence", "right")
 
 @dataclass(frozen=True)
 class Shifted:
-    """What was found in one clip whose sound was moved."""
+    """Offset found in a clip with shifted audio."""
 
     video: Path
     face_pixels: float
@@ -58,42 +49,42 @@ class Shifted:
 
 
 def shift_clip(faces: np.ndarray, wave: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Faces (T, ...), and sound (N,) moved `shift` frames EARLY (negative: late); ends without a partner go."""
+    """Faces (T, ...) and audio (N,) shifted to be `shift` frames early; ends without a counterpart are cut off."""
     if shift >= 0:
         return faces[: len(faces) - shift], wave[shift * SAMPLES_PER_FRAME :]
     return faces[-shift:], wave[: len(wave) + shift * SAMPLES_PER_FRAME]
 
 
 def face_pixels(info: VideoInfo) -> float:
-    """Longer side of the largest face in the first second, mean over the frames that show one; 0 for none."""
+    """Mean of the longer side of the largest face over the first second; 0 without a face."""
     sizes = []
-    with closing(create_detector("mediapipe")) as detector, closing(open_timeline(info, 1, Fraction(FPS))) as frames:
+    with closing(create_detector("mediapipe")) as detector, closing(clip_frames(info, FPS)) as frames:
         for frame in frames:
             sizes += [max(face.size.max() for face in faces)] if (faces := detector.detect(frame.rgb())) else []
     return float(np.mean(sizes)) if sizes else 0.0
 
 
-def measure(scorer: ClipSyncScorer, video: Path, min_face: float, max_offset: int) -> list[Shifted]:
-    """One entry per shift; raises UserError for a clip that does not count, with the reason."""
+def score_shifts(scorer: ClipSyncScorer, video: Path, min_face: float, max_offset: int) -> list[Shifted]:
+    """One entry per shift; raises UserError with the reason for a clip that is left out."""
     info = probe_video(video)
     wave = load_audio(video, SAMPLE_RATE)
     start, faces = max(aligned_runs(info, RESOLUTION), key=lambda run: len(run[1]), default=(0, np.empty(0)))
     if len(faces) < scorer.min_frames + 2 * REACH:
-        raise UserError(f"{video}: a face is in sight for {len(faces)} frames, {scorer.min_frames + 2 * REACH} needed")
+        raise UserError(f"{video}: a face is in view for {len(faces)} frames, {scorer.min_frames + 2 * REACH} needed")
     size = face_pixels(info)
-    sound = wave[start * SAMPLES_PER_FRAME : (start + len(faces)) * SAMPLES_PER_FRAME]
-    own = scorer.score_faces(faces, sound)
+    audio = wave[start * SAMPLES_PER_FRAME : (start + len(faces)) * SAMPLES_PER_FRAME]
+    own = scorer.score_faces(faces, audio)
     if size < min_face or abs(own.offset) > max_offset:
-        raise UserError(f"{video}: face {size:.0f} pixels, own offset {own.offset:+d}: does not count")
+        raise UserError(f"{video}: face {size:.0f} pixels, own offset {own.offset:+d}: left out")
     found = []
     for shift in range(-REACH, REACH + 1):
-        moved = scorer.score_faces(*shift_clip(faces, sound, shift))
+        moved = scorer.score_faces(*shift_clip(faces, audio, shift))
         found.append(Shifted(video, size, shift, moved.offset - own.offset, moved.confidence))
     return found
 
 
 def draw(found: list[Shifted], path: Path, scorer: str) -> None:
-    """Detected offset over the shift, every clip a faint line; the share that is right below."""
+    """Draw the offset found over the shift, one faint line per clip; below it the share within one frame."""
     figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -101,9 +92,9 @@ def draw(found: list[Shifted], path: Path, scorer: str) -> None:
     for video in dict.fromkeys(item.video for item in found):
         above.plot(shifts, [item.offset for item in found if item.video == video], color="C0", alpha=0.25)
     above.plot(shifts, shifts, color="0.2", linestyle="--", linewidth=0.8)
-    above.set(ylabel="offset found (frames)", title=f"scored by {scorer}")
+    above.set(ylabel="offset found (frames, positive: early)", title=f"scored by {scorer}")
     below.bar(shifts, [np.mean([item.right for item in found if item.shift == shift]) for shift in shifts])
-    below.set(xlabel="sound moved (frames early)", ylabel="share right", ylim=(0, 1))
+    below.set(xlabel="shift of the audio (frames, positive: early)", ylabel="within 1 frame", ylim=(0, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -111,18 +102,18 @@ def draw(found: list[Shifted], path: Path, scorer: str) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval.offset_curve", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--videos_dir", type=Path, required=True, help="real clips with their own sound")
-    add("--output_dir", type=Path, required=True, help="where offsets.csv and offsets.png go")
+    add("--videos_dir", type=Path, required=True, help="real clips with their own audio")
+    add("--output_dir", type=Path, required=True, help="folder for offsets.csv and offsets.png")
     add("--scorer", choices=SCORERS, default="auto")
     add("--device", default="cpu")
-    add("--max_clips", type=int, help="take so many clips, spread over the folder")
-    add("--min_face", type=float, default=80.0, help="smaller faces do not count, pixels (default: %(default)s)")
-    add("--max_offset", type=int, default=1, help="clips further off by themselves do not count (default: %(default)s)")
+    add("--max_clips", type=int, help="use at most N clips, spread over the folder")
+    add("--min_face", type=float, default=80.0, help="smallest face in pixels (default: %(default)s)")
+    add("--max_offset", type=int, default=1, help="largest own offset of a clip in frames (default: %(default)s)")
     return parser
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measure all clips, write table and chart; returns the summary."""
+    """Score all clips, write table and chart; returns the summary."""
     videos = find_videos(args.videos_dir)
     if args.max_clips:
         videos = [videos[i] for i in np.linspace(0, len(videos) - 1, min(args.max_clips, len(videos))).astype(int)]
@@ -130,11 +121,11 @@ def run(args: argparse.Namespace) -> str:
     found: list[Shifted] = []
     for video in videos:
         try:
-            found += measure(scorer, video, args.min_face, args.max_offset)
+            found += score_shifts(scorer, video, args.min_face, args.max_offset)
         except UserError as error:
             print(f"left out: {one_line(error)}", file=sys.stderr)
     if not found:
-        raise UserError(f"{args.videos_dir}: no clip counts, see above")
+        raise UserError(f"{args.videos_dir}: all clips were left out, see above")
 
     def write(file: TextIO) -> None:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Folders that a run writes to: made, tried, and kept to one run at a time."""
+"""Output folders: created, checked, and locked against a second run."""
 
 import fcntl
 import tempfile
@@ -13,10 +13,10 @@ LOCK = ".lock"
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder and hold it until the end; the lock ends with the process, however it ends.
+    """Create a folder and lock it; the lock ends with the process, however it ends.
 
     Raises:
-        UserError: it cannot be made or written to, or another run is writing there.
+        UserError: it cannot be created or written to, or another run is writing there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

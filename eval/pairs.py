@@ -1,7 +1,7 @@
-"""Lists of what is evaluated: a CSV with the columns video, audio, id.
+"""Lists of clips to evaluate: a CSV with the columns video, audio, id, group.
 
-`audio` and `id` may be left out. Without an audio the video's own sound is spoken; relative paths start at the list's
-own folder. The id names the files made from a pair.
+All but `video` are optional. Without `audio`, the video's own audio drives the result. The `id` names the files made
+from a pair. Results are summarized for each `group` as well. Paths are relative to the list's folder.
 """
 
 import csv
@@ -15,30 +15,31 @@ from latentsync.media.audio import load_audio
 from latentsync.utils.errors import UserError
 
 SAMPLE_RATE = 16000
-COLUMNS = ("video", "audio", "id")
-MAX_ID = 100  # characters: file names have room for more after it
-SAME_SOUND = 0.95  # correlation of two encodings of one recording; other voices correlate near 0
+COLUMNS = ("video", "audio", "id", "group")
+MAX_ID = 100  # characters, so that file names have room for a suffix
+SAME_AUDIO = 0.95  # correlation of two encodings of one recording; other recordings correlate near 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A video and the voice it is to speak; `audio` is None where that is its own sound."""
+    """A video and the audio that drives it; `audio` is None for the video's own."""
 
     id: str
     video: Path
     audio: Path | None = None
+    group: str = ""
 
     @property
-    def voice(self) -> Path:
-        """The file whose sound is spoken."""
+    def driving_audio(self) -> Path:
+        """The file whose audio drives the result."""
         return self.audio or self.video
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """All rows of a list, in its order. Whether the files are there is found out when each is used.
+    """Read a list, in its order. Whether the files exist is checked when each is used.
 
     Raises:
-        UserError: the list cannot be read, lacks the video column, has a row without a video, or two equal ids.
+        UserError: the list cannot be read, has unknown columns, a row without a video, or two equal ids.
     """
     path = Path(path)
     try:
@@ -59,22 +60,22 @@ def read_pairs(path: str | Path) -> list[Pair]:
     return pairs
 
 
-def speaks_own_voice(pair: Pair) -> bool:
-    """Whether the voice is the video's own sound, so that the result can be held against the video frame by frame.
+def speaks_own_audio(pair: Pair) -> bool:
+    """Whether the driving audio is the video's own, so that result and video can be compared frame by frame.
 
-    Told by the samples, so that a separate file of the same sound counts as well.
+    Decided by the samples, so that a separate file of the same audio counts as well.
 
     Raises:
-        UserError: the voice, or the video, cannot be read.
+        UserError: the audio, or the video, cannot be read.
     """
     if pair.audio is None or pair.audio.resolve() == pair.video.resolve():
         return True
-    voice = load_audio(pair.audio, SAMPLE_RATE)
+    driving = load_audio(pair.audio, SAMPLE_RATE)
     try:
         own = load_audio(pair.video, SAMPLE_RATE)
-    except UserError:  # silent videos and pictures have no voice of their own
+    except UserError:  # images and videos without audio
         return False
-    return _correlation(voice, own) >= SAME_SOUND
+    return _correlation(driving, own) >= SAME_AUDIO
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -88,14 +89,14 @@ def _pair(row: dict[str, str | None], number: int, path: Path) -> Pair:
     values = {name: (row.get(name) or "").strip() for name in COLUMNS}
     if not values["video"] or None in row:
         problem = "has more cells than columns" if None in row else "has no video"
-        raise UserError(f"{path}: row {number} {problem}; put names that hold commas in quotes")
+        raise UserError(f"{path}: row {number} {problem}; quote names that contain commas")
     video = path.parent / values["video"]
     audio = path.parent / values["audio"] if values["audio"] else None
     stems = [video.stem, audio.stem] if audio else [video.stem]
     name = values["id"] or _printable("__".join(stems))
     if len(name) > MAX_ID or name.startswith(".") or "/" in name or not name.isprintable():
         raise UserError(f"{path}: row {number}: {name[:40]!r} cannot name files; give an id of up to {MAX_ID} letters")
-    return Pair(name, video, audio)
+    return Pair(name, video, audio, values["group"])
 
 
 def _printable(name: str) -> str:

@@ -1,22 +1,22 @@
-"""Plots as inline SVG: no script, no file beside the page."""
+"""Plots as inline SVG: without scripts or other files."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 
-COLOURS = ("#555555", "#1f77b4", "#d95f02", "#1b9e77", "#7b5ea7", "#b8860b", "#c2185b", "#2f4f4f")
+COLORS = ("#555555", "#1f77b4", "#d95f02", "#1b9e77", "#7b5ea7", "#b8860b", "#c2185b", "#2f4f4f")
 WIDTH, ROW, LEFT, RIGHT = 420, 24, 120, 62
 LINE_WIDTH, LINE_HEIGHT, MARGIN = 640, 130, 34
 
 
-def colour(index: int) -> str:
-    """Of the method at that place, the same in all plots."""
-    return COLOURS[index % len(COLOURS)]
+def color(index: int) -> str:
+    """Color of the method at that index, the same in all plots."""
+    return COLORS[index % len(COLORS)]
 
 
 def strip_plot(title: str, groups: Mapping[str, Sequence[float]], means: Mapping[str, float]) -> str:
-    """One row a method: a dot for each clip, and where it has a mean a bar from 0 to it and its figures."""
+    """One row per method: a dot for each clip, and a bar from 0 to the mean."""
     values = [*(value for group in groups.values() for value in group), *means.values()]
     low, high = min(0.0, *values), max(0.0, *values)
     span = (high - low) or 1.0
@@ -33,19 +33,19 @@ def strip_plot(title: str, groups: Mapping[str, Sequence[float]], means: Mapping
         if not len(group):
             parts.append(f'<text x="{LEFT}" y="{y + 4}" class="faint">n/a</text>')
             continue
-        parts += [f'<circle cx="{x(value):.1f}" cy="{y}" r="3" fill="{colour(index)}"/>' for value in group]
+        parts += [f'<circle cx="{x(value):.1f}" cy="{y}" r="3" fill="{color(index)}"/>' for value in group]
         if name in means:
             left, width = min(x(0), x(means[name])), abs(x(means[name]) - x(0))
             parts.append(
-                f'<rect x="{left:.1f}" y="{y - 7}" width="{width:.1f}" height="14" fill="{colour(index)}" '
+                f'<rect x="{left:.1f}" y="{y - 7}" width="{width:.1f}" height="14" fill="{color(index)}" '
                 'opacity="0.35"/>'
             )
             parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{y + 4}">{means[name]:.4g}</text>')
     return _svg(WIDTH, height, title, parts)
 
 
-def line_plot(title: str, lines: Mapping[str, Sequence[float]], colours: Mapping[str, str], fps: float = 25) -> str:
-    """Values over time, one line a method; NaN leaves a gap."""
+def line_plot(title: str, lines: Mapping[str, Sequence[float]], colors: Mapping[str, str], fps: float = 25) -> str:
+    """Values over time, one line per method; NaN leaves a gap."""
     arrays = {name: np.asarray(line, float) for name, line in lines.items() if np.isfinite(line).any()}
     if not arrays:
         return ""
@@ -71,12 +71,12 @@ def line_plot(title: str, lines: Mapping[str, Sequence[float]], colours: Mapping
     for name, array in arrays.items():
         for run in _runs(array):
             points = " ".join(point(index, array[index]) for index in run)
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{colours[name]}" stroke-width="1.5"/>')
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{colors[name]}" stroke-width="1.5"/>')
     return _svg(LINE_WIDTH, LINE_HEIGHT, title, parts)
 
 
 def _runs(array: np.ndarray) -> list[range]:
-    """Stretches of finite values."""
+    """Runs of finite values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.isfinite(array).astype(int), [0]])))
     return [range(start, end) for start, end in edges.reshape(-1, 2)]
 

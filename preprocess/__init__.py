@@ -1,1 +1,1 @@
-"""Data processing: from a folder of videos to clips of aligned faces with sound, fit for training."""
+"""Data processing: turns a folder of videos into clips of aligned faces with audio for training."""

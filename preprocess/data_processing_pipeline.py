@@ -1,8 +1,8 @@
-"""From a folder of videos to training clips: `python -m preprocess.data_processing_pipeline --input_dir DIR`.
+"""Turn a folder of videos into training clips: `python -m preprocess.data_processing_pipeline --input_dir DIR`.
 
-Broken files out, 25 frames/s and 16 kHz, shots, segments, aligned faces, sync, quality; each source is decoded once and
-never changed. What became of every source and clip stands in manifest.csv; the same command again goes on where it
-stopped. Exit codes: 0 done, 1 something is wrong with what was given, 2 wrong usage.
+Drops broken files, resamples to 25 frames/s and 16 kHz, splits into shots and segments, aligns faces, checks sync and
+quality. Each source is decoded once and never changed. manifest.csv holds the status of every source and clip; the same
+command resumes an interrupted run. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from latentsync.faces.factory import DETECTORS
 from latentsync.metrics.clip_sync import SCORERS
-from latentsync.metrics.picture_quality import MEASURES
+from latentsync.metrics.picture_quality import QUALITY_METRICS
 from latentsync.utils.commands import command
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
@@ -30,51 +30,101 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.data_processing_pipeline", description=__doc__.split("\n")[0]
     )
-    add = parser.add_argument_group("where").add_argument
+    add = parser.add_argument_group("files").add_argument
     add("--input_dir", required=True, help="folder of videos, or an fsspec address (s3://bucket/videos)")
-    add("--output_dir", help="where clips, manifest.csv and lists go (default: <input_dir>_processed)")
-    add("--temp_dir", type=Path, help="where unfinished files lie (default: in the output folder)")
+    add("--output_dir", help="folder of clips, manifest.csv and lists (default: <input_dir>_processed)")
+    add("--temp_dir", type=Path, help="folder for unfinished files (default: in the output folder)")
     add("--report", action="store_true", help="write report.html as well: counts, histograms, examples")
-    add("--dry_run", action="store_true", help="check everything and list what would be done")
+    add("--dry_run", action="store_true", help="check everything and list the work without doing it")
 
     defaults = ProcessSettings()
-    add = parser.add_argument_group("what").add_argument
-    add("--steps", default=",".join(DEFAULT_STEPS), help=f"of {','.join(STEPS)} (default: %(default)s)")
+    add = parser.add_argument_group("processing").add_argument
+    add("--steps", default=",".join(DEFAULT_STEPS), help=f"steps to run, of {','.join(STEPS)} (default: %(default)s)")
     add("--resolution", type=int, default=defaults.resolution, help="side of the aligned faces (default: %(default)s)")
-    add("--segment_seconds", type=float, default=defaults.segment_seconds, help="longest clip (default: %(default)s)")
-    add("--min_seconds", type=float, default=defaults.min_seconds, help="shortest clip (default: %(default)s)")
-    add("--shot_threshold", type=float, default=defaults.shot_threshold, help="of PySceneDetect (default: %(default)s)")
-    add("--audio_track", type=int, default=defaults.audio_track, help="of sources with several, 0 is the first")
+    add(
+        "--segment_seconds",
+        type=float,
+        default=defaults.segment_seconds,
+        help="longest clip (default: %(default)s)",
+    )
+    add(
+        "--min_seconds",
+        type=float,
+        default=defaults.min_seconds,
+        help="shortest clip (default: %(default)s)",
+    )
+    add(
+        "--shot_threshold",
+        type=float,
+        default=defaults.shot_threshold,
+        help="of PySceneDetect (default: %(default)s)",
+    )
+    add(
+        "--audio_track",
+        type=int,
+        default=defaults.audio_track,
+        help="audio track of sources with several; 0 is the first",
+    )
     add("--detector", choices=DETECTORS, default=defaults.detector)
-    add("--many_faces", choices=MANY_FACES, default=defaults.many_faces, help="when several people are in sight")
-    add("--no_smoothing", action="store_true", help="leave the movement of the face as it was detected")
-    add("--min_face_size", type=int, default=defaults.min_face_size, help="pixels, for the step face_size")
-    add("--max_alignment_error", type=float, default=defaults.max_alignment_error, help="for the step alignment")
+    add("--many_faces", choices=MANY_FACES, default=defaults.many_faces, help="how to handle several people")
+    add("--no_smoothing", action="store_true", help="do not smooth the motion of the face")
+    add(
+        "--min_face_size",
+        type=int,
+        default=defaults.min_face_size,
+        help="smallest face in pixels, for the step face_size",
+    )
+    add(
+        "--max_alignment_error",
+        type=float,
+        default=defaults.max_alignment_error,
+        help="for the step alignment",
+    )
     add("--sync_scorer", choices=SCORERS, default=defaults.sync_scorer)
-    add("--sync_conf_threshold", type=float, help="default: 3 for the published SyncNet, 0.15 for the one that ships")
-    add("--max_offset", type=int, default=defaults.max_offset, help="frames that are corrected (default: %(default)s)")
-    add("--quality_measure", choices=MEASURES, default=defaults.quality_measure)
-    add("--min_quality", type=float, help="default: 40 for hyperIQA, 0.45 for sharpness")
-    add("--crf", type=int, default=defaults.crf, help="quality of the clips, 0 lossless to 51 (default: %(default)s)")
-    add("--keep_silent", action="store_true", help="pictures and videos without sound too (faces.txt, not train.txt)")
-    add("--person_pattern", help="regular expression that finds who is seen in a source's name; else folder or name")
+    add(
+        "--sync_conf_threshold",
+        type=float,
+        help="smallest confidence (default: 3, or 0.15 for the embedded SyncNet)",
+    )
+    add(
+        "--max_offset",
+        type=int,
+        default=defaults.max_offset,
+        help="largest offset corrected (default: %(default)s)",
+    )
+    add("--quality_measure", choices=QUALITY_METRICS, default=defaults.quality_measure)
+    add("--min_quality", type=float, help="smallest quality (default: 40, or 0.45 for sharpness)")
+    add("--crf", type=int, default=defaults.crf, help="H.264 quality, 0 (lossless) to 51 (default: %(default)s)")
+    add("--keep_silent", action="store_true", help="keep images and videos without audio, in faces.txt only")
+    add("--person_pattern", help="regular expression for the person in a path (default: folder or file name)")
 
     add = parser.add_argument_group("lists").add_argument
-    add("--max_clips_per_person", type=int, help="to train on, so that nobody outnumbers the others")
-    add("--hold_out", nargs="+", default=[], metavar="PATTERN", help="sources for held_out/train.txt alone")
-    add("--held_out_per_person", type=int, default=40, help="of the clips that are too many (default: %(default)s)")
-    add("--distrust_sound", nargs="+", default=[], metavar="PATTERN", help="sources for faces.txt alone")
+    add("--max_clips_per_person", type=int, help="limit the training clips of each person")
+    add("--hold_out", nargs="+", default=[], metavar="PATTERN", help="sources to put in held_out/train.txt only")
+    add(
+        "--held_out_per_person",
+        type=int,
+        default=40,
+        help="excess clips to hold out (default: %(default)s)",
+    )
+    add(
+        "--distrust_sound",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="sources whose audio is ignored: faces.txt only",
+    )
 
-    add = parser.add_argument_group("who works").add_argument
-    add("--total_num_workers", type=int, default=1, help="processes (default: %(default)s)")
-    add("--per_gpu_num_workers", type=int, default=0, help="Ray: workers that share a GPU; 0 for none")
-    add("--executor", choices=EXECUTORS, default="local", help="ray: over a cluster, needs the extra [ray]")
-    add("--device", default="cpu", help="of the networks: cpu, cuda or cuda:N")
+    add = parser.add_argument_group("execution").add_argument
+    add("--total_num_workers", type=int, default=1, help="number of processes (default: %(default)s)")
+    add("--per_gpu_num_workers", type=int, default=0, help="Ray workers that share a GPU; 0 for none")
+    add("--executor", choices=EXECUTORS, default="local", help="local or Ray processes (default: %(default)s)")
+    add("--device", default="cpu", help="device of the networks: cpu, cuda or cuda:N (default: %(default)s)")
     return parser
 
 
 def settings_of(args: argparse.Namespace) -> ProcessSettings:
-    """Raises UserError for values that make no sense."""
+    """Settings of the command line. Raises UserError for invalid values."""
     return ProcessSettings(
         steps=tuple(step.strip() for step in args.steps.split(",") if step.strip()),
         resolution=args.resolution,
@@ -135,7 +185,7 @@ def run(args: argparse.Namespace) -> None:
     for step, count in summary.dropped.most_common():
         print(f"dropped by {step}: {count}")
     train, faces, held_out = (len(some) for some in (summary.lists.train, summary.lists.faces, summary.lists.held_out))
-    print(f"to train on: {faces} clips, {train} with sound; held out: {held_out}")
+    print(f"for training: {faces} clips, {train} with audio; held out: {held_out}")
     print(f"{options.output_dir}/manifest.csv")
 
 

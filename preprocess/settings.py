@@ -1,4 +1,4 @@
-"""All that decides what comes out of the data processing."""
+"""Settings that determine the output of data processing."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ from latentsync.faces.factory import DETECTORS
 from latentsync.utils.errors import UserError
 from preprocess.clip import FPS
 
-# Raised when the same settings come to give other clips: what was made before is then made anew.
+# Raised when equal settings come to give other clips: earlier work is then repeated.
 VERSION = 1
 
 ALWAYS = ("probe", "resample", "segments")
@@ -24,27 +24,27 @@ MANY_FACES = ("split", "largest", "drop")
 
 @dataclass(frozen=True)
 class ProcessSettings:
-    """The options of all steps. Raises UserError for values that make no sense.
+    """Options of all steps. Raises UserError for invalid values.
 
-    steps: those to run, of `STEPS`; probe, resample and segments always do. Without "faces" whole frames are kept.
+    steps: steps to run, of `STEPS`; probe, resample and segments always run. Without "faces" whole frames are kept.
     resolution: side of the aligned faces in pixels.
     segment_seconds, min_seconds: longest and shortest clip, in whole frames of 1/25 s.
     shot_threshold: PySceneDetect's adaptive ratio.
-    audio_track: which of the source's sounds, 0 first.
+    audio_track: audio track of the source, 0 first.
     detector: auto | mediapipe | insightface, as in inference.
     many_faces: one clip for each person ("split"), the largest face alone, or none at all ("drop").
-    smooth: filter the face's movement, so that crops do not tremble.
+    smooth: filter the anchors, so that crops do not jitter.
     min_face_size: for the face_size step, smallest width of the face in pixels of the source.
     max_alignment_error: for the alignment step, largest distance of the anchor points from their places in the aligned
         face, as a share of its side.
     sync_scorer: auto | syncnet_v2 | embedded. sync_conf_threshold: smallest confidence, None for the scorer's own.
-    max_offset: largest offset between sound and picture that is corrected, in frames.
-    quality_measure: auto | hyperiqa | sharpness. min_quality: None for the measure's own.
-    keep_silent: take pictures and videos without sound as well, to learn faces from.
-    person_pattern: regular expression that finds who is seen in a source's name, see `tools.write_fileslist`; None: the
-        folder it lies in, or where there is none, its name up to the last underscore.
+    max_offset: largest audio-visual offset that is corrected, in frames.
+    quality_measure: auto | hyperiqa | sharpness. min_quality: None for the metric's own.
+    keep_silent: keep images and videos without audio as well, to learn faces from.
+    person_pattern: regular expression for the person in a source's path, see `tools.write_fileslist`; None: its folder,
+        or without one, its name up to the last underscore.
     crf: x264 quality of the clips, 0 (lossless) to 51.
-    device: where the networks run; does not change what is kept.
+    device: device of the networks; does not affect the output.
     """
 
     steps: tuple[str, ...] = DEFAULT_STEPS

@@ -1,22 +1,22 @@
-"""The networks that the steps look through, opened when they are first needed, once a process."""
+"""Networks of the steps, loaded on first use, once per process."""
 
 from latentsync.data.cache import file_digest
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
 from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
-from latentsync.metrics.picture_quality import QualityMeter, open_quality_meter
+from latentsync.metrics.picture_quality import QualityMetric, open_quality_metric
 from preprocess.settings import ProcessSettings
 
 
 class Tools:
-    """Detector, sync scorer and quality meter of the settings. A context manager: leaving it closes the detectors."""
+    """Detector, sync scorer and quality metric of the settings. Leaving the context closes the detectors."""
 
     def __init__(self, settings: ProcessSettings) -> None:
         self._settings = settings
         self._detector: FaceDetector | None = None
         self._still_detector: FaceDetector | None = None
         self._scorer: ClipSyncScorer | None = None
-        self._quality: QualityMeter | None = None
+        self._quality: QualityMetric | None = None
 
     def __enter__(self) -> "Tools":
         return self
@@ -25,7 +25,7 @@ class Tools:
         self.close()
 
     def close(self) -> None:
-        """Let go of the detectors; they are opened anew if they are asked for again."""
+        """Close the detectors; they are loaded again when needed."""
         for detector in (self._detector, self._still_detector):
             if detector is not None:
                 detector.close()
@@ -33,14 +33,14 @@ class Tools:
 
     @property
     def detector(self) -> FaceDetector:
-        """For frames of a clip, in order; `reset()` it between clips."""
+        """For consecutive frames; call `reset()` between clips."""
         if self._detector is None:
             self._detector = create_detector(self._settings.detector, self._settings.device)
         return self._detector
 
     @property
     def still_detector(self) -> FaceDetector:
-        """For pictures that have nothing to do with each other."""
+        """For unrelated images."""
         if self._still_detector is None:
             self._still_detector = create_detector(self._settings.detector, self._settings.device, static=True)
         return self._still_detector
@@ -52,13 +52,13 @@ class Tools:
         return self._scorer
 
     @property
-    def quality(self) -> QualityMeter:
+    def quality(self) -> QualityMetric:
         if self._quality is None:
-            self._quality = open_quality_meter(self._settings.quality_measure, self._settings.device)
+            self._quality = open_quality_metric(self._settings.quality_measure, self._settings.device)
         return self._quality
 
     def names(self) -> dict[str, str]:
-        """What "auto" stands for here, for the steps that run; of a sync scorer its weights too, which may change."""
+        """Resolved names of "auto", for the steps that run; for a sync scorer with the digests of its weights."""
         names = {}
         if self._settings.runs("faces"):
             names["detector"] = type(self.detector).__name__

@@ -74,10 +74,19 @@ install_model() {
     "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/unet_stage4" unet)" --output "$HERE/unet.safetensors"
 }
 
-# The SyncNet that trained the UNet puts the recordings in sync, as far as they are not, for the one that is judged.
+# The SyncNet that trained the UNet corrects the offsets of the recordings for the one that is evaluated. The model runs
+# on the held-out source videos, as users would run it.
 evaluate() {
-    "$PYTHON" -m tools.evaluate_embedded --clips_dir "$DATA/held_out" --output_dir "$WORK/report" \
-        --sync_reference configs/syncnet/embedded_latent.yaml
+    "$PYTHON" -m eval.eval_syncnet_clips --fileslist "$DATA/held_out/train.txt" --output "$WORK/report/syncnet.csv" \
+        --reference configs/syncnet/embedded_latent.yaml
+    local names=() videos=() pattern video
+    for pattern in "${HELD_OUT[@]}"; do
+        names+=(-o -name "${pattern%'*'}*")
+    done
+    while IFS= read -r -d '' video; do
+        videos+=("$video")
+    done < <(find -L "${folders[@]}" -type f \( "${names[@]:1}" \) -print0 | sort -z)
+    "$PYTHON" -m tools.evaluate_embedded "${videos[@]}" --output_dir "$WORK/report"
 }
 
 if [ $# -eq 0 ]; then

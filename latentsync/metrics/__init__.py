@@ -1,1 +1,1 @@
-"""How good a result is: pictures, lip movement against sound, the mouth itself."""
+"""Metrics of lip-sync results: image similarity, audio-visual sync, landmarks, identity."""

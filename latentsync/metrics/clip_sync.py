@@ -1,13 +1,11 @@
-"""How well the mouth of a video fits its sound: one interface over the published SyncNet and the one that ships here.
+"""Audio-visual sync of a video: one interface to the published SyncNet and to the one that ships with this project.
 
 Legend: T frames at 25 a second, R pixels, N samples at 16 kHz, W windows.
 """
 
 import logging
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -20,20 +18,18 @@ from latentsync.data.clips import to_pixel_values
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
 from latentsync.faces.s3fd import S3FD
-from latentsync.faces.tracking import FaceTracker
+from latentsync.faces.video import DETECTION_SIDE
 from latentsync.media.audio import load_audio
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
-from latentsync.media.timeline import Timeline, available_frames, open_timeline
 from latentsync.metrics.face_tracks import MIN_FACE, MIN_FRAMES, FaceTrack, crop_faces, find_tracks
+from latentsync.metrics.faces import FPS, aligned_runs, clip_frames, is_aligned_clip
 from latentsync.metrics.published_sync import PublishedScore, score_faces
 from latentsync.metrics.sync import SyncScorer, offset_score
 from latentsync.models.syncnet_v2 import FACE_SIZE, WINDOW_FRAMES, SyncNetV2
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.vae import WEIGHTS_NAMES, LatentCodec
-from latentsync.pipelines.face_stream import DETECTION_SIDE, FaceAligner, face_runs, tracked_frames
 from latentsync.utils import registry
-from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import (
     CHECKPOINTS_DIR,
@@ -48,23 +44,23 @@ from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)
 
-FPS = 25
 SAMPLE_RATE = 16000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 SCORERS = ("auto", "syncnet_v2", "embedded")
-PUBLISHED_THRESHOLD = 3.0  # confidence that training clips of the reference have
-EMBEDDED_THRESHOLD = 0.15  # between real clips (0.2 to 0.9 where it can judge) and shuffled sound (0.05 to 0.15)
+PUBLISHED_THRESHOLD = 3.0  # smallest confidence of training clips in the reference
+EMBEDDED_THRESHOLD = 0.15  # real clips have 0.2 to 0.9 in footage like its training data, shuffled audio 0.05 to 0.15
 EMBEDDED_CONFIG = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
-MAX_RUN = 15000  # frames of one face held at once: ten minutes
 
 
 @dataclass(frozen=True)
 class ClipSync:
-    """Sync of one face with the sound.
+    """Sync of one face with the audio.
 
-    offset: frames by which the sound is EARLY, as the published script prints it (15 - argmin): what is seen at i was
-        heard at i - offset. confidence and min_distance: Sync-C and Sync-D in the scorer's own units, to be compared
-        with the same scorer's only. window_confidences (W,). start: first frame. frames: how many were scored.
+    Args:
+        offset: frames by which the audio is early, see `latentsync.metrics.sync`.
+        confidence, min_distance: Sync-C and Sync-D, comparable only between values of the same scorer.
+        window_confidences: (W,).
+        start, frames: first frame and number of frames scored.
     """
 
     scorer: str
@@ -77,8 +73,13 @@ class ClipSync:
 
 
 class ClipSyncScorer(Protocol):
-    """What a scorer offers. `min_frames`: the shortest clip it takes; `default_threshold`: confidence of good clips;
-    `files`: the weights and configs that its scores depend on."""
+    """A sync scorer.
+
+    Attributes:
+        min_frames: length of the shortest clip it accepts.
+        default_threshold: smallest confidence of good clips.
+        files: weights and configs that its scores depend on.
+    """
 
     name: str
     files: tuple[Path, ...]
@@ -86,23 +87,26 @@ class ClipSyncScorer(Protocol):
     default_threshold: float
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
-        """Aligned faces (T, R, R, 3) uint8 and their sound (N,). Raises UserError for a clip that is too short."""
+        """Score aligned faces (T, R, R, 3) uint8 with audio (N,). Raises UserError for a clip that is too short."""
 
-    def score_video(self, path: str | Path) -> list[ClipSync]:
-        """Each face of a video, the longest in sight first. The sound is scored as it is decoded.
+    def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
+        """Score each face of a video, the one longest in view first. A clip of aligned faces is not aligned again.
+
+        Args:
+            wave: audio (N,) to score instead of the file's own, mono at 16 kHz, from the first frame on.
 
         Raises:
-            UserError: no picture, no sound, or no face for long enough.
+            UserError: no video, no audio, or no face for long enough.
         """
 
 
 def open_sync_scorer(
     name: str = "auto", device: str = "cpu", model_path: str | Path | None = None, checkpoints: Path | None = None
 ) -> ClipSyncScorer:
-    """The scorer of that name; "auto" is the published SyncNet where its weights are, else the one that ships here.
+    """Open a scorer by name; "auto" is the published SyncNet if its weights are present, else the embedded one.
 
     Args:
-        model_path: of `syncnet_v2.model`, where it lies elsewhere.
+        model_path: path of `syncnet_v2.model`, if not under `checkpoints`.
 
     Raises:
         UserError: unknown name, or its weights are missing.
@@ -116,13 +120,12 @@ def open_sync_scorer(
             raise UserError(f"the published SyncNet is missing ({place}); run `{DOWNLOAD_COMMAND} auxiliary`")
         return PublishedScorer(published, registry.S3FD.find(checkpoints), device)
     if name == "auto":
-        logger.info("sync is scored by the SyncNet that ships here; the published one is not in %s", CHECKPOINTS_DIR)
+        logger.info("sync is scored by the embedded SyncNet; the published one is not in %s", CHECKPOINTS_DIR)
     return EmbeddedScorer(device)
 
 
 class PublishedScorer:
-    """SyncNet of Chung & Zisserman. Faces are found by S3FD where `s3fd_path` is given, else by MediaPipe; the name
-    says which."""
+    """SyncNet of Chung & Zisserman. S3FD finds the faces if `s3fd_path` is given, else MediaPipe."""
 
     min_frames = WINDOW_FRAMES + 1
     default_threshold = PUBLISHED_THRESHOLD
@@ -134,20 +137,22 @@ class PublishedScorer:
         self.files = tuple(Path(path) for path in (model_path, s3fd_path) if path)
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
-        """The whole aligned face takes the place of the crop around a track: both hold the face from brow to chin."""
+        """The whole aligned face takes the place of the published crop: both show the face from brow to chin."""
         if min(len(faces), len(wave) // SAMPLES_PER_FRAME) < self.min_frames:
-            raise UserError(f"the clip has {len(faces)} frames, {self.min_frames} with sound are needed; leave it out")
+            raise UserError(f"the clip has {len(faces)} frames, sync needs {self.min_frames} with audio; leave it out")
         track = FaceTrack(0, np.tile([0.0, 0.0, faces.shape[2], faces.shape[1]], (len(faces), 1)))
-        crops = (_square(face) for face in faces)
+        crops = (cv2.resize(face, (FACE_SIZE, FACE_SIZE)) for face in faces)
         return self._result(score_faces(self.net, crops, wave), track)
 
-    def score_video(self, path: str | Path) -> list[ClipSync]:
-        info, wave = _open(path)
-        with closing(create_detector("mediapipe")) as detector, closing(_frames(info)) as frames:
+    def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
+        info, wave = _open(path, wave)
+        if is_aligned_clip(info):
+            return [self.score_faces(faces, wave) for _, faces in aligned_runs(info, FACE_SIZE)]
+        with closing(create_detector("mediapipe")) as detector, closing(clip_frames(info)) as frames:
             boxes = [self._boxes(frame, detector) for frame in frames]
         tracks = find_tracks(boxes)
         if not tracks:
-            raise UserError(f"{path}: no face of {MIN_FACE} pixels is in sight for {MIN_FRAMES} frames; leave it out")
+            raise UserError(f"{path}: no face of {MIN_FACE} pixels is in view for {MIN_FRAMES} frames; leave it out")
         return [self._score_track(info, wave, track) for track in tracks]
 
     def _boxes(self, frame: VideoFrame, detector: FaceDetector) -> list[np.ndarray]:
@@ -157,10 +162,10 @@ class PublishedScorer:
         return [face.box * frame.width / image.shape[1] for face in detector.detect(image)]
 
     def _score_track(self, info: VideoInfo, wave: np.ndarray, track: FaceTrack) -> ClipSync:
-        sound = wave[track.start * SAMPLES_PER_FRAME : track.end * SAMPLES_PER_FRAME]
-        with closing(_frames(info)) as frames:
-            pictures = (frame.rgb() for frame in islice(frames, track.start, track.end))
-            return self._result(score_faces(self.net, crop_faces(pictures, track), sound), track)
+        audio = wave[track.start * SAMPLES_PER_FRAME : track.end * SAMPLES_PER_FRAME]
+        with closing(clip_frames(info)) as frames:
+            images = (frame.rgb() for frame in islice(frames, track.start, track.end))
+            return self._result(score_faces(self.net, crop_faces(images, track), audio), track)
 
     def _result(self, score: PublishedScore, track: FaceTrack) -> ClipSync:
         return ClipSync(
@@ -175,7 +180,7 @@ class PublishedScorer:
 
 
 class EmbeddedScorer:
-    """The SyncNet that ships with the embedded model, on aligned faces. Its confidence is of unit vectors (0 to 2)."""
+    """SyncNet of the embedded model, on aligned faces. Its distances are of unit vectors: confidence from 0 to 2."""
 
     name = "embedded"
     default_threshold = EMBEDDED_THRESHOLD
@@ -198,56 +203,34 @@ class EmbeddedScorer:
         pixels = to_pixel_values(faces)
         vision, audio = self.scorer.embed(pixels, wave)
         score = offset_score(vision, audio)
-        near = torch.cdist(vision.double(), audio.double()).numpy()
-        own = _along(near, score.offset)
-        others = np.stack([_along(near, offset) for offset in score.offsets])
-        windows = np.nanmedian(others, axis=0) - own
-        return ClipSync(
-            self.name, -score.offset, score.confidence, float(score.distances.min()), windows, 0, len(faces)
-        )
+        distances = torch.cdist(vision.double(), audio.double()).numpy()
+        by_offset = np.stack([_along(distances, offset) for offset in score.offsets])
+        windows = np.nanmedian(by_offset, axis=0) - _along(distances, score.offset)
+        return ClipSync(self.name, score.offset, score.confidence, float(score.distances.min()), windows, 0, len(faces))
 
-    def score_video(self, path: str | Path) -> list[ClipSync]:
-        info, wave = _open(path)
+    def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
+        info, wave = _open(path, wave)
         found = []
         for start, faces in aligned_runs(info, self.scorer.resolution):
-            sound = wave[start * SAMPLES_PER_FRAME : (start + len(faces)) * SAMPLES_PER_FRAME]
-            if self.scorer.frames_of(faces, sound) >= self.min_frames:
-                result = self.score_faces(faces, sound)
-                found.append(ClipSync(**(vars(result) | {"start": start})))
+            audio = wave[start * SAMPLES_PER_FRAME : (start + len(faces)) * SAMPLES_PER_FRAME]
+            if self.scorer.frames_of(faces, audio) >= self.min_frames:
+                found.append(replace(self.score_faces(faces, audio), start=start))
         if not found:
-            raise UserError(f"{path}: no face is in sight for {self.min_frames} frames with sound; leave it out")
+            raise UserError(f"{path}: no face is in view for {self.min_frames} frames with audio; leave it out")
         return sorted(found, key=lambda result: (-result.frames, result.start))
 
 
-def aligned_runs(info: VideoInfo, resolution: int, face: str = "largest") -> Iterator[tuple[int, np.ndarray]]:
-    """Stretches in which one person's face is in sight without a cut: first frame and faces (T, R, R, 3) uint8."""
-    with closing(create_detector("auto")) as detector, closing(_frames(info)) as frames:
-        align = FaceAligner(FaceTracker(detector, face, fps=FPS), AlignRestore(resolution=resolution))
-        for run in face_runs(tracked_frames(frames, align), MAX_RUN):
-            if run[0].face is not None:
-                yield run[0].index, np.stack([item.face.pixels for item in run])
-
-
-def _open(path: str | Path) -> tuple[VideoInfo, np.ndarray]:
+def _open(path: str | Path, wave: np.ndarray | None) -> tuple[VideoInfo, np.ndarray]:
     info = probe_video(path)
     if info.is_still:
-        raise UserError(f"{path}: is a picture; sync is measured on videos with sound")
-    return info, load_audio(path, SAMPLE_RATE)
-
-
-def _frames(info: VideoInfo) -> Timeline:
-    fps = Fraction(FPS)
-    return open_timeline(info, available_frames(info, fps) / fps, fps)
-
-
-def _square(face: np.ndarray) -> np.ndarray:
-    return cv2.resize(face, (FACE_SIZE, FACE_SIZE))
+        raise UserError(f"{path}: is an image; sync is scored on videos with audio")
+    return info, load_audio(path, SAMPLE_RATE) if wave is None else wave
 
 
 def _along(distances: np.ndarray, offset: int) -> np.ndarray:
-    """(W,) distance of each window to the sound `offset` frames later, NaN where there is none."""
+    """(W,) distance of each window to the audio `offset` frames before it, NaN where there is none."""
     count = len(distances)
     result = np.full(count, np.nan)
-    rows = np.arange(max(0, -offset), min(count, count - offset))
-    result[rows] = distances[rows, rows + offset]
+    rows = np.arange(max(0, offset), min(count, count + offset))
+    result[rows] = distances[rows, rows - offset]
     return result

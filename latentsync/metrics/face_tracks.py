@@ -1,4 +1,4 @@
-"""The faces of a video as the published SyncNet sees them: tracks over time, square crops around each.
+"""Face tracks and square crops as the published SyncNet takes them.
 
 Chung & Zisserman (2016). Letters: T frames of a track. Boxes are (x0, y0, x1, y1) in pixels of the frame.
 """
@@ -13,18 +13,18 @@ from scipy.signal import medfilt
 from latentsync.faces.detector import overlap
 from latentsync.models.syncnet_v2 import FACE_SIZE
 
-SAME_FACE = 0.5  # intersection over union of neighbouring boxes
-MAX_GAP = 25  # frames a face may be out of sight
+SAME_FACE = 0.5  # intersection over union of consecutive boxes
+MAX_GAP = 25  # frames without a detection before a track ends
 MIN_FRAMES = 50
 MIN_FACE = 100  # pixels
 SMOOTHING = 13  # frames of the median filter
 CROP_SCALE = 0.4
-PADDING = 110  # grey around the frame
+PADDING = 110  # gray level around the frame
 
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """One face from frame `start` on: boxes (T, 4), gaps filled in."""
+    """One face from frame `start` on: boxes (T, 4), with gaps interpolated."""
 
     start: int
     boxes: np.ndarray
@@ -36,7 +36,7 @@ class FaceTrack:
 
     @property
     def size(self) -> float:
-        """Mean of the longer side in pixels."""
+        """Mean length of the longer side in pixels."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         return float(sides.mean(axis=0).max())
 
@@ -44,7 +44,7 @@ class FaceTrack:
 def find_tracks(
     detections: Iterable[Sequence[np.ndarray]], min_frames: int = MIN_FRAMES, min_face: float = MIN_FACE
 ) -> list[FaceTrack]:
-    """Join the boxes found in each frame to tracks, longest first; short tracks and small faces are left out."""
+    """Link the boxes of each frame into tracks, longest first; short tracks and small faces are left out."""
     open_tracks: list[list[tuple[int, np.ndarray]]] = []
     done: list[list[tuple[int, np.ndarray]]] = []
     for index, boxes in enumerate(detections):
@@ -63,7 +63,7 @@ def find_tracks(
 
 
 def _filled(track: list[tuple[int, np.ndarray]]) -> FaceTrack:
-    """Boxes between the frames where the face was seen, by linear interpolation."""
+    """Interpolate boxes linearly between the frames with a detection."""
     indices, boxes = zip(*track, strict=True)
     frames = np.arange(indices[0], indices[-1] + 1)
     columns = [np.interp(frames, indices, column) for column in np.stack(boxes).T]
@@ -73,14 +73,14 @@ def _filled(track: list[tuple[int, np.ndarray]]) -> FaceTrack:
 def crop_faces(frames: Iterable[np.ndarray], track: FaceTrack) -> Iterator[np.ndarray]:
     """(224, 224, 3) uint8 of each frame of a track, from the frames (H, W, 3) uint8 of that track in order.
 
-    The crop is square: 1 + 2 * 0.4 times the face's longer side, centred on the face from left to right, from the
-    face's upper edge downward; position and size are smoothed by a median over 13 frames.
+    The crop is square: 1 + 2 * 0.4 times the face's longer side, centered horizontally on the face and starting at
+    its upper edge; position and size are smoothed by a median over 13 frames.
     """
     boxes = track.boxes
     half = medfilt((boxes[:, 2:] - boxes[:, :2]).max(axis=1) / 2, SMOOTHING)
-    centre_x = medfilt((boxes[:, 0] + boxes[:, 2]) / 2, SMOOTHING)
-    centre_y = medfilt((boxes[:, 1] + boxes[:, 3]) / 2, SMOOTHING)
-    for frame, size, x, y in zip(frames, half, centre_x, centre_y, strict=True):
+    center_x = medfilt((boxes[:, 0] + boxes[:, 2]) / 2, SMOOTHING)
+    center_y = medfilt((boxes[:, 1] + boxes[:, 3]) / 2, SMOOTHING)
+    for frame, size, x, y in zip(frames, half, center_x, center_y, strict=True):
         border = int(size * (1 + 2 * CROP_SCALE))
         padded = np.pad(frame, ((border, border), (border, border), (0, 0)), constant_values=PADDING)
         top, bottom = int(y + border - size), int(y + border + size * (1 + 2 * CROP_SCALE))

@@ -1,4 +1,4 @@
-"""Features of FID (Heusel et al. 2017): single faces through the Inception network of `latentsync.models.inception`.
+"""Features of FID (Heusel et al. 2017): single faces through `latentsync.models.inception`.
 
 Legend: N frames, R pixels.
 """

@@ -1,4 +1,4 @@
-"""Frechet distance of two sets of features, each taken for a normal distribution: what FID and FVD are made of.
+"""Frechet distance between two sets of features modeled as normal distributions, for FID and FVD.
 
 Legend: N samples, D width of the features.
 """
@@ -10,11 +10,11 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)) of features (N1, D) and (N2, D); 0 for equal sets, never below.
 
     m are the means, S the unbiased covariances (Dowson and Landau 1982; Heusel et al. 2017). The square root of the
-    product, whose matrix is not symmetric and near to singular, is not formed: with S = F^T F its trace is the sum of
-    the singular values of F1 F2^T. That is exact to rounding, also with fewer samples than features. All in float64.
+    product, a nearly singular asymmetric matrix, is not formed: with S = F^T F its trace is the sum of the singular
+    values of F1 F2^T. This is exact to rounding, even with fewer samples than features. All in float64.
 
-    With few samples the distance of samples of one and the same distribution is well above 0; compare figures of
-    equal N only.
+    With few samples, the distance between two samples of one distribution is well above 0; compare values of equal N
+    only.
 
     Raises:
         ValueError: not two matrices of equal width, fewer than two samples, or values that are not finite.

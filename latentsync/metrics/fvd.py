@@ -1,6 +1,6 @@
-"""Features of FVD (Unterthiner et al. 2018): runs of 16 face crops through an I3D network given as TorchScript.
+"""Features of FVD (Unterthiner et al. 2018): windows of 16 face crops through an I3D network given as TorchScript.
 
-Legend: T frames of a clip, W windows, D width of the features. Faces are (224, 224, 3) uint8 RGB, 25 a second.
+Legend: T frames of a clip, W windows, D width of the features. Faces are (224, 224, 3) uint8 RGB, 25 frames/s.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND, known_d
 I3D = CHECKPOINTS_DIR / registry.I3D.path
 SIDE = 224
 WINDOW_FRAMES = 16
-STRIDE = 8  # frames from one window to the next
+STRIDE = 8  # frames between the starts of two windows
 
 
 class VideoFeatures:
@@ -41,20 +41,20 @@ class VideoFeatures:
             trust: execute the code of an unknown file as well.
 
         Raises:
-            UserError: the file is missing, damaged, no TorchScript, or not a published one.
+            UserError: the file is missing, damaged, not TorchScript, or not a published one.
         """
         if not Path(path).is_file():
-            raise UserError(f"{path}: the I3D network of FVD is not there; run `{DOWNLOAD_COMMAND} auxiliary`")
-        content = Path(path).read_bytes()  # what is checked is what is executed
+            raise UserError(f"{path}: the I3D network of FVD is missing; run `{DOWNLOAD_COMMAND} auxiliary`")
+        content = Path(path).read_bytes()  # the bytes that are checked are the bytes that are executed
         if not trust and hashlib.sha256(content).hexdigest() not in known_digests():
             raise UserError(
                 f"{path}: is not the published I3D network (its SHA-256 is unknown), and a TorchScript file executes "
-                f"the code in it; run `{DOWNLOAD_COMMAND} auxiliary`, or give --trust if you know where it is from"
+                f"the code in it; run `{DOWNLOAD_COMMAND} auxiliary`, or pass --trust if you trust its source"
             )
         try:
             net = torch.jit.load(io.BytesIO(content), map_location=device)
         except (RuntimeError, ValueError) as error:  # what the archive reader and the compiler raise
-            raise UserError(f"{path}: is damaged or no TorchScript file; download it again") from error
+            raise UserError(f"{path}: is damaged or not a TorchScript file; download it again") from error
         return cls(net, device)
 
     @torch.no_grad()
@@ -66,50 +66,49 @@ class VideoFeatures:
 
 
 class ClipFeatures:
-    """Windows of one clip, `stride` frames apart over its whole length, embedded while its faces arrive.
+    """Windows of one clip, `stride` frames apart over its whole length, embedded as its faces arrive.
 
-    Where the strides do not come out even, a last window ends at the last face, so that no frame of a stretch is left
-    out.
+    The last window of a run ends at its last face, so that no frame of a run is left out.
     """
 
     def __init__(self, network: VideoFeatures, stride: int = STRIDE) -> None:
         if stride < 1:
             raise ValueError(f"stride must be 1 or more, not {stride}")
         self._network, self._stride = network, stride
-        self._held: list[np.ndarray] = []
-        self._waiting: list[Tensor] = []
+        self._recent: list[np.ndarray] = []
+        self._pending: list[Tensor] = []
         self._rows: list[np.ndarray] = []
         self._count, self._next_end, self._last_end = 0, WINDOW_FRAMES, 0
 
     def add(self, face: np.ndarray) -> None:
         """The next face, (224, 224, 3) uint8."""
-        self._held = [*self._held[1 - WINDOW_FRAMES :], face]
+        self._recent = [*self._recent[1 - WINDOW_FRAMES :], face]
         self._count += 1
         if self._count == self._next_end:
-            self._take()
+            self._add_window()
             self._next_end += self._stride
 
-    def end_stretch(self) -> None:
-        """What follows does not continue what came (a cut, a frame without a face): no window spans both."""
+    def end_run(self) -> None:
+        """End a run, at a cut or a frame without a face: no window spans two runs."""
         if self._count >= WINDOW_FRAMES and self._last_end < self._count:
-            self._take()
-        self._held = []
+            self._add_window()
+        self._recent = []
         self._count, self._next_end, self._last_end = 0, WINDOW_FRAMES, 0
 
     def features(self) -> np.ndarray:
-        """Of all windows: (W, D) float32, (0, 0) without a stretch of 16 faces. The clip ends here."""
-        self.end_stretch()
+        """Features of all windows, (W, D) float32; (0, 0) without a run of 16 faces. Ends the clip."""
+        self.end_run()
         self._embed()
         return np.concatenate(self._rows) if self._rows else np.zeros((0, 0))
 
-    def _take(self) -> None:
-        pixels = torch.from_numpy(np.stack(self._held))
-        self._waiting.append(pixels.permute(3, 0, 1, 2).float() / 127.5 - 1)
+    def _add_window(self) -> None:
+        pixels = torch.from_numpy(np.stack(self._recent))
+        self._pending.append(pixels.permute(3, 0, 1, 2).float() / 127.5 - 1)
         self._last_end = self._count
-        if len(self._waiting) == self._network.batch_size:
+        if len(self._pending) == self._network.batch_size:
             self._embed()
 
     def _embed(self) -> None:
-        if self._waiting:
-            self._rows.append(self._network.embed(self._waiting))
-            self._waiting = []
+        if self._pending:
+            self._rows.append(self._network.embed(self._pending))
+            self._pending = []

@@ -1,4 +1,4 @@
-"""CSIM: is it still the same person? Cosine similarity of face embeddings.
+"""CSIM: cosine similarity of face embeddings.
 
 Legend: N frames, R pixels, D width of an embedding.
 """
@@ -14,7 +14,7 @@ from latentsync.models.face_embedding import FaceEmbedder
 def identity_similarity(embedder: FaceEmbedder, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """<e(first_i), e(second_i)> of aligned faces (N, R, R, 3) uint8, e a unit vector (ArcFace): (N,) in [-1, 1].
 
-    About 0 for two people, 1 for the same picture.
+    About 0 for two people, 1 for equal images.
     """
     if first.shape != second.shape:
         raise ValueError(f"two equal (N, R, R, 3) are needed, not {first.shape} and {second.shape}")

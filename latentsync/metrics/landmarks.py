@@ -1,7 +1,7 @@
-"""Measures on the points of a face: LMD, the distance from the real face's points, and jitter, how much they tremble.
+"""Landmark metrics: LMD, the distance from the real face's landmarks, and jitter.
 
 Legend: T frames, F frames of a chunk, R pixels, P points. Faces are aligned (see `latentsync.faces.align`), uint8 RGB
-(T, R, R, 3). Points are (T, P, 2) in pixels of the aligned face, NaN where no face is seen.
+(T, R, R, 3). Points are (T, P, 2) in pixels of the aligned face, NaN where no face is found.
 """
 
 import numpy as np
@@ -21,13 +21,13 @@ STILL = [index for index in range(NUM_POINTS) if index not in {*LIPS, *JAW, *FAC
 
 
 class FaceMesh:
-    """All points of aligned faces by MediaPipe's mesh. Each frame is looked at afresh: equal pictures, equal points."""
+    """Landmarks of aligned faces by MediaPipe's mesh. Frames are independent: equal images, equal landmarks."""
 
     def __init__(self) -> None:
         self._mesh = MeshNet()
 
     def points(self, faces: np.ndarray) -> np.ndarray:
-        """(T, 468, 2) of faces (T, R, R, 3) uint8; NaN for a frame in which no face is seen."""
+        """(T, 468, 2) of faces (T, R, R, 3) uint8; NaN for a frame without a face."""
         require_aligned(faces)
         return np.stack([self._points(face) for face in faces]) if len(faces) else np.zeros((0, NUM_POINTS, 2))
 
@@ -43,21 +43,21 @@ class FaceMesh:
 
 
 def openings(points: np.ndarray) -> np.ndarray:
-    """`latentsync.faces.mouth.mouth_opening` of each frame: points (T, 468, 2) -> (T,), NaN where unseen."""
+    """`latentsync.faces.mouth.mouth_opening` of each frame: points (T, 468, 2) -> (T,), NaN without a face."""
     return np.array([mouth_opening(frame[MESH_POINTS]) for frame in points])
 
 
 def landmark_distance(made: np.ndarray, real: np.ndarray, indices: list[int] | None = None) -> np.ndarray:
     """LMD (Chen et al. 2018): mean over the points of |made_p - real_p|, in per cent of the real face's eye distance.
 
-    That is the distance between the outer corners of both eyes; pixels would depend on the picture's size.
+    The eye distance is that of the outer corners, so that the value does not depend on the image's size.
 
     Args:
         made, real: (T, 468, 2) in one coordinate system.
-        indices: points that count; all unless given.
+        indices: landmarks to use; all by default.
 
     Returns:
-        (T,), NaN where a face is not seen in both.
+        (T,), NaN unless both show a face.
     """
     left, right = EYE_CORNERS
     eyes = np.linalg.norm(real[:, right] - real[:, left], axis=-1)
@@ -66,22 +66,22 @@ def landmark_distance(made: np.ndarray, real: np.ndarray, indices: list[int] | N
     return 100 * chosen.mean(axis=1) / eyes
 
 
-class JitterMeter:
-    """How much a result's points tremble over how much its source's do.
+class JitterMetric:
+    """Jitter of a result's landmarks relative to its source's.
 
     The root of  sum |p(t+1) - 2 p(t) + p(t-1)|^2  of the result over that of the source, on the same frames and points:
-    1 is as steady, more is more restless. Second differences cancel even movement, so that a head that moves smoothly
-    counts little. Memory does not grow with the clip.
+    1 is as steady as the source. Second differences cancel uniform motion, so that a smoothly moving head counts
+    little. Memory does not grow with the clip.
     """
 
     def __init__(self, indices: list[int]) -> None:
-        """`indices`: points that count."""
+        """`indices`: landmarks to use."""
         self._indices = indices
         self._last = np.zeros((2, 0, len(indices), 2))  # result and source, up to two frames before
         self._sums = np.zeros(2)
 
-    def add(self, made: np.ndarray, real: np.ndarray, starts: np.ndarray) -> None:
-        """The next frames: points (F, 468, 2) of result and source; `starts` (F,): True where a new stretch begins."""
+    def update(self, made: np.ndarray, real: np.ndarray, starts: np.ndarray) -> None:
+        """Add the next landmarks (F, 468, 2) of result and source; `starts` (F,): True where a new run begins."""
         for pair, new in zip(np.stack([made, real], axis=1), starts, strict=True):
             points = pair[:, self._indices]
             seen = np.isfinite(points).all()
@@ -94,6 +94,6 @@ class JitterMeter:
                 self._sums += np.square(bends).sum(axis=(1, 2))
             self._last = np.concatenate([self._last, points[:, None]], axis=1)[:, -2:]
 
-    def ratio(self) -> float:
-        """NaN where the source does not move at all (a still picture), or no three frames in a row show both."""
+    def compute(self) -> float:
+        """The ratio; NaN if the source does not move (a still image), or no three consecutive frames show both."""
         return float(np.sqrt(self._sums[0] / self._sums[1])) if self._sums[1] > 0 else float("nan")

@@ -1,6 +1,6 @@
-"""Offset and confidence as the field reports them: SyncNet of Chung & Zisserman (2016) over a whole clip.
+"""Offset and confidence of the published SyncNet (Chung & Zisserman 2016) over a whole clip.
 
-Legend: T frames, W = T - 4 windows of five frames, D embedding width. 25 frames/s, sound mono at 16 kHz.
+Legend: T frames, W = T - 4 windows of five frames, D embedding width. 25 frames/s, audio mono at 16 kHz.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,16 +15,15 @@ from torch import Tensor
 from latentsync.models.syncnet_v2 import MFCC_COLUMNS, WINDOW_FRAMES, SyncNetV2
 
 SAMPLE_RATE = 16000
-COLUMNS_PER_FRAME = 4  # 100 MFCC columns a second
-REACH = 15  # frames that the sound is moved either way
+COLUMNS_PER_FRAME = 4  # 100 MFCC columns per second
+REACH = 15  # frames: offsets are searched this far either way
 
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """Distances (W, 2 * reach + 1) of each window to the sound `reach` frames before .. after it.
+    """Distances (W, 2 * reach + 1) of each window to the audio `reach` frames before to `reach` frames after it.
 
-    The sign is the published script's: an offset of +k says that the sound is k frames EARLY, what is seen at i was
-    heard at i - k.
+    Column j belongs to the offset reach - j, in the sign of `latentsync.metrics.sync`: + means that the audio is early.
     """
 
     distances: np.ndarray
@@ -41,7 +40,7 @@ class PublishedScore:
 
     @property
     def confidence(self) -> float:
-        """Sync-C (LSE-C): median of the mean distances less their minimum."""
+        """Sync-C (LSE-C): median minus minimum of the mean distances."""
         return float(np.median(self.mean_distances) - self.mean_distances.min())
 
     @property
@@ -51,13 +50,13 @@ class PublishedScore:
 
     @property
     def window_confidences(self) -> np.ndarray:
-        """(W,) median of each window's distances less that at the clip's offset: where in the clip sync is lost."""
+        """(W,) median of each window's distances minus that at the clip's offset: sync over time."""
         own = self.distances[:, self.distances.shape[1] // 2 - self.offset]
         return np.median(self.distances, axis=1) - own
 
 
 def score_embeddings(vision: Tensor, audio: Tensor, reach: int = REACH) -> PublishedScore:
-    """From (W, D) embeddings; the sound is padded with zero vectors, as in the published script.
+    """Score (W, D) embeddings; the audio is padded with zero vectors, as in the published script.
 
     Raises:
         ValueError: shapes differ or there is no window.
@@ -70,7 +69,7 @@ def score_embeddings(vision: Tensor, audio: Tensor, reach: int = REACH) -> Publi
 
 
 def mfcc_windows(wave: np.ndarray) -> Tensor:
-    """Sound (N,) in [-1, 1] -> one (13, 20) piece per frame that has 0.2 s of sound from its beginning on: (M, 13, 20).
+    """Audio (N,) in [-1, 1] -> MFCC windows (M, 13, 20), one for each frame followed by 0.2 s of audio.
 
     Coefficients of python_speech_features' defaults on 16-bit samples: 25 ms windows every 10 ms, 26 filters, 512
     points, pre-emphasis 0.97, lifter 22, log energy first.
@@ -84,30 +83,28 @@ def mfcc_windows(wave: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def score_faces(net: SyncNetV2, faces: Iterable[np.ndarray], wave: np.ndarray, batch_size: int = 32) -> PublishedScore:
-    """Score a clip of face crops, taken as they come: memory does not grow with their pixels.
+    """Score a stream of face crops; memory does not grow with the clip's length.
 
     Args:
-        faces: (224, 224, 3) RGB uint8, one a frame.
-        wave: (N,) the sound from the first frame on.
+        faces: (224, 224, 3) RGB uint8, one per frame.
+        wave: (N,) audio from the first frame on.
 
     Raises:
         ValueError: fewer than five frames or 0.2 s.
     """
     device = next(net.parameters()).device
-    sounds = mfcc_windows(wave)
-    batches = batched_windows(faces, batch_size, limit=len(sounds))
+    mfccs = mfcc_windows(wave)
+    batches = batched_windows(faces, batch_size, limit=len(mfccs))
     vision = [net.embed_images(batch.to(device)).float().cpu() for batch in batches]
     if not vision:
-        raise ValueError("fewer than five frames, or less than 0.2 s of sound")
+        raise ValueError("fewer than five frames, or less than 0.2 s of audio")
     vision = torch.cat(vision)
-    audio = [
-        net.embed_audio(part[:, None].to(device)).float().cpu() for part in sounds[: len(vision)].split(batch_size)
-    ]
+    audio = [net.embed_audio(part[:, None].to(device)).float().cpu() for part in mfccs[: len(vision)].split(batch_size)]
     return score_embeddings(vision, torch.cat(audio))
 
 
 def batched_windows(faces: Iterable[np.ndarray], batch_size: int, limit: int) -> Iterator[Tensor]:
-    """The first `limit` runs of five frames, (B, 3, 5, 224, 224) float BGR in 0..255."""
+    """The first `limit` windows of five frames, (B, 3, 5, 224, 224) float BGR in 0..255."""
     held: list[np.ndarray] = []
     given = 0
     for face in faces:

@@ -1,7 +1,11 @@
-"""Do lips and voice belong together: scores of a SyncNet over a clip.
+"""Audio-visual sync of a clip, scored by a SyncNet.
 
 Legend: T frames of a clip, F frames of a window, W windows, D width of the embeddings, R pixels.
-The measures are those of Chung & Zisserman, "Out of time" (2016), on unit vectors.
+The metrics are those of Chung & Zisserman, "Out of time" (2016), on unit vectors.
+
+Sign of every offset in this project: +k means that the audio is k frames EARLY, so that the mouth at frame i belongs to
+the audio at frame i - k. The script of the published SyncNet prints the same sign. To fix it, delay the
+audio by k frames.
 """
 
 from dataclasses import dataclass
@@ -24,18 +28,16 @@ from latentsync.whisper.audio2feature import Audio2Feature
 from latentsync.whisper.windows import count_frames
 
 FPS = 25
-OFFSET_REACH = 15  # frames that the sound is moved either way
-NEGATIVE_GAP = 6  # frames: windows this far apart do not belong together
-RUN_WINDOWS = 128  # embedded together, where they share their frames
+OFFSET_REACH = 15  # frames: offsets are searched this far either way
+NEGATIVE_GAP = 6  # frames: windows this far apart do not match
+RUN_WINDOWS = 128  # windows embedded together where they share frames
 
 
 @dataclass(frozen=True)
 class SyncScore:
-    """Mean distances (2 * reach + 1,) of picture and sound for offsets -reach..reach.
+    """Mean distances (2 * reach + 1,) of video and audio windows for offsets -reach..reach.
 
-    At offset k the window of pictures from frame i on is held against the sound from frame i + k on. A POSITIVE
-    offset thus says that the sound is late: what is seen at i is heard k frames after. (The script of the published
-    SyncNet prints the negative of it.)
+    At offset k the video window starting at frame i is compared with the audio window starting at frame i - k.
     """
 
     distances: np.ndarray
@@ -47,23 +49,23 @@ class SyncScore:
 
     @property
     def offset(self) -> int:
-        """Frames by which the sound is late: where the distance is least."""
+        """Frames by which the audio is early: where the distance is smallest."""
         return int(self.offsets[self.distances.argmin()])
 
     @property
     def confidence(self) -> float:
-        """Median of the distances minus the least of them: 0 for no relation, at most 2."""
+        """Median minus minimum of the distances: 0 without any relation, at most 2."""
         return float(np.median(self.distances) - self.distances.min())
 
 
 def offset_score(vision: Tensor, audio: Tensor, reach: int = OFFSET_REACH) -> SyncScore:
-    """Distances over all offsets, each the mean over the windows that have a partner there.
+    """Distance at each offset, averaged over the windows that have a counterpart there.
 
     Args:
-        vision, audio: (W, D) unit vectors of the windows from frame 0, 1, 2, ... on.
+        vision, audio: (W, D) unit vectors of the windows starting at frame 0, 1, 2, ...
 
     Raises:
-        ValueError: shapes differ, or W <= reach, so that an offset has no pair.
+        ValueError: shapes differ, or W <= reach, so that some offset has no pair.
     """
     if vision.shape != audio.shape or vision.ndim != 2:
         raise ValueError(f"two equal (W, D) are needed, not {tuple(vision.shape)} and {tuple(audio.shape)}")
@@ -71,20 +73,20 @@ def offset_score(vision: Tensor, audio: Tensor, reach: int = OFFSET_REACH) -> Sy
     if count <= reach:
         raise ValueError(f"{count} windows are too few for offsets of {reach} frames")
     distances = torch.cdist(vision.double(), audio.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    means = [distances.diagonal(offset).mean() for offset in range(-reach, reach + 1)]
+    means = [distances.diagonal(-offset).mean() for offset in range(-reach, reach + 1)]
     return SyncScore(torch.stack(means).cpu().numpy())
 
 
 def preference(vision: Tensor, audio: Tensor, gap: int = NEGATIVE_GAP) -> Tensor:
-    """How often each window's own sound is preferred to the sound of another window of the clip.
+    """How often each window is closer to its own audio than to the audio of another window of the clip.
 
     Args:
         vision, audio: (W, D) unit vectors.
-        gap: frames that the other window is away at least.
+        gap: smallest distance in frames to the other window.
 
     Returns:
-        for each window that has others that far away, the share of them whose cosine similarity is below that of its
-        own sound: (W',) in [0, 1]. The mean is the chance to be right when one is drawn at random.
+        (W',) in [0, 1], for each window that has others that far away: the share of them with a lower cosine
+        similarity than its own audio. The mean is the accuracy on randomly drawn pairs.
     """
     similarity = vision.double() @ audio.double().T
     index = torch.arange(len(vision), device=vision.device)
@@ -101,8 +103,8 @@ class SyncScorer:
         net: one of `latentsync.models.syncnets`: `embed_images` and `embed_audio`, (B, C, H, W) -> unit vectors (B, D).
         num_frames: F.
         resolution: side of the faces that `net` was trained with; others are resized.
-        lower_half: `net` sees the lower half of the face (or of its latents).
-        latent_space: `net` sees latents; `codec` makes them.
+        lower_half: `net` takes the lower half of the face (or of its latents).
+        latent_space: `net` takes latents, encoded by `codec`.
         audio_features: "mel" or "whisper"; the latter needs `audio`.
         batch_size: windows embedded together.
 
@@ -124,9 +126,9 @@ class SyncScorer:
         batch_size: int = 16,
     ):
         if latent_space and codec is None:
-            raise UserError("this SyncNet sees latents: the autoencoder they are from must be given")
+            raise UserError("this SyncNet takes latents: pass the autoencoder that encodes them")
         if audio_features == "whisper" and audio is None:
-            raise UserError("this SyncNet hears Whisper features: the Whisper checkpoint must be given")
+            raise UserError("this SyncNet takes Whisper features: pass the Whisper checkpoint")
         self.net = net.eval()
         self.num_frames, self.resolution = num_frames, resolution
         self.lower_half, self.batch_size = lower_half, batch_size
@@ -136,7 +138,7 @@ class SyncScorer:
 
     @property
     def shortest_clip(self) -> int:
-        """Frames a clip must have for `score`."""
+        """Fewest frames that `score` accepts."""
         return self.num_frames + OFFSET_REACH
 
     @property
@@ -155,7 +157,7 @@ class SyncScorer:
         """A SyncNet from its config and checkpoint; `codec` and `audio` as the class takes them.
 
         Raises:
-            UserError: a file is missing or damaged, the two do not fit, or codec or audio do not fit the network.
+            UserError: a file is missing or damaged, or config, weights, codec and audio do not match.
         """
         config = load_syncnet_config(config_path, *SYNCNET_SCHEMAS)
         net = load_into(lambda: make_syncnet(config.model), load_checkpoint(ckpt_path), exact=True)
@@ -169,7 +171,7 @@ class SyncScorer:
         codec: LatentCodec | None = None,
         audio: Audio2Feature | None = None,
     ) -> "SyncScorer":
-        """For a network at hand, trained as the `data` section of its config says."""
+        """Around a loaded network, given the `data` section of the config that it was trained with."""
         if data.video_fps != FPS:
             raise UserError(f"clips have {FPS} frames/s, this SyncNet was trained at {data.video_fps:g}; give another")
         return cls(
@@ -184,12 +186,12 @@ class SyncScorer:
         )
 
     def frames_of(self, faces: Tensor, wave: np.ndarray) -> int:
-        """How many frames both the pictures and the sound cover."""
+        """Number of frames covered by both video and audio."""
         return min(len(faces), count_frames(len(wave), FPS))
 
     @torch.no_grad()
     def embed_faces(self, faces: Tensor) -> Tensor:
-        """Embeddings of the windows from frame 0, 1, 2, ... on: (W, D) on the CPU, W = T - F + 1.
+        """Embeddings of the windows starting at frame 0, 1, 2, ...: (W, D) on the CPU, W = T - F + 1.
 
         Args:
             faces: (T, 3, R, R) aligned, in [-1, 1], 25 a second.
@@ -198,40 +200,40 @@ class SyncScorer:
             UserError: fewer frames than one window.
         """
         self._check_length(len(faces), self.num_frames)
-        pictures = self._pictures(faces)
+        inputs = self._visual_inputs(faces)
         if isinstance(self.net, FramewiseSyncNet):
-            return self._embed_runs(pictures)
-        windows = pictures.unfold(0, self.num_frames, 1).movedim(-1, 1)  # (W, F, C, H, W)
+            return self._embed_runs(inputs)
+        windows = inputs.unfold(0, self.num_frames, 1).movedim(-1, 1)  # (W, F, C, H, W)
         batches = windows.split(self.batch_size)
         images = (visual_input(batch, self.lower_half).to(self.device) for batch in batches)
         return torch.cat([self.net.embed_images(image).float().cpu() for image in images])
 
-    def _embed_runs(self, pictures: Tensor) -> Tensor:
-        """As `embed_faces`, of a network that looks at each frame of a run once: pictures (T, C, H, W) -> (W, D)."""
+    def _embed_runs(self, inputs: Tensor) -> Tensor:
+        """As `embed_faces`, for a network that processes each frame of a run once: (T, C, H, W) -> (W, D)."""
         beyond = self.num_frames - 1
-        starts = range(0, len(pictures) - beyond, RUN_WINDOWS)
-        runs = (pictures[None, start : start + RUN_WINDOWS + beyond] for start in starts)
+        starts = range(0, len(inputs) - beyond, RUN_WINDOWS)
+        runs = (inputs[None, start : start + RUN_WINDOWS + beyond] for start in starts)
         images = (visual_input(run, self.lower_half).to(self.device) for run in runs)
         return torch.cat([self.net.embed_images(image, stride=1).float().cpu() for image in images])
 
     @torch.no_grad()
     def embed_audio(self, wave: np.ndarray, frames: int) -> Tensor:
-        """Embeddings of the sound of the same windows: (W, D) on the CPU, W = frames - F + 1.
+        """Embeddings of the audio of the same windows: (W, D) on the CPU, W = frames - F + 1.
 
         Args:
-            wave: (N,) the sound from the first frame on, mono at 16 kHz in [-1, 1].
-            frames: video frames it is taken for.
+            wave: (N,) audio from the first frame on, mono at 16 kHz in [-1, 1].
+            frames: number of video frames.
 
         Raises:
             UserError: fewer frames than one window.
         """
         self._check_length(frames, self.num_frames)
-        batches = self._sounds(wave, frames).split(self.batch_size)
-        sounds = (audio_input(batch, self.audio_features).to(self.device) for batch in batches)
-        return torch.cat([self.net.embed_audio(sound).float().cpu() for sound in sounds])
+        batches = self._audio_inputs(wave, frames).split(self.batch_size)
+        inputs = (audio_input(batch, self.audio_features).to(self.device) for batch in batches)
+        return torch.cat([self.net.embed_audio(batch).float().cpu() for batch in inputs])
 
     def embed(self, faces: Tensor, wave: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(vision, audio), both (W, D): `embed_faces` and `embed_audio` as far as both reach."""
+        """(vision, audio), both (W, D): `embed_faces` and `embed_audio` over the frames covered by both."""
         frames = self.frames_of(faces, wave)
         return self.embed_faces(faces[:frames]), self.embed_audio(wave, frames)
 
@@ -246,12 +248,10 @@ class SyncScorer:
 
     def _check_length(self, frames: int, needed: int) -> None:
         if frames < needed:
-            raise UserError(
-                f"the clip has {frames} frames with sound, {needed} are needed to measure sync; leave it out"
-            )
+            raise UserError(f"the clip has {frames} frames with audio, sync needs {needed}; leave it out")
 
-    def _pictures(self, faces: Tensor) -> Tensor:
-        """(T, 3, R, R) -> the whole of what the network sees of each frame (T, C, H, W)."""
+    def _visual_inputs(self, faces: Tensor) -> Tensor:
+        """(T, 3, R, R) -> resized faces, or their latents, (T, C, H, W)."""
         if faces.shape[-1] != self.resolution:
             size = (self.resolution, self.resolution)
             faces = F.interpolate(faces.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
@@ -260,8 +260,8 @@ class SyncScorer:
             return faces
         return torch.cat([self.codec.encode(part).float().cpu() for part in faces.split(self.batch_size)])
 
-    def _sounds(self, wave: np.ndarray, frames: int) -> Tensor:
-        """What the dataset would give of each window: mel (W, 1, 80, columns) or Whisper rows (W, 2F, L, D)."""
+    def _audio_inputs(self, wave: np.ndarray, frames: int) -> Tensor:
+        """Audio features of each window, as in training: mel (W, 1, 80, columns) or Whisper rows (W, 2F, L, D)."""
         starts = range(frames - self.num_frames + 1)
         if self.audio is None:
             mel = syncnet_mel(torch.as_tensor(wave))

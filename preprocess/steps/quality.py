@@ -1,4 +1,4 @@
-"""Step 7: blurred, noisy or badly compressed pictures are left out."""
+"""Step 7: drop blurred, noisy or badly compressed clips."""
 
 from dataclasses import replace
 
@@ -13,11 +13,11 @@ STEP = "quality"
 
 def quality(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
     """Mean of the first, the middle and the last frame. Figures: `quality`, `quality_measure`."""
-    meter = tools.quality
+    metric = tools.quality
     frames = clip.faces[[0, clip.num_frames // 2, clip.num_frames - 1]]
-    value = float(np.mean([meter.measure(frame) for frame in frames]))
-    clip = replace(clip, figures={**clip.figures, "quality": round(value, 3), "quality_measure": meter.name})
-    needed = meter.default_threshold if settings.min_quality is None else settings.min_quality
+    value = float(np.mean([metric.compute(frame) for frame in frames]))
+    clip = replace(clip, figures={**clip.figures, "quality": round(value, 3), "quality_measure": metric.name})
+    needed = metric.default_threshold if settings.min_quality is None else settings.min_quality
     if value < needed:
-        return clip.dropped(STEP, f"{meter.name} {value:.1f}, {needed:g} is needed")
+        return clip.dropped(STEP, f"{metric.name} {value:.1f}, {needed:g} is needed")
     return clip

@@ -1,4 +1,4 @@
-"""Step 6: offset between lips and sound, measured and corrected; clips that are not in sync are left out.
+"""Step 6: correct the audio-visual offset; drop clips that are not in sync.
 
 Legend: T frames.
 """
@@ -13,23 +13,23 @@ from preprocess.settings import ProcessSettings
 from preprocess.tools import Tools
 
 STEP = "sync"
-SILENCE = 10 ** (-60 / 20)  # of full scale: nothing is said
+SILENCE = 10 ** (-60 / 20)  # of full scale
 
 
 def sync(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
-    """Moves the sound by the offset found, at whole frames; the ends that lose their partner are cut off.
+    """Shift the audio by the offset found, in whole frames; ends without a counterpart are cut off.
 
-    Figures: `offset` (frames that the sound was EARLY, see `latentsync.metrics.clip_sync`), `confidence`,
-    `sync_scorer`. Dropped: silence, too short to measure, confidence below the threshold, offset too large. A clip of
-    a source without sound stays as it is.
+    Figures: `offset` (frames by which the audio was early, see `latentsync.metrics.sync`), `confidence`,
+    `sync_scorer`. Dropped: silence, too short to score, confidence below the threshold, offset too large. A clip
+    without audio is left unchanged.
     """
     if clip.wave is None:
         return clip
     scorer = tools.scorer
     if abs(clip.wave).max(initial=0) < SILENCE:
-        return clip.dropped(STEP, "no sound")
+        return clip.dropped(STEP, "no audio")
     if clip.num_frames < scorer.min_frames:
-        return clip.dropped(STEP, f"{clip.num_frames} frames are too few to measure sync, {scorer.min_frames} needed")
+        return clip.dropped(STEP, f"{clip.num_frames} frames are too few to score sync, {scorer.min_frames} needed")
     found = scorer.score_faces(clip.faces, clip.wave)
     figures = {"offset": found.offset, "confidence": round(found.confidence, 4), "sync_scorer": found.scorer}
     clip = replace(clip, figures={**clip.figures, **figures})
@@ -38,19 +38,19 @@ def sync(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
     if found.confidence < threshold:
         return clip.dropped(STEP, f"sync confidence {found.confidence:.2f}, {threshold:g} is needed")
     if abs(found.offset) > settings.max_offset:
-        return clip.dropped(STEP, f"sound is {found.offset:+d} frames early, {settings.max_offset} can be mended")
-    clip = shift_sound(clip, found.offset)
+        return clip.dropped(STEP, f"audio is {found.offset:+d} frames early, the limit is {settings.max_offset}")
+    clip = shift_audio(clip, found.offset)
     if clip.num_frames < settings.min_frames:
         return clip.dropped(STEP, f"{clip.num_frames} frames are left in sync, {settings.min_frames} are needed")
     return clip
 
 
-def shift_sound(clip: Clip, offset: int) -> Clip:
-    """The clip with its sound `offset` frames later than it was (earlier if negative); nothing is made up."""
+def shift_audio(clip: Clip, offset: int) -> Clip:
+    """Delay the audio by `offset` frames (advance it if negative), without padding."""
     if offset == 0:
         return clip
     faces, wave = clip.faces, clip.wave
-    if offset > 0:  # what is seen at i was heard at i - offset
+    if offset > 0:  # the mouth at frame i belongs to the audio at i - offset
         return replace(
             clip,
             start=clip.start + Fraction(offset, FPS),

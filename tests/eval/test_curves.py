@@ -49,7 +49,7 @@ def test_share_of_shifts_that_are_found(clips, tmp_path, capsys):
     shown = capsys.readouterr()
     right = REACH + 2  # 0 to 8, and -1 for which 0 is near enough
     assert f"{right / (2 * REACH + 1):.1%} of 34 cases (2 clips)" in shown.out
-    assert "off.mp4: face 120 pixels, own offset +5: does not count" in shown.err and "small.mp4" in shown.err
+    assert "off.mp4: face 120 pixels, own offset +5: left out" in shown.err and "small.mp4" in shown.err
     rows = list(csv.DictReader((out / "offsets.csv").open(newline="")))
     assert len(rows) == 34 and sum(int(row["right"]) for row in rows) == 2 * right
     assert (out / "offsets.png").stat().st_size > 5000

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import frames
 from eval.eval_fvd import features_of, main
 from eval.frames import FaceChunk
+from latentsync.faces import video
+from latentsync.metrics import faces
 from latentsync.metrics.fvd import VideoFeatures
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import write_clip
@@ -46,7 +47,8 @@ def test_windows_of_all_clips_and_none_over_a_cut(i3d, caplog):
 
 def test_two_folders(i3d, tmp_path, monkeypatch, detector, capsys):
     monkeypatch.setattr(detector, "close", lambda: None)
-    monkeypatch.setattr(frames, "create_detector", lambda *args, **options: detector.reset() or detector)
+    for module in (video, faces):
+        monkeypatch.setattr(module, "create_detector", lambda *args, **options: detector.reset() or detector)
     real, fake = tmp_path / "real ä", tmp_path / "fake"
     for folder in (real, fake):
         (folder / "sub").mkdir(parents=True)
@@ -69,7 +71,7 @@ def test_what_is_wrong_is_told(i3d, tmp_path, capsys):
     (tmp_path / "a.mp4").touch()
     words = ["--real_videos_dir", str(tmp_path), "--fake_videos_dir", str(tmp_path)]
     assert main([*words, "--i3d_path", str(tmp_path / "none.pt")]) == 1
-    assert "the I3D network of FVD is not there" in capsys.readouterr().err
+    assert "the I3D network of FVD is missing" in capsys.readouterr().err
     assert main([*words, "--i3d_path", str(i3d), "--fake_videos_dir", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err
     assert main([*words, "--i3d_path", str(i3d)]) == 1

@@ -1,20 +1,19 @@
-"""A result's faces beside its source's, and results with the voice that drove them."""
+"""A result's faces beside its source's."""
 
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
 
-from eval import frames
-from eval.frames import PairedFaces, rescaled, with_voice
-from latentsync.media.audio import load_audio
-from latentsync.media.frame import VideoFrame
+from eval.frames import PairedFaces, rescaled
+from latentsync.faces import video
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import pingpong_index
+from latentsync.metrics import faces
+from latentsync.metrics.faces import aligned_runs
 from latentsync.utils.errors import UserError
-from tests.media.synthetic import numbers_of, tone, write_clip
+from preprocess.write import write_faces
 from tests.pipelines.scenes import clip, picture
 
 
@@ -26,7 +25,8 @@ def lent(detector, monkeypatch) -> None:
         return detector
 
     monkeypatch.setattr(detector, "close", lambda: None)
-    monkeypatch.setattr(frames, "create_detector", lend)
+    for module in (video, faces):
+        monkeypatch.setattr(module, "create_detector", lend)
 
 
 def gather(source: Path, result: Path) -> tuple[np.ndarray, ...]:
@@ -69,36 +69,14 @@ def test_files_that_do_not_belong_together(tmp_path):
     with pytest.raises(UserError, match="is 240x120, its source 160x120; give results of the whole frame"):
         PairedFaces(source, wide, 96)
     cv2.imwrite(str(tmp_path / "p.png"), picture())
-    with pytest.raises(UserError, match="is a picture"):
+    with pytest.raises(UserError, match="is an image"):
         PairedFaces(source, tmp_path / "p.png", 96)
 
 
-@pytest.mark.parametrize("rotation", [0, 90])
-def test_a_video_gets_the_samples_that_drove_it(tmp_path, rotation):
-    video = write_clip(tmp_path / "a\nb.mp4", 60, tone_seconds=2.4, rotation=rotation)
-    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 2 + 123).astype(np.float32)
-    with with_voice(video, wave, tmp_path) as voiced:
-        assert np.array_equal(load_audio(voiced, 16000), wave)
-        before, after = probe_video(video), probe_video(voiced)
-        assert (after.width, after.height, after.fps) == (before.width, before.height, before.fps)
-    assert not voiced.exists()
-
-
-def test_a_matroska_result_keeps_all_its_pictures(tmp_path):
-    """Where frames are predicted from later ones, its first packets have no decoding time."""
-    video = write_clip(tmp_path / "v.mkv", 30, options={"crf": "12", "preset": "fast", "bf": "2", "b-adapt": "0"})
-    with with_voice(video, tone(16000, 1.2), tmp_path) as voiced, av.open(str(voiced)) as container:
-        frames = [VideoFrame.from_rgb(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    assert numbers_of(frames) == list(range(30))
-
-
-def test_a_short_voice_and_a_file_that_is_no_video(tmp_path):
-    video = write_clip(tmp_path / "v.mp4", 5)
-    with with_voice(video, tone(16000, 0.12), tmp_path) as voiced:
-        assert len(load_audio(voiced, 16000)) == 1920
-    (tmp_path / "bad.mp4").write_bytes(b"text")
-    with (
-        pytest.raises(UserError, match="not a video"),
-        with_voice(tmp_path / "bad.mp4", np.zeros(9, np.float32), tmp_path),
-    ):
-        pass
+def test_a_clip_of_aligned_faces_is_not_aligned_again(tmp_path):
+    ((_, aligned),) = aligned_runs(probe_video(clip(tmp_path / "s.mp4", 4)), 96)
+    for name, images in {"a": aligned, "b": np.stack([cv2.GaussianBlur(face, (0, 0), 2) for face in aligned])}.items():
+        write_faces(tmp_path / f"{name}.mp4", images, None, crf=0)
+    indices, starts, result, source = gather(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    assert indices.tolist() == [0, 1, 2, 3] and starts.tolist() == [True, False, False, False]
+    assert np.abs(source.astype(int) - aligned).mean() < 2 < np.abs(result.astype(int) - source).mean()

@@ -32,10 +32,9 @@ class Copies:
     def __init__(self) -> None:
         self.calls: list[tuple] = []
 
-    def __call__(self, video: Path, audio: Path, target: Path, **options) -> Result:
+    def __call__(self, video: Path, audio: Path, target: Path, options: GenerationOptions) -> Result:
         probe_video(video)
         load_audio(audio, 16000)
-        options["seed"] = options.pop("generator").initial_seed()
         self.calls.append((video.name, audio.name, options))
         target.write_bytes(video.read_bytes())
         return Result(5)
@@ -57,7 +56,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def pipeline(monkeypatch) -> Copies:
     made, opened = Copies(), []
-    monkeypatch.setattr(latentsync, "load_pipeline", lambda **given: opened.append(given) or made)
+    monkeypatch.setattr(latentsync, "load_pipeline", lambda *places, **named: opened.append(places) or made)
     made.opened = opened
     return made
 
@@ -78,7 +77,7 @@ def test_bad_rows_are_rows_and_the_rest_is_done_by_one_pipeline(folder, pipeline
     assert fates(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
     assert len(pipeline.opened) == 1 and [name for name, *_ in pipeline.calls] == ["ä b.mp4", "two\nlines.mp4"]
     options = pipeline.calls[0][2]
-    assert (options["seed"], options["num_inference_steps"], options["solver"]) == (5, 3, "ddim")
+    assert (options.seed, options.inference_steps, options.solver) == (5, 3, "ddim")
     with (folder / "out" / "inference.csv").open(newline="") as file:
         reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
     assert "0 bytes" in reasons["empty"] and "can" in reasons["text__voice"] and "cannot be read" in reasons["none"]
@@ -111,7 +110,7 @@ def test_nothing_to_do_loads_nothing(folder, pipeline):
 
 def test_a_crash_leaves_no_result_that_is_taken_for_finished(folder, monkeypatch):
     class Dies(Copies):
-        def __call__(self, video, audio, target, **options):
+        def __call__(self, video, audio, target, options):
             target.write_bytes(b"half")
             raise MemoryError
 

@@ -3,7 +3,7 @@
 import pytest
 
 from eval.methods import GROUND_TRUTH, parse_methods
-from eval.pairs import Pair, read_pairs, speaks_own_voice
+from eval.pairs import Pair, read_pairs, speaks_own_audio
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import click_track, tone, write_audio, write_clip
 
@@ -18,7 +18,7 @@ def test_rows_are_relative_to_the_list_and_ids_have_defaults(tmp_path):
     pairs = read_pairs(written(tmp_path, '\ufeffvideo,audio,id\nä b.mp4,,\n"c,d.mp4",/v/x.wav,my id\n'))
     assert pairs[0] == Pair("ä b", tmp_path / "ä b.mp4", None)
     assert pairs[1].id == "my id" and pairs[1].video.name == "c,d.mp4" and str(pairs[1].audio) == "/v/x.wav"
-    assert pairs[0].voice == pairs[0].video and pairs[1].voice == pairs[1].audio
+    assert pairs[0].driving_audio == pairs[0].video and pairs[1].driving_audio == pairs[1].audio
 
 
 def test_line_breaks_in_names_do_not_get_into_ids(tmp_path):
@@ -59,11 +59,11 @@ def test_a_separate_file_of_the_same_sound_is_the_videos_own(tmp_path):
     same = write_audio(tmp_path / "same.wav", tone(16000, 1.0))
     other = write_audio(tmp_path / "other.wav", click_track(16000, 1.0, [0.1, 0.5]))
     silent = write_clip(tmp_path / "silent.mp4", 5)
-    assert speaks_own_voice(Pair("a", video)) and speaks_own_voice(Pair("a", video, video))
-    assert speaks_own_voice(Pair("a", video, same))
-    assert not speaks_own_voice(Pair("a", video, other)) and not speaks_own_voice(Pair("a", silent, same))
+    assert speaks_own_audio(Pair("a", video)) and speaks_own_audio(Pair("a", video, video))
+    assert speaks_own_audio(Pair("a", video, same))
+    assert not speaks_own_audio(Pair("a", video, other)) and not speaks_own_audio(Pair("a", silent, same))
     with pytest.raises(UserError, match="no such audio"):
-        speaks_own_voice(Pair("a", video, tmp_path / "none.wav"))
+        speaks_own_audio(Pair("a", video, tmp_path / "none.wav"))
 
 
 def test_methods_are_folders_or_models_and_the_ground_truth_comes_first(tmp_path):
@@ -92,8 +92,8 @@ def test_methods_are_folders_or_models_and_the_ground_truth_comes_first(tmp_path
         (["a/b=pipeline:embedded"], "cannot name a method"),
         (["=pipeline:embedded"], "cannot name a method"),
         (["x=pipeline:unheard"], "there is no model 'unheard'; choose one of"),
-        (["x=pipeline:embedded", "x=pipeline:embedded"], "two methods are called 'x'"),
-        (["ground truth=pipeline:embedded"], "two methods are called 'ground truth'"),
+        (["x=pipeline:embedded", "x=pipeline:embedded"], "two methods are named 'x'"),
+        (["ground truth=pipeline:embedded"], "two methods are named 'ground truth'"),
     ],
 )
 def test_methods_that_are_wrong(tmp_path, words, message):

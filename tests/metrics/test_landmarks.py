@@ -5,7 +5,7 @@ import pytest
 
 from latentsync.faces.mediapipe_detector import EYE_CORNERS
 from latentsync.faces.mouth import CHIN, FOREHEAD, INNER_LIPS
-from latentsync.metrics.landmarks import LIPS, NUM_POINTS, STILL, FaceMesh, JitterMeter, landmark_distance, openings
+from latentsync.metrics.landmarks import LIPS, NUM_POINTS, STILL, FaceMesh, JitterMetric, landmark_distance, openings
 from tests.metrics.faces import aligned_portrait
 
 
@@ -18,12 +18,12 @@ def points() -> np.ndarray:
 
 
 def jitter(made: np.ndarray, real: np.ndarray, chunk: int = 6, starts: tuple[int, ...] = (0,)) -> float:
-    meter = JitterMeter(STILL)
+    metric = JitterMetric(STILL)
     begins = np.isin(np.arange(len(made)), starts)
     for first in range(0, len(made), chunk):
         part = slice(first, first + chunk)
-        meter.add(made[part], real[part], begins[part])
-    return meter.ratio()
+        metric.update(made[part], real[part], begins[part])
+    return metric.compute()
 
 
 def test_shifted_landmarks_are_as_far_as_they_were_shifted(points):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentsync.metrics.picture_quality import HyperIQAMeter
+from latentsync.metrics.picture_quality import HyperIQAMetric
 from latentsync.models.hyperiqa import HyperIQA
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_, seeded_input
@@ -36,8 +36,8 @@ def test_loading_is_strict_and_the_meter_takes_any_size(net, tmp_path):
     path = tmp_path / "koniq_pretrained.pkl"
     torch.save(net.state_dict(), path)
     picture = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8).numpy()
-    meter = HyperIQAMeter(path)
-    assert meter.measure(picture) == pytest.approx(meter.measure(picture))
+    metric = HyperIQAMetric(path)
+    assert metric.compute(picture) == pytest.approx(metric.compute(picture))
     torch.save({name: tensor for name, tensor in net.state_dict().items() if name != "fc5b_fc.bias"}, path)
     with pytest.raises(UserError, match=r"fc5b_fc\.bias"):
-        HyperIQAMeter(path)
+        HyperIQAMetric(path)

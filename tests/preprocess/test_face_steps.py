@@ -82,9 +82,9 @@ def test_a_cut_that_the_shot_detector_missed_ends_the_clip(tools):
 
 def test_no_face_and_too_short_a_stretch_are_told(tools):
     (nobody,) = run([NONE] * 5, tools)
-    assert (nobody.drop.step, nobody.drop.reason) == ("faces", "no face in sight")
+    assert (nobody.drop.step, nobody.drop.reason) == ("faces", "no face in view")
     (short,) = run([ONE] * 3, tools)
-    assert short.drop.reason == "a face in sight for 3 frames, 5 are needed" and short.faces is None
+    assert short.drop.reason == "a face in view for 3 frames, 5 are needed" and short.faces is None
 
 
 def test_small_faces(tools):

@@ -93,7 +93,7 @@ def test_pictures_and_silent_videos_teach_faces(tmp_path, monkeypatch, detector)
     with (out / "manifest.csv").open(newline="", encoding="utf-8") as file:
         clips = {row["source"]: row for row in csv.DictReader(file) if row["kind"] == "clip"}
     assert (clips["all/eve.png"]["frames"], clips["all/eve.png"]["has_sound"]) == ("1", "0")
-    assert clips["all/wall_1.png"]["reason"] == "no face in sight" and summary.kept == 4
+    assert clips["all/wall_1.png"]["reason"] == "no face in view" and summary.kept == 4
     assert [item.person for item in read_fileslist(out / "train.txt")] == ["bob"]
     assert [item.person for item in read_fileslist(out / "faces.txt")] == ["bob", "bob", "eve"]
     (held_out,) = read_fileslist(out / "held_out" / "train.txt")

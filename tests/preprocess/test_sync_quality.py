@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from latentsync.metrics.clip_sync import ClipSync
-from latentsync.metrics.picture_quality import SharpnessMeter, centre_crop, open_quality_meter
+from latentsync.metrics.picture_quality import SharpnessMetric, center_crop, open_quality_metric
 from latentsync.utils.errors import UserError
 from preprocess.clip import Clip
 from preprocess.settings import ProcessSettings
 from preprocess.steps.quality import quality
-from preprocess.steps.sync import shift_sound, sync
+from preprocess.steps.sync import shift_audio, sync
 from preprocess.tools import Tools
 from tests.pipelines.scenes import head
 
@@ -45,7 +45,7 @@ def clip(offset: int = 0, frames: int = 30) -> Clip:
 
 def test_equal_numbers_are_together_after_the_shift():
     for offset in (-4, -1, 0, 3, 6):
-        moved = shift_sound(clip(offset), offset)
+        moved = shift_audio(clip(offset), offset)
         seen = moved.faces[:, 0, 0, 0].astype(int)
         heard = np.rint(moved.wave[::640] * 1000).astype(int)
         assert seen.tolist() == heard.tolist() and len(seen) == 30 - abs(offset)
@@ -53,7 +53,7 @@ def test_equal_numbers_are_together_after_the_shift():
         assert moved.start == 2 + Fraction(int(seen[0]) - 20, 25)
 
 
-def test_offset_is_mended_and_told():
+def test_offset_is_corrected_and_recorded():
     tools = SimpleNamespace(scorer=Told())
     mended = sync(clip(4), SETTINGS, tools)
     assert mended.drop is None and mended.figures == {"offset": 4, "confidence": 2.0, "sync_scorer": "told"}
@@ -63,12 +63,12 @@ def test_offset_is_mended_and_told():
 @pytest.mark.parametrize(
     ("made", "tools", "changes", "reason"),
     [
-        (clip(7), Told(), {}, r"sound is \+7 frames early, 6 can be mended"),
+        (clip(7), Told(), {}, r"audio is \+7 frames early, the limit is 6"),
         (clip(0), Told(0.9), {}, "sync confidence 0.90, 1 is needed"),
         (clip(0), Told(2.0), {"sync_conf_threshold": 3.0}, "sync confidence 2.00, 3 is needed"),
         (clip(0, 4), Told(), {}, "4 frames are too few"),
         (clip(5, 13), Told(), {}, "8 frames are left in sync, 10 are needed"),
-        (replace(clip(), wave=np.zeros(30 * 640, np.float32)), Told(), {}, "no sound"),
+        (replace(clip(), wave=np.zeros(30 * 640, np.float32)), Told(), {}, "no audio"),
     ],
 )
 def test_what_is_left_out(made, tools, changes, reason):
@@ -80,7 +80,7 @@ def test_what_is_left_out(made, tools, changes, reason):
 def test_blurred_faces_are_left_out():
     sharp = cv2.resize(head(), (128, 128), interpolation=cv2.INTER_CUBIC)
     blurred = cv2.GaussianBlur(sharp, (0, 0), 2)
-    tools = SimpleNamespace(quality=SharpnessMeter())
+    tools = SimpleNamespace(quality=SharpnessMetric())
     good = quality(replace(clip(), faces=np.stack([sharp] * 3)), SETTINGS, tools)
     assert good.drop is None and good.figures["quality_measure"] == "sharpness" and good.figures["quality"] > 0.45
     bad = quality(replace(clip(), faces=np.stack([blurred] * 3)), SETTINGS, tools)
@@ -92,22 +92,22 @@ def test_blurred_faces_are_left_out():
 
 def test_sharpness_does_not_count_light_or_contrast():
     face = cv2.resize(head(), (128, 128)).astype(float)
-    meter = SharpnessMeter()
-    whole, dim = (meter.measure(np.rint(picture).astype(np.uint8)) for picture in (face, face * 0.5 + 20))
+    metric = SharpnessMetric()
+    whole, dim = (metric.compute(np.rint(picture).astype(np.uint8)) for picture in (face, face * 0.5 + 20))
     assert dim == pytest.approx(whole, rel=0.15)
 
 
 def test_which_measure_is_opened(tmp_path):
-    assert open_quality_meter("auto", checkpoints=tmp_path).name == "sharpness"
+    assert open_quality_metric("auto", checkpoints=tmp_path).name == "sharpness"
     with pytest.raises(UserError, match=r"koniq_pretrained\.pkl\); run"):
-        open_quality_meter("hyperiqa", checkpoints=tmp_path)
+        open_quality_metric("hyperiqa", checkpoints=tmp_path)
     with pytest.raises(UserError, match="choose one of auto, hyperiqa, sharpness"):
-        open_quality_meter("niqe")
+        open_quality_metric("niqe")
 
 
 @pytest.mark.parametrize("shape", [(300, 400, 3), (128, 128, 3), (224, 224, 3)])
-def test_centre_crop(shape):
-    assert centre_crop(np.zeros(shape, np.uint8), 224).shape == (224, 224, 3)
+def test_center_crop(shape):
+    assert center_crop(np.zeros(shape, np.uint8), 224).shape == (224, 224, 3)
 
 
 def test_other_weights_of_the_scorer_are_other_tools(tmp_path):

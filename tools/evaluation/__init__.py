@@ -1,1 +1,0 @@
-"""The parts of tools/evaluate_embedded.py."""
