@@ -50,8 +50,9 @@ class LogMel:
 
     def _maximum(self) -> float:
         starts = range(0, self.num_frames, BLOCK_FRAMES)
-        maxima = [self._log_power(s, min(s + BLOCK_FRAMES, self.num_frames)).max() for s in starts]
-        maximum = torch.stack(maxima).max().item()
+        # Numbers, not tensors: small tensors kept between the large ones of each block fragment the heap.
+        maxima = [self._log_power(s, min(s + BLOCK_FRAMES, self.num_frames)).max().item() for s in starts]
+        maximum = float(np.max(maxima))
         if not np.isfinite(maximum):
             raise UserError("the audio holds NaN or infinite samples; re-export it as 16-bit PCM")
         return maximum
