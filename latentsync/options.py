@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from latentsync.utils.errors import UserError, did_you_mean
 
-AUTO = "auto"
+AUTO: Final = "auto"
 DEFAULT_SEED, MAX_SEED = 1247, 2**63 - 1
 MAX_FPS = 240
 MAX_NAME = 300
