@@ -109,7 +109,7 @@ def test_too_small_pictures_are_told(lpips):
 
 def test_a_missing_lpips_package_is_told(monkeypatch):
     monkeypatch.setattr("latentsync.models.perceptual.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="requirements-nodeps.txt"):
+    with pytest.raises(UserError, match="pip install --no-deps lpips"):
         LPIPS(random_trunk=True)
 
 

@@ -23,7 +23,8 @@ from latentsync.models.lora import add_lora, save_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.options import OPTIONS
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from scripts.inference import INTERRUPTED, build_parser, main, parse_options
+from latentsync.utils.commands import INTERRUPTED
+from scripts.inference import build_parser, main, parse_options
 from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import PORTRAIT, clip, picture
 from tests.tiny_model import PROJECT_ROOT, UNET

@@ -104,7 +104,7 @@ class Browser:
 @contextmanager
 def chromium(address: str, folder: Path) -> Iterator[Browser]:
     """A browser at `address`, or the test is skipped. Pictures go to LATENTSYNC_SCREENSHOTS, else to `folder`."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs requirements-tests.txt")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra [dev]")
     program, driver_program = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if program is None or driver_program is None:
         pytest.skip("needs Chromium and its driver")

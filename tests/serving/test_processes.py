@@ -46,8 +46,8 @@ def test_a_job_survives_its_worker(tmp_path):
 
 @pytest.mark.slow
 def test_ray_replicas_do_the_jobs(tmp_path):
-    ray = pytest.importorskip("ray", reason="needs requirements-ray.txt")
-    pytest.importorskip("ray.serve", reason="needs requirements-ray.txt")
+    ray = pytest.importorskip("ray", reason="needs the extra [ray]")
+    pytest.importorskip("ray.serve", reason="needs the extra [ray]")
     from latentsync.serving import ray_serve
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

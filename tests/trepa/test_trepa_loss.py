@@ -122,7 +122,7 @@ def test_half_precision_weights_are_close(loss, weights):
 def test_missing_weights_are_named_with_their_source_and_the_way_out(tmp_path):
     with pytest.raises(UserError) as caught:
         TREPALoss("cpu", tmp_path / "none.pth", True)
-    for part in ("none.pth", "ByteDance/LatentSync-1.5", "download_checkpoints", "run.trepa_loss_weight to 0"):
+    for part in ("none.pth", "ByteDance/LatentSync-1.5", "latentsync download", "run.trepa_loss_weight to 0"):
         assert part in str(caught.value)
 
 

@@ -1,5 +1,6 @@
 """The checkpoint table: what is found, what is chosen, what is said when something is absent."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,3 +135,15 @@ def test_memory_of_an_unknown_device_is_no_limit() -> None:
     import torch
 
     assert device_memory_gb(torch.device("xpu")) == float("inf")
+
+
+def test_a_published_unet_is_identified_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "any name.pt"
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    model = REGISTRY["latentsync-1.5"].model
+    for sha256, name in ((digest, "latentsync-1.5"), ("0" * 64, None)):
+        unet = replace(model.unet, size=len(b"weights"), sha256=sha256)
+        entry_ = replace(REGISTRY["latentsync-1.5"], model=replace(model, unet=unet))
+        monkeypatch.setitem(REGISTRY, "latentsync-1.5", entry_)
+        assert registry.identify(path) == name
