@@ -46,6 +46,8 @@ def test_the_libraries_stay_whole_for_others():
         " up_block_types=['UpDecoderBlock2D']);"
         "codec = LatentCodec(AutoencoderKL(**tiny));"
         "print(issubclass(AutoencoderKL, PeftAdapterMixin), callable(whisper.decode),"
-        " callable(whisper.transcribe), mediapipe.solutions.drawing_utils.__name__, codec.factor, UNet2DModel.__name__)"
+        " callable(whisper.transcribe), mediapipe.Image.__name__,"
+        " mediapipe.solutions.drawing_utils.DrawingSpec.__name__, mediapipe.solutions.face_mesh.FaceMesh.__name__,"
+        " codec.factor, UNet2DModel.__name__)"
     )
-    assert run(code).split() == ["True", "True", "True", "mediapipe.python.solutions.drawing_utils", "1", "UNet2DModel"]
+    assert run(code).split() == "True True True Image DrawingSpec FaceMesh 1 UNet2DModel".split()

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from latentsync import load_pipeline
 from latentsync.options import AUTO, GenerationOptions
+from latentsync.pipelines.run import resolve_options
 
 PIPELINE = "LATENTSYNC_PIPELINE"
 CATEGORY = "LatentSync"
@@ -93,7 +94,7 @@ class LipSync:
         """Frames as many as the audio lasts; of odd height or width as they were."""
         if len(audio["waveform"]) != 1:
             raise ValueError(f"one audio at a time, not a batch of {len(audio['waveform'])}")
-        resolved = GenerationOptions(**read_options(options))
+        resolved = resolve_options(None, read_options(options))
         source = (audio["waveform"][0], audio["sample_rate"])
         height, width = images.shape[1:3]
         # One float frame at a time, so that the peak is the output and not a second copy of it.

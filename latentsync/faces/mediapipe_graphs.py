@@ -5,6 +5,9 @@ The models are inside the mediapipe 0.10.21 wheel. The mesh runs in a graph of o
 misses small faces, and the region cannot be carried from frame to frame.
 """
 
+import importlib
+import importlib.metadata
+import importlib.util
 import os
 import re
 import sys
@@ -13,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import cv2
@@ -34,6 +38,7 @@ MODULES = (
     "python.solutions.face_detection",
     "python.solutions.face_mesh",
 )
+SOLUTIONS = "mediapipe.python.solutions"
 MESH_GRAPH = """
 input_stream: "image"
 input_stream: "roi"
@@ -109,6 +114,27 @@ def quiet_stderr() -> Iterator[None]:
                 os.write(2, rest)
 
 
+class _LazyMediapipe(ModuleType):
+    """The package mediapipe, whose contents are imported on first use: for other code in this process. (The real
+    `__init__` imports everything, and fails where parts of it are imported already.)"""
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__("mediapipe")
+        self.__spec__, self.__path__ = spec, list(spec.submodule_search_locations or ())
+
+    def __getattr__(self, name: str) -> object:
+        if name == "__version__":
+            value: object = importlib.metadata.version("mediapipe")
+        elif name.startswith("__"):
+            raise AttributeError(name)
+        elif name in ("solutions", "tasks"):
+            value = importlib.import_module("mediapipe.tasks.python" if name == "tasks" else SOLUTIONS)
+        else:
+            value = getattr(importlib.import_module("mediapipe.python"), name)
+        setattr(self, name, value)
+        return value
+
+
 def import_mediapipe() -> dict[str, ModuleType]:
     """The modules of `MODULES` by name, without mediapipe's drawing and audio; the log level is set first.
 
@@ -117,9 +143,12 @@ def import_mediapipe() -> dict[str, ModuleType]:
     """
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    bare = ("mediapipe", "mediapipe.python.solutions")
+    spec = importlib.util.find_spec("mediapipe")
+    if "mediapipe" not in sys.modules and spec is not None:
+        sys.modules["mediapipe"] = _LazyMediapipe(spec)
     try:
-        return {name.rpartition(".")[2]: import_light(f"mediapipe.{name}", bare=bare) for name in MODULES}
+        loaded = [import_light(f"mediapipe.{name}", bare=(SOLUTIONS,), forget=SOLUTIONS) for name in MODULES]
+        return {module.__name__.rpartition(".")[2]: module for module in loaded}
     except ImportError as error:
         raise UserError(
             f"the face detector needs mediapipe 0.10.21 ({error}): pip install --no-deps mediapipe==0.10.21"

@@ -2,15 +2,28 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from latentsync.faces import video
 from latentsync.faces.tracking import TrackedFace
-from latentsync.faces.video import AlignedFace, FaceAligner, TrackedFrame, align_frames, face_runs
+from latentsync.faces.video import (
+    AlignedFace,
+    FaceAligner,
+    PeopleTracker,
+    TrackedFrame,
+    align_frames,
+    face_runs,
+    read_faces,
+)
 from latentsync.media.frame import VideoFrame
+from latentsync.media.probe import probe_video
+from latentsync.media.timeline import open_timeline
 from latentsync.pipelines.lipsync_pipeline import batch_runs
 from latentsync.utils.affine_transform import AlignRestore
+from tests.pipelines.scenes import WIDTH, clip, picture
 
 ANCHORS = np.array([[45.0, 40.0], [75.0, 40.0], [60.0, 55.0]])
 
@@ -90,6 +103,59 @@ def test_batches_hold_equal_runs(pattern, size, batches):
     assert [len(batch) for batch in made] == batches
     flat = [item.index for batch in made for run in batch for item in run]
     assert flat == list(range(len(pattern)))
+
+
+def test_one_person_of_a_video_file(tmp_path, shared_detector):
+    path = clip(tmp_path / "clip.mp4", 6)
+    frames = list(read_faces(path, 64))
+    assert [item.index for item in frames] == list(range(6))
+    assert [item.face.starts for item in frames] == [True] + [False] * 5
+    assert all(item.face.pixels.shape == (64, 64, 3) for item in frames)
+    assert len(list(read_faces(path, 64, duration=Fraction(10, 25)))) == 10  # forward, then backward
+    assert len(list(read_faces(path, 64, fps=Fraction(50)))) == 12
+
+
+def test_a_reader_that_is_closed_releases_file_and_detector(tmp_path, monkeypatch):
+    closed = []
+
+    class NoFaces:
+        def reset(self) -> None: ...
+
+        def detect(self, image: np.ndarray) -> list:
+            return []
+
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr(video, "create_detector", lambda *_, **__: NoFaces())
+    reader = read_faces(clip(tmp_path / "clip.mp4", 3), 64)
+    assert next(reader).face is None
+    reader.close()
+    assert len(closed) == 1
+    lent = NoFaces()
+    assert [item.face for item in read_faces(tmp_path / "clip.mp4", 64, detector=lent)] == [None] * 3
+    assert lent not in closed
+
+
+def test_all_people_of_a_video(tmp_path, detector):
+    """Two people, then a cut to one of them."""
+
+    def draw(index: int) -> np.ndarray:
+        if index < 6:
+            return picture(((10, 0), (170, 0)), width=2 * WIDTH)
+        return picture(((100, 0),), (220, 210, 150), width=2 * WIDTH)
+
+    detector.static = False
+    tracker = PeopleTracker(detector, 64)
+    info = probe_video(clip(tmp_path / "clip.mp4", 10, draw))
+    with open_timeline(info, Fraction(10, 25), Fraction(25)) as frames:
+        tracks = list(tracker.tracks(frames))
+    assert tracker.most == 2
+    assert sorted((track.person, track.start, len(track)) for track in tracks) == [(0, 0, 6), (1, 0, 6), (2, 6, 4)]
+    for track in tracks:
+        assert track.pixels[0].shape == (64, 64, 3) and (track.widths > 20).all() and 0 <= track.jitter < 0.2
+    left, right = (np.mean(tracks[index].boxes, axis=0)[0] for index in (0, 1))
+    assert abs(left - right) > 100
 
 
 def test_a_face_is_cut_out_upright_at_the_working_resolution():
