@@ -177,7 +177,7 @@ def test_a_range_is_the_same_on_every_surface(option, tmp_path, page_form):
             lambda values: in_the_batch_command(values, tmp_path),
             parse_options,
         ):
-            with pytest.raises(UserError, match=f"{name} must be a .*number from .*, not "):
+            with pytest.raises(UserError, match=rf"{name} must be a .*number from .*, not |more than 64 bits|number of 64 bits, more"):
                 parse({**NEEDS.get(name, {}), name: str(value)})
     for value in (option.low, option.high):
         assert getattr(on_command_line({**NEEDS.get(name, {}), name: str(value)}), name) == value
@@ -201,7 +201,7 @@ def test_choices_are_the_same_everywhere(page_form):
 
 def test_names_declared_here_are_those_that_are_implemented():
     assert set(ENHANCERS) == set(enhancers._OPENERS)
-    assert set(SOLVERS) == set(sampling.SOLVERS)
+    assert set(SOLVERS) == {sampling.DDIM, sampling.DPM_PLUS_PLUS}
     with pytest.raises(UserError):
         create_detector("none")
     create_detector(DETECTORS[1]).close()
@@ -329,5 +329,5 @@ def test_a_job_runs_with_its_mask_and_within_the_services_limit(tmp_path):
     for seconds, longest in ((None, 9.0), (5.0, 5.0), (20.0, 9.0)):
         options = GenerationOptions(max_seconds=seconds, chunk_batch_size=4)
         run_job(JobKind.LIPSYNC, options, files, tmp_path / "o", models, lambda *_: None, max_seconds=9.0)
-        assert (seen["mask_image_path"], seen["max_seconds"]) == (files["mask"], longest)
-    assert seen["files"] == (files["video"], files["audio"], tmp_path / "o") and seen["chunk_batch_size"] == 4
+        assert (seen["options"].mask_image_path, seen["options"].max_seconds) == (files["mask"], longest)
+    assert seen["files"] == (files["video"], files["audio"], tmp_path / "o") and seen["options"].chunk_batch_size == 4

@@ -6,13 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from latentsync.models.enhancers import FaceEnhancer
-from latentsync.options import GenerationOptions
+from latentsync.options import GenerationOptions, parse_options
 from latentsync.pipelines.sampling import Sampling
-from latentsync.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,7 @@ def resolve_options(options: GenerationOptions | None, changes: Mapping[str, Any
         UserError: an unknown option, or a value out of its range.
     """
     given = {name: value for name, value in changes.items() if value is not None}
-    try:
-        return GenerationOptions.model_validate({**(options.model_dump() if options else {}), **given})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"])) or "options"
-        raise UserError(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}") from error
+    return parse_options({**dict(options or {}), **given})
 
 
 def make_generator(seed: int) -> torch.Generator:

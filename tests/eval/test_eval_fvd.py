@@ -75,7 +75,7 @@ def test_what_is_wrong_is_told(i3d, tmp_path, capsys):
     assert main([*words, "--i3d_path", str(i3d), "--fake_videos_dir", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err
     assert main([*words, "--i3d_path", str(i3d)]) == 1
-    assert "give --trust" in capsys.readouterr().err
+    assert "pass --trust" in capsys.readouterr().err
     assert main([*words, "--i3d_path", str(i3d), "--trust"]) == 1
     assert "FVD needs more of them" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:

@@ -32,7 +32,7 @@ def test_which_scorer_is_opened(published_path, tmp_path, monkeypatch):
     (tmp_path / "auxiliary").mkdir()
     monkeypatch.setattr(clip_sync, "EmbeddedScorer", lambda device: "embedded")
     assert open_sync_scorer("auto", checkpoints=tmp_path) == "embedded"
-    with pytest.raises(UserError, match=r"syncnet_v2\.model\); run `python -m tools\.download_checkpoints"):
+    with pytest.raises(UserError, match=r"syncnet_v2\.model\); run `latentsync download"):
         open_sync_scorer("syncnet_v2", checkpoints=tmp_path)
     with pytest.raises(UserError, match="choose one of auto, syncnet_v2, embedded"):
         open_sync_scorer("lse")

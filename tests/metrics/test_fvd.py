@@ -21,7 +21,7 @@ def windows(network: VideoFeatures, count: int, stride: int, ends: tuple[int, ..
     clip = ClipFeatures(network, stride)
     for number in range(count):
         if number in ends:
-            clip.end_stretch()
+            clip.end_run()
         clip.add(np.full((224, 224, 3), number, np.uint8))
     return first_and_last(clip.features())
 
@@ -45,10 +45,10 @@ def test_a_clip_that_is_too_short_gives_nothing(network):
 
 
 def test_files_that_are_no_network_are_told(tmp_path):
-    with pytest.raises(UserError, match="not there"):
+    with pytest.raises(UserError, match="is missing"):
         VideoFeatures.from_pretrained(tmp_path / "none.pt")
     (tmp_path / "bad.pt").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="damaged or no TorchScript"):
+    with pytest.raises(UserError, match="damaged or not a TorchScript"):
         VideoFeatures.from_pretrained(tmp_path / "bad.pt", trust=True)
 
 
