@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
-from latentsync.training.syncnet_parts import find_parts, open_data
+from latentsync.training.syncnet_setup import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.registry import PROJECT_ROOT, project_path
-from latentsync.utils.syncnet_config import load_syncnet_config
 
 EMBEDDED = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
 

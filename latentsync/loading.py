@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 
+from latentsync.config.diffusers_config import build_from_config
+from latentsync.config.unet import load_unet_config
 from latentsync.faces.sharpen import Sharpener
 from latentsync.models.enhancers import FaceEnhancer, open_enhancer
 from latentsync.models.lora import load_lora
@@ -15,8 +17,6 @@ from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.utils.config import load_unet_config
-from latentsync.utils.diffusers_config import build_from_config
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import REGISTRY, ResolvedModel, default_name, resolve
 from latentsync.whisper.audio2feature import Audio2Feature

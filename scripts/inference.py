@@ -141,7 +141,7 @@ def join_values(words: Sequence[str], parser: argparse.ArgumentParser) -> list[s
 
 def read_config(path: Path) -> dict[str, object]:
     """Values of a YAML file, checked as the same options on the command line would be. Raises UserError."""
-    from latentsync.utils.yaml_files import read_yaml
+    from latentsync.config.yaml_files import read_yaml
 
     values = read_yaml(path).values
     parser = build_parser(_ConfigParser)

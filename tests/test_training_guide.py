@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from latentsync.config.syncnet import load_syncnet_config
+from latentsync.config.unet import load_unet_config
 from latentsync.models.stable_syncnet import StableSyncNetConfig
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.config import load_unet_config
-from latentsync.utils.syncnet_config import load_syncnet_config
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (PROJECT_ROOT / "docs" / "training.md").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.metrics.sync import SyncScorer
 from latentsync.models.perceptual import LPIPS, VGG16
@@ -26,7 +27,6 @@ from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT, SYNCNET, entry, project_path
-from latentsync.utils.syncnet_config import load_syncnet_config
 from tools.benchmarks.report import machine
 from tools.evaluation.clips import FPS, HeldOutClip, LoadedClip, load_clip, load_voice, read_held_out
 from tools.evaluation.evaluation import SECTIONS, WRONG_VOICES, Evaluation, Outcome

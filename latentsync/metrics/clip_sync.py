@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.data.clips import to_pixel_values
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
@@ -42,7 +43,6 @@ from latentsync.utils.registry import (
     PROJECT_ROOT,
     resolve,
 )
-from latentsync.utils.syncnet_config import load_syncnet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)

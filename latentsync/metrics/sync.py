@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsync.data.syncnet_mel import mel_window, syncnet_mel
+from latentsync.config.syncnet import SyncNetDataConfig, load_syncnet_config
+from latentsync.data.audio import mel_window, syncnet_mel
 from latentsync.models.framewise_syncnet import FramewiseSyncNet
 from latentsync.models.syncnet_input import ROWS_PER_FRAME, AudioFeatures, audio_input, visual_input, whisper_rows
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
-from latentsync.utils.syncnet_config import SyncNetDataConfig, load_syncnet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 from latentsync.whisper.windows import count_frames
 

@@ -10,23 +10,22 @@ an audio row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentsync.config.schema import SchemaError, require, require_positive, section
 from latentsync.models.syncnet_config import InputChannels
 from latentsync.models.syncnet_input import ROWS_PER_FRAME
-from latentsync.utils.schema import SchemaError, require, require_positive
 
 NORM_GROUPS = 8
 FRAME_STRIDES = ((1, 2), (2, 2), (2, 2))  # of a lower half, 8 x 16 cells, to 2 x 2
 STEPS = 3  # a window of frames is halved so often, one of audio rows once more
 
 
-@dataclass(frozen=True)
+@section
 class FramewiseSyncNetConfig:
     """`model` section of a config file for this network.
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from latentsync.data.draws import item_rng
-from latentsync.data.windows import draw_shifted, draw_start_and_reference, spread_start
+from latentsync.data.clip_dataset import draw_shifted, draw_start_and_reference, spread_start
+from latentsync.data.sampler import item_rng
 
 
 @pytest.mark.parametrize("total", [8, 9, 11, 12, 30])

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from latentsync.config.schema import build
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.framewise_syncnet import FramewiseSyncNet, FramewiseSyncNetConfig
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import PROJECT_ROOT
-from latentsync.utils.schema import build
-from latentsync.utils.syncnet_config import load_syncnet_config
 
 TINY = {
     "frame_channels": 2,

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.metrics.sync import SyncScorer, offset_score
 from latentsync.models.stable_syncnet import StableSyncNet
@@ -17,7 +18,6 @@ from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.utils.checkpoints import save_checkpoint
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import PROJECT_ROOT
-from latentsync.utils.syncnet_config import load_syncnet_config
 from preprocess.write import write_faces
 from tests.conformance.seeded import fill_
 from tests.tiny_model import RESOLUTION, TinyFiles
