@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from fractions import Fraction
 
+from latentsync.constants import FPS
 from latentsync.faces.factory import DETECTORS
 from latentsync.utils.errors import UserError
-from preprocess.clip import FPS
 from tools.write_fileslist import compile_pattern
 
 # Raised when the same settings come to give other clips: what was made before is then made anew.

@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from latentsync.constants import PROJECT_ROOT
 from latentsync.utils.errors import UserError
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
 COMPOSE = "docker-compose.yml"
 PORT = "8000"

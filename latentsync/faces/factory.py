@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from latentsync.constants import CHECKPOINTS_DIR
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.insightface_detector import InsightFaceDetector, missing_models
 from latentsync.utils.errors import UserError
 
 DETECTORS = ("auto", "mediapipe", "insightface")
-DEFAULT_MODEL_ROOT = Path(__file__).resolve().parents[2] / "checkpoints" / "auxiliary"
+DEFAULT_MODEL_ROOT = CHECKPOINTS_DIR / "auxiliary"
 
 
 def create_detector(

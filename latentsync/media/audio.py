@@ -11,6 +11,7 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.media.paths import check_input_path, open_input
 from latentsync.utils.errors import UserError
 
@@ -27,7 +28,7 @@ _HOLE_SECONDS = 0.04
 _MAX_HOLE_SECONDS = 3600
 
 
-def load_audio(path: str | os.PathLike, sample_rate: int = 16000) -> np.ndarray:
+def load_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Decode the first audio stream of a sound or video file to mono float32 (samples,) in [-1, 1].
 
     16-bit mono input at `sample_rate` gives exactly int16 / 32768. Channels are mixed by swresample's weights, scaled

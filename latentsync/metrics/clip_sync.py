@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from latentsync.config.syncnet import load_syncnet_config
+from latentsync.constants import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.data.clips import to_pixel_values
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
@@ -47,9 +48,6 @@ from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)
 
-FPS = 25
-SAMPLE_RATE = 16000
-SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 SCORERS = ("auto", "syncnet_v2", "embedded")
 PUBLISHED_THRESHOLD = 3.0  # confidence that training clips of the reference have
 EMBEDDED_THRESHOLD = 0.15  # between real clips (0.2 to 0.9 where it can judge) and shuffled sound (0.05 to 0.15)

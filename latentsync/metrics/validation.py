@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.data.clips import to_pixel_values
 from latentsync.faces.factory import create_detector
 from latentsync.faces.tracking import FaceTracker
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import open_timeline
-from latentsync.metrics.sync import FPS, SyncScorer
+from latentsync.metrics.sync import SyncScorer
 from latentsync.pipelines.face_stream import FaceAligner, tracked_frames
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
-
-SAMPLE_RATE = 16000
 
 
 class VideoSyncScorer:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
+from latentsync.constants import CHECKPOINTS_DIR, CONFIGS_DIR, PROJECT_ROOT
 from latentsync.utils.errors import UserError
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINTS_DIR = PROJECT_ROOT / "checkpoints"
-SCHEDULER_CONFIG = PROJECT_ROOT / "configs" / "scheduler_config.json"
+SCHEDULER_CONFIG = CONFIGS_DIR / "scheduler_config.json"
 DOWNLOAD_COMMAND = "python -m tools.download_checkpoints --model"
 GB = 1e9
 

@@ -9,13 +9,14 @@ from fractions import Fraction
 
 import numpy as np
 
+from latentsync.constants import FPS
 from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, overlap
 from latentsync.faces.smoothing import AnchorSmoother
 from latentsync.media.frame import VideoFrame
 from latentsync.pipelines.face_stream import DETECTION_SIDE, FaceAligner
 from latentsync.utils.affine_transform import AlignRestore
-from preprocess.clip import FPS, Clip, Segment
+from preprocess.clip import Clip, Segment
 from preprocess.settings import ProcessSettings
 from preprocess.tools import Tools
 

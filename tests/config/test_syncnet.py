@@ -62,7 +62,7 @@ def test_architecture_is_named_in_the_file(tmp_path):
         UserError, match="'lipnet' is not one of 'stable_syncnet', 'framewise_syncnet', 'wav2lip_syncnet'"
     ):
         load_syncnet_config(written(tmp_path, "model: {architecture: lipnet}\n"), *SYNCNET_SCHEMAS)
-    with pytest.raises(UserError, match="own.yaml: model: wav2lip_syncnet takes .* 15x128x256; got 15x64x128"):
+    with pytest.raises(UserError, match="own.yaml, line 2: model: wav2lip_syncnet takes .* 15x128x256; got 15x64x128"):
         load_syncnet_config(
             written(tmp_path, f"base: {path}\nmodel: {{}}\ndata: {{resolution: 128}}\n"), *SYNCNET_SCHEMAS
         )

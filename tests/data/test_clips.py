@@ -80,6 +80,6 @@ def test_clips_that_are_wrong_stop_the_run_before_it_starts(clips, tmp_path):
     with pytest.raises(UserError, match=r"fast.mp4: has 30 frames/s.*1 of 4 clips"):
         examine_clips([*clips, fast], min_frames=8)
     mute = Clip(write_clip(tmp_path / "mute.mp4", 20, size=(SIDE, SIDE)), "anna")
-    with pytest.raises(UserError, match="mute.mp4: has no sound"):
+    with pytest.raises(UserError, match="mute.mp4: has no audio"):
         examine_clips([mute], min_frames=8)
     assert examine_clips([mute], min_frames=8, sound=False)

@@ -18,7 +18,7 @@ KEYS = {"frames", "audio_samples", "y", "start_idx", "pace", "key", "video_path"
 
 
 class NumberedTrack(AudioTrack):
-    """Stands for a sound track: windows tell their clip and where they begin."""
+    """Stands for an audio track: windows tell their clip and where they begin."""
 
     def __init__(self, name: str, num_frames: int):
         self.name, self.num_frames = name, num_frames
@@ -40,7 +40,7 @@ class NumberedReader(AudioReader):
 @pytest.fixture
 def encoded(clips, audio, tmp_path) -> list[EncodedClip]:
     encoder = ClipEncoder(MeanCodec(), audio, torch.ones(1, 1, SIDE, SIDE), tmp_path / "cache", "key")
-    return encoder.encode_all([(clip, 0) for clip in clips])
+    return [encoder.encode(clip) for clip in clips]
 
 
 def test_frames_are_the_lower_half_and_the_mel_is_theirs(clips):
@@ -105,13 +105,13 @@ def test_frames_with_whisper_states_and_latents_with_mel(encoded, clips, audio):
     assert SyncNetDataset(encoded, MelReader(), NUM_FRAMES)[0]["audio_samples"].shape == (1, 80, 13)
 
 
-def test_sound_that_ends_early_shortens_the_clip(clips, caplog):
+def test_audio_that_ends_early_shortens_the_clip(clips, caplog):
     dataset = SyncNetDataset(clips, NumberedReader(12), NUM_FRAMES, contrastive=True)
     assert max(dataset[SampleId(0, key)]["start_idx"] for key in range(60)) == 12 - NUM_FRAMES
     mute = SyncNetDataset(clips, NumberedReader(3), NUM_FRAMES, contrastive=True)
     with pytest.raises(UserError, match="3 clips tried"):
         mute[0]
-    assert "only 3 frames have sound" in caplog.text
+    assert "only 3 frames have audio" in caplog.text
 
 
 def test_options_that_contradict_are_refused(clips, encoded):

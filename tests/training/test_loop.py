@@ -258,6 +258,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_passed_over(whole, tmp_path, capl
     run_training(TinyTask(dropout=0.2), run_config(tmp_path, max_train_steps=4))
     newest = tmp_path / "checkpoints/step_00000004"
     (newest / "optimizer.bin").write_bytes(b"no pickle")
+    (newest / "complete.json").unlink()
     checkpoints._commit(newest.rename(tmp_path / "checkpoints/.step_00000004.tmp"), newest)
     run_training(TinyTask(dropout=0.2), run_config(tmp_path))
     warnings = [

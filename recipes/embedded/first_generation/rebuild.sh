@@ -1,38 +1,39 @@
 #!/usr/bin/env bash
-# Trains the embedded model anew, puts its files beside this script and measures it.
+# Trains the embedded model from scratch, installs it in checkpoints/embedded and evaluates it.
 #
-#   ./checkpoints/embedded/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]
+#   ./recipes/embedded/first_generation/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]
 #
-# Clips are videos with sound, in which one person talks to the camera; a file's name up to its last underscore is the
-# person. Portraits are pictures; they teach the autoencoder more faces. MODEL_CARD.md says what the shipped files
-# were made of. Steps that are done are not repeated, so the same command goes on after an interruption; remove
-# output/embedded to begin anew.
+# Clips are videos with audio in which one person talks to the camera; the person is a file's name up to its last
+# underscore. Portraits are images; they show the autoencoder more faces. checkpoints/embedded/MODEL_CARD.md lists what the
+# shipped files were trained on. Finished steps are not repeated, so the same command resumes after an interruption;
+# remove output/embedded to start over.
 set -euo pipefail
 
 # Never trained on: other corpora, two speakers as a whole, and one clip each of two speakers that are trained on.
 HELD_OUT=('hdtf_*' 'retalking_*' 'infinitetalk_*' 'grid_s27_*' 'grid_s24_*' 'grid_s1_bbaf2n' 'grid_s4_bbilzs')
-# Seen but not heard: it is not certain that their sound belongs to their pictures.
+# Frames only: it is not certain that their audio belongs to their video.
 SILENT=('latentsync_demo[23]' 'infinitetalk_*')
 CLIPS_PER_PERSON=60
-HELD_OUT_PER_PERSON=400 # all the clips that are too many to train on: figures of few clips say little
+HELD_OUT_PER_PERSON=400 # the clips that are not needed for training
 PERSON='([^/]+?)(_[^/_]*)?\.[^./]+$' # the file's name up to its last underscore
 
-HERE="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
-ROOT="$(cd -- "$HERE/../.." && pwd -P)"
+ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.." && pwd -P)"
+RECIPE=recipes/embedded/first_generation
+MODEL="$ROOT/checkpoints/embedded"
 PYTHON="$ROOT/.venv/bin/python"
-DATA=data/embedded     # configs/{vae,syncnet,unet}/embedded*.yaml read it
+DATA=data/embedded     # the configs of the recipe read it
 WORK=output/embedded   # and write here
 DONE="$WORK/done"
 
 say() { printf 'rebuild: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# step NAME COMMAND...: once, with a stamp that a later run of this script finds.
+# step NAME COMMAND...: run it once, and leave a stamp for later runs of this script.
 step() {
     local name="$1"
     shift
     if [ -f "$DONE/$name" ]; then
-        say "$name: done before"
+        say "$name: already done"
         return 0
     fi
     say "$name"
@@ -41,7 +42,7 @@ step() {
     touch "$DONE/$name"
 }
 
-# Clips of at most 12 s, whose sync and sharpness are not judged: the judge of sync would be the model that is replaced.
+# Clips of at most 12 s, not filtered by sync or sharpness: sync would be measured with the model that is replaced.
 prepare() {
     rm -rf "$WORK/sources"
     mkdir -p "$WORK/sources"
@@ -54,34 +55,34 @@ prepare() {
         --max_clips_per_person "$CLIPS_PER_PERSON" --held_out_per_person "$HELD_OUT_PER_PERSON" --total_num_workers "$(nproc)"
 }
 
-# A UNet speaks the language of one autoencoder: its training must not go on with another.
+# A UNet works with the latents of one autoencoder: its training cannot be resumed with another.
 train_vae() {
     if [ -e "$WORK/unet_stage1/checkpoints" ]; then
-        fail "$WORK/unet_stage1 holds a UNet trained with another autoencoder; remove $WORK to begin anew"
+        fail "$WORK/unet_stage1 holds a UNet trained with another autoencoder; remove $WORK to start over"
     fi
-    "$PYTHON" -m scripts.train_vae --config configs/vae/embedded.yaml
+    "$PYTHON" -m recipes.embedded.first_generation.train_vae
 }
 
-train_syncnet() { "$PYTHON" -m scripts.train_syncnet --config_path "configs/syncnet/$1.yaml" --vae_path "$WORK/vae"; }
-train_unet() { "$PYTHON" -m scripts.train_unet --unet_config_path "configs/unet/$1.yaml" --vae_path "$WORK/vae"; }
+train_syncnet() { "$PYTHON" -m scripts.train_syncnet --config_path "$RECIPE/configs/$1.yaml" --vae_path "$WORK/vae"; }
+train_unet() { "$PYTHON" -m scripts.train_unet --unet_config_path "$RECIPE/configs/$1.yaml" --vae_path "$WORK/vae"; }
 
 newest() { find "$1/checkpoints" -maxdepth 1 -name "$2-*.pt" | sort -V | tail -n 1; }
 
 install_model() {
-    mkdir -p "$HERE/vae"
-    cp "$WORK/vae/config.json" "$WORK/vae/diffusion_pytorch_model.safetensors" "$HERE/vae/"
-    "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/syncnet" syncnet)" --output "$HERE/syncnet.safetensors"
-    "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/unet_stage4" unet)" --output "$HERE/unet.safetensors"
+    mkdir -p "$MODEL/vae"
+    cp "$WORK/vae/config.json" "$WORK/vae/diffusion_pytorch_model.safetensors" "$MODEL/vae/"
+    "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/syncnet" syncnet)" --output "$MODEL/syncnet.safetensors"
+    "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/unet_stage4" unet)" --output "$MODEL/unet.safetensors"
 }
 
-# The SyncNet that trained the UNet puts the recordings in sync, as far as they are not, for the one that is judged.
+# The SyncNet that trained the UNet corrects the offsets of the recordings for the one that evaluates it.
 evaluate() {
     "$PYTHON" -m tools.evaluate_embedded --clips_dir "$DATA/held_out" --output_dir "$WORK/report" \
-        --sync_reference configs/syncnet/embedded_latent.yaml
+        --sync_reference "$RECIPE/configs/syncnet_training.yaml"
 }
 
 if [ $# -eq 0 ]; then
-    echo "usage: ./checkpoints/embedded/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]" >&2
+    echo "usage: ./recipes/embedded/first_generation/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]" >&2
     exit 2
 fi
 folders=()
@@ -94,12 +95,12 @@ cd -- "$ROOT"
 LATENTSYNC_SKIP_DOWNLOAD=1 bash ./setup_env.sh --if-needed
 step faces prepare
 step autoencoder train_vae
-step syncnet-for-training train_syncnet embedded_latent
-step syncnet train_syncnet embedded
-step unet-stage-1 train_unet embedded_stage1
-step unet-stage-2 train_unet embedded_stage2
-step unet-stage-3 train_unet embedded_stage3
-step unet-stage-4 train_unet embedded
+step syncnet-for-training train_syncnet syncnet_training
+step syncnet train_syncnet syncnet
+step unet-stage-1 train_unet unet_stage1
+step unet-stage-2 train_unet unet_stage2
+step unet-stage-3 train_unet unet_stage3
+step unet-stage-4 train_unet unet_stage4
 step install install_model
 step figures evaluate
-say "the embedded model in $HERE is new; its figures are in $WORK/report/report.md"
+say "installed in $MODEL; the evaluation is in $WORK/report/report.md"
