@@ -63,7 +63,7 @@ def train(args: argparse.Namespace) -> Path:
         vae=args.vae_path,
         whisper=args.whisper_path,
         scheduler_config=args.scheduler_config_path,
-        unet=args.unet_config_path,  # not read: the UNet is what is trained
+        unet=args.unet_config_path,  # not read: the UNet is trained
     )
     audio = Audio2Feature(files.whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
     parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))

@@ -9,12 +9,14 @@ from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "latentsync"
-BASE = {"utils"}
+BASE = {"constants", "config", "utils"}
 PARTS = BASE | {"media", "faces", "models", "whisper"}
 # What each part of the package may import besides itself. Entry points (scripts, tools) may import all of it.
 ALLOWED: dict[str, set[str]] = {
     "options": set(),
-    "utils": set(),
+    "constants": set(),
+    "utils": {"constants"},
+    "config": {"constants", "utils"},
     "media": BASE,
     "faces": BASE,
     "models": BASE,

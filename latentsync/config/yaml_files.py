@@ -1,4 +1,4 @@
-"""Reading YAML files that build on each other, and saying in which file and line a mistake lies."""
+"""Reading YAML files that build on each other, and locating mistakes by file and line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ BASE_KEY = "base"
 
 @dataclass(frozen=True)
 class YamlFile:
-    """The merged values, and the files they are from: the one asked for, then its base, its base's base, ..."""
+    """The merged values, and their files: the given one, then its base, the base of the base, ..."""
 
     values: dict[str, Any]
     files: tuple[Path, ...]

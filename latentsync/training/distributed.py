@@ -30,7 +30,7 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def make_accelerator(run: RunSection) -> Accelerator:
-    """Accelerator for the launch at hand: plain Python, `accelerate launch` or `torchrun`.
+    """Accelerator for the current launch: plain Python, `accelerate launch` or `torchrun`.
 
     Raises:
         UserError: it does not support the precision or an option.

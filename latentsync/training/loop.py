@@ -98,9 +98,16 @@ def _dry(config: TrainingConfig) -> TrainingConfig:
 
 def _locked(accelerator: Accelerator, folder: Path) -> AbstractContextManager:
     """Keep a second trainer out of an output folder: the two would delete each other's checkpoints."""
-    shared_folder(accelerator, folder)
     stack = ExitStack()
-    together(accelerator, lambda: stack.enter_context(exclusive_folder(folder, folder / ".lock")), main_only=True)
+
+    def lock() -> None:
+        try:
+            stack.enter_context(exclusive_folder(folder, folder / ".lock"))
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
+
+    shared_folder(accelerator, folder)
+    together(accelerator, lock, main_only=True)
     return stack
 
 

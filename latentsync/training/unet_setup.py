@@ -57,7 +57,7 @@ def find_model_files(latent_channels: int | None, **given: Path | None) -> Resol
 
 
 def build_unet(config: UNetFileConfig) -> UNet3DConditionModel:
-    """The network of a run: fresh from the seed or from `ckpt.resume_ckpt_path`; what is not trained is frozen.
+    """The network of a run: fresh from the seed or from `ckpt.resume_ckpt_path`; untrained parameters are frozen.
 
     Raises:
         UserError: the checkpoint does not fit (see `UNet3DConditionModel.from_pretrained`), `trainable_modules` names

@@ -196,7 +196,7 @@ def _spare(layer: nn.Conv2d, channels: int) -> None:
 
 
 def _copy_channels(layer: nn.Conv2d) -> None:
-    """A convolution that hands its channels on, the remaining ones zero."""
+    """A convolution that copies its channels; the others are zero."""
     _zero(layer)
     count, middle = min(layer.in_channels, layer.out_channels), layer.kernel_size[0] // 2
     layer.weight[range(count), range(count), middle, middle] = 1.0
