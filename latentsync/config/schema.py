@@ -108,6 +108,8 @@ def _first_problem(error: ValidationError, schema: type) -> SchemaError:
     same_field = [each for each in problems if each["loc"][0] == problems[0]["loc"][0]]
     details = max(same_field, key=lambda each: len(each["loc"]))
     kind, value, key = details["type"], details["input"], _key(details["loc"])
+    if kind == "missing" and len(details["loc"]) > 1:  # of the entries of a tuple
+        return SchemaError((str(details["loc"][0]),), f"too few entries in {_short(value)}")
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         names = [str(each["loc"][-1]) for each in problems if each["type"] == kind]
         return SchemaError((), f"missing {', '.join(names)}")

@@ -82,4 +82,4 @@ def test_clips_that_are_wrong_stop_the_run_before_it_starts(clips, tmp_path):
     mute = Clip(write_clip(tmp_path / "mute.mp4", 20, size=(SIDE, SIDE)), "anna")
     with pytest.raises(UserError, match="mute.mp4: has no audio"):
         examine_clips([mute], min_frames=8)
-    assert examine_clips([mute], min_frames=8, sound=False)
+    assert examine_clips([mute], min_frames=8, audio=False)

@@ -33,8 +33,8 @@ def test_names_are_resolved(tmp_path: Path) -> None:
     graph = import_graph(tmp_path)
     assert graph["latentsync"] == {"latentsync.loading"}
     assert graph["latentsync.loading"] == {"latentsync.utils.errors", "latentsync.utils"}
-    assert graph["latentsync.utils.errors"] == {"latentsync.config.unet"}
-    assert graph["latentsync.config.unet"] == {"latentsync.media.audio"}
+    assert graph["latentsync.utils.errors"] == {"latentsync.utils.config"}
+    assert graph["latentsync.utils.config"] == {"latentsync.media.audio"}
     assert graph["latentsync.media.audio"] == {"latentsync.utils.errors"}
 
 
