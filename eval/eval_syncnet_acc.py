@@ -13,14 +13,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.metrics.clip_sync import EMBEDDED_CONFIG
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
-from latentsync.training.syncnet_parts import find_parts, open_data
+from latentsync.training.syncnet_setup import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import project_path
-from latentsync.utils.syncnet_config import load_syncnet_config
 
 
 def build_parser() -> argparse.ArgumentParser:

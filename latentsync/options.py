@@ -2,7 +2,7 @@
 
 Every surface is generated from `GenerationOptions`: the command lines, the HTTP API, the web page, stored jobs, lists
 of jobs, the evaluation's settings, and the tables in README and docs. To add an option, declare it here and use its
-value in `latentsync.generation`.
+value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 
+from latentsync.constants import DEFAULT_SEED
 from latentsync.utils.errors import UserError, did_you_mean
 
 AUTO: Final = "auto"
-DEFAULT_SEED, MAX_SEED = 1247, 2**63 - 1
+MAX_SEED = 2**63 - 1
 MAX_FPS = 240
 MAX_NAME = 300
 MAX_REPORTED = 5  # problems in one message

@@ -19,12 +19,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
-from preprocess.clip import FPS, SAMPLE_RATE, Clip, Segment
+from preprocess.clip import Clip, Segment
 from preprocess.executors import limit_threads, threads_for
 from preprocess.runner import RunOptions, find_work, process
 from preprocess.settings import DEFAULT_STEPS, ProcessSettings

@@ -9,11 +9,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from latentsync.constants import FPS, SAMPLES_PER_FRAME
 from latentsync.media.frame import VideoFrame
-
-FPS = 25
-SAMPLE_RATE = 16000
-SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 Figure = float | int | str
 

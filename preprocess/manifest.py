@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
+from latentsync.constants import FPS
 from preprocess.clip import Clip, Drop, Figure
 from preprocess.storages.base import FileStamp, Storage
 
@@ -207,7 +208,7 @@ def _clip_row(record: SourceRecord, clip: ClipRow) -> dict[str, Figure]:
             "reason": clip.reason,
             "clip": clip.path,
             "start_seconds": clip.start,
-            "seconds": clip.frames / 25,
+            "seconds": clip.frames / FPS,
             "frames": clip.frames,
             "sha256": record.sha256,
             "params": record.params,

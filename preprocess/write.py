@@ -10,11 +10,11 @@ import av
 import numpy as np
 from av.container import OutputContainer
 
+from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.media.convert import plane_samples
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import file_url
 from latentsync.utils.errors import UserError
-from preprocess.clip import FPS, SAMPLE_RATE
 
 PRESET = "fast"
 

@@ -91,7 +91,7 @@ def join_values(words: Sequence[str], parser: argparse.ArgumentParser) -> list[s
 
 def read_config(path: Path, parser: OptionParser) -> dict[str, object]:
     """Values of a YAML file by name of the argument; generation options are not checked yet. Raises UserError."""
-    from latentsync.utils.yaml_files import read_yaml
+    from latentsync.config.yaml_files import read_yaml
 
     values = {RENAMED.get(name, name): value for name, value in read_yaml(path).values.items()}
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}

@@ -1,6 +1,6 @@
 """Train a SyncNet: `python -m scripts.train_syncnet --config_path configs/syncnet/syncnet_16_pixel.yaml`.
 
-The same command again goes on where the last one stopped. On several GPUs:
+The same command resumes an interrupted run. On several GPUs:
 `accelerate launch -m scripts.train_syncnet --config_path ...`.
 """
 
@@ -10,12 +10,12 @@ import os
 import sys
 from pathlib import Path
 
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.loop import run_training
-from latentsync.training.syncnet_parts import find_parts, open_data
-from latentsync.training.syncnet_task import SyncNetTask, train_settings
+from latentsync.training.syncnet_setup import find_parts, open_data
+from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.commands import command
-from latentsync.utils.syncnet_config import load_syncnet_config
 
 logger = logging.getLogger("train_syncnet")
 
@@ -24,9 +24,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--config_path", type=Path, required=True, help="configs/syncnet/*.yaml")
-    add("--dry_run", action="store_true", help="build everything and do one step")
-    add("--vae_path", type=Path, help="diffusers VAE folder, for latents (default: of the registered model that fits)")
-    add("--whisper_path", type=Path, help="Whisper checkpoint, for audio_features whisper (default: as above)")
+    add("--dry_run", action="store_true", help="build everything, run one step, keep nothing")
+    add(
+        "--vae_path",
+        type=Path,
+        help="diffusers VAE folder (default: of the registered model with the same latents)",
+    )
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: as for --vae_path)")
     return parser
 
 
@@ -35,7 +39,7 @@ def train(args: argparse.Namespace) -> Path:
     config = load_syncnet_config(args.config_path, *SYNCNET_SCHEMAS)
     data, codec = open_data(config, find_parts(config, args.config_path, args.vae_path, args.whisper_path))
     task = SyncNetTask(config, data, codec, int(os.environ.get("WORLD_SIZE", 1)))
-    return run_training(task, train_settings(config), dry_run=args.dry_run)
+    return run_training(task, config, dry_run=args.dry_run)
 
 
 @command
@@ -43,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     path = train(args)
-    logger.info("%s", "dry run: everything fits" if args.dry_run else f"saved to {path}")
+    logger.info("%s", "dry run: everything works" if args.dry_run else f"saved to {path}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Train the UNet: `python -m scripts.train_unet --unet_config_path configs/unet/stage1.yaml`.
 
-Stage 1 (configs/unet/stage1*.yaml) learns in latent space; stage 2 (stage2*.yaml) goes on from its result with motion
-modules and with losses on decoded frames. The same command again goes on where the last one stopped. On several GPUs:
+Stage 1 (configs/unet/stage1*.yaml) trains in latent space; stage 2 (stage2*.yaml) continues from its result with motion
+modules and with losses on decoded frames. The same command resumes an interrupted run. On several GPUs:
 `accelerate launch -m scripts.train_unet --unet_config_path ...`.
 """
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from latentsync.config.syncnet import load_syncnet_config
+from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
 from latentsync.metrics.sync import SyncScorer
 from latentsync.metrics.validation import VideoSyncScorer
@@ -20,21 +22,10 @@ from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.training.loop import run_training
-from latentsync.training.loss_networks import load_loss_networks
-from latentsync.training.unet_data import build_dataset
-from latentsync.training.unet_task import FrozenParts, UNetTask, train_settings
+from latentsync.training.unet_setup import FrozenParts, build_dataset, find_model_files, load_loss_networks
+from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
-from latentsync.utils.config import UNetFileConfig, load_unet_config
-from latentsync.utils.registry import (
-    DEFAULT_MODEL,
-    PROJECT_ROOT,
-    RELEASED_MODELS,
-    ResolvedModel,
-    entry,
-    project_path,
-    resolve,
-)
-from latentsync.utils.syncnet_config import load_syncnet_config
+from latentsync.utils.registry import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("train_unet")
@@ -44,34 +35,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--unet_config_path", type=Path, required=True, help="configs/unet/*.yaml")
-    add("--dry_run", action="store_true", help="build everything and do one step")
-    add("--vae_path", type=Path, help="diffusers VAE folder (default: of the registered model the config is like)")
-    add("--whisper_path", type=Path, help="Whisper checkpoint the UNet listens to (default: as above)")
-    add("--scheduler_config_path", type=Path, help="noise schedule and prediction type (default: as above)")
+    add("--dry_run", action="store_true", help="build everything, run one step, keep nothing")
+    add("--vae_path", type=Path, help="diffusers VAE folder (default: of the registered model with the same latents)")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: as for --vae_path)")
+    add("--scheduler_config_path", type=Path, help="noise schedule and prediction type (default: as for --vae_path)")
     return parser
 
 
-def find_parts(config: UNetFileConfig[UNetConfig], args: argparse.Namespace) -> ResolvedModel:
-    """Files of the frozen parts: those given, else of the registered model with as many latent channels.
-
-    Raises:
-        UserError: a file is missing; says how to get it.
-    """
-    given = {
-        "vae": args.vae_path,
-        "whisper": args.whisper_path,
-        "scheduler_config": args.scheduler_config_path,
-        "unet": args.unet_config_path,  # not read: the UNet is what is trained
-    }
-    embedded = load_unet_config(PROJECT_ROOT / entry(DEFAULT_MODEL).model.unet_config, UNetConfig)
-    is_small = config.model.out_channels == embedded.model.out_channels
-    return resolve(
-        DEFAULT_MODEL if is_small else RELEASED_MODELS[0], own={name: path for name, path in given.items() if path}
-    )
-
-
 def make_scorer(config: UNetFileConfig, parts: FrozenParts) -> VideoSyncScorer | None:
-    """Sync confidence of validation videos by the config's SyncNet, where its weights are at hand."""
+    """Sync confidence of validation videos by the config's SyncNet, if its weights are available."""
     if not (config.run.validate and config.data.val_video_path and config.data.syncnet_config_path):
         return None
     path = project_path(config.data.syncnet_config_path)
@@ -86,13 +58,19 @@ def make_scorer(config: UNetFileConfig, parts: FrozenParts) -> VideoSyncScorer |
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_unet_config(args.unet_config_path, UNetConfig)
-    files = find_parts(config, args)
+    files = find_model_files(
+        config.model.out_channels,
+        vae=args.vae_path,
+        whisper=args.whisper_path,
+        scheduler_config=args.scheduler_config_path,
+        unet=args.unet_config_path,  # not read: the UNet is trained
+    )
     audio = Audio2Feature(files.whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
     parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
     networks = load_loss_networks(config, audio.num_layers)
     make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
     task = UNetTask(config, parts, networks, make_dataset, make_scorer(config, parts))
-    return run_training(task, train_settings(config), dry_run=args.dry_run)
+    return run_training(task, config, dry_run=args.dry_run)
 
 
 @command
@@ -100,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     path = train(args)
-    logger.info("%s", "dry run: everything fits" if args.dry_run else f"saved to {path}")
+    logger.info("%s", "dry run: everything works" if args.dry_run else f"saved to {path}")
     return 0
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from latentsync.config.unet import load_unet_config
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.config import load_unet_config
 from tests.test_shell_scripts import PROJECT_ROOT, Clone
 
 CONFIGS = PROJECT_ROOT / "configs" / "unet"

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.unet import UNet3DConditionModel
-from latentsync.training.extra_losses import TrunkEmbedding
 from latentsync.training.loop import run_training
-from latentsync.training.loss_networks import LossNetworks
-from latentsync.training.unet_data import build_dataset
-from latentsync.training.unet_task import UNetTask, train_settings
+from latentsync.training.losses import LossNetworks
+from latentsync.training.unet_setup import build_dataset
+from latentsync.training.unet_task import UNetTask
 from latentsync.whisper.audio2feature import Audio2Feature
+from recipes.embedded.first_generation.losses import TrunkEmbedding
 from tests.conformance.seeded import fill_, seeded_input
 from tests.models.test_unet import CONFORMANCE, FULL_SIZE
 from tests.pipelines.test_denoise import case, run, tokens  # noqa: F401  (fixtures)
 from tests.training.test_loop import assert_equal_runs, rows
-from tests.training.tiny_run import TinyTask, tiny_settings
+from tests.training.tiny_run import TinyTask, run_config
 from tests.training.tiny_unet import (
     TinyPerceptual,
     fixed_batch,
@@ -130,9 +130,9 @@ def test_every_loss_is_what_it_is_on_the_cpu(tmp_path, tiny_files, dtype, tolera
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, precision):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_training(TinyTask(dropout=0.2), tiny_settings(whole, mixed_precision=precision))
-    run_training(TinyTask(dropout=0.2), tiny_settings(parts, mixed_precision=precision, max_train_steps=4))
-    run_training(TinyTask(dropout=0.2), tiny_settings(parts, mixed_precision=precision))
+    run_training(TinyTask(dropout=0.2), run_config(whole, mixed_precision=precision))
+    run_training(TinyTask(dropout=0.2), run_config(parts, mixed_precision=precision, max_train_steps=4))
+    run_training(TinyTask(dropout=0.2), run_config(parts, mixed_precision=precision))
     assert_equal_runs(whole, parts)
 
 
@@ -142,7 +142,7 @@ def test_the_scaler_gives_way_when_a_gradient_overflows(tmp_path, caplog):
             losses = super().step(model, batch, step)
             return {name: 1e4 * loss for name, loss in losses.items()}  # 65536 times that is more than half holds
 
-    run_training(Steep(), tiny_settings(tmp_path, mixed_precision="fp16"))
+    run_training(Steep(), run_config(tmp_path, mixed_precision="fp16"))
     assert "the gradient is not finite" in caplog.text
     assert len(rows(tmp_path)) == 6
     scaler = torch.load(tmp_path / "checkpoints/step_00000006/scaler.pt", weights_only=True)
@@ -161,7 +161,7 @@ def test_the_unet_is_trained(tmp_path, tiny_files, options):
     make = lambda: build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=True)  # noqa: E731
     task = UNetTask(config, parts, networks, make)
     before = deepcopy(task.model.state_dict())
-    path = run_training(task, train_settings(config))
+    path = run_training(task, config)
     trained = torch.load(path, weights_only=True)["state_dict"]
     assert trained.keys() == before.keys()
     assert any(not torch.equal(trained[name].cpu(), before[name].cpu()) for name in before)

@@ -177,7 +177,7 @@ def test_a_range_is_the_same_on_every_surface(option, tmp_path, page_form):
             lambda values: in_the_batch_command(values, tmp_path),
             parse_options,
         ):
-            with pytest.raises(UserError, match=rf"{name} must be a .*number from .*, not |more than 64 bits|number of 64 bits, more"):
+            with pytest.raises(UserError, match=rf"{name} must be a .*number from .*, not |more than 64$"):
                 parse({**NEEDS.get(name, {}), name: str(value)})
     for value in (option.low, option.high):
         assert getattr(on_command_line({**NEEDS.get(name, {}), name: str(value)}), name) == value

@@ -12,11 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentsync.constants import VIDEO_SUFFIXES
 from latentsync.data.clips import Clip, compile_pattern, match_person
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
-
-SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg"}
 
 
 def find_clips(folders: Sequence[Path], person_pattern: str | None = None) -> list[Clip]:
@@ -39,13 +38,15 @@ def find_clips(folders: Sequence[Path], person_pattern: str | None = None) -> li
         for path in sorted(folder.rglob("*")):
             beneath = path.relative_to(folder)
             hidden = any(part.startswith(".") for part in beneath.parts)
-            if hidden or path.suffix.lower() not in SUFFIXES or not path.is_file():
+            if hidden or path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
                 continue
             person = path.resolve().parent.name if pattern is None else match_person(pattern, beneath)
             found.setdefault(path.resolve(), Clip(path, person))
     if not found:
         names = ", ".join(str(folder) for folder in folders)
-        raise UserError(f"{names}: no clips here ({', '.join(sorted(SUFFIXES))}); give the folder of processed clips")
+        raise UserError(
+            f"{names}: no clips here ({', '.join(sorted(VIDEO_SUFFIXES))}); give the folder of processed clips"
+        )
     return list(found.values())
 
 

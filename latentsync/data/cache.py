@@ -1,4 +1,4 @@
-"""Tensors computed once and kept in safetensors files that are named by the content they were computed from."""
+"""A cache of tensors in safetensors files that are named by the content they were computed from."""
 
 import os
 from pathlib import Path
@@ -15,11 +15,11 @@ DIGEST_DIGITS = 16
 
 
 class CacheWriteError(UserError):
-    """A cache entry cannot be written: no fault of the clip it is of."""
+    """A cache entry cannot be written; the clip is not to blame."""
 
 
 def file_digest(path: str | Path) -> str:
-    """First 16 hex digits of the file's SHA-256: caches follow the content, never the name.
+    """First 16 hex digits of the file's SHA-256: caches go by content, never by name.
 
     Raises:
         UserError: the file cannot be read.
@@ -31,7 +31,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def store(entry: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a cache entry so that readers, other processes included, see the whole of it or nothing.
+    """Write a cache entry so that readers, other processes included, see all of it or nothing.
 
     Raises:
         CacheWriteError: it cannot be written (the disk is full, the folder is read-only).
@@ -44,12 +44,12 @@ def store(entry: Path, tensors: dict[str, Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise CacheWriteError(
-            f"{entry}: the cache entry cannot be written ({error}); make room, or choose another folder"
+            f"{entry}: the cache entry cannot be written ({error}); free space, or choose another folder"
         ) from error
 
 
 def fetch(entry: Path) -> dict[str, Tensor] | None:
-    """Tensors of a cache entry; None when there is none or it is damaged, and has to be computed anew."""
+    """Tensors of a cache entry; None when there is none or it is damaged, so that it must be computed."""
     try:
         return load_file(entry)
     except (FileNotFoundError, SafetensorError):

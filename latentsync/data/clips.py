@@ -1,4 +1,4 @@
-"""Processed clips on disk: aligned square faces at 25 frames/s with their sound, one file each. The one clip reader.
+"""Reading processed clips: aligned square faces at 25 frames/s with audio, one file each.
 
 Legend: F frames read, H W pixels, R side of a face in pixels.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsync.constants import FPS
 from latentsync.media.paths import open_input
 from latentsync.media.probe import first_video_stream, frame_rate
 from latentsync.utils.errors import UserError
@@ -28,9 +29,9 @@ PROCESS_IT = "process it with `python -m preprocess.data_processing_pipeline`"
 
 @dataclass(frozen=True)
 class Clip:
-    """One line of a file list: where the clip is and who is seen (for balancing).
+    """One line of a file list: the clip's path and the person shown (for balancing).
 
-    num_frames: its length, once `examine_clips` has looked at it.
+    num_frames: its length, set by `examine_clips`.
     """
 
     path: Path
@@ -40,20 +41,20 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """What the header of a clip says. fps: frames a second; has_sound: whether there is an audio stream."""
+    """The header of a clip."""
 
     num_frames: int
     width: int
     height: int
     fps: float
-    has_sound: bool
+    has_audio: bool
 
 
 def read_fileslist(path: str | Path, data_dir: str | Path | None = None) -> list[Clip]:
     """Read a file list: one clip a line, optionally a tab and the person's name.
 
-    Relative paths are taken from `data_dir`, or else from the list's own folder. Without a name the clip's
-    folder stands for the person.
+    Relative paths start from `data_dir`, or else from the folder of the list. Without a name the clip's folder is
+    used as the person.
 
     Raises:
         UserError: the list does not exist, is not text, or is empty.
@@ -79,33 +80,33 @@ def read_fileslist(path: str | Path, data_dir: str | Path | None = None) -> list
 
 
 def probe_clip(path: str | Path) -> ClipInfo:
-    """Read the header of a clip, a millisecond's work. Raises UserError when it is not a video that can be opened."""
+    """Read the header of a clip, in about a millisecond. Raises UserError when it is not a readable video."""
     with open_input(path) as container:
         stream = first_video_stream(container, Path(path))
         fps = frame_rate(stream)
         frames = stream.frames or int((stream.duration or 0) * (stream.time_base or 0) * fps)
-        if not frames:  # no index: count what is there
+        if not frames:  # no index: count the packets
             frames = sum(packet.size > 0 for packet in container.demux(stream))
         codec = stream.codec_context
         return ClipInfo(frames, codec.width, codec.height, float(fps), bool(container.streams.audio))
 
 
 def examine_clips(
-    clips: Sequence[Clip], *, min_frames: int, fps: float = 25.0, resolution: int | None = None, sound: bool = True
+    clips: Sequence[Clip], *, min_frames: int, fps: float = FPS, resolution: int | None = None, audio: bool = True
 ) -> list[Clip]:
-    """Look at every clip's header before training starts: those of use, `num_frames` filled in, in the same order.
+    """Read every clip's header before training starts; returns usable clips, `num_frames` set, in the same order.
 
     Unreadable clips and those shorter than `min_frames` are left out; a warning counts them and names some.
 
     Args:
         clips: of a file list.
-        min_frames: fewest frames of use.
-        fps: frames a second that every clip must have.
+        min_frames: minimum length.
+        fps: frame rate that every clip must have.
         resolution: side in pixels that every clip must have; None takes any.
-        sound: whether every clip must have an audio stream.
+        audio: whether every clip must have an audio stream.
 
     Raises:
-        UserError: a clip does not exist, has another frame rate or size, or has no sound; or none is left.
+        UserError: a clip does not exist, has the wrong frame rate or size, or has no audio; or none is left.
     """
     missing = [str(clip.path) for clip in clips if not clip.path.is_file()]
     if missing:
@@ -117,9 +118,9 @@ def examine_clips(
         infos = list(pool.map(_probe_or_none, clips))
     pairs = [(clip, info) for clip, info in zip(clips, infos, strict=True) if info is not None]
     _warn_left_out([clip for clip, info in zip(clips, infos, strict=True) if info is None], "cannot be read")
-    wrong = [complaint for clip, info in pairs if (complaint := _complaint(clip, info, fps, resolution, sound))]
+    wrong = [complaint for clip, info in pairs if (complaint := _complaint(clip, info, fps, resolution, audio))]
     if wrong:
-        raise UserError(f"{wrong[0]} ({_of(wrong, clips)} clips of the list are not fit)")
+        raise UserError(f"{wrong[0]} ({_of(wrong, clips)} clips of the list cannot be used)")
     _warn_left_out(
         [clip for clip, info in pairs if info.num_frames < min_frames], f"are shorter than {min_frames} frames"
     )
@@ -175,14 +176,14 @@ def to_pixel_values(frames: np.ndarray) -> Tensor:
 
 
 def wrong_rate(path: str | Path, found: float, wanted: float) -> str:
-    """What to say of a clip with another frame rate; empty when it is right."""
+    """The complaint about a clip with the wrong frame rate; empty when it is right."""
     if abs(found - wanted) <= FPS_TOLERANCE:
         return ""
     return f"{path}: has {found:g} frames/s where data.video_fps is {wanted:g}; {PROCESS_IT}"
 
 
 def wrong_size(path: str | Path, width: int, height: int, wanted: int) -> str:
-    """What to say of a clip of another size; empty when it is right."""
+    """The complaint about a clip of the wrong size; empty when it is right."""
     if (width, height) == (wanted, wanted):
         return ""
     return (
@@ -205,10 +206,10 @@ def _probe_or_none(clip: Clip) -> ClipInfo | None:
         return None
 
 
-def _complaint(clip: Clip, info: ClipInfo, fps: float, resolution: int | None, sound: bool) -> str:
-    """Why a readable clip is not fit; empty when it is."""
-    if sound and not info.has_sound:
-        return f"{clip.path}: has no sound; give clips with the voice of the person seen"
+def _complaint(clip: Clip, info: ClipInfo, fps: float, resolution: int | None, audio: bool) -> str:
+    """Why a readable clip cannot be used; empty when it can."""
+    if audio and not info.has_audio:
+        return f"{clip.path}: has no audio; use clips in which the person shown is heard"
     size = "" if resolution is None else wrong_size(clip.path, info.width, info.height, resolution)
     return wrong_rate(clip.path, info.fps, fps) or size
 

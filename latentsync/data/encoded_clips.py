@@ -1,29 +1,33 @@
-"""Clips encoded once: latents of the faces beside the audio states of the sound, in cache files read run by run.
+"""Clips encoded once: latents of the faces and audio states, in cache files that are read window by window.
 
-Legend: T frames of a clip, F frames of a run, C latent channels, h latent cells of a side, R pixels of a side.
+Legend: T frames of a clip, C latent channels, h latent cells of a side, R pixels of a side.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from latentsync.constants import FPS
 from latentsync.data.cache import CacheWriteError, entry_shapes, fetch_rows, file_digest, store
 from latentsync.data.clips import Clip, read_frames, some, to_pixel_values
-from latentsync.data.varied_copies import SAMPLE_RATE, draw_variation, paced_frames
-from latentsync.media.audio import load_audio
-from latentsync.models.vae import LatentCodec
+from latentsync.models.vae import WEIGHTS_NAMES, LatentCodec
 from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)
 
-FRAMES_AT_ONCE = 16
+BATCH_FRAMES = 16
+KEY_DIGITS = 16
 TENSORS = {"latents", "masked_latents", "audio_states"}
 
 
@@ -31,13 +35,11 @@ TENSORS = {"latents", "masked_latents", "audio_states"}
 class EncodedClip(Clip):
     """A clip and its cache entry: latents, masked_latents (T, C, h, h); audio_states (50 rows a second, layers, D).
 
-    num_rows: rows of audio_states. variant: 0 for the clip as it is, else the number of a copy, see `draw_variation`.
-    pace: frames of the clip that pass in one of the latents.
+    num_rows: rows of audio_states. pace: frames of the original clip per frame, for copies at another speed.
     """
 
     entry: Path = Path()
     num_rows: int = 0
-    variant: int = 0
     pace: Fraction = Fraction(1)
 
     def read(self, **rows: range) -> dict[str, Tensor]:
@@ -48,119 +50,137 @@ class EncodedClip(Clip):
         """
         return fetch_rows(self.entry, rows)
 
-    def pictures(self, indices: np.ndarray, fps: float) -> Tensor:
+    def pixels(self, indices: np.ndarray, fps: float) -> Tensor:
         """Frames as they were encoded: (n,) of them -> float32 (n, 3, R, R) in [-1, 1].
 
         Raises:
             UserError: see `read_frames`.
         """
-        if not self.variant:
-            return to_pixel_values(read_frames(self.path, indices, fps=fps))
-        frames = read_frames(self.path, paced_frames(indices, self.pace), fps=fps)
-        return draw_variation(self.path, self.variant).show(to_pixel_values(frames), indices, self.num_frames)
+        return to_pixel_values(read_frames(self.path, indices, fps=fps))
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """What an encoder encodes: pieces of the pictures in their order, (n, 3, R, R) in [-1, 1]; states of the sound."""
+    """The input of an encoder: batches of consecutive frames, (n, 3, R, R) in [-1, 1], and the audio states."""
 
-    pieces: Iterator[Tensor]
+    batches: Iterator[Tensor]
     audio_states: Tensor
 
 
-class ClipEncoder:
-    """Encodes clips with a codec and the audio encoder, keeping the result in `cache_dir`.
+EncodingJob = Callable[[], EncodedClip]
 
-    Several processes may share the directory. Latents follow the device of the codec.
+
+class ClipEncoder:
+    """Encodes clips with a codec and an audio encoder, and keeps the result in `cache_dir`.
+
+    Several processes may share the directory. Latents are computed on the device of the codec.
 
     Args:
         codec: autoencoder.
         audio: audio encoder.
         mask: (1, 1, R, R), 1 keeps a pixel.
-        cache_dir: where the entries go; made if need be.
-        key: names codec, audio encoder and mask; other keys find other entries.
-        fps: frames a second that clips must have.
+        cache_dir: created if it does not exist.
+        key: identifies codec, audio encoder and mask, see `cache_key`; other keys have other entries.
+        fps: frame rate that clips must have.
     """
 
     def __init__(
-        self, codec: LatentCodec, audio: Audio2Feature, mask: Tensor, cache_dir: str | Path, key: str, fps: float = 25.0
+        self, codec: LatentCodec, audio: Audio2Feature, mask: Tensor, cache_dir: str | Path, key: str, fps: float = FPS
     ) -> None:
         self.codec, self.audio, self.mask, self.fps = codec, audio, mask, fps
         self.cache_dir, self.key = Path(cache_dir), key
 
-    def encode(self, clip: Clip, variant: int = 0) -> EncodedClip:
-        """`variant` 0 is the clip as it is; any other is the number of a copy, see `draw_variation`.
+    def encode(self, clip: Clip) -> EncodedClip:
+        """Encode a clip, or find its cache entry.
 
         Raises:
-            UserError: the clip cannot be read, is not what the mask's resolution and `fps` ask for, or the entry
-                cannot be written.
+            UserError: the clip cannot be read, does not have the mask's resolution and `fps`, or the entry cannot be
+                written.
         """
-        entry = self.cache_dir / f"{file_digest(clip.path)}_{self.key}_{_name(variant)}.safetensors"
+
+        def source() -> ClipSource:
+            return ClipSource(frame_batches(self.read(clip)), self.audio.audio2feat(clip.path))
+
+        entry, frames, rows = self.cached(clip, "0", source)
+        return EncodedClip(clip.path, clip.person, frames, entry, rows)
+
+    def read(self, clip: Clip) -> np.ndarray:
+        """All frames of a clip, (T, R, R, 3) uint8. Raises UserError."""
+        return read_frames(clip.path, resolution=self.mask.shape[-1], fps=self.fps)
+
+    def cached(self, clip: Clip, name: str, source: Callable[[], ClipSource]) -> tuple[Path, int, int]:
+        """The cache entry `name` of a clip, its frames and audio rows; encoded from `source` if it does not exist."""
+        entry = self.cache_dir / f"{file_digest(clip.path)}_{self.key}_{name}.safetensors"
         shapes = entry_shapes(entry)
         if shapes is None or not TENSORS <= shapes.keys():
-            tensors = self._compute(clip, variant)
+            tensors = self._compute(source())
             store(entry, tensors)
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        frames, rows = shapes["latents"][0], shapes["audio_states"][0]
-        pace = draw_variation(clip.path, variant).pace if variant else Fraction(1)
-        return EncodedClip(clip.path, clip.person, frames, entry, rows, variant, pace)
+        return entry, shapes["latents"][0], shapes["audio_states"][0]
 
-    def encode_all(self, wanted: Iterable[tuple[Clip, int]]) -> list[EncodedClip]:
-        """Encode (clip, variant) pairs; those that cannot be read are left out, counted and named in a warning.
-
-        Let `examine_clips` look at the clips before: it is quick to find those of another size or rate.
-
-        Raises:
-            UserError: none can be encoded, or an entry cannot be written.
-        """
-        encoded, failed = [], []
-        for clip, variant in wanted:
-            try:
-                encoded.append(self.encode(clip, variant))
-            except CacheWriteError:
-                raise
-            except UserError as error:
-                logger.debug("%s", error)
-                failed.append(error)
-        if not encoded:
-            raise failed[0] if failed else UserError("there are no clips to encode; give a file list that is not empty")
-        if failed:
-            names = some([str(error) for error in failed])
-            logger.warning("%d clips cannot be encoded and are left out: %s", len(failed), names)
-        return encoded
-
-    def _source(self, clip: Clip, variant: int) -> ClipSource:
-        frames = read_frames(clip.path, resolution=self.mask.shape[-1], fps=self.fps)
-        if not variant:
-            return ClipSource(_pieces(frames), self.audio.audio2feat(clip.path))
-        variation = draw_variation(clip.path, variant)
-        length = variation.length(len(frames))
-        frames = frames[paced_frames(np.arange(length), variation.pace)]
-        starts = range(0, length, FRAMES_AT_ONCE)
-        shown = (
-            variation.show(piece, np.arange(start, start + len(piece)), length)
-            for start, piece in zip(starts, _pieces(frames), strict=True)
-        )
-        return ClipSource(shown, self.audio.wave2feat(variation.sound(load_audio(clip.path, SAMPLE_RATE))))
+    def jobs(self, clips: Sequence[Clip]) -> list[EncodingJob]:
+        """What `encode_all` is to do for clips as they are."""
+        return [partial(self.encode, clip) for clip in clips]
 
     @torch.no_grad()
-    def _compute(self, clip: Clip, variant: int) -> dict[str, Tensor]:
-        parts = {"latents": [], "masked_latents": []}
-        source = self._source(clip, variant)
-        for pixels in source.pieces:
-            parts["latents"].append(self.codec.encode(pixels).cpu())
-            parts["masked_latents"].append(self.codec.encode(pixels * self.mask).cpu())
-        tensors = {name: torch.cat(latents) for name, latents in parts.items()}
+    def _compute(self, source: ClipSource) -> dict[str, Tensor]:
+        latents, masked = [], []
+        for pixels in source.batches:
+            latents.append(self.codec.encode(pixels).cpu())
+            masked.append(self.codec.encode(pixels * self.mask).cpu())
+        tensors = {"latents": torch.cat(latents), "masked_latents": torch.cat(masked)}
         tensors["audio_states"] = source.audio_states
         return {name: tensor.half().contiguous() for name, tensor in tensors.items()}
 
 
-def _name(variant: int) -> str:
-    """Of a variant, in the names of cache entries."""
-    return f"varied{variant}" if variant else "0"
+def encode_all(encoder: ClipEncoder, jobs: Sequence[EncodingJob]) -> list[EncodedClip]:
+    """Run encoding jobs; training processes share the work. Unreadable clips are left out and named in a warning.
+
+    Args:
+        encoder: its codec is moved to this process's GPU where there is one.
+
+    Raises:
+        UserError: none can be encoded, or an entry cannot be written.
+    """
+    if torch.cuda.is_available():
+        encoder.codec.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    encoded, failed = [], []
+    for job in _own_share_first(jobs):
+        try:
+            encoded.append(job())
+        except CacheWriteError:
+            raise
+        except UserError as error:
+            logger.debug("%s", error)
+            failed.append(error)
+    if not encoded:
+        raise failed[0] if failed else UserError("there are no clips to encode; give a file list that is not empty")
+    if failed:
+        names = some([str(error) for error in failed])
+        logger.warning("%d clips cannot be encoded and are left out: %s", len(failed), names)
+    return encoded
 
 
-def _pieces(frames: np.ndarray) -> Iterator[Tensor]:
+def _own_share_first(jobs: Sequence[EncodingJob]) -> tqdm:
+    """Of several training processes each first encodes every n-th clip, so that they share the work."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for job in jobs[rank::world] if world > 1 else ():
+        try:
+            job()
+        except UserError as error:  # reported by the pass over all clips, in every process alike
+            logger.debug("%s", error)
+    return tqdm(jobs, desc="encoding clips", disable=rank > 0)
+
+
+def cache_key(vae_path: Path, whisper_path: Path, mask: Tensor) -> str:
+    """Identifies everything but the clip that an encoded clip depends on."""
+    weights = next((vae_path / name for name in WEIGHTS_NAMES if (vae_path / name).is_file()), vae_path)
+    digest = hashlib.sha256(f"{file_digest(weights)} {file_digest(whisper_path)}".encode())
+    digest.update(mask.numpy().tobytes())
+    return digest.hexdigest()[:KEY_DIGITS]
+
+
+def frame_batches(frames: np.ndarray) -> Iterator[Tensor]:
     """(T, R, R, 3) uint8 -> float32 (n, 3, R, R) in [-1, 1], at most 16 frames at a time."""
-    for start in range(0, len(frames), FRAMES_AT_ONCE):
-        yield to_pixel_values(frames[start : start + FRAMES_AT_ONCE])
+    for start in range(0, len(frames), BATCH_FRAMES):
+        yield to_pixel_values(frames[start : start + BATCH_FRAMES])

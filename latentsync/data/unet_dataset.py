@@ -1,41 +1,43 @@
-"""Training samples of the UNet in pixels: a run of frames, the same masked, a reference run, and their sound.
+"""Training samples of the UNet, from clips as they are (pixels) or encoded once (latents).
 
-Legend: F frames of a run, R pixels of a side, S audio tokens, D width.
+Legend: F frames of a window, C latent channels, h latent cells, R pixels of a side, S audio tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from latentsync.config.sections import AugmentConfig
+from latentsync.constants import DEFAULT_SEED, FPS
+from latentsync.data.audio import MelReader, frame_tokens
 from latentsync.data.augment import augment, draw_augmentation
-from latentsync.data.clip_dataset import ClipDataset
-from latentsync.data.clips import Clip, examine_clips, read_frames, to_pixel_values
-from latentsync.data.sound import MelReader
-from latentsync.data.windows import draw_start_and_reference
-from latentsync.options import DEFAULT_SEED
-from latentsync.utils.augment_config import AugmentConfig
+from latentsync.data.clip_dataset import ClipDataset, draw_start_and_reference
+from latentsync.data.clips import Clip, drop_short_clips, examine_clips, read_frames, to_pixel_values
+from latentsync.data.encoded_clips import EncodedClip
 from latentsync.whisper.audio2feature import Audio2Feature
 
 
 class UNetDataset(ClipDataset):
-    """Runs of frames with a reference run of the same clip that does not overlap them.
+    """Windows of frames with a reference window of the same clip that does not overlap them.
 
     Items: gt_pixel_values, masked_pixel_values, ref_pixel_values (F, 3, R, R) float32 in [-1, 1]; masks (F, 1, R, R),
     1 = keep; mel (1, 80, columns); audio (F, S, D); start_idx int; key, video_path, failed_paths.
 
     Args:
-        clips: of a file list; their headers are looked at, see `examine_clips`.
+        clips: of a file list; their headers are checked, see `examine_clips`.
         audio: audio encoder; its `num_frames` is F. On the CPU when worker processes read the data. Without a cache
-            directory of its own the whole sound of a clip is encoded for each sample.
+            directory of its own the whole audio of a clip is encoded for each sample.
         mask: (1, 1, R, R), 1 keeps a pixel.
         seed: of the whole run.
-        fps: frames a second that clips must have.
+        fps: frame rate that clips must have.
         mel_cache_dir: keeps the mel of whole files; empty or None computes it for each sample.
-        augmentation: variation of the frames.
+        augmentation: of the frames.
 
     Raises:
-        UserError: the clips are not fit for training.
+        UserError: the clips cannot be used for training.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class UNetDataset(ClipDataset):
         mask: Tensor,
         seed: int = DEFAULT_SEED,
         *,
-        fps: float = 25.0,
+        fps: float = FPS,
         mel_cache_dir: str | None = None,
         augmentation: AugmentConfig | None = None,
     ) -> None:
@@ -59,9 +61,9 @@ class UNetDataset(ClipDataset):
 
     def make_item(self, clip: Clip, key: int, rng: np.random.Generator) -> dict:
         start, reference = draw_start_and_reference(clip.num_frames, self.num_frames, rng)
-        run = np.arange(self.num_frames)
+        window = np.arange(self.num_frames)
         frames = read_frames(
-            clip.path, np.concatenate([start + run, reference + run]), resolution=self.resolution, fps=self.fps
+            clip.path, np.concatenate([start + window, reference + window]), resolution=self.resolution, fps=self.fps
         )
         pixels = augment(to_pixel_values(frames), draw_augmentation(self.augmentation, rng))
         target, reference_pixels = pixels.split(self.num_frames)
@@ -74,3 +76,84 @@ class UNetDataset(ClipDataset):
             "audio": self.audio.crop_overlap_audio_window(self.audio.audio2feat(clip.path), start, self.fps),
             "start_idx": start,
         }
+
+
+@dataclass(frozen=True)
+class LatentWindow:
+    """One sample of `LatentClipDataset`: target frames (F,), first frame of the reference window, tokens (F, S, D).
+
+    has_speech: whether lips and audio can be compared by a SyncNet.
+    """
+
+    frames: np.ndarray
+    reference: int
+    tokens: Tensor
+    has_speech: bool = True
+
+
+# Draws a window of its own making of a clip, or None to leave the choice to the dataset.
+DrawWindow = Callable[[EncodedClip, np.random.Generator], LatentWindow | None]
+
+
+class LatentClipDataset(ClipDataset):
+    """The same from clips encoded once: no frame is decoded and no network runs while training.
+
+    Items: latents, masked_latents, ref_latents (F, C, h, h) and audio (F, S, D), float32; start_idx and has_speech
+    (0 or 1) int; key, video_path, failed_paths. On demand mel (1, 80, columns) and gt_pixel_values (F, 3, R, R) in
+    [-1, 1].
+
+    Args:
+        clips: from `ClipEncoder`; those shorter than two windows are left out with a warning.
+        audio_feat_length: (l, r), frames of audio context before and after.
+        num_frames: F.
+        seed: of the whole run.
+        fps: video frames per second.
+        mels: gives the mel of a window; None leaves it out.
+        with_pixels: read the frames of the window from the clip as well.
+        draw_window: replaces some of the windows; None for none.
+
+    Raises:
+        UserError: no clip is long enough.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[EncodedClip],
+        audio_feat_length: Sequence[int],
+        num_frames: int,
+        seed: int = DEFAULT_SEED,
+        *,
+        fps: float = FPS,
+        mels: MelReader | None = None,
+        with_pixels: bool = False,
+        draw_window: DrawWindow | None = None,
+    ) -> None:
+        super().__init__(drop_short_clips(clips, 2 * num_frames), seed)
+        self.audio_feat_length, self.num_frames, self.fps = tuple(audio_feat_length), num_frames, fps
+        self.mels, self.with_pixels, self.draw_window = mels, with_pixels, draw_window
+
+    def make_item(self, clip: EncodedClip, key: int, rng: np.random.Generator) -> dict:
+        window = self.draw_window(clip, rng) if self.draw_window is not None else None
+        window = window or self._speech_window(clip, rng)
+        frames, reference = window.frames, window.reference
+        first, within = int(frames.min()), range(int(frames.min()), int(frames.max()) + 1)
+        read = clip.read(latents=within, masked_latents=within)
+        item = {name: rows[torch.from_numpy(frames - first)] for name, rows in read.items()}
+        item["ref_latents"] = clip.read(latents=range(reference, reference + self.num_frames))["latents"]
+        if self.mels is not None:
+            item["mel"] = self.mels.open(clip).window(int(frames[0]), self.num_frames)
+        if self.with_pixels:
+            item["gt_pixel_values"] = clip.pixels(frames, self.fps)
+        return {**item, "audio": window.tokens, "start_idx": int(frames[0]), "has_speech": int(window.has_speech)}
+
+    def _speech_window(self, clip: EncodedClip, rng: np.random.Generator) -> LatentWindow:
+        start, reference = draw_start_and_reference(clip.num_frames, self.num_frames, rng)
+        window = range(start, start + self.num_frames)
+        tokens = frame_tokens(
+            lambda rows: clip.read(audio_states=rows)["audio_states"],
+            clip.num_rows,
+            window,
+            self.fps,
+            self.audio_feat_length,
+        )
+        return LatentWindow(np.array(window), reference, tokens)

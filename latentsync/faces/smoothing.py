@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from latentsync.constants import FPS
+
 MIN_CUTOFF_HZ = 1.0  # cutoff at rest
 SPEED_GAIN = 10.0  # Hz of cutoff gained per brow distance per second
 SPEED_CUTOFF_HZ = 2.0  # cutoff of the speed estimate
@@ -24,7 +26,7 @@ class AnchorSmoother:
         fps: frames per second of the sequence.
     """
 
-    def __init__(self, fps: float = 25.0):
+    def __init__(self, fps: float = FPS):
         if not (math.isfinite(fps) and fps > 0):
             raise ValueError(f"fps must be a positive number, got {fps}")
         self._fps = float(fps)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from latentsync.constants import FPS
 from latentsync.faces.appearance import Appearance, appearance
 from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, FaceDetector
@@ -113,7 +114,7 @@ class FaceTracker:
         UserError: `select` is not understood.
     """
 
-    def __init__(self, detector: FaceDetector, select: str = "largest", smooth: bool = True, fps: float = 25.0):
+    def __init__(self, detector: FaceDetector, select: str = "largest", smooth: bool = True, fps: float = FPS):
         self._rule = SelectRule.parse(select)
         self._detector = detector
         self._smooth = smooth

@@ -10,6 +10,7 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from latentsync.constants import FPS
 from latentsync.media.color import ColorTags
 from latentsync.media.convert import (
     ORIENTATION_OF_ROTATION,
@@ -24,7 +25,7 @@ from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_FPS = Fraction(25)
+DEFAULT_FPS = Fraction(FPS)
 MAX_PIXELS = 2**28  # 16384 x 16384: beyond this one decoded picture takes gigabytes
 
 _STANDARD_RATES = tuple(

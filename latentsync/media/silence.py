@@ -2,8 +2,8 @@
 
 import numpy as np
 
-FPS = 25
-SAMPLE_RATE = 16000
+from latentsync.constants import FPS, SAMPLE_RATE
+
 LOUD_PERCENTILE = 95  # of the frames' RMS: how loud the speech is
 SILENCE_BELOW_SPEECH = 10 ** (-20 / 20)  # recordings of real rooms are seldom quieter
 SILENCE_FLOOR = 10 ** (-60 / 20)  # of full scale: silent whatever the speech is like

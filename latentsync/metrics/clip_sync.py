@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import torch
 
+from latentsync.config.syncnet import load_syncnet_config
+from latentsync.constants import SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.data.clips import to_pixel_values
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
@@ -23,7 +25,7 @@ from latentsync.media.audio import load_audio
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.metrics.face_tracks import MIN_FACE, MIN_FRAMES, FaceTrack, crop_faces, find_tracks
-from latentsync.metrics.faces import FPS, aligned_runs, clip_frames, is_aligned_clip
+from latentsync.metrics.faces import aligned_runs, clip_frames, is_aligned_clip
 from latentsync.metrics.published_sync import PublishedScore, score_faces
 from latentsync.metrics.sync import SyncScorer, offset_score
 from latentsync.models.syncnet_v2 import FACE_SIZE, WINDOW_FRAMES, SyncNetV2
@@ -39,13 +41,10 @@ from latentsync.utils.registry import (
     SYNCNET_V2,
     resolve,
 )
-from latentsync.utils.syncnet_config import load_syncnet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16000
-SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 SCORERS = ("auto", "syncnet_v2", "embedded")
 PUBLISHED_THRESHOLD = 3.0  # smallest confidence of training clips in the reference
 EMBEDDED_THRESHOLD = 0.15  # real clips have 0.2 to 0.9 in footage like its training data, shuffled audio 0.05 to 0.15

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from python_speech_features import mfcc
 from torch import Tensor
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.models.syncnet_v2 import MFCC_COLUMNS, WINDOW_FRAMES, SyncNetV2
 
-SAMPLE_RATE = 16000
 COLUMNS_PER_FRAME = 4  # 100 MFCC columns per second
 REACH = 15  # frames: offsets are searched this far either way
 

@@ -14,20 +14,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from latentsync.data.syncnet_mel import mel_window, syncnet_mel
+from latentsync.config.syncnet import SyncNetDataConfig, load_syncnet_config
+from latentsync.constants import FPS, WHISPER_ROWS_PER_FRAME
+from latentsync.data.audio import mel_window, syncnet_mel
 from latentsync.models.framewise_syncnet import FramewiseSyncNet
-from latentsync.models.syncnet_input import ROWS_PER_FRAME, AudioFeatures, audio_input, visual_input, whisper_rows
+from latentsync.models.syncnet_input import AudioFeatures, audio_input, visual_input, whisper_rows
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
-from latentsync.utils.syncnet_config import SyncNetDataConfig, load_syncnet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 from latentsync.whisper.windows import count_frames
 
-FPS = 25
 OFFSET_REACH = 15  # frames: offsets are searched this far either way
 NEGATIVE_GAP = 6  # frames: windows this far apart do not match
 RUN_WINDOWS = 128  # windows embedded together where they share frames
@@ -268,5 +269,5 @@ class SyncScorer:
             return torch.stack([mel_window(mel, start, self.num_frames, FPS) for start in starts])
         tokens = self.audio.stream(wave, FPS, frames).chunks(0, frames)
         rows = whisper_rows(tokens[None], self.audio.num_layers, self.audio.audio_feat_length)[0]  # (2T, L, D)
-        span = ROWS_PER_FRAME * self.num_frames
-        return torch.stack([rows[ROWS_PER_FRAME * start : ROWS_PER_FRAME * start + span] for start in starts])
+        per_frame = rearrange(rows, "(t r) l d -> t r l d", r=WHISPER_ROWS_PER_FRAME)
+        return torch.stack([per_frame[start : start + self.num_frames].flatten(0, 1) for start in starts])

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.data.clips import to_pixel_values
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
 from latentsync.metrics.faces import FPS, aligned_runs
 from latentsync.metrics.sync import SyncScorer
 from latentsync.utils.errors import UserError
-
-SAMPLE_RATE = 16000
 
 
 class VideoSyncScorer:

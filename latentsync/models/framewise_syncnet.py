@@ -10,23 +10,22 @@ an audio row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentsync.config.schema import SchemaError, require, require_positive, section
+from latentsync.constants import WHISPER_ROWS_PER_FRAME
 from latentsync.models.syncnet_config import InputChannels
-from latentsync.models.syncnet_input import ROWS_PER_FRAME
-from latentsync.utils.schema import SchemaError, require, require_positive
 
 NORM_GROUPS = 8
 FRAME_STRIDES = ((1, 2), (2, 2), (2, 2))  # of a lower half, 8 x 16 cells, to 2 x 2
 STEPS = 3  # a window of frames is halved so often, one of audio rows once more
 
 
-@dataclass(frozen=True)
+@section
 class FramewiseSyncNetConfig:
     """`model` section of a config file for this network.
 
@@ -79,8 +78,8 @@ class FramewiseSyncNetConfig:
 
     def check_audio_input(self, channels: int, size: tuple[int, int]) -> None:
         """Refuse sound (channels, *size) that is no row of Whisper states. Raises SchemaError."""
-        if channels != self.audio_channels or size[0] != 1 or size[1] < ROWS_PER_FRAME * self.num_frames:
-            wanted = f"{self.audio_channels} x 1 x {ROWS_PER_FRAME * self.num_frames} or more (Whisper states)"
+        if channels != self.audio_channels or size[0] != 1 or size[1] < WHISPER_ROWS_PER_FRAME * self.num_frames:
+            wanted = f"{self.audio_channels} x 1 x {WHISPER_ROWS_PER_FRAME * self.num_frames} or more (Whisper states)"
             raise SchemaError(("model",), f"framewise_syncnet takes sound of {wanted}; got {channels} x {_by(size)}")
 
 
@@ -171,7 +170,7 @@ class FramewiseSyncNet(nn.Module):
         self.frame_order = WindowEncoder(config, config.num_frames, STEPS)
         self.row_dropout = nn.Dropout(config.dropout)
         self.row_encoder = nn.Conv1d(config.audio_channels, config.feature_width, 1)
-        self.row_order = WindowEncoder(config, ROWS_PER_FRAME * config.num_frames, STEPS + 1)
+        self.row_order = WindowEncoder(config, WHISPER_ROWS_PER_FRAME * config.num_frames, STEPS + 1)
 
     def forward(self, image_sequences: Tensor, audio_sequences: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors (vision_embeds, audio_embeds), both (B * W, D) in [0, 1], the windows of a run one after the
@@ -194,7 +193,7 @@ class FramewiseSyncNet(nn.Module):
         """(B, A, 1, 2R) -> (B * W, D) unit vectors."""
         self.config.check_audio_input(audio_sequences.shape[1], tuple(audio_sequences.shape[2:]))
         rows = self.row_encoder(self.row_dropout(audio_sequences.squeeze(2)))
-        return self.row_order(self._windows(rows, self.config.window_stride, ROWS_PER_FRAME))
+        return self.row_order(self._windows(rows, self.config.window_stride, WHISPER_ROWS_PER_FRAME))
 
     def _windows(self, features: Tensor, stride: int, rows: int = 1) -> Tensor:
         """(B, D, R * rows) -> (B * W, D, F * rows), with `rows` of them a frame."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from latentsync.config.schema import SchemaError, build, require, section
 from latentsync.utils.errors import UserError
-from latentsync.utils.schema import SchemaError, build, require
 
 NORM_GROUPS = 32
 ATTENTION_HEADS = 8
@@ -29,7 +29,7 @@ def downsampled(length: int, stride: int) -> int:
     return (length + 1 + int(stride == 1) - 3) // stride + 1
 
 
-@dataclass(frozen=True)
+@section
 class EncoderConfig:
     """One encoder: a residual block per width, each followed by attention where asked.
 
@@ -120,7 +120,7 @@ class InputChannels:
     in_channels: int
 
 
-@dataclass(frozen=True)
+@section
 class StableSyncNetConfig:
     """The two encoders; both end in the same width, that of the embedding.
 

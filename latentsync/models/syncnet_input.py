@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from latentsync.constants import WHISPER_ROWS_PER_FRAME
+
 AudioFeatures = Literal["mel", "whisper"]
-ROWS_PER_FRAME = 2  # Whisper's encoder gives 50 rows a second, the video 25 frames
 
 
 def lower_half(x: Tensor) -> Tensor:
@@ -40,11 +41,11 @@ def whisper_rows(tokens: Tensor, num_layers: int, audio_feat_length: tuple[int, 
         audio_feat_length: (l, r), frames heard before and after.
     """
     before, after = audio_feat_length
-    rows = ROWS_PER_FRAME * (before + after + 1)
+    rows = WHISPER_ROWS_PER_FRAME * (before + after + 1)
     if tokens.shape[-2] != rows * num_layers:
         raise ValueError(f"{tokens.shape[-2]} tokens a frame are not {rows} rows of {num_layers} states")
-    own = ROWS_PER_FRAME * before
-    by_row = rearrange(tokens, "b f (t l) d -> b f t l d", t=rows)[:, :, own : own + ROWS_PER_FRAME]
+    own = WHISPER_ROWS_PER_FRAME * before
+    by_row = rearrange(tokens, "b f (t l) d -> b f t l d", t=rows)[:, :, own : own + WHISPER_ROWS_PER_FRAME]
     return rearrange(by_row, "b f t l d -> b (f t) l d")
 
 

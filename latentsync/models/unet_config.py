@@ -1,10 +1,10 @@
 """What a UNet is made of. Key names are those of the published configs (diffusers' names, AnimateDiff's for motion)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
-from latentsync.utils.schema import build, require
+from latentsync.config.schema import build, require, section
 
 DownBlockType = Literal["CrossAttnDownBlock3D", "DownBlock3D"]
 UpBlockType = Literal["CrossAttnUpBlock3D", "UpBlock3D"]
@@ -12,7 +12,7 @@ UpBlockType = Literal["CrossAttnUpBlock3D", "UpBlock3D"]
 MAX_LAYERS, MAX_BLOCKS, MAX_WIDTH = 64, 16, 2**16
 
 
-@dataclass(frozen=True)
+@section
 class MotionModuleConfig:
     """One motion module: `num_transformer_block` blocks, each with one temporal attention per listed type.
 
@@ -42,7 +42,7 @@ class MotionModuleConfig:
         return channels // self.temporal_attention_dim_div
 
 
-@dataclass(frozen=True)
+@section
 class UNetConfig:
     """The whole UNet. Defaults are stage 1 of the published system (Stable Diffusion 1.5 with audio attention).
 

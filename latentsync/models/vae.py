@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from latentsync.config.diffusers_config import build_from_config
 from latentsync.utils.checkpoints import load_state_dict
-from latentsync.utils.diffusers_config import build_from_config
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import AutoencoderKL
 from latentsync.utils.patches import describe_difference
@@ -151,8 +151,8 @@ class LatentCodec(nn.Module):
 def linear_patches(vae: AutoencoderKL, factor: int) -> nn.Conv2d | None:
     """The encoder's mean as one convolution over patches of `factor` pixels, or None where it is anything else.
 
-    The encoder that `latentsync.training.linear_vae` sets by hand is just that, and the one convolution takes a
-    hundredth of the time. A learned encoder fails the first look, at one small picture and its negative.
+    The encoder of the embedded model is just that, and the one convolution takes a hundredth of the time. A learned
+    encoder fails the first test, with one small image and its negative.
     """
 
     def encode(images: Tensor) -> Tensor:

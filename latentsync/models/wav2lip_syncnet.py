@@ -3,14 +3,13 @@
 Legend: B batch, C channels, H W map, D embedding width (1024). Parameter names are Wav2Lip's `{i}.conv_block.{0,1}`.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentsync.config.schema import SchemaError, section
 from latentsync.models.syncnet_config import InputChannels
-from latentsync.utils.schema import SchemaError
 
 VISUAL_INPUT = (15, 128, 256)  # 5 frames x 3 colours
 AUDIO_INPUT = (1, 80, 16)
@@ -52,7 +51,7 @@ AUDIO_LAYERS = (
 PLAIN_VISUAL, PLAIN_AUDIO = 3, 2
 
 
-@dataclass(frozen=True)
+@section
 class Wav2LipSyncNetConfig:
     """`model` section of a config file for this network; it has no options."""
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from latentsync.config.unet import load_unet_config
 from latentsync.loading import ModelPaths, load_pipeline, pick_device
 from latentsync.models.unet_config import UNetConfig
 from latentsync.options import AUTO, GenerationOptions
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.utils.config import load_unet_config
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.registry import GB, PROJECT_ROOT, REGISTRY, default_name, model_names
 

@@ -1,59 +1,55 @@
-"""Several processes that must decide alike: one that raises or skips alone leaves the others waiting for ever."""
+"""Decisions that several processes must make together: one that raises or skips alone leaves the others waiting."""
 
 import logging
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
-    DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
     broadcast_object_list,
 )
 from torch import Tensor, nn
 
-from latentsync.training.settings import TrainSettings, choose_precision
+from latentsync.config.sections import Precision, RunSection
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-# Others wait while the main process validates and saves.
-PATIENCE = timedelta(hours=3)
+# The others wait while the main process validates and saves.
+TIMEOUT = timedelta(hours=3)
 THREADS_SETTLE = 0.1  # seconds in which the threads of a finished collective come to rest
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """Accelerator for the launch at hand: plain Python, `accelerate launch` or `torchrun`.
+def make_accelerator(run: RunSection) -> Accelerator:
+    """Accelerator for the current launch: plain Python, `accelerate launch` or `torchrun`.
 
     Raises:
-        UserError: the precision or an option is not to be had with it.
+        UserError: it does not support the precision or an option.
     """
-    precision = choose_precision(settings.mixed_precision)
+    precision = choose_precision(run.precision)
     if precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("mixed_precision fp16 needs a GPU; set it to no (or auto), or bf16")
-    torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = settings.tf32
+    torch.set_float32_matmul_precision("high" if run.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = run.tf32
     accelerator = Accelerator(
         mixed_precision=precision,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        gradient_accumulation_steps=run.gradient_accumulation_steps,
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=PATIENCE),
-            DistributedDataParallelKwargs(find_unused_parameters=settings.find_unused_parameters),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    if not accelerator.is_main_process:  # the others have the same to say
+    if not accelerator.is_main_process:  # the others log the same
         logging.getLogger("latentsync").setLevel(logging.WARNING)
-    if settings.ema_decay and is_sharded(accelerator):
+    if run.ema_decay and is_sharded(accelerator):
         release(accelerator)
         raise UserError("ema_decay needs the whole model in each process; set it to 0 with FSDP and DeepSpeed")
     return accelerator
@@ -62,9 +58,9 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
 def release(accelerator: Accelerator) -> None:
     """End the run: later ones in this Python process may choose another precision.
 
-    With several processes let go of the wrapped model first. Whoever drops the last reference to the process group
-    joins its threads. DistributedDataParallel does so holding the interpreter's lock, which such a thread takes to let
-    go of its last collective: neither would ever end.
+    With several processes delete the wrapped model first. Dropping the last reference to the process group joins its
+    threads. DistributedDataParallel does so while holding the GIL, which such a thread needs to release its last
+    collective: a deadlock.
     """
     accelerator.free_memory()
     if accelerator.num_processes > 1:
@@ -75,7 +71,7 @@ def release(accelerator: Accelerator) -> None:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether the processes hold parts of the model instead of copies."""
+    """Whether the processes have shards of the model instead of copies."""
     return accelerator.distributed_type in SHARDED
 
 
@@ -111,8 +107,17 @@ def together(accelerator: Accelerator, work: Callable[[], T], *, main_only: bool
     return result
 
 
+def choose_precision(wanted: Precision) -> Literal["no", "fp16", "bf16"]:
+    """The meaning of `auto` on this machine."""
+    if wanted != "auto":
+        return wanted
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
 class _Gather(torch.autograd.Function):
-    """All processes' rows in the order of the processes; the gradient of each row goes back where it is from."""
+    """All processes' rows in the order of the processes; the gradient of each row goes back to its process."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -132,7 +137,7 @@ class _Gather(torch.autograd.Function):
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """(B, ...) of each process -> (processes * B, ...), the same everywhere, with gradient.
 
-    A loss of the gathered rows that every process computes alike gets, after the usual averaging of the parameters'
+    A loss of the gathered rows that every process computes alike has, after the usual averaging of the parameters'
     gradients over processes, the gradient that one process with all rows would get.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
@@ -157,7 +162,7 @@ def shared_folder(accelerator: Accelerator, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another output folder") from error
+            raise UserError(f"{folder}: cannot be created ({error.strerror}); choose another output folder") from error
 
     together(accelerator, create, main_only=True)
 

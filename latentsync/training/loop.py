@@ -1,15 +1,16 @@
-"""The training loop of both trainers: validate, build, restore, step, report, save.
+"""The training loop of both trainers: build, restore, step, report, save.
 
-Stopping at any time and running the same command again gives the same weights as a run that never stopped: batches,
-noise and dropout are functions of the seed and the position in the run, all else is in the checkpoint.
+A run that is stopped at any time and resumed gives the same weights as one that never stopped: batches, noise and
+dropout are functions of the seed and the position in the run, everything else is in the checkpoint.
 """
 
 import json
 import logging
+import pickle
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from latentsync.data.draws import StepBatches, collate
-from latentsync.training.companions import Companions
+from latentsync.config.sections import TrainingConfig
+from latentsync.data.sampler import StepBatchSampler, collate
+from latentsync.training.checkpoints import CheckpointStore, Progress
+from latentsync.training.discriminators import Discriminators
 from latentsync.training.distributed import (
     any_process,
     is_sharded,
@@ -33,100 +37,108 @@ from latentsync.training.distributed import (
     shared_folder,
     together,
 )
-from latentsync.training.ema import AveragedWeights
-from latentsync.training.publish import Publisher
+from latentsync.training.export import AveragedWeights, Exporter
 from latentsync.training.randomness import seed_step
 from latentsync.training.report import Report
-from latentsync.training.settings import TrainSettings
-from latentsync.training.state import CheckpointStore, Progress
 from latentsync.training.stopping import StopRequest, ignore_first_signal
 from latentsync.training.task import Task
 from latentsync.utils.checkpoints import write_safetensors
 from latentsync.utils.errors import UserError
-
-__all__ = ["Task", "TrainSettings", "run_training"]
+from latentsync.utils.locks import exclusive_folder
 
 logger = logging.getLogger(__name__)
 MAX_SKIPS_IN_A_ROW = 50
+# Raised by torch, accelerate and safetensors for a checkpoint that cannot be read or is of another model.
+LOAD_ERRORS = (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError, SafetensorError)
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def run_training(task: Task, settings: TrainSettings, *, dry_run: bool = False) -> Path:
-    """Train to the end of `settings`, or until asked to stop; going on from the last checkpoint where there is one.
+def run_training(task: Task, config: TrainingConfig, *, dry_run: bool = False) -> Path:
+    """Train to the end of `config`, or until a stop is requested; resumes from the last checkpoint if there is one.
 
-    With `dry_run` everything is built and one step is done, saved, exported and validated, into a folder beside
-    `output_dir` that is removed again.
+    With `dry_run` everything is built and one step is done, saved, exported and validated, in a folder beside
+    `data.train_output_dir` that is removed afterwards.
 
     Returns:
-        The newest export, `<output_dir>/checkpoints/<task.name>-<step>.pt`; the folder of checkpoints while there is
-        none.
+        The newest export, `<train_output_dir>/checkpoints/<task.name>-<step>.pt`; the folder of checkpoints if
+        there is none.
 
     Raises:
-        UserError: in all processes; a setting, the data, or the disk does not allow it.
+        UserError: in all processes; a setting, the data or the disk does not allow it, or another run uses the folder.
     """
-    accelerator = make_accelerator(settings)
+    accelerator = make_accelerator(config.run)
     if dry_run:
-        settings = _dry(settings)
+        config = _dry(config)
+    output = Path(config.data.train_output_dir)
     try:
         if dry_run:
-            together(accelerator, lambda: shutil.rmtree(settings.output_dir, ignore_errors=True), main_only=True)
-        with StopRequest(settings.stop_after_minutes) as stop:
-            trainer = Trainer(task, settings, accelerator)
+            together(accelerator, lambda: shutil.rmtree(output, ignore_errors=True), main_only=True)
+        with _locked(accelerator, output), StopRequest(config.run.stop_after_minutes) as stop:
+            trainer = Trainer(task, config, accelerator)
             trainer.run(stop)
-        accelerator.wait_for_everyone()
-        newest = trainer.publisher.newest_export()
+            accelerator.wait_for_everyone()
+        newest = trainer.exporter.newest_export()
         del trainer
-        return newest or settings.checkpoint_dir
+        return newest or config.checkpoint_dir
     finally:
         if dry_run and accelerator.is_main_process:
-            shutil.rmtree(settings.output_dir, ignore_errors=True)
+            shutil.rmtree(output, ignore_errors=True)
         release(accelerator)
 
 
-def _dry(settings: TrainSettings) -> TrainSettings:
-    output = Path(settings.output_dir)
+def _dry(config: TrainingConfig) -> TrainingConfig:
+    output = Path(config.data.train_output_dir)
     return replace(
-        settings,
-        output_dir=output.with_name(f".{output.name}-dry-run"),
-        max_train_steps=1,
-        max_train_epochs=-1,
-        save_every=1,
-        log_every=1,
-        stop_after_minutes=0.0,
+        config,
+        data=replace(config.data, train_output_dir=str(output.with_name(f".{output.name}-dry-run"))),
+        ckpt=replace(config.ckpt, save_ckpt_steps=1),
+        run=replace(config.run, max_train_steps=1, max_train_epochs=-1, log_steps=1, stop_after_minutes=0.0),
     )
 
 
-class Trainer:
-    """A run of a task. Everything with state that is not in the task: `progress`, optimizers, averages, files."""
+def _locked(accelerator: Accelerator, folder: Path) -> AbstractContextManager:
+    """Keep a second trainer out of an output folder: the two would delete each other's checkpoints."""
+    stack = ExitStack()
 
-    def __init__(self, task: Task, settings: TrainSettings, accelerator: Accelerator) -> None:
-        """Build: wrap the model, make the optimizers, open the files; nothing is restored yet."""
-        self.task, self.settings, self.accelerator = task, settings, accelerator
+    def lock() -> None:
+        try:
+            stack.enter_context(exclusive_folder(folder, folder / ".lock"))
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
+
+    shared_folder(accelerator, folder)
+    together(accelerator, lock, main_only=True)
+    return stack
+
+
+class Trainer:
+    """A run of a task: everything with state that is not in the task (`progress`, optimizers, averages, files)."""
+
+    def __init__(self, task: Task, config: TrainingConfig, accelerator: Accelerator) -> None:
+        """Wrap the model and make the optimizers; nothing is restored yet."""
+        self.task, self.config, self.accelerator = task, config, accelerator
         self.progress, self.saved_step = Progress(), 0
         self.skips_in_a_row, self.bad_files = 0, set()
-        shared_folder(accelerator, Path(settings.output_dir))
-        self.store = CheckpointStore(settings.checkpoint_dir, settings.keep_last, accelerator)
+        shared_folder(accelerator, Path(config.data.train_output_dir))
+        self.store = CheckpointStore(config.checkpoint_dir, config.run.keep_last, accelerator)
         self.dataset = task.dataset()
-        self.total_steps = settings.total_steps(len(self.dataset), accelerator.num_processes)
+        self.total_steps = config.total_steps(len(self.dataset), accelerator.num_processes)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             task.model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model)
         self.trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
         if not self.trained:
             raise UserError("no parameter is trained; check trainable_modules")
         self._prepare()
-        self.companions = Companions(task.companions, settings, accelerator.device)
-        self.ema = (
-            AveragedWeights(accelerator.unwrap_model(self.model), settings.ema_decay) if settings.ema_decay else None
-        )
+        self.discriminators = Discriminators(task.discriminators, config, accelerator.device)
+        decay = config.run.ema_decay
+        self.ema = AveragedWeights(accelerator.unwrap_model(self.model), decay) if decay else None
         task.place(accelerator.device, DTYPES[accelerator.mixed_precision])
 
     def _prepare(self) -> None:
-        """The optimizer, its schedule, and both wrapped for the processes and the precision at hand."""
-        settings, accelerator = self.settings, self.accelerator
+        """Make the optimizer and its schedule; wrap model and optimizer for processes and precision."""
+        settings, accelerator = self.config.optimizer, self.accelerator
         lr = settings.lr * (accelerator.num_processes if settings.scale_lr else 1)
-        optimizer = torch.optim.AdamW(
-            self.trained, lr, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay
-        )
+        optimizer = torch.optim.AdamW(self.trained, lr, **settings.adamw)
         schedule = get_scheduler(
             settings.lr_scheduler,
             torch.optim.SGD([torch.zeros(1)], lr),
@@ -134,30 +146,30 @@ class Trainer:
             num_training_steps=self.total_steps,
         ).lr_lambdas[0]
         self.lr_at = lambda step: lr * schedule(step)
-        if settings.compile:
+        if self.config.run.compile:
             self.task.model.compile()  # in place: names of parameters stay
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            config = accelerator.state.deepspeed_plugin.deepspeed_config
-            config["train_micro_batch_size_per_gpu"] = settings.batch_size
+            deepspeed = accelerator.state.deepspeed_plugin.deepspeed_config
+            deepspeed["train_micro_batch_size_per_gpu"] = self.config.data.batch_size
         self.model, self.optimizer = accelerator.prepare(self.task.model, optimizer)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not is_sharded(accelerator):
             save_without_prefix(accelerator)
 
     def run(self, stop: StopRequest) -> None:
-        """Restore, then step, report and save to the end, or until asked to stop."""
+        """Restore, then step, report and save to the end, or until a stop is requested."""
         self._restore()
-        self.report = Report(self.accelerator, Path(self.settings.output_dir), self.progress.step)
-        self.publisher = Publisher(self.task, self.settings, self.accelerator, self.model, self.ema, self.report)
+        self.report = Report(self.accelerator, Path(self.config.data.train_output_dir), self.progress.step)
+        self.exporter = Exporter(self.task, self.config, self.accelerator, self.model, self.ema, self.report)
         self._describe()
         try:
-            if self.progress.step and self._is_milestone() and not self.publisher.is_published(self.progress.step):
-                self.publisher.publish(self.progress.step)  # the last run ended between saving and publishing
+            if self.progress.step and self._is_milestone() and not self.exporter.is_exported(self.progress.step):
+                self.exporter.export(self.progress.step)  # the last run ended between saving and exporting
             batches = iter(self._loader())
             while self.progress.step < self.total_steps:
-                if any_process(self.accelerator, stop.asked)[0]:
+                if any_process(self.accelerator, stop.requested)[0]:
                     self._save()
-                    logger.info("stopped at step %d; run the same command to go on", self.progress.step)
+                    logger.info("stopped at step %d; run the same command to resume", self.progress.step)
                     break
                 self._train_step(batches)
                 self._log_and_save()
@@ -165,70 +177,75 @@ class Trainer:
             self.report.close()
 
     def _restore(self) -> None:
-        """Go on from the newest good checkpoint, if there is one."""
-        settings, newest = self.settings, self.store.newest()
-        if settings.resume == "never":
-            occupied = self.accelerator.is_main_process and not self.store.is_empty()
-            if any_process(self.accelerator, occupied)[0]:
-                raise UserError(
-                    f"{self.store.folder}: holds checkpoints; choose another output_dir or set resume: auto"
-                )
-        if newest is None:
+        """Resume from the newest checkpoint that can be loaded, if there is one."""
+        failure, folder = None, self.store.newest()
+        while folder is not None:
+            try:
+                together(self.accelerator, lambda folder=folder: self._load(folder))
+            except UserError as error:
+                failure = failure or error
+                folder = self.store.newest(before=folder)
+                continue
+            if failure is not None:
+                logger.warning("%s; resuming from the previous checkpoint", failure)
+            self.saved_step = self.progress.step
+            logger.info("resuming from %s", folder)
             return
-        together(self.accelerator, lambda: self._load(newest))
-        self.saved_step = self.progress.step
-        logger.info("going on from %s", newest)
+        if failure is not None:
+            raise failure
 
     def _load(self, folder: Path) -> None:
         try:
             self.accelerator.load_state(str(folder))
-            self.progress = Progress.from_json(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+            progress = Progress.from_json(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
             if self.ema is not None:
                 self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
-            if self.companions.modules:
-                state = torch.load(folder / "companions.pt", map_location=self.accelerator.device, weights_only=True)
-                self.companions.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
+            if self.discriminators.modules:
+                path = folder / "discriminators.pt"
+                path = path if path.is_file() else folder / "companions.pt"  # its name in older checkpoints
+                state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+                self.discriminators.load_state_dict(state)
+            self.progress = progress
+        except LOAD_ERRORS as error:
             raise UserError(
-                f"{folder}: is of another model or other options ({str(error).strip()[:300]});"
-                " restore the config it was made with, or choose another output_dir"
+                f"{folder}: cannot be loaded, or is of another model or other options ({str(error).strip()[:300]});"
+                " restore the config it was made with, or choose another output folder"
             ) from error
 
     def _describe(self) -> None:
         trained = sum(parameter.numel() for parameter in self.trained)
-        settings, count = self.settings, self.accelerator.num_processes
+        count = self.accelerator.num_processes
         logger.info(
             "%s: %.2f M trained parameters, %d clips, %d processes x batch %d x accumulation %d, %s, step %d of %d",
-            *(self.task.name, trained / 1e6, len(self.dataset), count, settings.batch_size),
-            *(settings.gradient_accumulation_steps, self.accelerator.mixed_precision),
+            *(self.task.name, trained / 1e6, len(self.dataset), count, self.config.data.batch_size),
+            *(self.config.run.gradient_accumulation_steps, self.accelerator.mixed_precision),
             *(self.progress.step, self.total_steps),
         )
 
     def _loader(self) -> DataLoader:
-        settings, accelerator = self.settings, self.accelerator
-        sampler = StepBatches(
+        data, accelerator = self.config.data, self.accelerator
+        sampler = StepBatchSampler(
             len(self.dataset),
-            settings.batch_size,
-            settings.seed,
+            data.batch_size,
+            self.config.run.seed,
             weights=self.task.sample_weights(),
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             start=self.progress.position,
-            repeats=settings.repeats,
+            repeats=data.windows_per_clip,
         )
         return DataLoader(
             self.dataset,
             batch_sampler=sampler,
-            num_workers=settings.num_workers,
+            num_workers=data.num_workers,
             collate_fn=collate,
             pin_memory=accelerator.device.type == "cuda",
             worker_init_fn=ignore_first_signal,
-            timeout=settings.dataloader_timeout if settings.num_workers else 0,
         )
 
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> None:
-        """Change the weights once. Batches that cannot be used are replaced by the next ones."""
-        lr, count = self.lr_at(self.progress.step), self.settings.gradient_accumulation_steps
+        """One optimizer step. Batches that cannot be used are replaced by the next ones."""
+        lr, count = self.lr_at(self.progress.step), self.config.run.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         while True:
@@ -236,9 +253,9 @@ class Trainer:
             norm = self._apply_gradients()
             if norm is not None:
                 break
-            self.companions.drop()
+            self.discriminators.drop()
             self._skip("the gradient is not finite")
-        self.companions.step(lr)
+        self.discriminators.step(lr)
         self.progress.step += 1
         self.skips_in_a_row = 0
         if self.ema is not None:
@@ -247,7 +264,7 @@ class Trainer:
         self.report.add({**means, "grad_norm": norm, "lr": lr})
 
     def _backward(self, batches: Iterator[dict[str, Any]], last: bool) -> dict[str, Tensor]:
-        """Add the gradients of one batch; its losses. `last` of an optimizer step: average over processes."""
+        """Add the gradients of one batch and return its losses. `last` of an optimizer step: average over processes."""
         self.accelerator.sync_gradients = last
         while True:
             batch = self._next_batch(batches)
@@ -256,7 +273,7 @@ class Trainer:
                 finite = bool(torch.isfinite(losses["loss"].detach()))
                 if not any_process(self.accelerator, not finite)[0]:
                     self.accelerator.backward(losses["loss"])
-                    self.companions.backward(losses)
+                    self.discriminators.backward(losses)
                     return {name: loss.detach() for name, loss in losses.items()}
             self._skip("the loss is not finite" if not finite else "the loss of another process is not finite")
 
@@ -275,7 +292,7 @@ class Trainer:
             if not any_process(self.accelerator, problem is not None)[0]:
                 break
             self._skip(problem or "another process could not read its batch")
-        seed_step(self.settings.seed, self.progress.position, self.accelerator.process_index)
+        seed_step(self.config.run.seed, self.progress.position, self.accelerator.process_index)
         device = self.accelerator.device
         return {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) and name != "key" else value
@@ -283,9 +300,9 @@ class Trainer:
         }
 
     def _apply_gradients(self) -> float | None:
-        """Clip and step; the norm before clipping, or None where it is not finite and the weights stay."""
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.max_grad_norm)
-        norm = float(norm) if norm is not None else 0.0  # DeepSpeed has stepped by now and may not tell
+        """Clip and step; the norm before clipping, or None where it is not finite and the step is skipped."""
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.max_grad_norm)
+        norm = float(norm) if norm is not None else 0.0  # DeepSpeed has stepped by now and may return None
         finite = norm < float("inf")
         if finite or self.accelerator.scaler is not None:  # the scaler must see an overflow to lower its scale
             self.optimizer.step()
@@ -294,10 +311,10 @@ class Trainer:
         return norm if finite else None
 
     def _skip(self, reason: str) -> None:
-        """Count a skip, which all processes do at once."""
+        """Count a skipped batch; all processes skip together."""
         self.progress.skipped += 1
         self.skips_in_a_row += 1
-        logger.warning("step %d: a batch is skipped: %s", self.progress.step, reason)
+        logger.warning("step %d: skipping a batch: %s", self.progress.step, reason)
         if self.skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
             raise UserError(f"{MAX_SKIPS_IN_A_ROW} batches in a row could not be used; the last one: {reason}")
 
@@ -309,24 +326,24 @@ class Trainer:
 
     def _is_milestone(self) -> bool:
         step = self.progress.step
-        return step % self.settings.save_every == 0 or step == self.total_steps
+        return step % self.config.ckpt.save_ckpt_steps == 0 or step == self.total_steps
 
     def _log_and_save(self) -> None:
-        """After each step: a row, a checkpoint, a validation, each where it is due."""
-        step, settings = self.progress.step, self.settings
+        """After each step: a logged row, a checkpoint, a validation, each when it is due."""
+        step, run = self.progress.step, self.config.run
         due = self._is_milestone()
-        if due or step % settings.log_every == 0:
+        if due or step % run.log_steps == 0:
             advice = self.task.advise(step, self.report.write_row(step))
             if advice and self.accelerator.is_main_process:
                 logger.warning("%s", advice)
         if due:
             self._save()
-            self.publisher.publish(step)
-        elif settings.validate_every and step % settings.validate_every == 0:
-            self.publisher.validate(step)
+            self.exporter.export(step)
+        elif run.validation_steps and step % run.validation_steps == 0:
+            self.exporter.validate(step)
 
     def _save(self) -> None:
-        """Write a checkpoint; nothing when this step's is there or no step was done."""
+        """Write a checkpoint, unless this step's exists or no step was done."""
         if self.progress.step == self.saved_step:
             return
         began = time.monotonic()
@@ -342,5 +359,5 @@ class Trainer:
             (folder / "progress.json").write_text(json.dumps(self.progress.to_json()), encoding="utf-8")
             if self.ema is not None:
                 write_safetensors(folder / "ema.safetensors", self.ema.state_dict())
-            if self.companions.modules:
-                torch.save(self.companions.state_dict(), folder / "companions.pt")
+            if self.discriminators.modules:
+                torch.save(self.discriminators.state_dict(), folder / "discriminators.pt")

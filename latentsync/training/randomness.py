@@ -1,4 +1,4 @@
-"""Random numbers as functions of the seed and the position in the run: nothing to save, nothing to carry over."""
+"""Random numbers as functions of the seed and the position in the run: there is no state to save."""
 
 import random
 
@@ -24,8 +24,8 @@ def mix(*numbers: int) -> int:
 def sample_generators(seed: int, keys: Tensor, stream: int = 0) -> list[torch.Generator]:
     """One CPU generator for each sample of a batch, from its key: `keys` (B,) as the batch carries them.
 
-    Draw noise with it on the CPU and move it: the numbers then do not depend on the device, on how samples are
-    grouped into batches, or on the number of processes. `stream` keeps different uses apart.
+    Draw noise on the CPU and move it: the numbers then do not depend on the device, the batch size or the number of
+    processes. `stream` separates different uses.
     """
     return [torch.Generator().manual_seed(mix(seed, stream, key)) for key in keys.tolist()]
 

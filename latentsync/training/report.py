@@ -1,4 +1,4 @@
-"""What a run shows of itself: CSV tables, a chart, TensorBoard, the log. Only the main process writes."""
+"""Logs of a run: CSV tables, a chart, TensorBoard, log lines. Only the main process writes."""
 
 import csv
 import logging
@@ -23,17 +23,17 @@ class ValueTable:
     """Rows of named numbers by step, in a CSV file that is appended to. The first column is `step`."""
 
     def __init__(self, path: Path, last_step: int) -> None:
-        """Take up an existing file: what was written after `last_step` was lost with the run that wrote it."""
+        """Continue an existing file without its rows after `last_step`, which the interrupted run had not saved."""
         self.path, self.names, self.rows = path, ["step"], []
         if path.is_file():
             try:
                 self._read(last_step)
             except (OSError, ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}: is not a table of this program; move it away") from error
+                raise UserError(f"{path}: is not a table of this program; move it elsewhere") from error
             self._rewrite()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a row; a name that is new adds a column. Of a step that is there already the row is replaced."""
+        """Append a row; a new name adds a column. A row of the same step is replaced."""
         replaces = bool(self.rows) and self.rows[-1]["step"] >= step
         self.rows = [row for row in self.rows if row["step"] < step] if replaces else self.rows
         row = {"step": step, **values}
@@ -70,7 +70,7 @@ class ValueTable:
 
 
 class Report:
-    """Means of the values of the steps since the last row, over all processes; with how fast the steps went.
+    """Means of the logged values since the last row, over all processes, and the speed of the steps.
 
     Files in `folder`: train.csv, validation.csv, loss_chart.png, tensorboard/ where that package is installed.
     """
@@ -84,11 +84,11 @@ class Report:
         self._restart()
 
     def waited(self, seconds: float) -> None:
-        """Time that the step stood still for want of a batch."""
+        """Add time spent waiting for a batch."""
         self._waited += seconds
 
     def pause(self, seconds: float) -> None:
-        """Time that went into saving or validating; it does not count against the speed."""
+        """Exclude time spent on saving or validating from the speed."""
         self._began += seconds
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
@@ -98,7 +98,7 @@ class Report:
             self._sums[name] = self._sums.get(name, 0) + value
 
     def write_row(self, step: int) -> dict[str, float]:
-        """Average what was added, write it, return it. All processes must call this; {} when nothing was added."""
+        """Average the added values, write and return them. All processes must call this; {} when nothing was added."""
         if not self._count:
             return {}
         elapsed = max(time.monotonic() - self._began, 1e-9)
@@ -111,26 +111,26 @@ class Report:
         means = dict(zip([*self._sums, *TIMINGS], means, strict=True))
         self._restart()
         if self.train is not None:
-            self._guarded(self.train, step, means)
+            self._write(self.train, step, means)
             self._show("train", step, means)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
             logger.info("step %d  %s", step, shown)
         return means
 
-    def write_validation(self, step: int, measures: Mapping[str, float]) -> None:
-        """Add a row of measures; in the main process."""
-        self._guarded(self.validation, step, measures)
-        self._show("validation", step, measures)
-        if measures:
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in measures.items())
+    def write_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a row of metrics; in the main process."""
+        self._write(self.validation, step, metrics)
+        self._show("validation", step, metrics)
+        if metrics:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             logger.info("validation at step %d  %s", step, shown)
 
     def validated(self, step: int) -> bool:
-        """Whether there is a row of measures for a step."""
+        """Whether there is a row of metrics for a step."""
         return any(row["step"] == step for row in self.validation.rows)
 
     def draw_chart(self) -> None:
-        """Losses and measures against steps, one panel each; in the main process."""
+        """Plot losses and metrics against steps, one panel each; in the main process."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -166,7 +166,7 @@ class Report:
         self._sums: dict[str, Tensor | float] = {}
         self._count, self._waited, self._began = 0, 0.0, time.monotonic()
 
-    def _guarded(self, table: ValueTable, step: int, values: Mapping[str, float]) -> None:
+    def _write(self, table: ValueTable, step: int, values: Mapping[str, float]) -> None:
         try:
             table.add(step, values)
         except OSError as error:
@@ -179,19 +179,19 @@ class Report:
 
 
 def _open_tensorboard(folder: Path, first_step: int):
-    """A writer that drops what an earlier run wrote from `first_step` on; None without the package."""
+    """A writer that discards what an earlier run wrote from `first_step` on; None without the package."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         logger.info(
-            "no TensorBoard: pip install tensorboard to have it; train.csv and loss_chart.png are written anyway"
+            "TensorBoard is not installed (pip install tensorboard); train.csv and loss_chart.png are written anyway"
         )
         return None
     return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def _thinned(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
-    """At most CHART_POINTS points, each the mean of its neighbours."""
+    """At most CHART_POINTS points, each the mean of its neighbors."""
     size = -(-len(steps) // CHART_POINTS)
     groups = range(0, len(steps), size)
     means = [sum(values[first : first + size]) / len(values[first : first + size]) for first in groups]

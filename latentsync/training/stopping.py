@@ -1,4 +1,4 @@
-"""Leaving in good order: on SIGTERM or Ctrl-C, or when the time is over, the step is finished and saved first."""
+"""Graceful stop: on SIGTERM, Ctrl-C or at the time limit the current step is finished and saved first."""
 
 import logging
 import signal
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """`with StopRequest(minutes) as stop:` catches the signals; `stop.asked` says whether to leave.
+    """`with StopRequest(minutes) as stop:` catches the signals; `stop.requested` says whether to stop.
 
     A second signal acts as if there were no handler. Signals that the process ignores (nohup, a script's background
     job) stay ignored.
@@ -22,14 +22,14 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self._signalled or time.monotonic() >= self._deadline
 
     def __enter__(self) -> "StopRequest":
         try:
             self._previous = {number: signal.signal(number, self._catch) for number in _not_ignored()}
         except ValueError:  # not the main thread of Python: signals go elsewhere
-            logger.info("signals are not caught here; stop the run by its own means")
+            logger.info("signals are not caught outside the main thread; set run.stop_after_minutes to stop this run")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,7 +38,7 @@ class StopRequest:
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
-        logger.warning("%s: the state is saved after this step, then the run ends", signal.Signals(number).name)
+        logger.warning("%s: saving after this step, then stopping", signal.Signals(number).name)
         signal.signal(number, self._previous[number])
 
 

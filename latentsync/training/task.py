@@ -1,4 +1,4 @@
-"""What differs between the trainers: a task knows its model, data and losses; the loop does the rest."""
+"""The interface between a trainer and the loop: a task knows its model, data and losses; the loop does the rest."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,42 +15,42 @@ class Task(Protocol):
     Attributes:
         name: short, begins the names of exported files: "unet", "syncnet".
         model: the network to train, built from the seed (equal in all processes), in train mode, on the CPU.
-            What has requires_grad is trained. The loop wraps it (precision, processes) and hands it to `step`.
-        companions: networks trained beside it by optimizers of their own, a discriminator for instance; {} for none.
-            `step` returns `<name>_loss` for each. They are not wrapped: use them as they are in `self.companions`.
-            Gradients that "loss" leaves in them are discarded, and are averaged over processes by the loop.
+            Parameters with requires_grad are trained. The loop wraps it (precision, processes) and passes it to `step`.
+        discriminators: networks trained beside it by optimizers of their own; {} for none. `step` returns
+            `<name>_loss` for each. They are not wrapped: use them as they are in `self.discriminators`.
+            Gradients of "loss" in them are discarded; their own are averaged over processes by the loop.
     """
 
     name: str
     model: nn.Module
-    companions: Mapping[str, nn.Module]
+    discriminators: Mapping[str, nn.Module]
 
     def dataset(self) -> Dataset:
-        """Items for `latentsync.data.draws`: `dataset[Draw]` is a pure function of the draw and the seed."""
+        """Items for `latentsync.data.sampler`: `dataset[SampleId]` is a pure function of the id and the seed."""
         ...
 
     def sample_weights(self) -> Tensor | None:
-        """(len(dataset),) how often each clip is drawn, relatively; None for all alike."""
+        """(len(dataset),) relative sampling weights of the clips; None for uniform sampling."""
         ...
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Once, before the first step: bring frozen networks to `device`; `dtype` is what they may compute in."""
+        """Called once before the first step: move frozen networks to `device`; they may compute in `dtype`."""
         ...
 
     def step(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        """Losses of a batch, as scalars by name; "loss" is minimised, the others are logged.
+        """Losses of a batch, as scalars by name; "loss" is minimized, the others are logged.
 
-        Tensors of the batch are on the device, but `key` (B,), which seeds what a sample draws, stays on the CPU.
+        Tensors of the batch are on the device, but `key` (B,), the seed of each sample, stays on the CPU.
         `model` computes in the run's precision by itself and returns float32; autocast is off around it. The same
-        names are returned every time and in every process. Modes, requires_grad and weights are left as they were.
+        names are returned every time and in every process. Modes, requires_grad and weights are not changed.
         """
         ...
 
     def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
-        """Measures by name; pictures and videos go into `folder`, which exists.
+        """Metrics by name; images and videos go into `folder`, which exists.
 
-        `model` is not wrapped and in eval mode, without gradients, its weights the averaged ones where there are
-        such. Called in the main process alone; in all of them when the model is split over them (FSDP, DeepSpeed):
+        `model` is not wrapped and in eval mode, without gradients, with the averaged weights where there are any.
+        Called in the main process alone; in all of them when the model is split over them (FSDP, DeepSpeed):
         it is then the wrapped one, and each process has a folder of its own.
         """
         ...
@@ -63,5 +63,5 @@ class Task(Protocol):
         ...
 
     def advise(self, step: int, means: Mapping[str, float]) -> str | None:
-        """Something to tell the user, from the means of the logged values since the last time; seldom anything."""
+        """A warning for the user, from the means of the values logged since the last call; usually None."""
         ...

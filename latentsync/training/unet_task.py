@@ -1,11 +1,11 @@
-"""The UNet as something to train: stage 1 on latents alone, stage 2 also on decoded frames and on the sound.
+"""One training step of the UNet: stage 1 on latents alone, stage 2 also on decoded frames and on the audio.
 
 Legend: B samples, K of them counted by losses on the one-step estimate, F frames, C latent channels, R pixels,
 h latent cells, S audio tokens, D width.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,97 +16,33 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from latentsync.config.unet import UNetFileConfig
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
-from latentsync.models.lora import add_lora, save_lora
-from latentsync.models.unet import UNet3DConditionModel
+from latentsync.models.lora import save_lora
 from latentsync.models.vae import LatentCodec
-from latentsync.pipelines.denoise import encode_frames, unet_input
+from latentsync.pipelines.denoise import decode_frames, encode_frames, unet_input
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.training.decode_region import decode_onto
-from latentsync.training.diffusion import (
-    check_one_step,
-    draw_heard,
-    draw_timesteps,
-    one_step_estimate,
-    sample_noise,
-    training_target,
-    visited_timesteps,
-)
-from latentsync.training.loss_networks import LossNetworks
-from latentsync.training.loss_terms import Estimate
+from latentsync.training.losses import Estimate, LossNetworks, build_losses, crop, region_box
 from latentsync.training.randomness import sample_generators
-from latentsync.training.reference_copy import start_from_reference
-from latentsync.training.settings import TrainSettings, settings_from
-from latentsync.training.unet_losses import build_losses
+from latentsync.training.recipe import recipe_of
+from latentsync.training.unet_setup import FrozenParts, build_unet
 from latentsync.utils.checkpoints import save_checkpoint
-from latentsync.utils.config import UNetFileConfig
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
 from latentsync.utils.registry import project_path
-from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)
 Scorer = Callable[[Path], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class FrozenParts:
-    """What the UNet works with and is not trained."""
-
-    codec: LatentCodec
-    audio: Audio2Feature
-    scheduler: DDIMScheduler
+DECODE_MARGIN = 2  # latent cells decoded around a region, so that its edge sees its neighbors
 
 
 @dataclass(frozen=True)
 class Noising:
-    """What a step draws for its samples: noise (B, C, F, h, h), timesteps (B,) and heard (B,) bool, on the CPU."""
+    """The random numbers of a step: noise (B, C, F, h, h), timesteps (B,) and has_audio (B,) bool, on the CPU."""
 
     noise: Tensor
     timesteps: Tensor
-    heard: Tensor
-
-
-def train_settings(config: UNetFileConfig) -> TrainSettings:
-    """What the training loop is told of a UNet config."""
-    return settings_from(config, max_train_epochs=config.run.max_train_epochs)
-
-
-def build_unet(config: UNetFileConfig) -> UNet3DConditionModel:
-    """The network of a run: fresh from the seed or from `ckpt.resume_ckpt_path`, what is not trained frozen.
-
-    Raises:
-        UserError: the checkpoint does not fit (see `UNet3DConditionModel.from_pretrained`), `trainable_modules` names
-            no parameter, or the settings contradict each other.
-    """
-    run, resume = config.run, config.ckpt.resume_ckpt_path
-    torch.manual_seed(run.seed)
-    unet, _ = UNet3DConditionModel.from_pretrained(config.model, project_path(resume) if resume else "")
-    if run.start_from_reference and not resume:
-        start_from_reference(unet)
-    if run.lora_rank:
-        add_lora(unet, run.lora_rank, run.lora_alpha, run.lora_target)
-    else:
-        choose_trainable(unet, run.trainable_modules)
-    unet.enable_gradient_checkpointing(run.enable_gradient_checkpointing)
-    return unet.train()
-
-
-def choose_trainable(unet: nn.Module, modules: tuple[str, ...]) -> None:
-    """Freeze every parameter whose name holds none of `modules`; empty trains all.
-
-    Raises:
-        UserError: one of them is in no parameter's name.
-    """
-    names = [name for name, _ in unet.named_parameters()]
-    for module in modules:
-        if not any(module in name for name in names):
-            raise UserError(
-                f"run.trainable_modules: no parameter of this UNet has {module!r} in its name; take it off the list, "
-                "or check model.use_motion_module"
-            )
-    for name, parameter in unet.named_parameters():
-        parameter.requires_grad_(not modules or any(module in name for module in modules))
+    has_audio: Tensor
 
 
 class UNetTask:
@@ -115,9 +51,9 @@ class UNetTask:
     Args:
         config: a whole UNet config.
         parts: autoencoder, audio encoder and scheduler.
-        networks: what the losses look through, see `load_loss_networks`.
-        make_dataset: builds the clips' dataset when it is asked for, see `build_dataset`.
-        scorer: measures of the validation video, by name; None for none.
+        networks: frozen networks of the losses, see `load_loss_networks`.
+        make_dataset: builds the dataset when it is first needed, see `build_dataset`.
+        scorer: metrics of the validation video, by name; None for none.
 
     Raises:
         UserError: parts and config do not fit each other, or the checkpoint to start from does not.
@@ -135,31 +71,32 @@ class UNetTask:
     ):
         self.config, self.run = config, config.run
         self.codec, self.audio, self.scheduler = parts.codec, parts.audio, parts.scheduler
+        recipe = recipe_of(config)
         self.model = build_unet(config)
         # Refuses parts that do not belong together, and is what validation runs.
         LipsyncPipeline(self.codec, self.audio, self.model, self.scheduler, config.data.resolution)
-        self.needs_estimate = (
-            self.run.pixel_space_supervise or networks.sync is not None or self.run.motion_loss_weight > 0
-        )
-        if self.needs_estimate:
-            check_one_step(self.scheduler)
         self.codec.vae.train(False)
         if self.run.enable_gradient_checkpointing and self.run.pixel_space_supervise:
             self.codec.enable_gradient_checkpointing()
         pixel_mask = load_mask(config.data.resolution, config.data.mask_image_path or None)
         side = config.data.resolution // self.codec.factor
         self.mask = resize_mask_to_latents(pixel_mask, (side, side)).unsqueeze(2)
-        self.losses = build_losses(self.run, networks, self.mask)
+        extra = recipe.extra_losses(config, networks, self.mask)
+        self.losses = build_losses(self.run, networks, recipe.recon_weights(self.mask), extra)
         self.sync = networks.sync
-        self.companions = {"discriminator": networks.discriminator} if networks.discriminator is not None else {}
-        self._visited = self._sampled_timesteps()
+        self.discriminators = {name: loss.discriminator for name, loss in extra.discriminator_losses.items()}
+        self.needs_estimate = (
+            self.run.pixel_space_supervise
+            or networks.sync is not None
+            or any(not term.whole_batch for term in self.losses.terms.values())
+        )
+        if self.needs_estimate:
+            check_one_step(self.scheduler)
+        self._draw_timesteps = recipe.timestep_sampler(self.scheduler, self.run.inference_steps)
         self._make_dataset, self._dataset = make_dataset, None
         self._scorer = scorer
         self._device, self._dtype = torch.device("cpu"), torch.float32
         self._validation = self._validation_files()
-
-    def _sampled_timesteps(self) -> Tensor | None:
-        return visited_timesteps(self.scheduler, self.run.inference_steps) if self.run.train_sampled_timesteps else None
 
     def _validation_files(self) -> tuple[Path, Path] | None:
         data = self.config.data
@@ -194,7 +131,7 @@ class UNetTask:
         drawn = self._draw(latents.shape, batch["key"])
         noise, timesteps = drawn.noise.to(latents), drawn.timesteps.to(latents.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        tokens = batch["audio"] * drawn.heard.to(batch["audio"]).view(-1, 1, 1, 1)
+        tokens = batch["audio"] * drawn.has_audio.to(batch["audio"]).view(-1, 1, 1, 1)
         sample = unet_input(noisy, self.mask, masked, reference)
         if sample.device.type == "cpu":
             # torch 2.13 crashes in the backward of a channels-last group norm that is trained itself while its input
@@ -206,12 +143,12 @@ class UNetTask:
             return self.losses(self._estimate(prediction, target, noisy, latents, drawn, batch))
 
     def _draw(self, shape: torch.Size, keys: Tensor) -> Noising:
-        """Each sample from its own generator, so that it does not matter which process or batch it is in."""
+        """Each sample from its own generator, so that its process and batch do not matter."""
         generators = sample_generators(self.run.seed, keys)
         alpha = self.run.mixed_noise_alpha if self.run.use_mixed_noise else 0.0
-        timesteps = draw_timesteps(self.scheduler.config.num_train_timesteps, self._visited, generators)
-        heard = draw_heard(self.run.audio_dropout, generators)
-        return Noising(sample_noise(shape, alpha, generators), timesteps, heard)
+        timesteps = self._draw_timesteps(generators)
+        has_audio = draw_audio_mask(self.run.audio_dropout, generators)
+        return Noising(sample_noise(shape, alpha, generators), timesteps, has_audio)
 
     def _latents(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Clean, masked and reference latents (B, C, F, h, h), float32."""
@@ -233,25 +170,25 @@ class UNetTask:
     ) -> Estimate:
         if not self.needs_estimate:
             return Estimate(prediction, target, prediction[:0])
-        # Chosen on the CPU, so that a device need not be waited for.
+        # Chosen on the CPU, so that there is no waiting for the device.
         counted = (drawn.timesteps <= self.run.sync_max_timestep).nonzero().flatten()
         picked = counted.to(prediction.device)
         timesteps = drawn.timesteps.to(prediction.device)[picked]
         latents = one_step_estimate(self.scheduler, prediction[picked], noisy[picked], timesteps)
         frames = real = None
         if self.run.pixel_space_supervise and len(counted):
-            shown = self._shown_frames(latents.shape[2], batch["key"][counted]).to(prediction.device)
+            shown = self._decoded_frames(latents.shape[2], batch["key"][counted]).to(prediction.device)
             real = _take_frames(batch["gt_pixel_values"][picked], shown)
             chosen = _take_frames(latents.transpose(1, 2), shown).transpose(1, 2)
             frames = decode_onto(self.codec, chosen, real, self.run.decode_region)
-        sound = batch[self.sync.batch_key][picked] if self.sync is not None else None
-        heard = drawn.heard[counted]
-        if "silent" in batch:  # a mouth at rest has nothing that could be in sync
-            heard &= batch["silent"][counted].to(heard.device) == 0
-        return Estimate(prediction, target, latents, frames, real, heard, sound, clean[picked])
+        audio = batch[self.sync.batch_key][picked] if self.sync is not None else None
+        has_audio = drawn.has_audio[counted]
+        if "has_speech" in batch:  # of a mouth at rest nothing could be in sync
+            has_audio &= batch["has_speech"][counted].to(has_audio.device) == 1
+        return Estimate(prediction, target, latents, frames, real, has_audio, audio, clean[picked])
 
-    def _shown_frames(self, total: int, keys: Tensor) -> Tensor:
-        """(K, F') frames to decode: all, or evenly spaced ones from one on that each sample's key chooses."""
+    def _decoded_frames(self, total: int, keys: Tensor) -> Tensor:
+        """(K, F') frames to decode: all, or evenly spaced ones starting at one that each sample's key chooses."""
         count = self.run.decode_frames or total
         stride = total // count
         return keys[:, None] % stride + stride * torch.arange(count)
@@ -260,7 +197,7 @@ class UNetTask:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
     def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
-        """Make the validation video speak: `folder`/step_N.mp4, and what the scorer says of it."""
+        """Write the validation video, `folder`/step_N.mp4, and return the scorer's metrics of it."""
         if self._validation is None:
             return {}
         video, audio = self._validation
@@ -284,7 +221,7 @@ class UNetTask:
                 generator=torch.Generator().manual_seed(self.run.seed),
             )
             return dict(self._scorer(result)) if self._scorer is not None else {}
-        except UserError as error:  # a young model's faces may be none: no reason to end the training
+        except UserError as error:  # early in training there may be no face in the result; training continues
             logger.error("validation at step %d failed: %s", step, error)
             return {}
 
@@ -300,6 +237,95 @@ class UNetTask:
         return None
 
 
+def mixed_noise(shape: Sequence[int], alpha: float, generator: torch.Generator) -> Tensor:
+    """Noise (B, C, F, h, h) with a part shared by all frames: variance alpha^2 / (1 + alpha^2) of 1.
+
+    Ge et al. 2023, "Preserve Your Own Correlation" (PYoCo), mixed noise model.
+    """
+    batch, channels, _, height, width = shape
+    shared = torch.randn(batch, channels, 1, height, width, generator=generator)
+    own = torch.randn(*shape, generator=generator)
+    return shared * (alpha**2 / (1 + alpha**2)) ** 0.5 + own * (1 / (1 + alpha**2)) ** 0.5
+
+
+def sample_noise(shape: Sequence[int], alpha: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """`mixed_noise` (B, C, F, h, h), each sample from its own generator: the same in a batch of any size."""
+    return torch.cat([mixed_noise((1, *shape[1:]), alpha, generator) for generator in generators])
+
+
+def draw_audio_mask(dropout: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """(B,) bool: samples that keep their audio. The others train the unconditional branch of guidance."""
+    return torch.cat([torch.rand(1, generator=generator) >= dropout for generator in generators])
+
+
+def training_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """The target of the UNet's prediction, by the scheduler's prediction type."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    if kind == "sample":
+        return latents
+    raise _unknown(kind)
+
+
+def one_step_estimate(scheduler: DDIMScheduler, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    """Clean latents x0 as one prediction at timestep t implies them, in float32.
+
+    prediction, noisy (B, C, F, h, h), timesteps (B,). With a = cumulative alpha of t, x0 is
+    (x_t - sqrt(1 - a) eps) / sqrt(a) for epsilon, sqrt(a) x_t - sqrt(1 - a) v for v_prediction (Salimans and Ho
+    2022), the prediction itself for sample.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return prediction.float()
+    alpha = scheduler.alphas_cumprod.to(noisy.device)[timesteps].float().view(-1, 1, 1, 1, 1)
+    signal, noise_level = alpha.sqrt(), (1 - alpha).sqrt()
+    if kind == "epsilon":
+        return (noisy.float() - noise_level * prediction.float()) / signal
+    if kind == "v_prediction":
+        return signal * noisy.float() - noise_level * prediction.float()
+    raise _unknown(kind)
+
+
+def check_one_step(scheduler: DDIMScheduler) -> None:
+    """Refuse a schedule whose last step is pure noise together with epsilon: its x0 would be divided by zero.
+
+    Raises:
+        UserError: the scheduler's config combines the two.
+    """
+    if scheduler.config.prediction_type == "epsilon" and float(scheduler.alphas_cumprod[-1]) < 1e-6:
+        raise UserError(
+            "scheduler: with rescale_betas_zero_snr the noise at the last step says nothing about the clean frame;"
+            " set prediction_type to sample or v_prediction, or pixel_space_supervise and use_syncnet to false"
+        )
+
+
+def decode_onto(codec: LatentCodec, latents: Tensor, real: Tensor, region: str) -> Tensor:
+    """Latents (K, C, F, h, h) -> frames (K, F, 3, R, R) float32, the region decoded with gradients.
+
+    Outside the region they are the `real` frames (K, F, 3, R, R). The decoder's norms and attention see the region and
+    its margin instead of the whole face: the result is close to, not equal to, a decode of the whole.
+    """
+    if region == "whole":
+        return decode_frames(codec, latents).float()
+    size = latents.shape[-1]
+    box = region_box(region, size)
+    margins = (-DECODE_MARGIN, DECODE_MARGIN) * 2
+    wide = tuple(min(max(edge + shift, 0), size) for edge, shift in zip(box, margins, strict=True))
+    decoded = decode_frames(codec, crop(latents, wide)).float()
+    inner = [codec.factor * (edge - wide[axis]) for edge, axis in zip(box, (0, 0, 2, 2), strict=True)]
+    top, bottom, left, right = (codec.factor * edge for edge in box)
+    frames = real.float().clone()
+    frames[..., top:bottom, left:right] = crop(decoded, tuple(inner))
+    return frames
+
+
 def _take_frames(frames: Tensor, shown: Tensor) -> Tensor:
     """(K, F, ...) and indices (K, F') -> (K, F', ...)."""
     return frames[torch.arange(len(frames), device=frames.device)[:, None], shown]
+
+
+def _unknown(kind: str) -> UserError:
+    return UserError(f"scheduler: prediction_type {kind!r} is not one of epsilon, v_prediction, sample")

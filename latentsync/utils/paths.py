@@ -10,6 +10,7 @@ _INSTALLED_TREE = _PACKAGE / "_project"  # what a wheel carries of the project b
 
 IS_CHECKOUT = not _INSTALLED_TREE.is_dir()
 PROJECT_ROOT = PACKAGE_PARENT if IS_CHECKOUT else _INSTALLED_TREE
+CONFIGS_DIR = PROJECT_ROOT / "configs"
 BUNDLED_CHECKPOINTS = PROJECT_ROOT / "checkpoints"  # embedded/ ships with the project
 
 

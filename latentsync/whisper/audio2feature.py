@@ -15,13 +15,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from latentsync.constants import FPS, SAMPLE_RATE, WHISPER_ROWS_PER_SECOND
 from latentsync.media.audio import SpooledAudio, load_audio
 from latentsync.utils.errors import UserError
-from latentsync.utils.light_whisper import SAMPLE_RATE
 from latentsync.whisper.encoder import hidden_states, load_encoder
 from latentsync.whisper.mel import LogMel
 from latentsync.whisper.windows import (
-    ROWS_PER_SECOND,
     AudioFeatureStream,
     FeatureRows,
     Fps,
@@ -71,9 +70,9 @@ class Audio2Feature:
         self.num_frames = num_frames
         self.audio_feat_length = (left, right)
         self.cache_dir = Path(audio_embeds_cache_dir) if audio_embeds_cache_dir else None
-        self._overlap_rows = 2 * round(overlap_seconds * ROWS_PER_SECOND / 2)
+        self._overlap_rows = 2 * round(overlap_seconds * WHISPER_ROWS_PER_SECOND / 2)
         if not 0 <= self._overlap_rows <= self._window_rows // 2:
-            limit = self._window_rows / 2 / ROWS_PER_SECOND
+            limit = self._window_rows / 2 / WHISPER_ROWS_PER_SECOND
             raise UserError(f"overlap_seconds must be between 0 and {limit:g}, got {overlap_seconds:g}")
 
     @property
@@ -151,10 +150,10 @@ class Audio2Feature:
         """
         features = torch.as_tensor(feature_array)
         if num_frames is None:
-            num_frames = count_frames(len(features) * SAMPLE_RATE // ROWS_PER_SECOND, fps)
+            num_frames = count_frames(len(features) * SAMPLE_RATE // WHISPER_ROWS_PER_SECOND, fps)
         return list(self._tokens(features, range(num_frames), fps))
 
-    def crop_overlap_audio_window(self, feat: torch.Tensor, start_index: int, fps: Fps = 25) -> torch.Tensor:
+    def crop_overlap_audio_window(self, feat: torch.Tensor, start_index: int, fps: Fps = FPS) -> torch.Tensor:
         """Tokens of the `num_frames` video frames from `start_index` on: (num_frames, S, D), for training."""
         return self._tokens(torch.as_tensor(feat), range(start_index, start_index + self.num_frames), fps)
 

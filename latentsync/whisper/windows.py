@@ -11,10 +11,9 @@ from fractions import Fraction
 import torch
 from einops import rearrange
 
-from latentsync.utils.light_whisper import SAMPLE_RATE, TOKENS_PER_SECOND
+from latentsync.constants import SAMPLE_RATE, WHISPER_ROWS_PER_SECOND
 from latentsync.whisper.mel import LogMel
 
-ROWS_PER_SECOND = TOKENS_PER_SECOND
 MEL_PER_ROW = 2
 FADE_SECONDS = 1.0
 WINDOWS_IN_MEMORY = 2  # the two that meet at a seam
@@ -30,7 +29,7 @@ def count_frames(num_samples: int, fps: Fps) -> int:
 def frame_rows(frame: int, fps: Fps, feat_length: tuple[int, int], num_rows: int) -> torch.Tensor:
     """Indices of the rows a video frame hears: 2(l + r + 1) of them around its time, clamped to the signal."""
     left, right = feat_length
-    centre = int(frame * ROWS_PER_SECOND / fps)
+    centre = int(frame * WHISPER_ROWS_PER_SECOND / fps)
     return torch.arange(centre - 2 * left, centre + 2 * (right + 1)).clamp_(0, num_rows - 1)
 
 
@@ -63,7 +62,7 @@ class FeatureRows:
         self._window_rows = window_rows
         self._hop = window_rows - overlap_rows
         self._overlap = overlap_rows
-        self._half_fade = min(round(FADE_SECONDS * ROWS_PER_SECOND), overlap_rows) // 2
+        self._half_fade = min(round(FADE_SECONDS * WHISPER_ROWS_PER_SECOND), overlap_rows) // 2
         self._windows: OrderedDict[int, torch.Tensor] = OrderedDict()
 
     def read(self, start: int, stop: int) -> torch.Tensor:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.media.audio import decoded_frames, resampled
 from latentsync.media.frame import VideoFrame
 from latentsync.media.reader import Picture, VideoReader
 from latentsync.media.timeline import nearest_samples
-from preprocess.clip import FPS, SAMPLE_RATE
 from preprocess.steps.probe import Source, source_errors
 
 # A picture that stands longer than this is a hole in the recording or a slide, nobody who speaks.

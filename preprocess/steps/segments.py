@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from fractions import Fraction
 
+from latentsync.constants import FPS
 from latentsync.media.frame import VideoFrame
-from preprocess.clip import FPS, Segment
+from preprocess.clip import Segment
 from preprocess.steps.resample import Sample, SoundReader
 
 KEPT_SECONDS = 1  # of sound from before a segment, for steps that shift it

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
-from preprocess.clip import FPS
+from latentsync.constants import FPS
 from preprocess.steps.resample import Sample
 
 THUMBNAIL_SIDE = 256  # what PySceneDetect scales to by itself

@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from preprocess.clip import FPS, SAMPLES_PER_FRAME, Clip
+from latentsync.constants import FPS, SAMPLES_PER_FRAME
+from preprocess.clip import Clip
 from preprocess.settings import ProcessSettings
 from preprocess.tools import Tools
 

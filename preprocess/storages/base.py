@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-SUFFIXES = frozenset(".mp4 .mov .mkv .webm .avi .mpg .mpeg .m4v .flv .wmv .ts .mts .m2ts .3gp .ogv .vob .mxf".split())
+from latentsync.constants import VIDEO_SUFFIXES
+
 PICTURES = frozenset(".png .jpg .jpeg .webp .bmp .tif .tiff".split())
 WORK_FOLDER = ".work"  # unfinished files, and the lock of the run that makes them
 
@@ -60,7 +61,8 @@ class Storage(Protocol):
 def is_source(name: str, pictures: bool) -> bool:
     """Whether a file is a video (or a picture) by its suffix; hidden files do not count."""
     suffix = os.path.splitext(name)[1].lower()
-    return not os.path.basename(name).startswith(".") and (suffix in SUFFIXES or (pictures and suffix in PICTURES))
+    wanted = suffix in VIDEO_SUFFIXES or (pictures and suffix in PICTURES)
+    return wanted and not os.path.basename(name).startswith(".")
 
 
 def private_folder(temp_dir: Path, url: str) -> Path:

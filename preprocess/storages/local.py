@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import file_sha256
+from latentsync.utils.locks import exclusive_folder
 from preprocess.storages.base import WORK_FOLDER, FileStamp, is_source, private_folder
 from preprocess.write import output_errors
 
@@ -98,18 +98,9 @@ class LocalStorage:
         work = self.root / WORK_FOLDER
         with output_errors(self.root):
             work.mkdir(parents=True, exist_ok=True)
-            lock = (work / "lock").open("a+")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.root}: another run is writing there{_owner(lock)}; wait for it or give another output_dir"
-                ) from None
+        with contextlib.ExitStack() as stack:
             with output_errors(self.root):
-                lock.truncate(0)
-                lock.write(str(os.getpid()))
-                lock.flush()
+                stack.enter_context(exclusive_folder(self.root, work / "lock"))
             self._clear_work()
             yield
             self._clear_work()
@@ -164,9 +155,3 @@ def _walk(root: Path, skipped: str | None) -> Iterator[tuple[str, list[str]]]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield folder, names
-
-
-def _owner(lock) -> str:
-    lock.seek(0)
-    number = lock.read().strip()
-    return f" (process {number})" if number else ""

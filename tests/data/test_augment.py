@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from latentsync.config.sections import AugmentConfig
 from latentsync.data.augment import Augmentation, Placement, augment, draw_augmentation
-from latentsync.data.draws import item_rng
-from latentsync.utils.augment_config import AugmentConfig
+from latentsync.data.sampler import item_rng
 from latentsync.utils.errors import UserError
 
 
@@ -21,7 +21,7 @@ def test_nothing_happens_by_default(frames):
     assert augment(frames, draw_augmentation(AugmentConfig(), item_rng(1, 1))) is frames
 
 
-@pytest.mark.parametrize("config", [AugmentConfig(flip=1.0), AugmentConfig(colour=1.0), AugmentConfig(affine=1.0)])
+@pytest.mark.parametrize("config", [AugmentConfig(flip=1.0), AugmentConfig(color=1.0), AugmentConfig(affine=1.0)])
 def test_all_frames_change_alike_and_stay_in_range(frames, config):
     changed = augment(frames, draw_augmentation(config, item_rng(1, 1)))
     assert changed.shape == frames.shape and changed.abs().max() <= 1
@@ -32,7 +32,10 @@ def test_all_frames_change_alike_and_stay_in_range(frames, config):
 
 def test_switching_one_variation_on_leaves_the_draw_of_the_others():
     flips = [draw_augmentation(AugmentConfig(flip=0.5), item_rng(1, key)).mirrored for key in range(50)]
-    both = [draw_augmentation(AugmentConfig(0.5, 1.0, 1.0), item_rng(1, key)).mirrored for key in range(50)]
+    both = [
+        draw_augmentation(AugmentConfig(flip=0.5, color=1.0, affine=1.0), item_rng(1, key)).mirrored
+        for key in range(50)
+    ]
     assert flips == both and 10 < sum(flips) < 40
 
 
@@ -51,5 +54,5 @@ def test_placement_turns_zooms_and_shifts_the_way_it_says():
 
 
 def test_strengths_out_of_range_are_refused():
-    with pytest.raises(UserError, match="colour must be between 0"):
-        AugmentConfig(colour=2.0)
+    with pytest.raises(UserError, match="color must be between 0"):
+        AugmentConfig(color=2.0)

@@ -53,7 +53,7 @@ def test_clips_that_are_not_as_asked_for_are_refused_with_the_way_out(clips, tmp
 def test_examined_clips_know_their_length(clips):
     assert [clip.num_frames for clip in examine_clips(clips, min_frames=8, resolution=SIDE)] == [CLIP_FRAMES] * 3
     info = probe_clip(clips[0].path)
-    assert (info.width, info.height, info.fps, info.has_sound) == (SIDE, SIDE, 25.0, True)
+    assert (info.width, info.height, info.fps, info.has_audio) == (SIDE, SIDE, 25.0, True)
 
 
 def test_a_container_without_an_index_is_counted(tmp_path):
@@ -80,6 +80,6 @@ def test_clips_that_are_wrong_stop_the_run_before_it_starts(clips, tmp_path):
     with pytest.raises(UserError, match=r"fast.mp4: has 30 frames/s.*1 of 4 clips"):
         examine_clips([*clips, fast], min_frames=8)
     mute = Clip(write_clip(tmp_path / "mute.mp4", 20, size=(SIDE, SIDE)), "anna")
-    with pytest.raises(UserError, match="mute.mp4: has no sound"):
+    with pytest.raises(UserError, match="mute.mp4: has no audio"):
         examine_clips([mute], min_frames=8)
-    assert examine_clips([mute], min_frames=8, sound=False)
+    assert examine_clips([mute], min_frames=8, audio=False)

@@ -4,22 +4,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentsync.data.draws import Draw
+from latentsync.config.sections import AugmentConfig
+from latentsync.data.audio import AudioReader, AudioTrack, MelReader, WhisperReader, mel_window
 from latentsync.data.encoded_clips import ClipEncoder, EncodedClip
-from latentsync.data.sound import MelReader, SoundReader, SoundTrack, WhisperReader
+from latentsync.data.sampler import SampleId
 from latentsync.data.syncnet_dataset import MIN_SHIFT, SyncNetDataset
-from latentsync.data.syncnet_mel import mel_window
 from latentsync.models.syncnet_input import whisper_rows
-from latentsync.utils.augment_config import AugmentConfig
 from latentsync.utils.errors import UserError
 from tests.data.conftest import CLIP_FRAMES, NUM_FRAMES, SIDE, numbers, same
-from tests.data.test_latent_dataset import MeanCodec
+from tests.data.test_encoded_clips import MeanCodec
 
 KEYS = {"frames", "audio_samples", "y", "start_idx", "pace", "key", "video_path", "failed_paths"}
 
 
-class NumberedTrack(SoundTrack):
-    """Stands for a sound track: windows tell their clip and where they begin."""
+class NumberedTrack(AudioTrack):
+    """Stands for an audio track: windows tell their clip and where they begin."""
 
     def __init__(self, name: str, num_frames: int):
         self.name, self.num_frames = name, num_frames
@@ -28,20 +27,20 @@ class NumberedTrack(SoundTrack):
         return torch.tensor([float(ord(self.name[0])), float(start)])
 
 
-class NumberedReader(SoundReader):
+class NumberedReader(AudioReader):
     fps = 25.0
 
     def __init__(self, num_frames: int = CLIP_FRAMES):
         self.num_frames = num_frames
 
-    def open(self, clip) -> SoundTrack:
+    def open(self, clip) -> AudioTrack:
         return NumberedTrack(clip.path.name, self.num_frames)
 
 
 @pytest.fixture
 def encoded(clips, audio, tmp_path) -> list[EncodedClip]:
     encoder = ClipEncoder(MeanCodec(), audio, torch.ones(1, 1, SIDE, SIDE), tmp_path / "cache", "key")
-    return encoder.encode_all([(clip, 0) for clip in clips])
+    return [encoder.encode(clip) for clip in clips]
 
 
 def test_frames_are_the_lower_half_and_the_mel_is_theirs(clips):
@@ -62,7 +61,7 @@ def test_half_of_the_pairs_are_at_least_six_frames_off(clips):
     dataset._frames = lambda *_: torch.zeros(1, 2, 1)
     shifts, others = [], 0
     for key in range(400):
-        item = dataset[Draw(0, key)]
+        item = dataset[SampleId(0, key)]
         name, start = item["audio_samples"].tolist()
         if item["y"] == 1:
             assert name == ord("a") and start == item["start_idx"]
@@ -78,7 +77,7 @@ def test_half_of_the_pairs_are_at_least_six_frames_off(clips):
 def test_contrastive_pairs_are_all_in_sync_and_spread(clips):
     dataset = SyncNetDataset(clips, NumberedReader(), NUM_FRAMES, contrastive=True)
     dataset._frames = lambda *_: torch.zeros(1, 2, 1)
-    items = [dataset[Draw(0, key)] for key in range(20)]
+    items = [dataset[SampleId(0, key)] for key in range(20)]
     assert all(item["y"] == 1 and item["audio_samples"][1] == item["start_idx"] for item in items)
     assert len({item["start_idx"] for item in items}) >= 18
 
@@ -106,13 +105,13 @@ def test_frames_with_whisper_states_and_latents_with_mel(encoded, clips, audio):
     assert SyncNetDataset(encoded, MelReader(), NUM_FRAMES)[0]["audio_samples"].shape == (1, 80, 13)
 
 
-def test_sound_that_ends_early_shortens_the_clip(clips, caplog):
+def test_audio_that_ends_early_shortens_the_clip(clips, caplog):
     dataset = SyncNetDataset(clips, NumberedReader(12), NUM_FRAMES, contrastive=True)
-    assert max(dataset[Draw(0, key)]["start_idx"] for key in range(60)) == 12 - NUM_FRAMES
+    assert max(dataset[SampleId(0, key)]["start_idx"] for key in range(60)) == 12 - NUM_FRAMES
     mute = SyncNetDataset(clips, NumberedReader(3), NUM_FRAMES, contrastive=True)
     with pytest.raises(UserError, match="3 clips tried"):
         mute[0]
-    assert "only 3 frames have sound" in caplog.text
+    assert "only 3 frames have audio" in caplog.text
 
 
 def test_options_that_contradict_are_refused(clips, encoded):

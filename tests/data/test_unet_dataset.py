@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from latentsync.config.sections import AugmentConfig
+from latentsync.data.audio import MelReader, mel_window
 from latentsync.data.clip_dataset import MAX_TRIES, ClipDataset
 from latentsync.data.clips import Clip
-from latentsync.data.draws import Draw, StepBatches, collate
-from latentsync.data.sound import MelReader
-from latentsync.data.syncnet_mel import mel_window
+from latentsync.data.sampler import SampleId, StepBatchSampler, collate
 from latentsync.data.unet_dataset import UNetDataset
 from latentsync.faces.mask import load_mask
-from latentsync.utils.augment_config import AugmentConfig
 from latentsync.utils.errors import UserError
 from tests.data.conftest import NUM_FRAMES, SIDE, numbers, same
 
@@ -33,7 +32,7 @@ def dataset(clips, audio) -> UNetDataset:
 
 def test_frames_masks_and_sound_belong_together(dataset, clips, audio):
     for key in range(4):
-        item = dataset[Draw(1, key)]
+        item = dataset[SampleId(1, key)]
         assert item.keys() == PUBLISHED | {"audio", "key", "failed_paths"}
         start = item["start_idx"]
         assert numbers(item["gt_pixel_values"]) == list(range(start, start + NUM_FRAMES))
@@ -49,8 +48,8 @@ def test_frames_masks_and_sound_belong_together(dataset, clips, audio):
 
 
 def test_items_are_a_function_of_seed_and_key(dataset, clips, audio):
-    assert same(dataset[Draw(0, 9)], UNetDataset(clips, audio, load_mask(SIDE), seed=3)[Draw(0, 9)])
-    starts = {dataset[Draw(0, key)]["start_idx"] for key in range(6)}
+    assert same(dataset[SampleId(0, 9)], UNetDataset(clips, audio, load_mask(SIDE), seed=3)[SampleId(0, 9)])
+    starts = {dataset[SampleId(0, key)]["start_idx"] for key in range(6)}
     assert len(starts) > 1
 
 
@@ -65,11 +64,11 @@ def test_target_and_reference_are_varied_alike(clips, audio):
 
 def test_a_broken_clip_is_named_and_another_taken(clips, audio, broken, caplog):
     dataset = UNetDataset([broken, *clips], audio, load_mask(SIDE))
-    item = dataset[Draw(0, 7)]
+    item = dataset[SampleId(0, 7)]
     assert item["failed_paths"] == [str(broken.path)]
     assert item["video_path"] in {str(clip.path) for clip in clips}
     assert f"{broken.path}: cannot be read as a clip" in caplog.text
-    assert same(item, dataset[Draw(0, 7)])
+    assert same(item, dataset[SampleId(0, 7)])
 
 
 def test_tries_are_bounded_and_end_in_an_error_batch():
@@ -81,7 +80,7 @@ def test_tries_are_bounded_and_end_in_an_error_batch():
     with pytest.raises(UserError, match=f"{MAX_TRIES} clips tried") as caught:
         dataset[4]
     assert len(set(caught.value.args[0].split(": ")[1].split(", "))) == MAX_TRIES
-    batch = next(iter(DataLoader(dataset, batch_sampler=StepBatches(20, 2, 0), collate_fn=collate)))
+    batch = next(iter(DataLoader(dataset, batch_sampler=StepBatchSampler(20, 2, 0), collate_fn=collate)))
     assert batch.keys() == {"error"} and "8 clips tried" in batch["error"]
     with pytest.raises(UserError, match="2 clips tried"):
         Hopeless([Clip("a.mp4", "a"), Clip("b.mp4", "a")], seed=1)[0]
@@ -90,7 +89,7 @@ def test_tries_are_bounded_and_end_in_an_error_batch():
 def test_batches_of_a_loader_with_workers_equal_those_without(dataset):
     batches = []
     for workers in (0, 1):
-        sampler = StepBatches(len(dataset), 2, 3, weights=dataset.person_weights(), start=5)
+        sampler = StepBatchSampler(len(dataset), 2, 3, weights=dataset.person_weights(), start=5)
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
         batches.append(next(iter(loader)))
     assert same(*batches)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from latentsync.data.draws import item_rng
-from latentsync.data.windows import draw_shifted, draw_start_and_reference, spread_start
+from latentsync.data.clip_dataset import draw_shifted, draw_start_and_reference, spread_start
+from latentsync.data.sampler import item_rng
 
 
 @pytest.mark.parametrize("total", [8, 9, 11, 12, 30])
@@ -15,7 +15,7 @@ def test_reference_never_overlaps_the_run(total):
         assert abs(start - reference) >= 4
         starts.add(start)
     assert len(starts) > 1
-    with pytest.raises(ValueError, match="hold no two runs"):
+    with pytest.raises(ValueError, match="hold no two windows"):
         draw_start_and_reference(7, 4, item_rng(1, 1))
 
 
@@ -32,5 +32,5 @@ def test_neighbouring_keys_start_at_different_places():
 def test_shifted_runs_keep_their_distance():
     for key in range(100):
         assert abs(draw_shifted(40, 16, 10, 6, item_rng(1, key)) - 10) >= 6
-    with pytest.raises(ValueError, match="no run of 16"):
+    with pytest.raises(ValueError, match="no window of 16"):
         draw_shifted(26, 16, 5, 6, item_rng(1, 1))

@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from latentsync.config.schema import build
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.framewise_syncnet import FramewiseSyncNet, FramewiseSyncNetConfig
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.utils.errors import UserError
 from latentsync.utils.registry import PROJECT_ROOT
-from latentsync.utils.schema import build
-from latentsync.utils.syncnet_config import load_syncnet_config
 
+TRAINING_CONFIG = "recipes/embedded/first_generation/configs/syncnet_training.yaml"
 TINY = {
     "frame_channels": 2,
     "frame_size": [4, 8],
@@ -108,9 +109,9 @@ def test_learns_which_audio_belongs_to_which_frames():
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("name", ["embedded", "embedded_latent"])
-def test_configs_build_it(name):
-    config = load_syncnet_config(PROJECT_ROOT / "configs" / "syncnet" / f"{name}.yaml", *SYNCNET_SCHEMAS)
+@pytest.mark.parametrize("path", ["configs/syncnet/embedded.yaml", TRAINING_CONFIG])
+def test_configs_build_it(path):
+    config = load_syncnet_config(PROJECT_ROOT / path, *SYNCNET_SCHEMAS)
     net = make_syncnet(config.model)
     assert isinstance(net, FramewiseSyncNet)
     assert sum(parameter.numel() for parameter in net.parameters()) < 4e6

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import EncoderConfig, StableSyncNetConfig
 from latentsync.utils.errors import UserError
-from latentsync.utils.syncnet_config import load_syncnet_config
 from tests.conformance.seeded import fill_, seeded_input
 
 ROOT = Path(__file__).parents[2]

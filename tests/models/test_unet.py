@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from latentsync.config.unet import load_unet_config
 from latentsync.models.motion_module import MotionModule, TemporalAttention
 from latentsync.models.resnet import FrameGroupNorm
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import MotionModuleConfig, UNetConfig
-from latentsync.utils.config import load_unet_config
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_, seeded_input
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 import yaml
 
+from latentsync.config.unet import load_unet_config
 from latentsync.models.unet_config import UNetConfig
+from latentsync.training.unet_setup import find_model_files
 from latentsync.utils.checkpoints import load_checkpoint
-from latentsync.utils.config import load_unet_config
 from latentsync.utils.registry import PROJECT_ROOT
-from scripts.train_unet import build_parser, find_parts, main
+from scripts.train_unet import main
 from tests.tiny_model import RESOLUTION, UNET, TinyFiles
 from tests.training.tiny_unet import FRAMES, write_clips
 
@@ -75,13 +76,11 @@ def test_bad_input_is_one_clear_line(tmp_path, tiny_files, capsys, list_text, ru
 
 
 def test_defaults_follow_the_model():
-    def parts(name: str, *words: str):
+    def parts(name: str, **given: Path):
         path = PROJECT_ROOT / "configs" / "unet" / f"{name}.yaml"
-        return find_parts(
-            load_unet_config(path, UNetConfig), build_parser().parse_args([f"--unet_config_path={path}", *words])
-        )
+        return find_model_files(load_unet_config(path, UNetConfig).model.out_channels, unet=path, **given)
 
     small = parts("embedded")
     assert small.vae.parts[-2:] == ("embedded", "vae") and small.scheduler_config.parent.name == "embedded"
-    full = parts("stage1", "--vae_path=own/vae", "--whisper_path=own/tiny.pt")
+    full = parts("stage1", vae=Path("own/vae"), whisper=Path("own/tiny.pt"))
     assert full.vae == Path("own/vae") and full.scheduler_config == PROJECT_ROOT / "configs" / "scheduler_config.json"

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from latentsync.config.unet import load_unet_config
 from latentsync.data.clips import examine_clips, read_fileslist
 from latentsync.media.audio import audio_duration
 from latentsync.models.unet_config import UNetConfig
-from latentsync.training.loss_networks import load_sync_supervision
-from latentsync.utils.config import load_unet_config
+from latentsync.training.unet_setup import load_sync_supervision
 from latentsync.utils.errors import UserError
 from tests.tiny_model import PROJECT_ROOT
-from tests.training.tiny_run import TinyTask, tiny_settings
+from tests.training.tiny_run import TinyTask, run_config
 from tests.training.tiny_unet import VIDEO_MAE
 from tools import benchmark
 from tools.benchmarks import geometry, gpu, inputs, overhead, processes, training
@@ -86,7 +86,7 @@ def test_no_gpu(monkeypatch, tmp_path):
 
 def test_a_timed_run_leaves_no_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)
-    row = training.time_run(TinyTask(), tiny_settings(tmp_path / "output"))
+    row = training.time_run(TinyTask(), run_config(tmp_path / "output"))
     assert row["step"] == training.WARM_UP + training.STEPS and row["steps_per_second"] > 0
     assert 0 <= row["data_wait"] <= 1
     assert {path.name for path in (tmp_path / "output").iterdir()} <= {"checkpoints", "train.csv"}

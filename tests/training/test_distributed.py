@@ -15,7 +15,7 @@ from latentsync.training.distributed import gather_with_gradient
 from latentsync.training.loop import run_training
 from latentsync.utils.errors import UserError
 from tests.training.forked import run_forked
-from tests.training.tiny_run import TinyTask, arm, tiny_settings
+from tests.training.tiny_run import TinyTask, arm, run_config, tiny_settings
 from tests.waiting import HANG_SECONDS
 
 
@@ -42,12 +42,12 @@ def assert_close(first, second) -> None:
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     def work(rank: int) -> None:
-        run_training(TinyTask(with_companion=True), tiny_settings(tmp_path / "two"))
+        run_training(TinyTask(with_discriminator=True), run_config(tmp_path / "two"))
 
     assert run_forked(work, 2) == [0, 0]
-    run_training(TinyTask(with_companion=True), tiny_settings(tmp_path / "one", batch_size=4))
+    run_training(TinyTask(with_discriminator=True), run_config(tmp_path / "one", batch_size=4))
     assert_close(tmp_path / "one", tmp_path / "two")
-    critics = [torch.load(tmp_path / name / "checkpoints/step_00000006/companions.pt") for name in ("one", "two")]
+    critics = [torch.load(tmp_path / name / "checkpoints/step_00000006/discriminators.pt") for name in ("one", "two")]
     a, b = (critic["critic"]["module"]["weight"] for critic in critics)
     assert torch.allclose(a, b, atol=1e-5)
     columns = (tmp_path / "two/train.csv").read_text().splitlines()[1:]
@@ -59,11 +59,11 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
 
 def test_a_run_may_go_on_with_another_number_of_processes(tmp_path):
     def work(rank: int) -> None:
-        run_training(TinyTask(), tiny_settings(tmp_path, max_train_steps=2))
+        run_training(TinyTask(), run_config(tmp_path, max_train_steps=2))
 
     assert run_forked(work, 2) == [0, 0]
-    run_training(TinyTask(), tiny_settings(tmp_path, batch_size=4))
-    run_training(TinyTask(), tiny_settings(tmp_path / "one", batch_size=4))
+    run_training(TinyTask(), run_config(tmp_path, batch_size=4))
+    run_training(TinyTask(), run_config(tmp_path / "one", batch_size=4))
     assert_close(tmp_path, tmp_path / "one")
 
 
@@ -72,7 +72,7 @@ def test_a_bad_batch_in_one_process_is_skipped_in_both(tmp_path):
 
     def work(rank: int) -> None:
         task = TinyTask(bad=[6], nan=[9])
-        run_training(task, tiny_settings(tmp_path, max_train_steps=2))
+        run_training(task, run_config(tmp_path, max_train_steps=2))
         # Batches (4, 5 | 6, 7) never reach the model, (8, 9 | 10, 11) do but give no step.
         first = 2 * rank
         assert task.seen == [*range(first, first + 2), *range(8 + first, 10 + first), *range(12 + first, 14 + first)]
@@ -84,11 +84,11 @@ def test_a_bad_batch_in_one_process_is_skipped_in_both(tmp_path):
 
 def test_an_accumulated_batch_may_be_bad_as_well(tmp_path):
     def work(rank: int) -> None:
-        run_training(TinyTask(nan=[6]), tiny_settings(tmp_path / "two", gradient_accumulation_steps=2))
+        run_training(TinyTask(nan=[6]), run_config(tmp_path / "two", gradient_accumulation_steps=2))
 
     assert run_forked(work, 2) == [0, 0]
     changes = {"batch_size": 4, "gradient_accumulation_steps": 2}
-    run_training(TinyTask(nan=[6]), tiny_settings(tmp_path / "one", **changes))
+    run_training(TinyTask(nan=[6]), run_config(tmp_path / "one", **changes))
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
@@ -97,7 +97,7 @@ def test_too_many_bad_batches_end_all_processes(tmp_path, monkeypatch):
 
     def work(rank: int) -> None:
         with pytest.raises(UserError, match="in a row"):
-            run_training(TinyTask(bad=range(0, 100, 4)), tiny_settings(tmp_path))
+            run_training(TinyTask(bad=range(0, 100, 4)), run_config(tmp_path))
 
     assert run_forked(work, 2) == [0, 0]
 
@@ -107,7 +107,7 @@ def test_sigterm_in_one_process_stops_both(tmp_path):
         task = TinyTask()
         if rank == 1:
             arm(task, "term:2")
-        run_training(task, tiny_settings(tmp_path))
+        run_training(task, run_config(tmp_path))
 
     assert run_forked(work, 2) == [0, 0]
     assert (tmp_path / "checkpoints/step_00000003").is_dir()
@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_by_both(tmp_path, monkeypatch):
         if rank == 0:
             monkeypatch.setattr("os.rename", full)
         with pytest.raises(UserError, match="No space left" if rank == 0 else "by another process"):
-            run_training(TinyTask(), tiny_settings(tmp_path))
+            run_training(TinyTask(), run_config(tmp_path))
 
     assert run_forked(work, 2) == [0, 0]
     assert not list((tmp_path / "checkpoints").iterdir())
@@ -131,10 +131,10 @@ def test_killed_process_and_start_again(tmp_path):
     def killed(rank: int) -> None:
         task = TinyTask(dropout=0.2)
         arm(task, "step:3")
-        run_training(task, tiny_settings(tmp_path / "killed"))
+        run_training(task, run_config(tmp_path / "killed"))
 
     def whole(output):
-        return lambda rank: run_training(TinyTask(dropout=0.2), tiny_settings(output))
+        return lambda rank: run_training(TinyTask(dropout=0.2), run_config(output))
 
     assert run_forked(killed, 2) == [-signal.SIGKILL] * 2
     assert run_forked(whole(tmp_path / "killed"), 2) == [0, 0]
@@ -150,7 +150,7 @@ def test_failing_validation_is_told_by_both(tmp_path):
 
     def work(rank: int) -> None:
         with pytest.raises(UserError, match="no validation video" if rank == 0 else "another process"):
-            run_training(Failing(), tiny_settings(tmp_path))
+            run_training(Failing(), run_config(tmp_path))
 
     assert run_forked(work, 2) == [0, 0]
 

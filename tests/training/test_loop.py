@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from latentsync.training import loop, state
+from latentsync.training import checkpoints, loop
 from latentsync.training.loop import run_training
 from latentsync.training.stopping import StopRequest, ignore_first_signal
 from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.errors import UserError
+from latentsync.utils.locks import exclusive_folder
 from tests.training.forked import run_forked
-from tests.training.tiny_run import TinyTask, arm, tiny_settings
+from tests.training.tiny_run import TinyTask, arm, run_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,7 +41,7 @@ def no_pictures():
 def whole(tmp_path_factory: pytest.TempPathFactory):
     """The output of a run of 6 steps that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole")
-    run_training(TinyTask(dropout=0.2), tiny_settings(output))
+    run_training(TinyTask(dropout=0.2), run_config(output))
     return output
 
 
@@ -68,9 +69,9 @@ def assert_equal_runs(first, second) -> None:
 
 
 def test_a_run_leaves_what_is_promised(whole):
-    checkpoints = sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert checkpoints == ["step_00000004", "step_00000006", "tiny-2.pt", "tiny-4.pt", "tiny-6.pt"]
-    assert state.find_damage(whole / "checkpoints/step_00000006") is None
+    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert names == ["step_00000004", "step_00000006", "tiny-2.pt", "tiny-4.pt", "tiny-6.pt"]
+    assert checkpoints.find_damage(whole / "checkpoints/step_00000006") is None
     assert [row["step"] for row in rows(whole)] == list("123456")
     assert [row["step"] for row in rows(whole, "validation.csv")] == list("246")
     raw = torch.load(whole / "checkpoints/tiny-6.pt", weights_only=True)
@@ -80,7 +81,7 @@ def test_a_run_leaves_what_is_promised(whole):
 
 
 def test_export_is_returned(tmp_path):
-    assert run_training(TinyTask(), tiny_settings(tmp_path, max_train_steps=1)).name == "tiny-1.pt"
+    assert run_training(TinyTask(), run_config(tmp_path, max_train_steps=1)).name == "tiny-1.pt"
 
 
 @pytest.mark.parametrize("moment", ["step:0", "step:3", "save:1", "save:2", "rename:3", "prune:3"])
@@ -88,10 +89,10 @@ def test_killed_and_started_again_equals_undisturbed(whole, tmp_path, moment):
     def killed(rank: int) -> None:
         task = TinyTask(dropout=0.2)
         arm(task, moment)
-        run_training(task, tiny_settings(tmp_path))
+        run_training(task, run_config(tmp_path))
 
     assert run_forked(killed) == [-signal.SIGKILL]
-    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path))
     assert_equal_runs(whole, tmp_path)
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
@@ -99,22 +100,22 @@ def test_killed_and_started_again_equals_undisturbed(whole, tmp_path, moment):
 def test_sigterm_saves_and_leaves(whole, tmp_path):
     task = TinyTask(dropout=0.2)
     arm(task, "term:2")
-    run_training(task, tiny_settings(tmp_path))
+    run_training(task, run_config(tmp_path))
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))[-1] == "step_00000003"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path))
     assert_equal_runs(whole, tmp_path)
 
 
 def test_stops_when_the_time_is_over(tmp_path):
-    run_training(TinyTask(), tiny_settings(tmp_path, stop_after_minutes=1e-9))
+    run_training(TinyTask(), run_config(tmp_path, stop_after_minutes=1e-9))
     assert not list((tmp_path / "checkpoints").glob("step_*"))  # not one step was done
 
 
 def test_a_finished_run_is_left_alone(whole):
     before = (whole / "train.csv").read_bytes()
     task = TinyTask(dropout=0.2)
-    run_training(task, tiny_settings(whole))
+    run_training(task, run_config(whole))
     assert not task.seen and not task.validated and (whole / "train.csv").read_bytes() == before
 
 
@@ -124,38 +125,33 @@ def test_what_was_saved_but_not_published_is_published(tmp_path):
             raise UserError("the validation video is gone")
 
     with pytest.raises(UserError, match="video is gone"):
-        run_training(Failing(), tiny_settings(tmp_path))
+        run_training(Failing(), run_config(tmp_path))
     task = TinyTask()
-    run_training(task, tiny_settings(tmp_path, max_train_steps=3))
+    run_training(task, run_config(tmp_path, max_train_steps=3))
     assert task.validated == [2, 3]
-
-
-def test_refuses_to_start_over(whole):
-    with pytest.raises(UserError, match="holds checkpoints"):
-        run_training(TinyTask(), tiny_settings(whole, resume="never"))
 
 
 def test_another_model_is_named(whole, caplog):
     task = TinyTask()
     task.model = torch.nn.Linear(4, 1)
-    with pytest.raises(UserError, match="step_00000006: is of another model"):
-        run_training(task, tiny_settings(whole, max_train_steps=9))
+    with pytest.raises(UserError, match="step_00000006: cannot be loaded, or is of another model"):
+        run_training(task, run_config(whole, max_train_steps=9))
 
 
 def test_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
-    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path, max_train_steps=4))
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path, max_train_steps=4))
     weights = tmp_path / "checkpoints/step_00000004/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
-    assert "model.safetensors is damaged; going back" in caplog.text
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path))
+    assert "model.safetensors is damaged; resuming from an older checkpoint" in caplog.text
     assert_equal_runs(whole, tmp_path)
 
 
 @pytest.mark.parametrize("broken", ["torch.save", "os.rename", "os.fsync"])
 def test_full_disk_leaves_the_last_checkpoint(whole, tmp_path, monkeypatch, broken):
-    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path, max_train_steps=2))
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path, max_train_steps=2))
 
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -163,9 +159,9 @@ def test_full_disk_leaves_the_last_checkpoint(whole, tmp_path, monkeypatch, brok
     with monkeypatch.context() as patch:
         patch.setattr(broken, full)
         with pytest.raises(UserError, match="No space left on device.*step_00000002 is intact"):
-            run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+            run_training(TinyTask(dropout=0.2), run_config(tmp_path))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["step_00000002"]
-    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path))
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path))
     assert_equal_runs(whole, tmp_path)
 
 
@@ -175,12 +171,12 @@ def test_full_disk_as_torch_reports_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torch.save", full)
     with pytest.raises(UserError, match="disk full or failing.*no older checkpoint"):
-        run_training(TinyTask(), tiny_settings(tmp_path))
+        run_training(TinyTask(), run_config(tmp_path))
 
 
 def test_bad_batches_are_replaced(tmp_path, caplog):
     task = TinyTask(bad=[2], nan=[5, 8])
-    run_training(task, tiny_settings(tmp_path))
+    run_training(task, run_config(tmp_path))
     assert "clip of key 2 is corrupt" in caplog.text and "the loss is not finite" in caplog.text
     assert task.seen == [0, 1, 4, 5, 6, 7, 8, 9, *range(10, 18)]
     assert all(torch.isfinite(value).all() for value in load_state_dict(tmp_path / "checkpoints/tiny-6.pt").values())
@@ -198,53 +194,96 @@ def test_infinite_gradient_is_skipped(tmp_path, caplog):
         return losses
 
     task.step = step
-    run_training(task, tiny_settings(tmp_path, max_train_steps=3))
+    run_training(task, run_config(tmp_path, max_train_steps=3))
     assert "gradient is not finite" in caplog.text and task.seen == list(range(8))
 
 
 def test_nothing_but_bad_batches_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "MAX_SKIPS_IN_A_ROW", 3)
     with pytest.raises(UserError, match="3 batches in a row.*clip of key 4 is corrupt"):
-        run_training(TinyTask(bad=range(100)), tiny_settings(tmp_path))
+        run_training(TinyTask(bad=range(100)), run_config(tmp_path))
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path):
     for name, batch, count in (("one", 4, 1), ("two", 2, 2)):
         changes = {"batch_size": batch, "gradient_accumulation_steps": count}
-        run_training(TinyTask(with_companion=True), tiny_settings(tmp_path / name, **changes))
+        run_training(TinyTask(with_discriminator=True), run_config(tmp_path / name, **changes))
     for file in ("tiny-6.pt", "step_00000006/model.safetensors"):
         a, b = (load_state_dict(tmp_path / name / "checkpoints" / file) for name in ("one", "two"))
         assert all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
-    a, b = (torch.load(tmp_path / name / "checkpoints/step_00000006/companions.pt") for name in ("one", "two"))
+    a, b = (torch.load(tmp_path / name / "checkpoints/step_00000006/discriminators.pt") for name in ("one", "two"))
     assert torch.allclose(a["critic"]["module"]["weight"], b["critic"]["module"]["weight"], atol=1e-5)
 
 
-def test_companions_are_trained_and_go_on(tmp_path):
-    whole, halves = TinyTask(with_companion=True), TinyTask(with_companion=True)
-    start = halves.companions["critic"].weight.clone()
-    run_training(whole, tiny_settings(tmp_path / "whole"))
-    run_training(halves, tiny_settings(tmp_path / "halves", max_train_steps=2))
-    halves = TinyTask(with_companion=True)
-    run_training(halves, tiny_settings(tmp_path / "halves"))
-    assert not torch.equal(start, whole.companions["critic"].weight)
-    assert torch.equal(halves.companions["critic"].weight, whole.companions["critic"].weight)
+def test_discriminators_are_trained_and_resumed(tmp_path):
+    whole, halves = TinyTask(with_discriminator=True), TinyTask(with_discriminator=True)
+    start = halves.discriminators["critic"].weight.clone()
+    run_training(whole, run_config(tmp_path / "whole"))
+    run_training(halves, run_config(tmp_path / "halves", max_train_steps=2))
+    halves = TinyTask(with_discriminator=True)
+    run_training(halves, run_config(tmp_path / "halves"))
+    assert not torch.equal(start, whole.discriminators["critic"].weight)
+    assert torch.equal(halves.discriminators["critic"].weight, whole.discriminators["critic"].weight)
+
+
+def test_discriminators_of_older_checkpoints_are_read(tmp_path):
+    run_training(TinyTask(with_discriminator=True), run_config(tmp_path, max_train_steps=2))
+    folder = tmp_path / "checkpoints/step_00000002"
+    (folder / "discriminators.pt").rename(folder / "companions.pt")
+    manifest = folder / "complete.json"
+    manifest.write_text(manifest.read_text().replace("discriminators.pt", "companions.pt"))
+    task = TinyTask(with_discriminator=True)
+    run_training(task, run_config(tmp_path, max_train_steps=2))
+    assert task.seen == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    class Nosy(TinyTask):
+        def validate(self, model, step, folder):
+            with pytest.raises(UserError, match="another run is writing there.*another output folder"):
+                with exclusive_folder(tmp_path, tmp_path / ".lock"):
+                    pass
+            return super().validate(model, step, folder)
+
+    task = Nosy()
+    run_training(task, run_config(tmp_path, max_train_steps=2))
+    assert task.validated == [2]
+    with exclusive_folder(tmp_path, tmp_path / ".lock"):
+        with pytest.raises(UserError, match="another run is writing there"):
+            run_training(TinyTask(), run_config(tmp_path))
+    run_training(TinyTask(), run_config(tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_passed_over(whole, tmp_path, caplog):
+    """It is complete and its checksums are right, but its content is of something else."""
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path, max_train_steps=4))
+    newest = tmp_path / "checkpoints/step_00000004"
+    (newest / "optimizer.bin").write_bytes(b"no pickle")
+    (newest / "complete.json").unlink()
+    checkpoints._commit(newest.rename(tmp_path / "checkpoints/.step_00000004.tmp"), newest)
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path))
+    warnings = [
+        record.message for record in caplog.records if "resuming from the previous checkpoint" in record.message
+    ]
+    assert len(warnings) == 1 and "step_00000004: cannot be loaded" in warnings[0]
+    assert_equal_runs(whole, tmp_path)
 
 
 def test_dry_run_does_all_and_leaves_nothing(tmp_path):
     task = TinyTask()
-    run_training(task, tiny_settings(tmp_path / "output"), dry_run=True)
+    run_training(task, run_config(tmp_path / "output"), dry_run=True)
     assert task.seen == [0, 1] and task.validated == [1]
     assert not list(tmp_path.iterdir())
 
 
 def test_worker_processes_give_the_same_batches(whole, tmp_path):
-    run_training(TinyTask(dropout=0.2), tiny_settings(tmp_path, num_workers=2))
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path, num_workers=2))
     assert_equal_runs(whole, tmp_path)
 
 
 def test_bf16_and_schedule(tmp_path):
     changes = {"mixed_precision": "bf16", "lr_scheduler": "linear", "lr_warmup_steps": 3}
-    run_training(TinyTask(), tiny_settings(tmp_path, **changes))
+    run_training(TinyTask(), run_config(tmp_path, **changes))
     assert [float(row["lr"]) for row in rows(tmp_path)] == pytest.approx(
         [0, 1e-2 / 3, 2e-2 / 3, 1e-2, 2e-2 / 3, 1e-2 / 3]
     )
@@ -254,30 +293,29 @@ def test_fp16_needs_a_gpu(tmp_path):
     if torch.accelerator.is_available():
         pytest.skip("there is one")
     with pytest.raises(UserError, match="fp16 needs a GPU"):
-        run_training(TinyTask(), tiny_settings(tmp_path, mixed_precision="fp16"))
+        run_training(TinyTask(), run_config(tmp_path, mixed_precision="fp16"))
 
 
-def test_exports_are_pruned_when_asked(tmp_path):
-    run_training(TinyTask(), tiny_settings(tmp_path, keep_exports=1, validate_every=1))
-    assert [path.name for path in (tmp_path / "checkpoints").glob("tiny*")] == ["tiny-6.pt"]
+def test_validations_besides_those_at_checkpoints(tmp_path):
+    run_training(TinyTask(), run_config(tmp_path, validation_steps=1))
     assert len(rows(tmp_path, "validation.csv")) == 6
 
 
 def test_epochs_limit_the_steps(tmp_path):
-    settings = tiny_settings(tmp_path, max_train_epochs=1)
-    assert settings.total_steps(12, 1) == 6 and settings.total_steps(13, 2) == 4
-    assert tiny_settings(tmp_path).total_steps(12, 1) == 6
+    config = run_config(tmp_path, max_train_epochs=1)
+    assert config.total_steps(12, 1) == 6 and config.total_steps(13, 2) == 4
+    assert run_config(tmp_path).total_steps(12, 1) == 6
 
 
 def test_output_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made"):
-        run_training(TinyTask(), tiny_settings(tmp_path / "file/output"))
+    with pytest.raises(UserError, match="cannot be created"):
+        run_training(TinyTask(), run_config(tmp_path / "file/output"))
 
 
 def test_time_and_progress_are_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    run_training(TinyTask(), tiny_settings(tmp_path, max_train_steps=2))
+    run_training(TinyTask(), run_config(tmp_path, max_train_steps=2))
     assert "data_wait" in caplog.text and "steps_per_second" in caplog.text and "12 clips" in caplog.text
 
 

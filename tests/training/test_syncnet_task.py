@@ -11,24 +11,29 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from latentsync.data.draws import collate
-from latentsync.data.sound import MelReader
+from latentsync.config.syncnet import load_syncnet_config
+from latentsync.data.audio import MelReader
+from latentsync.data.sampler import collate
 from latentsync.data.syncnet_dataset import MIN_SHIFT
 from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
-from latentsync.training.gradient_cache import GradientCache
 from latentsync.training.loop import run_training
-from latentsync.training.plateau import PlateauWatch, explain_small_batch
-from latentsync.training.sync_loss import contrastive_loss
-from latentsync.training.syncnet_data import JudgedPairs, SyncNetData
-from latentsync.training.syncnet_task import SyncNetTask, judge, train_settings, windows_per_run
+from latentsync.training.losses import contrastive_loss
+from latentsync.training.syncnet_setup import SyncNetData, ValidationPairs
+from latentsync.training.syncnet_task import (
+    GradientCache,
+    PlateauWatch,
+    SyncNetTask,
+    explain_small_batch,
+    pair_metrics,
+    windows_per_item,
+)
 from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
-from latentsync.utils.syncnet_config import load_syncnet_config
 from scripts import train_syncnet
 from tests.data.conftest import audio, clips  # noqa: F401  (fixtures)
-from tests.data.test_latent_dataset import MeanCodec
+from tests.data.test_encoded_clips import MeanCodec
 from tests.training.forked import run_forked
 
 MODEL = {
@@ -141,11 +146,11 @@ def test_latents_are_made_in_the_step_or_before(write_config, audio, tmp_path, m
 
     options["cache_latents"] = True
     config = load_syncnet_config(write_config("cached", model=model, data=options), StableSyncNetConfig)
-    monkeypatch.setattr(SyncNetData, "_load_audio", lambda data: audio)
-    monkeypatch.setattr("latentsync.training.syncnet_data.cache_key", lambda *_: "key")
+    monkeypatch.setattr(SyncNetData, "_load_audio_encoder", lambda data: audio)
+    monkeypatch.setattr("latentsync.training.syncnet_setup.cache_key", lambda *_: "key")
     task = SyncNetTask(config, SyncNetData(config, codec, Path(), Path()), codec)
     assert task.dataset()[0]["frames"].shape == (4, channels, 8, 8)
-    run_training(task, train_settings(config))
+    run_training(task, config)
     assert list((tmp_path / "cached/encoded").iterdir())
 
 
@@ -194,11 +199,11 @@ def test_contrastive_over_two_processes_equals_one(write_config, tmp_path):
 
     def work(rank: int) -> None:
         task = make_task(two)
-        run_training(task, train_settings(task.config))
+        run_training(task, task.config)
 
     assert run_forked(work, 2) == [0, 0]
     task = make_task(one)
-    run_training(task, train_settings(task.config))
+    run_training(task, task.config)
     a, b = (load_file(tmp_path / n / "checkpoints/step_00000002/model.safetensors") for n in ("one", "two"))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
     start = {name.removeprefix("network."): tensor for name, tensor in make_task(one).model.state_dict().items()}
@@ -243,12 +248,12 @@ RUNS = {
 
 
 def test_all_windows_of_a_run_are_compared(write_config, audio, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(SyncNetData, "_load_audio", lambda data: audio)
-    monkeypatch.setattr("latentsync.training.syncnet_data.cache_key", lambda *_: "key")
+    monkeypatch.setattr(SyncNetData, "_load_audio_encoder", lambda data: audio)
+    monkeypatch.setattr("latentsync.training.syncnet_setup.cache_key", lambda *_: "key")
     path = write_config(model=framewise(audio), data=RUNS, contrastive=True, gradient_cache_chunk=1)
     config = load_syncnet_config(path, *SYNCNET_SCHEMAS)
     task = SyncNetTask(config, SyncNetData(config, MeanCodec(), Path(), Path()))
-    assert windows_per_run(config) == 3
+    assert windows_per_item(config) == 3
     # windows from 0, 4, 8 and from 8, 12, 16 on
     batch = {"video_path": ["a", "a"], "start_idx": torch.tensor([0, 8]), "pace": torch.ones(2)}
     near = task._same_moment(batch).int().tolist()
@@ -259,11 +264,11 @@ def test_all_windows_of_a_run_are_compared(write_config, audio, tmp_path, monkey
     cuts = [(run, start) for run in range(2) for start in (0, 4, 8)]
     frames = torch.stack([batch["frames"][run, start : start + 16] for run, start in cuts])
     sound = torch.stack([batch["audio_samples"][run, 2 * start : 2 * (start + 16)] for run, start in cuts])
-    embeds = task.model.network(task._images(frames), task._sound(sound))
+    embeds = task.model.network(task._images(frames), task._audio(sound))
     expected = contrastive_loss(*embeds, config.run.temperature, task._same_moment(batch))
     assert task.step(task.model, batch, 0)["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
-    run_training(task, train_settings(config))
+    run_training(task, config)
     assert (tmp_path / "output/checkpoints/syncnet-2.pt").is_file()
 
 
@@ -281,7 +286,7 @@ def test_runs_that_make_no_sense_are_refused(write_config, audio, data, run, mes
 
 
 def test_judged_pairs_are_far_enough_off(clips):  # noqa: F811
-    pairs = JudgedPairs(clips, MelReader(), 4, 0, resolution=64)
+    pairs = ValidationPairs(clips, MelReader(), 4, 0, resolution=64)
     item = pairs[1]
     mel = MelReader().open(clips[1])
     starts = [start for start in range(27) if torch.equal(mel.window(start, 4), item["other_samples"])]
@@ -291,21 +296,21 @@ def test_judged_pairs_are_far_enough_off(clips):  # noqa: F811
 
 
 def test_measures():
-    measures = judge(torch.tensor([0.9, 0.6, 0.4, 0.2]), torch.tensor([0.1, 0.7, 0.3, 0.6]))
+    measures = pair_metrics(torch.tensor([0.9, 0.6, 0.4, 0.2]), torch.tensor([0.1, 0.7, 0.3, 0.6]))
     assert measures["accuracy"] == 0.5 and measures["preference"] == 0.5
-    assert judge(torch.full((4,), 0.5), torch.full((4,), 0.5))["loss"] == pytest.approx(math.log(2))
+    assert pair_metrics(torch.full((4,), 0.5), torch.full((4,), 0.5))["loss"] == pytest.approx(math.log(2))
 
 
 def test_plateau_is_explained_once_in_a_while():
     watch = PlateauWatch(from_step=100)
-    said = [step for step in range(10, 1000, 10) if watch.look(step, 0.692)]
+    said = [step for step in range(10, 1000, 10) if watch.update(step, 0.692)]
     assert said == [200, 400, 800]
     watch = PlateauWatch(from_step=100)
-    text = next(filter(None, (watch.look(step, 0.694) for step in range(10, 300, 10))))
+    text = next(filter(None, (watch.update(step, 0.694) for step in range(10, 300, 10))))
     assert "ln 2" in text and "offset" in text and "1024" in text
-    assert not any(PlateauWatch(from_step=0).look(step, 0.6) for step in range(1000))
+    assert not any(PlateauWatch(from_step=0).update(step, 0.6) for step in range(1000))
     watch = PlateauWatch(math.log(64), from_step=0)
-    assert any("ln B = 4.16" in (watch.look(step, 4.16) or "") for step in range(50))
+    assert any("ln B = 4.16" in (watch.update(step, 4.16) or "") for step in range(50))
 
 
 def test_small_batches_are_warned_of():

@@ -5,18 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latentsync.data.draws import collate
+from latentsync.data.sampler import collate
 from latentsync.loading import load_scheduler
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.unet import UNet3DConditionModel
-from latentsync.training.extra_losses import TrunkEmbedding
 from latentsync.training.loop import run_training
-from latentsync.training.loss_networks import LossNetworks
-from latentsync.training.loss_terms import Estimate, MotionLoss
-from latentsync.training.unet_data import build_dataset
-from latentsync.training.unet_task import FrozenParts, UNetTask, build_unet, train_settings
+from latentsync.training.losses import Estimate, LossNetworks
+from latentsync.training.unet_setup import FrozenParts, build_dataset, build_unet
+from latentsync.training.unet_task import UNetTask
 from latentsync.utils.checkpoints import load_checkpoint
 from latentsync.utils.errors import UserError
+from recipes.embedded.first_generation import recipe as recipe_module
+from recipes.embedded.first_generation.losses import MotionLoss
+from recipes.embedded.first_generation.recipe import Recipe
 from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_unet import (
     TinyPerceptual,
@@ -42,8 +43,9 @@ def parts(tiny_files) -> FrozenParts:
     return frozen_parts(tiny_files)
 
 
-def make_task(folder, parts, networks=None, dataset=None, **run) -> UNetTask:
-    return UNetTask(tiny_config(folder, **run), parts, networks or LossNetworks(), lambda: dataset)
+def make_task(folder, parts, networks=None, dataset=None, recipe=None, **run) -> UNetTask:
+    config = replace(tiny_config(folder, **run), recipe=recipe and Recipe(**recipe))
+    return UNetTask(config, parts, networks or LossNetworks(), lambda: dataset)
 
 
 def grad_step(task: UNetTask, batch: dict) -> dict[str, torch.Tensor]:
@@ -63,20 +65,17 @@ OPTIONAL = {
 
 
 @pytest.mark.parametrize("region", ["whole", "lower_half", "mouth"])
-def test_every_loss_at_once(tmp_path, parts, region):
-    lpips = TinyPerceptual()
-    networks = LossNetworks(
-        lpips, tiny_trepa(tmp_path), tiny_sync(), PatchDiscriminator(8, halvings=1), TrunkEmbedding(lpips)
-    )
+def test_every_loss_at_once(tmp_path, parts, region, monkeypatch):
+    networks = LossNetworks(TinyPerceptual(), tiny_trepa(tmp_path), tiny_sync())
+    monkeypatch.setattr(recipe_module, "build_discriminator", lambda config: PatchDiscriminator(8, halvings=1))
     run = {
         **PIXELS,
-        **OPTIONAL,
         "use_syncnet": True,
         "decode_region": region,
-        "weigh_mouth": True,
         "audio_dropout": 0.0,
     }
-    task = make_task(tmp_path, parts, networks, **run)
+    recipe = {**OPTIONAL, "weigh_mouth": True, "identity_embedding": "appearance"}
+    task = make_task(tmp_path, parts, networks, recipe=recipe, **run)
     losses = grad_step(task, fixed_batch())
     weights = {
         "recon": 1,
@@ -94,7 +93,7 @@ def test_every_loss_at_once(tmp_path, parts, region):
     )
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(parameter.grad is None for parameter in parts.codec.parameters())
-    assert losses["discriminator_loss"].requires_grad and set(task.companions) == {"discriminator"}
+    assert losses["discriminator_loss"].requires_grad and set(task.discriminators) == {"discriminator"}
     losses["discriminator_loss"].backward()
 
 
@@ -106,8 +105,8 @@ def test_each_loss_on_frames_reaches_the_unet(tmp_path, parts, name):
         "sync": lambda: LossNetworks(sync=tiny_sync(features="whisper")),
         "flow": LossNetworks,
     }[name]()
-    run = {**PIXELS, "use_syncnet": name == "sync", "flow_loss_weight": float(name == "flow"), "audio_dropout": 0.0}
-    task = make_task(tmp_path, parts, networks, **run)
+    run = {**PIXELS, "use_syncnet": name == "sync", "audio_dropout": 0.0}
+    task = make_task(tmp_path, parts, networks, recipe={"flow_loss_weight": float(name == "flow")}, **run)
     losses = task.step(task.model, fixed_batch(), 0)
     losses[name].backward()
     assert task.model.conv_out.weight.grad.abs().sum() > 0
@@ -125,7 +124,7 @@ def test_motion_loss_sees_a_still_mouth():
 
 def test_motion_loss_needs_no_decoder(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(parts.codec, "decode", lambda latents: pytest.fail("decoded"))
-    task = make_task(tmp_path, parts, motion_loss_weight=2.0)
+    task = make_task(tmp_path, parts, recipe={"motion_loss_weight": 2.0})
     losses = grad_step(task, fixed_batch(pixels=False))
     assert losses["loss"].item() == pytest.approx(losses["recon"].item() + 2 * losses["motion"].item(), rel=1e-4)
 
@@ -138,7 +137,7 @@ def test_some_frames_are_decoded_each_sample_by_its_key(tmp_path, parts, monkeyp
     task = make_task(tmp_path, parts, LossNetworks(lpips=TinyPerceptual()), **run)
     grad_step(task, fixed_batch(keys=(0, 1, 5)))
     assert sum(decoded) == 3 * 2
-    assert task._shown_frames(4, torch.tensor([0, 1, 5])).tolist() == [[0, 2], [1, 3], [1, 3]]
+    assert task._decoded_frames(4, torch.tensor([0, 1, 5])).tolist() == [[0, 2], [1, 3], [1, 3]]
     with pytest.raises(UserError, match="decode_frames leaves gaps"):
         make_task(tmp_path, parts, **run | {"trepa_loss_weight": 1.0})
 
@@ -181,12 +180,13 @@ def test_a_batch_of_two_is_the_mean_of_two_batches_of_one(tmp_path, parts):
     assert any(s["perceptual"] == 0 for s in singles) and any(s["perceptual"] > 0 for s in singles)
 
 
-def test_nobody_counted(tmp_path, parts):
-    networks = LossNetworks(lpips=TinyPerceptual(), discriminator=PatchDiscriminator(8, halvings=1))
-    task = make_task(tmp_path, parts, networks, **PIXELS, adversarial_loss_weight=1.0, sync_max_timestep=0)
+def test_nobody_counted(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr(recipe_module, "build_discriminator", lambda config: PatchDiscriminator(8, halvings=1))
+    recipe = {"adversarial_loss_weight": 1.0}
+    task = make_task(tmp_path, parts, LossNetworks(TinyPerceptual()), recipe=recipe, **PIXELS, sync_max_timestep=0)
     losses = grad_step(task, fixed_batch())
     assert losses["perceptual"] == 0 and losses["adversarial"] == 0 and losses["recon"] > 0
-    torch.autograd.grad(losses["discriminator_loss"], list(networks.discriminator.parameters()))
+    torch.autograd.grad(losses["discriminator_loss"], list(task.discriminators["discriminator"].parameters()))
 
 
 def test_training_lowers_the_loss(tmp_path, parts):
@@ -223,7 +223,7 @@ def test_only_the_adapter_is_trained_and_exported(tmp_path, parts):
 def test_copier_starts_from_the_reference(tmp_path, parts):
     assert build_unet(tiny_config(tmp_path)).conv_out.weight.abs().sum() == 0
     copier = load_scheduler(PROJECT_ROOT / "checkpoints" / "embedded" / "scheduler_config.json")
-    config = tiny_config(tmp_path, start_from_reference=True)
+    config = replace(tiny_config(tmp_path), recipe=Recipe(start_from_reference=True))
     config = replace(config, model=replace(config.model, block_out_channels=(64, 64), norm_num_groups=4))
     task = UNetTask(config, replace(parts, scheduler=copier), LossNetworks(), lambda: None)
     assert task.model.conv_out.weight.abs().sum() > 0
@@ -250,11 +250,12 @@ def test_validation_makes_a_video(tmp_path, parts, media, shared_detector):
 @pytest.mark.parametrize(("cached", "copies"), [(False, 0), (True, 0), (True, 1)])
 def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached, copies):
     write_clips(tmp_path)
-    hears_mel = not copies
-    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync() if hears_mel else None)
-    config = tiny_config(tmp_path, pixel_space_supervise=True, use_syncnet=hears_mel, cache_latents=cached)
-    config = replace(config, data=replace(config.data, balance_people=True, varied_copies=copies))
-    dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=hears_mel)
+    with_mel = not copies
+    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync() if with_mel else None)
+    config = tiny_config(tmp_path, pixel_space_supervise=True, use_syncnet=with_mel, cache_latents=cached)
+    config = replace(config, data=replace(config.data, balance_people=True))
+    config = replace(config, recipe=Recipe(augmented_copies=copies))
+    dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=with_mel)
     task = UNetTask(config, parts, networks, lambda: dataset)
     assert len(task.sample_weights()) == len(dataset) == 2 * (1 + copies)
     batch = collate([dataset[0], dataset[1]])
@@ -266,8 +267,8 @@ def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached, copies):
 def test_copies_are_not_heard_as_mel(tmp_path, parts, tiny_files):
     write_clips(tmp_path)
     config = tiny_config(tmp_path, cache_latents=True)
-    config = replace(config, data=replace(config.data, varied_copies=1))
-    with pytest.raises(UserError, match="hears the mel, of which there are no copies"):
+    config = replace(config, recipe=Recipe(augmented_copies=1))
+    with pytest.raises(UserError, match="takes the mel, of which there are no copies"):
         build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=True)
 
 
@@ -293,7 +294,7 @@ def test_stage1_then_stage2(tmp_path, parts, tiny_files):
 
     def train(config, networks):
         dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, networks.needs_mel)
-        return run_training(UNetTask(config, parts, networks, lambda: dataset), train_settings(config))
+        return run_training(UNetTask(config, parts, networks, lambda: dataset), config)
 
     exported = train(first, LossNetworks())
     second = tiny_config(

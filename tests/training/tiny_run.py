@@ -3,17 +3,17 @@
 import os
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from latentsync.data.draws import Draw, item_rng
-from latentsync.training import state
+from latentsync.config.sections import CkptSection, DataSection, OptimizerSection, RunSection, TrainingConfig
+from latentsync.data.sampler import SampleId, item_rng
+from latentsync.training import checkpoints
 from latentsync.training.loop import run_training
 from latentsync.training.randomness import sample_generators
-from latentsync.training.settings import TrainSettings
 from latentsync.utils.checkpoints import save_checkpoint
 
 
@@ -26,7 +26,7 @@ class TinyDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 12
 
-    def __getitem__(self, draw: Draw) -> dict:
+    def __getitem__(self, draw: SampleId) -> dict:
         if draw.key in self.bad:
             return {"error": f"clip of key {draw.key} is corrupt"}
         x = torch.from_numpy(item_rng(0, draw.key).standard_normal(4)).float() + draw.index
@@ -37,10 +37,10 @@ class TinyDataset(torch.utils.data.Dataset):
 class TinyTask:
     name = "tiny"
 
-    def __init__(self, bad=(), nan=(), dropout: float = 0.0, with_companion: bool = False):
+    def __init__(self, bad=(), nan=(), dropout: float = 0.0, with_discriminator: bool = False):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
-        self.companions = {"critic": nn.Linear(1, 1)} if with_companion else {}
+        self.discriminators = {"critic": nn.Linear(1, 1)} if with_discriminator else {}
         self.bad, self.nan = set(bad), set(nan)
         self.hook = lambda step: None
         self.seen: list[int] = []
@@ -61,8 +61,8 @@ class TinyTask:
         noise = torch.stack([torch.randn(4, generator=g) for g in sample_generators(1, batch["key"])])
         prediction = model(batch["x"] + 0.1 * noise.to(batch["x"]))
         losses = {"loss": (prediction - batch["y"]).square().mean(), "bias": prediction.mean()}
-        if self.companions:
-            critic = self.companions["critic"]
+        if self.discriminators:
+            critic = self.discriminators["critic"]
             losses["loss"] = losses["loss"] + 0.01 * critic(prediction).mean()
             losses["critic_loss"] = (critic(prediction.detach()) - batch["y"]).square().mean()
         return losses
@@ -94,7 +94,7 @@ def arm(task: TinyTask, moment: str) -> None:
         return
     calls = {"count": 0}
     target = {"save": "_commit", "rename": "_checksum", "prune": "step_of"}[what]
-    original = getattr(state, target)
+    original = getattr(checkpoints, target)
 
     def wrapped(*arguments):
         calls["count"] += 1
@@ -102,25 +102,32 @@ def arm(task: TinyTask, moment: str) -> None:
             kill()
         return original(*arguments)
 
-    setattr(state, target, wrapped)
+    setattr(checkpoints, target, wrapped)
 
 
-def tiny_settings(output: Path, **changes) -> TrainSettings:
-    settings = TrainSettings(
-        output,
-        batch_size=2,
-        num_workers=0,
-        max_train_steps=6,
-        save_every=2,
-        keep_last=2,
-        log_every=1,
-        lr=1e-2,
-        epsilon=0.1,  # steps follow the size of the gradient, so that rounding stays rounding
-        ema_decay=0.9,
-        mixed_precision="no",
+def run_config(output: Path, **changes) -> TrainingConfig:
+    """A config of a few steps; `changes` go to the section that has the key."""
+    values = {
+        "train_output_dir": str(output),
+        "batch_size": 2,
+        "num_workers": 0,
+        "max_train_steps": 6,
+        "save_ckpt_steps": 2,
+        "keep_last": 2,
+        "log_steps": 1,
+        "lr": 1e-2,
+        "adam_epsilon": 0.1,  # steps follow the size of the gradient, so that rounding stays rounding
+        "ema_decay": 0.9,
+        "mixed_precision_training": changes.get("mixed_precision", "no") != "no",
+        **{name: value for name, value in changes.items() if value != "no"},
+    }
+    sections = {"data": DataSection, "ckpt": CkptSection, "run": RunSection, "optimizer": OptimizerSection}
+    keys = {name: {field.name for field in fields(schema)} for name, schema in sections.items()}
+    assert set(values) <= set().union(*keys.values())
+    return TrainingConfig(
+        **{name: schema(**{key: values[key] for key in keys[name] & set(values)}) for name, schema in sections.items()}
     )
-    return replace(settings, **changes)
 
 
 if __name__ == "__main__":
-    run_training(TinyTask(), tiny_settings(Path(sys.argv[1])))
+    run_training(TinyTask(), run_config(Path(sys.argv[1])))

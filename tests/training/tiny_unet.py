@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
 from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
-from latentsync.training.sync_supervision import SyncSupervision
-from latentsync.training.unet_task import FrozenParts
+from latentsync.training.losses import SyncSupervision
+from latentsync.training.unet_setup import FrozenParts
 from latentsync.trepa.loss import TREPALoss
 from latentsync.trepa.videomae import VideoMAE, VideoMAEConfig
 from latentsync.utils.checkpoints import save_checkpoint
-from latentsync.utils.config import UNetFileConfig, load_unet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 from tests.conformance.seeded import fill_
 from tests.media.synthetic import write_clip
@@ -114,6 +114,7 @@ def tiny_sync(latent: bool = False, features: str = "mel") -> SyncSupervision:
         resolution=RESOLUTION,
         audio_features=features,
         num_layers=LAYERS,
+        columns_per_frame=Fraction(2) if features == "whisper" else Fraction(80, 25),
     )
 
 

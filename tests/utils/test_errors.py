@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 
+from latentsync.config.schema import SchemaError
 from latentsync.data.cache import CacheWriteError
 from latentsync.serving.jobs import InsufficientSpace, JobNotFound, QueueFull, WrongState
 from latentsync.utils.errors import UserError
-from latentsync.utils.schema import SchemaError
 
 
 @pytest.mark.parametrize("kind", [UserError, CacheWriteError, InsufficientSpace, JobNotFound, QueueFull, WrongState])

@@ -4,9 +4,9 @@ import time
 
 import torch
 
+from latentsync.config.unet import load_unet_config
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.config import load_unet_config
 from latentsync.utils.registry import PROJECT_ROOT
 from tools.benchmarks.report import Figure
 

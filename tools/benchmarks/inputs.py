@@ -10,6 +10,7 @@ import av
 import cv2
 import numpy as np
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.align import TEMPLATE_ANCHORS, TEMPLATE_SIZE, similarity_from_anchors
 from latentsync.faces.factory import create_detector
 from latentsync.media.audio import load_audio
@@ -17,12 +18,11 @@ from latentsync.media.color import ColorTags
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import first_video_stream
 from latentsync.media.writer import VideoWriter
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 
 PORTRAIT = PROJECT_ROOT / "assets" / "demo_portrait.png"
 VOICE = PROJECT_ROOT / "assets" / "demo_voice.wav"
 FPS = Fraction(25)
-SAMPLE_RATE = 16000
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
 # Width in pixels of the part of the frame that becomes the aligned crop: a speaker from the chest up.
 CROP_WIDTHS = {"720p": 300, "1080p": 450}

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from latentsync.config.syncnet import load_syncnet_config
+from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
 from latentsync.media.audio import load_audio
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
@@ -21,18 +23,14 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.training.distributed import make_accelerator, release
 from latentsync.training.loop import Trainer
-from latentsync.training.loss_networks import load_loss_networks
-from latentsync.training.settings import TrainSettings
 from latentsync.training.stopping import StopRequest
 from latentsync.training.task import Task
-from latentsync.training.unet_data import build_dataset
-from latentsync.training.unet_task import FrozenParts, UNetTask, train_settings
+from latentsync.training.unet_setup import FrozenParts, build_dataset, load_loss_networks
+from latentsync.training.unet_task import UNetTask
 from latentsync.trepa.loss import VIT_G
 from latentsync.trepa.videomae import VideoMAE
 from latentsync.utils.checkpoints import save_checkpoint
-from latentsync.utils.config import UNetFileConfig, load_unet_config
 from latentsync.utils.registry import EMBEDDED_WHISPER, PROJECT_ROOT
-from latentsync.utils.syncnet_config import load_syncnet_config
 from latentsync.whisper.audio2feature import Audio2Feature
 from preprocess.write import write_faces
 from tools.benchmarks.inputs import FPS, PORTRAIT, SAMPLE_RATE, VOICE
@@ -76,7 +74,7 @@ def measure(folder: Path, names: Sequence[str] = CONFIGS) -> list[Figure]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            timings = time_run(make_task(config), train_settings(config))
+            timings = time_run(make_task(config), config)
             figures += as_figures(what, config, timings, torch.cuda.max_memory_allocated())
         except torch.OutOfMemoryError:
             figures.append(Figure("training", what, None, "", None, "the GPU has too little memory"))
@@ -101,13 +99,13 @@ def as_figures(what: str, config: UNetFileConfig, timings: Mapping[str, float], 
     ]
 
 
-def time_run(task: Task, settings: TrainSettings) -> dict[str, float]:
+def time_run(task: Task, config: UNetFileConfig) -> dict[str, float]:
     """The report's row of the steps after the warm-up: losses, `steps_per_second`, `data_wait`."""
-    settings = replace(settings, max_train_steps=WARM_UP + STEPS, max_train_epochs=-1)
-    accelerator = make_accelerator(settings)
+    config = replace(config, run=replace(config.run, max_train_steps=WARM_UP + STEPS, max_train_epochs=-1))
+    accelerator = make_accelerator(config.run)
     try:
         with StopRequest(0.0) as stop:
-            trainer = TimedTrainer(task, settings, accelerator)
+            trainer = TimedTrainer(task, config, accelerator)
             trainer.run(stop)
         return trainer.report.train.rows[-1]
     finally:

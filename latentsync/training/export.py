@@ -1,0 +1,145 @@
+"""Exports of a run: averaged weights, files in the published format, and their validation."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from latentsync.config.sections import TrainingConfig
+from latentsync.training.distributed import any_process, is_sharded, together
+from latentsync.training.report import Report
+from latentsync.training.task import Task
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class AveragedWeights:
+    """Exponential moving average, in float32, of the parameters that are trained.
+
+    The decay grows to its final value as 1 - (1 + step)^(-3/4), so that the random initial weights fade quickly.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After optimizer step number `step` (from 1)."""
+        decay = min(self.decay, 1 - (1 + step) ** -0.75)
+        for name, parameter in self.parameters.items():
+            self.average[name].lerp_(parameter.float(), 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights inside the `with` block."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        try:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.average[name])
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(own[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: tensor.cpu() for name, tensor in self.average.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Raises KeyError when the model trains other parameters than the one that was saved."""
+        for name, average in self.average.items():
+            average.copy_(state[name])
+
+
+class Exporter:
+    """Exports and validates the model of a run, with the averaged weights where there are any."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        model: nn.Module,
+        ema: AveragedWeights | None,
+        report: Report,
+    ) -> None:
+        self.task, self.config, self.accelerator = task, config, accelerator
+        self.model, self.ema, self.report = model, ema, report
+
+    def is_exported(self, step: int) -> bool:
+        """Whether a step has been exported and validated."""
+        validated = self.accelerator.is_main_process and self.report.validated(step)
+        return any_process(self.accelerator, validated)[0]
+
+    def export(self, step: int) -> None:
+        """Export the weights, then validate them. Raises UserError in all processes."""
+        began = time.monotonic()
+        path = self.config.checkpoint_dir / f"{self.task.name}-{step}.pt"
+        with self._averaged():
+            state = self.accelerator.get_state_dict(self.model)
+            together(self.accelerator, lambda: self.task.export(state, step, path), main_only=True)
+        if self.accelerator.is_main_process:
+            logger.info("exported %s", path)
+        self.report.pause(time.monotonic() - began)
+        self.validate(step)
+
+    def validate(self, step: int) -> None:
+        """Compute the task's metrics, add the row, draw the chart. Raises UserError in all processes."""
+        began = time.monotonic()
+        together(self.accelerator, lambda: self._validate(step), main_only=not is_sharded(self.accelerator))
+        self.report.pause(time.monotonic() - began)
+
+    def newest_export(self) -> Path | None:
+        """The export of the latest step."""
+        found = self.config.checkpoint_dir.glob(f"{self.task.name}-*.*")
+        return max((path for path in found if _step_in(path) is not None), key=_step_in, default=None)
+
+    def _validate(self, step: int) -> None:
+        model = self.model if is_sharded(self.accelerator) else self.accelerator.unwrap_model(self.model)
+        with ExitStack() as stack:
+            folder = Path(self.config.data.train_output_dir) / "validation" / f"step_{step:08d}"
+            if not self.accelerator.is_main_process:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be created ({error.strerror}); free space") from error
+            stack.enter_context(self._averaged())
+            stack.enter_context(evaluating(model))
+            metrics = self.task.validate(model, step, folder)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        if self.accelerator.is_main_process:
+            self.report.write_validation(step, metrics)
+            self.report.draw_chart()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.ema.in_place() if self.ema is not None else nullcontext()
+
+
+def _step_in(path: Path) -> int | None:
+    """The step in the name of an export; None for other files."""
+    number = path.stem.rpartition("-")[2]
+    return int(number) if number.isdigit() else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards modes are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

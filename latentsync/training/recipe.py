@@ -1,0 +1,71 @@
+"""The extension point of the trainers: a recipe changes training without a flag in the core's configs.
+
+A config names it in a section of its own, with the recipe's options:
+
+    recipe:
+      name: recipes.embedded.first_generation
+      augmented_copies: 8
+
+`name` is a module under `recipes/` with a class `Recipe`, a subclass of the one here, decorated with `@section`. Its
+fields are the options, checked as those of any other section.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from latentsync.config.schema import section
+from latentsync.config.sections import TrainingConfig
+from latentsync.config.syncnet import SyncNetFileConfig
+from latentsync.config.unet import UNetFileConfig
+from latentsync.data.clips import Clip
+from latentsync.data.encoded_clips import ClipEncoder, EncodedClip, EncodingJob
+from latentsync.data.unet_dataset import DrawWindow
+from latentsync.training.losses import ExtraLosses, LossNetworks
+from latentsync.whisper.audio2feature import Audio2Feature
+
+TimestepSampler = Callable[[Sequence[torch.Generator]], Tensor]
+
+
+@section
+class Recipe:
+    """Training as published; subclasses override what they change."""
+
+    def check_unet_config(self, config: UNetFileConfig) -> None:
+        """Raise UserError for options that do not fit the rest of a UNet config."""
+
+    def check_syncnet_config(self, config: SyncNetFileConfig) -> None:
+        """Raise UserError for options that do not fit the rest of a SyncNet config."""
+
+    def initialize(self, unet: nn.Module) -> None:
+        """Change the initial weights of a UNet that starts from no checkpoint."""
+
+    def timestep_sampler(self, scheduler: DDIMScheduler, inference_steps: int) -> TimestepSampler:
+        """Draws the timesteps of a batch, (B,), one from each generator: uniform over the schedule."""
+        total = scheduler.config.num_train_timesteps
+        return lambda generators: torch.stack([torch.randint(0, total, (), generator=each) for each in generators])
+
+    def recon_weights(self, mask: Tensor) -> Tensor | None:
+        """Weights of the reconstruction loss for a latent mask (1, 1, 1, h, h), 1 = keep; see `ReconstructionLoss`."""
+        return None
+
+    def extra_losses(self, config: UNetFileConfig, networks: LossNetworks, mask: Tensor) -> ExtraLosses:
+        """Losses beyond those of `build_losses`, and discriminators."""
+        return ExtraLosses()
+
+    def encoding_jobs(self, encoder: ClipEncoder, clips: Sequence[Clip], with_mel: bool) -> list[EncodingJob]:
+        """What is encoded, and trained on, where clips are encoded once. `with_mel`: the mel of the files is used."""
+        return encoder.jobs(clips)
+
+    def draw_window(
+        self, config: UNetFileConfig, clips: Sequence[EncodedClip], audio: Audio2Feature
+    ) -> DrawWindow | None:
+        """Replaces some of the windows of `LatentClipDataset`; None for none."""
+        return None
+
+
+def recipe_of(config: TrainingConfig) -> Recipe:
+    """The recipe of a config; the published one where it names none."""
+    return config.recipe or Recipe()

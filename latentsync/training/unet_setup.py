@@ -1,0 +1,214 @@
+"""From a UNet config to the parts of its training: the network, the frozen networks of its losses, the dataset."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+
+from latentsync.config.audio import syncnet_mel_config
+from latentsync.config.syncnet import SyncNetFileConfig, load_syncnet_config
+from latentsync.config.unet import UNetFileConfig, load_unet_config
+from latentsync.constants import WHISPER_ROWS_PER_FRAME
+from latentsync.data.audio import MelReader
+from latentsync.data.clips import read_fileslist
+from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_all
+from latentsync.data.unet_dataset import LatentClipDataset, UNetDataset
+from latentsync.faces.mask import load_mask
+from latentsync.models.lora import add_lora
+from latentsync.models.perceptual import LPIPS
+from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
+from latentsync.models.unet import UNet3DConditionModel
+from latentsync.models.unet_config import UNetConfig
+from latentsync.models.vae import LatentCodec
+from latentsync.training.losses import LossNetworks, SyncSupervision
+from latentsync.training.recipe import recipe_of
+from latentsync.trepa.loss import CHECKPOINT as TREPA_CHECKPOINT
+from latentsync.trepa.loss import TREPALoss
+from latentsync.utils.checkpoints import load_checkpoint, load_into
+from latentsync.utils.errors import UserError
+from latentsync.utils.paths import PROJECT_ROOT
+from latentsync.utils.registry import DEFAULT_MODEL, RELEASED_MODELS, ResolvedModel, entry, project_path, resolve
+from latentsync.whisper.audio2feature import Audio2Feature
+
+WITHOUT_SYNC = "set run.use_syncnet to false to train without this loss"
+
+
+@dataclass(frozen=True)
+class FrozenParts:
+    """The parts of the model that are not trained."""
+
+    codec: LatentCodec
+    audio: Audio2Feature
+    scheduler: DDIMScheduler
+
+
+def find_model_files(latent_channels: int | None, **given: Path | None) -> ResolvedModel:
+    """Files of a model's parts: those given, else of the registered model with as many latent channels (None: any).
+
+    Raises:
+        UserError: a file is missing; says how to get it.
+    """
+    embedded = load_unet_config(PROJECT_ROOT / entry(DEFAULT_MODEL).model.unet_config, UNetConfig)
+    is_embedded = latent_channels in (None, embedded.model.out_channels)
+    own = {part: path for part, path in given.items() if path}
+    return resolve(DEFAULT_MODEL if is_embedded else RELEASED_MODELS[0], own=own)
+
+
+def build_unet(config: UNetFileConfig) -> UNet3DConditionModel:
+    """The network of a run: fresh from the seed or from `ckpt.resume_ckpt_path`; untrained parameters are frozen.
+
+    Raises:
+        UserError: the checkpoint does not fit (see `UNet3DConditionModel.from_pretrained`), `trainable_modules` names
+            no parameter, or the settings contradict each other.
+    """
+    run, resume = config.run, config.ckpt.resume_ckpt_path
+    torch.manual_seed(run.seed)
+    unet, _ = UNet3DConditionModel.from_pretrained(config.model, project_path(resume) if resume else "")
+    if not resume:
+        recipe_of(config).initialize(unet)
+    if run.lora_rank:
+        add_lora(unet, run.lora_rank, run.lora_alpha, run.lora_target)
+    else:
+        choose_trainable(unet, run.trainable_modules)
+    unet.enable_gradient_checkpointing(run.enable_gradient_checkpointing)
+    return unet.train()
+
+
+def choose_trainable(unet: nn.Module, modules: tuple[str, ...]) -> None:
+    """Freeze every parameter with none of `modules` in its name; empty trains all.
+
+    Raises:
+        UserError: one of them is in no parameter's name.
+    """
+    names = [name for name, _ in unet.named_parameters()]
+    for module in modules:
+        if not any(module in name for name in names):
+            raise UserError(
+                f"run.trainable_modules: no parameter of this UNet has {module!r} in its name; remove it from the list,"
+                " or check model.use_motion_module"
+            )
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(not modules or any(module in name for module in modules))
+
+
+def load_loss_networks(config: UNetFileConfig, num_layers: int) -> LossNetworks:
+    """Load the frozen networks of the losses in `config.run`, on the CPU.
+
+    Args:
+        num_layers: Whisper states per row, see `SyncSupervision`.
+
+    Raises:
+        UserError: weights are missing or damaged; the message names the key that turns the loss off.
+    """
+    run, ckpt = config.run, config.ckpt
+    networks = LossNetworks()
+    if run.pixel_space_supervise and run.perceptual_loss_weight:
+        networks.lpips = load_lpips(config)
+    if run.pixel_space_supervise and run.trepa_loss_weight:
+        path = project_path(ckpt.trepa_ckpt_path) if ckpt.trepa_ckpt_path else TREPA_CHECKPOINT
+        networks.trepa = TREPALoss("cpu", path, with_cp=run.enable_gradient_checkpointing)
+    if run.use_syncnet:
+        networks.sync = load_sync_supervision(config, num_layers)
+    return networks
+
+
+def load_lpips(config: UNetFileConfig) -> LPIPS:
+    """LPIPS as the config asks for it. Raises UserError."""
+    path = project_path(config.ckpt.perceptual_ckpt_path) if config.ckpt.perceptual_ckpt_path else None
+    return LPIPS(path, random_trunk=config.run.perceptual_random_trunk, seed=config.run.seed)
+
+
+def load_sync_supervision(config: UNetFileConfig, num_layers: int) -> SyncSupervision:
+    """The SyncNet that `data.syncnet_config_path` describes, with the weights it names.
+
+    Raises:
+        UserError: there is no config, no weights, or the SyncNet needs an input that this run does not make.
+    """
+    if not config.data.syncnet_config_path:
+        raise UserError(f"data.syncnet_config_path is empty: name the config of a trained SyncNet, or {WITHOUT_SYNC}")
+    path = project_path(config.data.syncnet_config_path)
+    syncnet = load_syncnet_config(path, *SYNCNET_SCHEMAS)
+    _check_fit(config, syncnet)
+    weights = syncnet.ckpt.inference_ckpt_path
+    if not weights or not project_path(weights).is_file():
+        raise UserError(
+            f"{path}: ckpt.inference_ckpt_path {weights!r} is no file: the sync loss needs a trained SyncNet; "
+            f"{WITHOUT_SYNC}"
+        )
+    net = load_into(lambda: make_syncnet(syncnet.model), load_checkpoint(project_path(weights)), exact=True)
+    data = syncnet.data
+    mel_columns = syncnet_mel_config().columns_per_second / Fraction(data.video_fps)
+    return SyncSupervision(
+        net,
+        num_frames=data.num_frames,
+        channels=syncnet.model.visual_encoder.in_channels // data.num_frames,
+        latent_space=data.latent_space,
+        lower_half=data.lower_half,
+        resolution=data.resolution,
+        audio_features=data.audio_features,
+        num_layers=num_layers,
+        columns_per_frame=Fraction(WHISPER_ROWS_PER_FRAME) if data.audio_features == "whisper" else mel_columns,
+        audio_feat_length=config.data.audio_feat_length,
+    )
+
+
+def _check_fit(config: UNetFileConfig, syncnet: SyncNetFileConfig) -> None:
+    frames, wanted = config.data.num_frames, syncnet.data.num_frames
+    if frames < wanted:
+        raise UserError(
+            f"data.num_frames is {frames}, the SyncNet of data.syncnet_config_path needs {wanted}; raise num_frames, or"
+            f" {WITHOUT_SYNC}"
+        )
+    if not syncnet.data.latent_space and not config.run.pixel_space_supervise:
+        raise UserError(
+            "use_syncnet needs decoded frames, because the SyncNet of data.syncnet_config_path takes pixels; set "
+            "pixel_space_supervise to true as well, or name a SyncNet config with latent_space: true"
+        )
+
+
+def build_dataset(
+    config: UNetFileConfig, codec: LatentCodec, vae_path: Path, whisper_path: Path, with_mel: bool
+) -> UNetDataset | LatentClipDataset:
+    """The dataset of a config: pixels, or with `run.cache_latents` latents (and pixels where losses need them).
+
+    Args:
+        codec: encodes the clips that are not in the cache yet; on this process's GPU where there is one.
+        vae_path, whisper_path: weights of the autoencoder and the audio encoder; they are part of the cache's names.
+        with_mel: whether the sync loss needs the SyncNet mel.
+
+    Raises:
+        UserError: the file list or its clips cannot be used, see `read_fileslist`, `UNetDataset`, `ClipEncoder`.
+    """
+    data, run, recipe = config.data, config.run, recipe_of(config)
+    if not data.train_fileslist:
+        raise UserError("data.train_fileslist is empty; write a list of clips with `python -m tools.write_fileslist`")
+    clips = read_fileslist(project_path(data.train_fileslist), data.train_data_dir or None)
+    mask = load_mask(data.resolution, data.mask_image_path or None)
+    # An encoder of its own on the CPU, because worker processes use it.
+    audio = Audio2Feature(whisper_path, "cpu", data.audio_embeds_cache, data.num_frames, data.audio_feat_length)
+    if not run.cache_latents:
+        return UNetDataset(
+            clips,
+            audio,
+            mask,
+            run.seed,
+            fps=data.video_fps,
+            mel_cache_dir=data.audio_mel_cache_dir,
+            augmentation=data.augment,
+        )
+    key = cache_key(vae_path, whisper_path, mask)
+    encoder = ClipEncoder(codec, audio, mask, data.latent_cache, key, data.video_fps)
+    encoded = encode_all(encoder, recipe.encoding_jobs(encoder, clips, with_mel))
+    return LatentClipDataset(
+        encoded,
+        data.audio_feat_length,
+        data.num_frames,
+        run.seed,
+        fps=data.video_fps,
+        mels=MelReader(data.audio_mel_cache_dir, data.video_fps) if with_mel else None,
+        with_pixels=run.pixel_space_supervise,
+        draw_window=recipe.draw_window(config, encoded, audio),
+    )

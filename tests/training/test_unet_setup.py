@@ -1,0 +1,95 @@
+"""Loading what the losses look through: what a config asks for, and what to do where it is missing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from latentsync.config.unet import UNetFileConfig
+from latentsync.training.losses import LossNetworks
+from latentsync.training.unet_setup import load_loss_networks
+from latentsync.utils.checkpoints import save_checkpoint
+from latentsync.utils.errors import UserError
+from recipes.embedded.first_generation.losses import TrunkEmbedding
+from recipes.embedded.first_generation.recipe import Recipe
+from tests.tiny_model import RESOLUTION
+from tests.training.tiny_unet import AUDIO, FRAMES, LAYERS, VISUAL, tiny_config, tiny_syncnet
+
+
+def load(config: UNetFileConfig) -> LossNetworks:
+    return load_loss_networks(config, LAYERS)
+
+
+def with_syncnet(folder: Path, config: UNetFileConfig, latent: bool = False, weights: bool = True, **data):
+    """`config` with a SyncNet config of its own, and the weights it names."""
+    path = folder / "syncnet.yaml"
+    sections = {
+        "model": {"audio_encoder": AUDIO["mel"], "visual_encoder": VISUAL[latent]},
+        "data": {"num_frames": FRAMES, "resolution": RESOLUTION, "latent_space": latent, "lower_half": not latent},
+        "ckpt": {"inference_ckpt_path": str(folder / "syncnet.pt")},
+    }
+    path.write_text(yaml.safe_dump(sections))
+    if weights:
+        save_checkpoint(folder / "syncnet.pt", tiny_syncnet(latent).state_dict())
+    return replace(config, data=replace(config.data, syncnet_config_path=str(path), **data))
+
+
+def test_stage1_loads_nothing(tmp_path):
+    assert load(tiny_config(tmp_path)) == LossNetworks()
+
+
+def test_what_is_asked_for_is_loaded(tmp_path):
+    run = {"trepa_loss_weight": 0, "perceptual_random_trunk": True}
+    config = tiny_config(tmp_path, pixel_space_supervise=True, **run)
+    networks = load(config)
+    recipe = Recipe(adversarial_loss_weight=1.0, identity_loss_weight=1.0, identity_embedding="appearance")
+    extra = recipe.extra_losses(config, networks, torch.ones(1, 1, 1, 8, 8))
+    assert networks.lpips and set(extra.discriminator_losses) == {"discriminator"}
+    assert isinstance(extra.terms["identity"].loss.compare.embedder, TrunkEmbedding)
+    assert networks.trepa is None and networks.sync is None and not networks.needs_mel
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_syncnet_is_loaded_with_what_it_looks_at(tmp_path, latent):
+    run = {"pixel_space_supervise": not latent, "perceptual_loss_weight": 0, "trepa_loss_weight": 0}
+    networks = load(with_syncnet(tmp_path, tiny_config(tmp_path, use_syncnet=True, **run), latent))
+    assert networks.sync.latent_space == latent and networks.sync.channels == (4 if latent else 3)
+    assert networks.needs_mel and not any(p.requires_grad for p in networks.sync.parameters())
+
+
+# Keys of `run`, and what the message names.
+MISSING = [
+    ({"perceptual_loss_weight": 1, "trepa_loss_weight": 0}, "run.perceptual_loss_weight"),
+    ({"perceptual_loss_weight": 0, "trepa_loss_weight": 1}, "run.trepa_loss_weight"),
+]
+
+
+@pytest.mark.parametrize(("run", "key"), MISSING)
+def test_missing_weights_name_the_key_that_turns_the_loss_off(tmp_path, run, key):
+    run = {"perceptual_loss_weight": 0, "trepa_loss_weight": 0, "pixel_space_supervise": True, **run}
+    config = tiny_config(tmp_path, **run)
+    names = ("perceptual_ckpt_path", "trepa_ckpt_path")
+    nowhere = {name: str(tmp_path / "none.pt") for name in names}
+    with pytest.raises(UserError, match=f"none.pt.*{key}"):
+        load(replace(config, ckpt=replace(config.ckpt, **nowhere)))
+
+
+def test_a_missing_face_recognition_network_names_the_key_that_turns_the_loss_off(tmp_path):
+    config = tiny_config(tmp_path, pixel_space_supervise=True)
+    config = replace(config, ckpt=replace(config.ckpt, identity_ckpt_path=str(tmp_path / "none.pt")))
+    with pytest.raises(UserError, match="none.pt.*recipe.identity_loss_weight"):
+        Recipe(identity_loss_weight=1.0).extra_losses(config, LossNetworks(), torch.ones(1, 1, 1, 8, 8))
+
+
+def test_syncnet_that_cannot_be_used(tmp_path):
+    latents = tiny_config(tmp_path, use_syncnet=True)
+    with pytest.raises(UserError, match="data.syncnet_config_path is empty.*run.use_syncnet"):
+        load(replace(latents, data=replace(latents.data, syncnet_config_path="")))
+    with pytest.raises(UserError, match="syncnet.pt.*run.use_syncnet"):
+        load(with_syncnet(tmp_path, latents, latent=True, weights=False))
+    with pytest.raises(UserError, match="use_syncnet needs decoded frames.*pixel_space_supervise"):
+        load(with_syncnet(tmp_path, latents))
+    with pytest.raises(UserError, match="data.num_frames is 2, .* needs 4"):
+        load(with_syncnet(tmp_path, latents, latent=True, num_frames=2))
