@@ -20,7 +20,7 @@ from latentsync.training.syncnet_setup import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import project_path
+from latentsync.utils.paths import project_path
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from latentsync.checkpoints.registry import resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.data.clips import read_fileslist, read_frames, to_pixel_values
 from latentsync.media.audio import load_audio
@@ -28,7 +29,7 @@ from latentsync.models.vae import LatentCodec
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
-from latentsync.utils.registry import project_path, resolve
+from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("eval_syncnet_clips")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.pairs import Pair
+from latentsync.checkpoints.registry import model_names
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import model_names
 
 GROUND_TRUTH = "ground truth"
 PIPELINE = "pipeline:"

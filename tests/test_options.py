@@ -15,7 +15,6 @@ import eval.inference_videos
 import eval.run
 from latentsync.arguments import add_option_arguments, argument_help, given_options
 from latentsync.faces.factory import create_detector
-from latentsync.models import enhancers
 from latentsync.options import (
     DETECTORS,
     ENHANCERS,
@@ -28,6 +27,7 @@ from latentsync.options import (
     read_stored,
 )
 from latentsync.pipelines import sampling
+from latentsync.pretrained import enhancers
 from latentsync.serving.api.submission import request_body_docs
 from latentsync.serving.batch import read_list
 from latentsync.serving.handler import run_job

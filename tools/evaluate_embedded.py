@@ -28,7 +28,7 @@ from latentsync.media.audio import load_audio
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 
 SAMPLE_RATE = 16000
 SPEECH_SECONDS, SILENCE_SECONDS = 4.0, 1.5

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from latentsync.options import OPTIONS, Group, Option
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 
 FILES = ("README.md", "docs/serving.md")
 BLOCK = re.compile(r"(?<=<!-- options: )(command line|jobs)( -->\n).*?(?=<!-- end of options -->)", re.DOTALL)

@@ -7,7 +7,7 @@ import torch
 from latentsync.config.unet import load_unet_config
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from tools.benchmarks.report import Figure
 
 LATENT_SIDES = {256: 32, 512: 64}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from tools.benchmarks.inputs import CROP_WIDTHS, SIZES, loop_clip, make_clip, make_voice
 from tools.benchmarks.report import Figure
 
