@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from latentsync.checkpoints import registry
-from latentsync.checkpoints.loading import Checkpoint, load_checkpoint, load_into
+from latentsync.checkpoints.formats import Checkpoint
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.media.audio import has_audio
 from latentsync.media.frame_rate import FrameRateConverter, Interpolator
 from latentsync.media.optical_flow import FlowInterpolator
