@@ -7,6 +7,7 @@ import argparse
 import csv
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -73,7 +74,7 @@ def draw(runs: list[Path], output: Path) -> None:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.draw_syncnet_lines", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of SyncNet runs")
     parser.add_argument("--output", type=Path, default=Path("outputs/syncnet_lines.png"))

@@ -7,6 +7,7 @@ with audio at least 6 frames away. Accuracy is the share of pairs where (similar
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,7 +77,7 @@ def _evaluate(args: argparse.Namespace, cache: Path) -> dict[str, float]:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     values = evaluate(args)

@@ -8,6 +8,7 @@ frames count; the own offset is subtracted.
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     print(run(args))
     return 0

@@ -1,4 +1,4 @@
-"""Speed of the full-size UNet on a GPU. Weights are random: the time does not depend on them."""
+"""Speed of the full-size UNet on a GPU, with random weights, which do not affect it."""
 
 import time
 
@@ -7,7 +7,7 @@ import torch
 from latentsync.config.unet import load_unet_config
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from tools.benchmarks.report import Figure
 
 LATENT_SIDES = {256: 32, 512: 64}
@@ -16,7 +16,7 @@ REPEATS = 5
 
 
 def measure() -> list[Figure]:
-    """Seconds of one guided step of 16 frames, and frames per second of the denoiser at 20 steps."""
+    """Time of a guided step on 16 frames, and frames per second at 20 steps."""
     if not torch.cuda.is_available():
         return [Figure("gpu", "full-size UNet", None, "", None, "no CUDA device")]
     config = load_unet_config(PROJECT_ROOT / "configs" / "unet" / "stage2.yaml", UNetConfig)
