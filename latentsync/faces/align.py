@@ -157,6 +157,15 @@ def resize_to_square(crop: np.ndarray, resolution: int) -> np.ndarray:
     return cv2.resize(crop, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4)
 
 
+def frame_to_square(points: np.ndarray, matrix: np.ndarray, size: tuple[int, int], resolution: int) -> np.ndarray:
+    """Points (N, 2) in frame pixels -> pixels of the aligned face of `resolution` squared.
+
+    `matrix` (2, 3) takes the frame to the crop of `size` (width, height), which is resized to the square.
+    """
+    crop = points @ matrix[:, :2].T + matrix[:, 2]
+    return (crop + 0.5) * (resolution / np.array(size)) - 0.5  # pixel centers lie at integer coordinates
+
+
 def require_aligned(faces: np.ndarray) -> None:
     """Raises ValueError for anything but aligned faces (T, R, R, 3) uint8."""
     if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:

@@ -16,6 +16,7 @@ class Face:
     box: np.ndarray  # (4,) float: x0, y0, x1, y1; may reach beyond the image
     anchors: np.ndarray  # (3, 2) float: brow centre on the image's left, the other brow's, nose
     score: float  # confidence of the detector, 0..1
+    contour: np.ndarray | None = None  # (N, 2) float: polygon around the face, where the detector gives one
 
     @property
     def size(self) -> np.ndarray:
@@ -29,7 +30,8 @@ class Face:
 
     def scaled(self, scale: float) -> "Face":
         """The same face in an image `scale` times as large."""
-        return Face(self.box * scale, self.anchors * scale, self.score)
+        contour = None if self.contour is None else self.contour * scale
+        return Face(self.box * scale, self.anchors * scale, self.score, contour)
 
 
 class FaceDetector(Protocol):

@@ -54,7 +54,9 @@ def faces_from_hits(hits: Iterable[Any]) -> list[Face]:
         if landmarks is None:
             continue
         box = np.asarray(hit.bbox, dtype=np.float64)
-        face = Face(box, anchors_from_landmarks(np.asarray(landmarks, dtype=np.float64)), float(hit.det_score))
+        landmarks = np.asarray(landmarks, dtype=np.float64)
+        contour = cv2.convexHull(landmarks.astype(np.float32))[:, 0].astype(np.float64)
+        face = Face(box, anchors_from_landmarks(landmarks), float(hit.det_score), contour)
         if is_plausible(face):
             faces.append(face)
     return sorted(faces, key=lambda face: -float(np.prod(face.size)))

@@ -5,6 +5,8 @@ nothing is carried, when a carried face is lost, and every `CHECK_EVERY` frames 
 that no longer hold one.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from latentsync.faces.detector import Face, check_image, is_plausible, overlap
@@ -66,7 +68,7 @@ def region_from_mesh(points: np.ndarray) -> Region:
 def face_from_mesh(points: np.ndarray, score: float) -> Face:
     """Box of the face oval, upright in the image, and the anchors."""
     oval = _take(points, FACE_OVAL)
-    return Face(np.concatenate([oval.min(axis=0), oval.max(axis=0)]), anchors_from_mesh(points), score)
+    return Face(np.concatenate([oval.min(axis=0), oval.max(axis=0)]), anchors_from_mesh(points), score, oval)
 
 
 class MediaPipeDetector:
@@ -133,7 +135,7 @@ class MediaPipeDetector:
         for face, region in carried:
             match = max(fresh, key=lambda item: overlap(item[0].box, face.box), default=None)
             if match is not None and overlap(match[0].box, face.box) >= SAME_FACE_OVERLAP:
-                kept.append((Face(face.box, face.anchors, match[0].score), region))
+                kept.append((replace(face, score=match[0].score), region))
             elif self._still_a_face(image, face, self._near_check):
                 kept.append((face, region))
         return _without_duplicates(kept + fresh)[:MAX_FACES]

@@ -39,6 +39,7 @@ class TrackedFace:
     box: np.ndarray  # (4,) x0, y0, x1, y1
     anchors: np.ndarray  # (3, 2), smoothed
     is_cut: bool  # smoothing starts anew here: first frame, shot cut, after a gap, after a jump
+    contour: np.ndarray | None = None  # (N, 2) polygon around the face, where the detector gives one
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class FaceTracker:
         self._until_look -= 1
         self._last, self._gap = face, 0
         anchors = self._smoother(face.anchors) if self._smooth else face.anchors
-        return TrackedFace(face.box, anchors, is_cut)
+        return TrackedFace(face.box, anchors, is_cut, face.contour)
 
 
 def _area(face: Face) -> float:
