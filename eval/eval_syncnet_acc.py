@@ -1,7 +1,8 @@
-"""Accuracy of a SyncNet on a fixed list of pairs: `python -m eval.eval_syncnet_acc --config_path CONFIG`.
+"""Accuracy of a SyncNet on a fixed set of pairs: `python -m eval.eval_syncnet_acc --config_path CONFIG`.
 
-Draws the same windows of the config's `data.val_fileslist` each time (from `run.seed`), each with its own audio and
-with audio at least 6 frames away. Accuracy is the share of pairs where (similarity > 0.5) is right.
+Samples windows from the config's `data.val_fileslist` with the seed `run.seed`, so that every run uses the same ones.
+Each is paired with its own audio and with audio at least 6 frames away. Accuracy is the share of pairs that the test
+(similarity > 0.5) classifies correctly.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from latentsync.training.syncnet_setup import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import project_path
+from latentsync.utils.paths import project_path
 
 
 def build_parser() -> argparse.ArgumentParser:

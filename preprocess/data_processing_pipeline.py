@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from latentsync.faces.factory import DETECTORS
 from latentsync.metrics.clip_sync import SCORERS
-from latentsync.metrics.picture_quality import QUALITY_METRICS
+from latentsync.metrics.image_quality import QUALITY_METRICS
 from latentsync.utils.commands import command
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
