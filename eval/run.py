@@ -51,7 +51,7 @@ def build_parser() -> OptionParser:
         "--methods",
         nargs="*",
         default=[],
-        help="DIR, NAME=DIR or NAME=pipeline:MODEL (default: evaluate the videos only)",
+        help="DIR, NAME=DIR or NAME=pipeline:MODEL (default: only the videos)",
     )
     add("--output_dir", type=Path, required=True, help="output folder")
     add_metric_options(parser)
