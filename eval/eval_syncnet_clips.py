@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from latentsync.checkpoints.registry import resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.data.clips import read_fileslist, read_frames, to_pixel_values
@@ -30,7 +31,6 @@ from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 from latentsync.utils.paths import project_path
-from latentsync.utils.registry import resolve
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("eval_syncnet_clips")

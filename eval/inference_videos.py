@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
+from latentsync.checkpoints.registry import default_name, resolve
 from latentsync.options import AUTO, GenerationOptions, parse_options
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
-from latentsync.utils.registry import default_name, resolve
 
 if TYPE_CHECKING:
     from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.pairs import Pair
+from latentsync.checkpoints.registry import model_names
 from latentsync.constants import VIDEO_SUFFIXES
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import model_names
 
 GROUND_TRUTH = "ground truth"
 PIPELINE = "pipeline:"

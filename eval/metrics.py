@@ -10,12 +10,12 @@ from latentsync.data.cache import file_digest
 from latentsync.metrics.clip_sync import SCORERS, ClipSyncScorer, open_sync_scorer
 from latentsync.metrics.fvd import I3D, STRIDE, VideoFeatures
 from latentsync.metrics.landmarks import FaceMesh
-from latentsync.models import mobilenet
-from latentsync.models.face_embedding import RECOGNITION, FaceEmbedder
-from latentsync.models.inception import CHECKPOINT as INCEPTION
-from latentsync.models.inception import FIDInception
-from latentsync.models.mobilenet import MobileNetDistance
-from latentsync.models.perceptual import LPIPS, VGG16
+from latentsync.pretrained import mobilenet
+from latentsync.pretrained.face_embedding import RECOGNITION, FaceEmbedder
+from latentsync.pretrained.inception import CHECKPOINT as INCEPTION
+from latentsync.pretrained.inception import FIDInception
+from latentsync.pretrained.mobilenet import MobileNetDistance
+from latentsync.pretrained.perceptual import LPIPS, VGG16
 from latentsync.utils.paths import PROJECT_ROOT
 
 VERSION = 4  # of the metric code; increase it to invalidate cached values

@@ -33,6 +33,7 @@ Solver = Literal["ddim", "dpm++"]
 Detector = Literal["auto", "mediapipe", "insightface"]
 Enhancer = Literal["realesrgan", "gfpgan"]
 OnShortVideo = Literal["loop", "freeze", "error"]
+PasteMask = Literal["contour", "box"]
 SOLVERS: tuple[str, ...] = get_args(Solver)
 DETECTORS: tuple[str, ...] = get_args(Detector)
 ENHANCERS: tuple[str, ...] = get_args(Enhancer)
@@ -138,6 +139,12 @@ class GenerationOptions(BaseModel):
         None,
         description="Custom mask image; white keeps the original pixels, black is regenerated.",
         json_schema_extra={"description": "Not for jobs: upload the image as the file mask, or give mask_url."},
+    )
+
+    paste_mask: Annotated[PasteMask, Show(Group.FACES, advanced=True)] = Field(
+        "contour",
+        description="Region of the generated face to paste: contour follows the face, box also covers hair, collar and "
+        "background inside the mask.",
     )
 
     video_fps: Annotated[float, Show(Group.TIMING, advanced=True)] = Field(

@@ -113,9 +113,9 @@ def _argument(action: argparse.Action, value: object, path: Path) -> object:
 
 def run(options: argparse.Namespace) -> Path:
     """Generate the video; returns the path of the result."""
+    from latentsync.checkpoints.registry import entry
     from latentsync.media.paths import check_input_path, check_output_path
     from latentsync.utils.files import parent_folders
-    from latentsync.utils.registry import entry
 
     # Cheap checks come before the seconds that loading a model takes.
     if options.generation.model != AUTO:

@@ -25,7 +25,7 @@ from latentsync.training.loop import run_training
 from latentsync.training.unet_setup import FrozenParts, build_dataset, find_model_files, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
-from latentsync.utils.registry import project_path
+from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("train_unet")

@@ -10,12 +10,12 @@ import torch
 import yaml
 
 import latentsync
+from latentsync.checkpoints.loading import load_state_dict, save_checkpoint
 from latentsync.loading import ModelPaths, load_pipeline, load_scheduler, pick_device, pick_dtype
 from latentsync.models.lora import add_lora, save_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.pipelines import parts
-from latentsync.utils.checkpoints import load_state_dict, save_checkpoint
 from latentsync.utils.errors import UserError
 from tests.tiny_model import RESOLUTION, SCHEDULER, UNET, TinyFiles
 

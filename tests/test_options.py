@@ -15,7 +15,6 @@ import eval.inference_videos
 import eval.run
 from latentsync.arguments import add_option_arguments, argument_help, given_options
 from latentsync.faces.factory import create_detector
-from latentsync.models import enhancers
 from latentsync.options import (
     DETECTORS,
     ENHANCERS,
@@ -28,6 +27,7 @@ from latentsync.options import (
     read_stored,
 )
 from latentsync.pipelines import sampling
+from latentsync.pretrained import enhancers
 from latentsync.serving.api.submission import request_body_docs
 from latentsync.serving.batch import read_list
 from latentsync.serving.handler import run_job
@@ -43,7 +43,8 @@ OTHER: dict[str, Any] = {
     "model": "embedded", "lora": "me", "lora_scale": "0.5", "inference_steps": "3", "guidance_scale": "2.5",
     "seed": "7",     "solver": "dpm++", "enable_deepcache": "true", "chunk_batch_size": "2", "vram_efficient": "true",
     "match_color": "true", "enable_upscale": "true", "enhancer": "gfpgan", "sharpness_factor": "1.5", "face": "left",
-    "detector": "mediapipe", "mask_image_path": "mask.png", "video_fps": "30", "keep_fps": "true", "interpolate": "50",
+    "detector": "mediapipe", "paste_mask": "box",
+    "mask_image_path": "mask.png", "video_fps": "30", "keep_fps": "true", "interpolate": "50",
     "on_short_video": "freeze", "max_seconds": "2.5", "crf": "20",
 }  # fmt: skip
 NEEDS = {"lora_scale": {"lora": "me"}, "enhancer": {"enable_upscale": "true"}}

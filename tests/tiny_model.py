@@ -8,9 +8,9 @@ import yaml
 from diffusers import AutoencoderKL
 from whisper.model import ModelDimensions, Whisper
 
+from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.checkpoints import save_checkpoint
 from tests.conformance.seeded import fill_
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

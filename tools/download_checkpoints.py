@@ -14,10 +14,11 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentsync.checkpoints.registry import GB, REGISTRY, RELEASED_MODELS, CheckpointFile, Entry, entry
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import file_sha256
-from latentsync.utils.registry import CHECKPOINTS_DIR, GB, REGISTRY, RELEASED_MODELS, CheckpointFile, Entry, entry
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
 MAX_REASON = 200
 

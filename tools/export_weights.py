@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from latentsync.utils.checkpoints import load_checkpoint, save_checkpoint
+from latentsync.checkpoints.loading import load_checkpoint, save_checkpoint
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 

@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentsync.utils.checkpoints import write_safetensors
+from latentsync.checkpoints.loading import write_safetensors
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import file_sha256
 

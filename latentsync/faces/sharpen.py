@@ -27,7 +27,7 @@ def sharpen(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 class Sharpener:
-    """The filter in the place of an enhancing network (`latentsync.models.enhancers.FaceEnhancer`): sizes stay."""
+    """The filter in the place of an enhancing network (`latentsync.pretrained.enhancers.FaceEnhancer`): sizes stay."""
 
     name = "sharpness filter"
 

@@ -8,13 +8,13 @@ Letters: T frames of a track, R working resolution.
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os import PathLike
 
 import numpy as np
 
-from latentsync.faces.align import resize_to_square, shift_source, source_box, warp_to_crop
+from latentsync.faces.align import frame_to_square, resize_to_square, shift_source, source_box, warp_to_crop
 from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, FaceDetector, overlap
 from latentsync.faces.factory import create_detector
@@ -33,11 +33,19 @@ DEFAULT_FPS = Fraction(25)
 
 @dataclass(frozen=True)
 class AlignedFace:
-    """pixels (R, R, 3) uint8 and the transform (2, 3) from frame to crop; `starts` is True after a cut."""
+    """A face warped to a square.
+
+    Args:
+        pixels: (R, R, 3) uint8.
+        matrix: (2, 3), frame -> crop.
+        starts: True after a cut.
+        contour: (N, 2) polygon around the face, in pixels of the square; None if the detector gives none.
+    """
 
     pixels: np.ndarray
     matrix: np.ndarray
     starts: bool
+    contour: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ class FaceAligner:
     def __call__(self, frame: VideoFrame) -> AlignedFace | None:
         if self._last is not None and self._last[0] is frame:  # a still or frozen frame: the same face
             face = self._last[1]
-            return face and AlignedFace(face.pixels, face.matrix, starts=False)
+            return face and replace(face, starts=False)
         face = self._align(frame)
         self._last = (frame, face)
         return face
@@ -144,23 +152,25 @@ class FaceAligner:
             return None
         if tracked.is_cut:
             self.aligner.reset()
-        return self.cut_out(frame, tracked.anchors, tracked.is_cut)
-
-    def cut_out(self, frame: VideoFrame, anchors: np.ndarray, starts: bool) -> AlignedFace | None:
-        """The face with these anchors; see `align_face`."""
-        return align_face(frame, anchors, self.aligner, starts)
+        return align_face(frame, tracked.anchors, self.aligner, tracked.is_cut, tracked.contour)
 
 
 def align_face(
-    frame: VideoFrame, anchors: np.ndarray, aligner: AlignRestore, starts: bool = False
+    frame: VideoFrame,
+    anchors: np.ndarray,
+    aligner: AlignRestore,
+    starts: bool = False,
+    contour: np.ndarray | None = None,
 ) -> AlignedFace | None:
-    """The face with these anchors (3, 2), in pixels of the frame; None when its crop lies outside the frame."""
+    """The face with these anchors (3, 2) and contour (N, 2), in pixels of the frame; None if its crop is outside."""
     matrix = aligner.estimate(anchors)
     box = source_box(matrix, aligner.face_size, (frame.height, frame.width))
     if box[2] == box[0]:
         return None
     crop = warp_to_crop(frame.crop_rgb(*box), shift_source(matrix, box[0], box[1]), aligner.face_size)
-    return AlignedFace(resize_to_square(crop, aligner.resolution), matrix, starts)
+    if contour is not None:
+        contour = frame_to_square(contour, matrix, aligner.face_size, aligner.resolution)
+    return AlignedFace(resize_to_square(crop, aligner.resolution), matrix, starts, contour)
 
 
 def align_frames(frames: Iterable[VideoFrame], align: FaceAligner) -> Iterator[TrackedFrame]:

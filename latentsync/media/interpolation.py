@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from latentsync.checkpoints import registry
+from latentsync.checkpoints.loading import Checkpoint, load_checkpoint, load_into
 from latentsync.media.audio import has_audio
 from latentsync.media.frame_rate import FrameRateConverter, Interpolator
 from latentsync.media.optical_flow import FlowInterpolator
@@ -20,10 +22,8 @@ from latentsync.media.paths import check_output_path
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.media.writer import DEFAULT_CRF, VideoWriter
-from latentsync.utils import registry
-from latentsync.utils.checkpoints import Checkpoint, load_checkpoint, load_into
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR, PROJECT_ROOT
+from latentsync.utils.paths import CHECKPOINTS_DIR, PROJECT_ROOT
 
 __all__ = ["FrameRateConverter", "Interpolator", "change_frame_rate", "open_interpolator"]
 logger = logging.getLogger(__name__)

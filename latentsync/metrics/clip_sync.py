@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 import torch
 
+from latentsync.checkpoints import registry
+from latentsync.checkpoints.registry import DOWNLOAD_COMMAND, EMBEDDED_SYNCNET, SYNCNET_V2, resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.constants import SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.data.clips import to_pixel_values
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
-from latentsync.faces.s3fd import S3FD
 from latentsync.faces.video import DETECTION_SIDE
 from latentsync.media.audio import load_audio
 from latentsync.media.frame import VideoFrame
@@ -28,19 +29,12 @@ from latentsync.metrics.face_tracks import MIN_FACE, MIN_FRAMES, FaceTrack, crop
 from latentsync.metrics.faces import aligned_tracks, clip_frames, is_aligned_clip
 from latentsync.metrics.published_sync import PublishedScore, score_faces
 from latentsync.metrics.sync import SyncScorer, offset_score
-from latentsync.models.syncnet_v2 import FACE_SIZE, WINDOW_FRAMES, SyncNetV2
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.vae import WEIGHTS_NAMES, LatentCodec
-from latentsync.utils import registry
+from latentsync.pretrained.s3fd import S3FD
+from latentsync.pretrained.syncnet_v2 import FACE_SIZE, WINDOW_FRAMES, SyncNetV2
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import (
-    CHECKPOINTS_DIR,
-    DOWNLOAD_COMMAND,
-    EMBEDDED_SYNCNET,
-    PROJECT_ROOT,
-    SYNCNET_V2,
-    resolve,
-)
+from latentsync.utils.paths import CHECKPOINTS_DIR, PROJECT_ROOT
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)

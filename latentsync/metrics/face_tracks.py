@@ -11,7 +11,7 @@ import numpy as np
 from scipy.signal import medfilt
 
 from latentsync.faces.detector import overlap
-from latentsync.models.syncnet_v2 import FACE_SIZE
+from latentsync.pretrained.syncnet_v2 import FACE_SIZE
 
 SAME_FACE = 0.5  # intersection over union of consecutive boxes
 MAX_GAP = 25  # frames without a detection before a track ends

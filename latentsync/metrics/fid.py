@@ -1,4 +1,4 @@
-"""Features for FID (Heusel et al. 2017), by `latentsync.models.inception`.
+"""Features for FID (Heusel et al. 2017), by `latentsync.pretrained.inception`.
 
 Legend: N frames, R pixels.
 """
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from latentsync.data.clips import to_pixel_values
-from latentsync.models.inception import FIDInception
+from latentsync.pretrained.inception import FIDInception
 
 BATCH_SIZE = 8
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsync.utils import registry
+from latentsync.checkpoints import registry
+from latentsync.checkpoints.registry import DOWNLOAD_COMMAND, known_digests
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND, known_digests
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
 I3D = CHECKPOINTS_DIR / registry.I3D.path
 SIDE = 224

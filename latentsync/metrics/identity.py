@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from latentsync.data.clips import to_pixel_values
-from latentsync.models.face_embedding import FaceEmbedder
+from latentsync.pretrained.face_embedding import FaceEmbedder
 
 
 @torch.no_grad()

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import torch
 
-from latentsync.models.hyperiqa import MEAN, SIDE, STD, HyperIQA
+from latentsync.checkpoints.registry import DOWNLOAD_COMMAND, HYPERIQA
+from latentsync.pretrained.hyperiqa import MEAN, SIDE, STD, HyperIQA
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND, HYPERIQA
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from python_speech_features import mfcc
 from torch import Tensor
 
 from latentsync.constants import SAMPLE_RATE
-from latentsync.models.syncnet_v2 import MFCC_COLUMNS, WINDOW_FRAMES, SyncNetV2
+from latentsync.pretrained.syncnet_v2 import MFCC_COLUMNS, WINDOW_FRAMES, SyncNetV2
 
 COLUMNS_PER_FRAME = 4  # 100 MFCC columns per second
 REACH = 15  # frames: largest offset searched in either direction

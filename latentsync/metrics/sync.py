@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.config.syncnet import SyncNetDataConfig, load_syncnet_config
 from latentsync.constants import FPS, WHISPER_ROWS_PER_FRAME
 from latentsync.data.audio import mel_window, syncnet_mel
@@ -24,7 +25,6 @@ from latentsync.models.framewise_syncnet import FramewiseSyncNet
 from latentsync.models.syncnet_input import AudioFeatures, audio_input, visual_input, whisper_rows
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.vae import LatentCodec
-from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
 from latentsync.whisper.windows import count_frames

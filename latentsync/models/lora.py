@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from latentsync.utils.checkpoints import load_checkpoint, save_checkpoint
+from latentsync.checkpoints.loading import load_checkpoint, save_checkpoint
 from latentsync.utils.errors import UserError
 
 if TYPE_CHECKING:

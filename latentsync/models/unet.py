@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.models.deepcache import DeepCache
 from latentsync.models.lora import is_adapter
 from latentsync.models.resnet import ACTIVATIONS, FrameGroupNorm
@@ -28,7 +29,6 @@ from latentsync.models.unet_blocks import (
     time_embedding_width,
 )
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 
 MAX_PERIOD = 10000.0

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from latentsync.checkpoints.differences import describe_difference
+from latentsync.checkpoints.loading import load_state_dict
 from latentsync.config.diffusers_config import build_from_config
-from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import AutoencoderKL
-from latentsync.utils.patches import describe_difference
 
 MAX_UNTILED = 256  # pixels
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")

@@ -9,12 +9,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from latentsync.models.enhancers import FaceEnhancer
 from latentsync.models.lora import PROJECTIONS, find_projections, load_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.parts import ModelPaths, load_parts, pick_device, pick_dtype, pick_enhancer
+from latentsync.pretrained.enhancers import FaceEnhancer
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
 from latentsync.whisper.audio2feature import Audio2Feature

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latentsync.faces.contour import ContourFinder
 from latentsync.faces.mask import blend_weight
 from latentsync.faces.video import TrackedFrame, face_runs, track_faces
 from latentsync.media.audio import SpooledAudio
@@ -153,8 +154,11 @@ class LipsyncPipeline(FaceGenerator):
             UserError: on the first frame, anything the user can fix; after the last one if no frame has a face.
         """
         run = self._prepare(options, **changes)
-        with self._open(video, audio, run) as clip, closing(self._generate(clip, run)) as pairs:
-            finisher = self._finisher(clip, run)
+        with (
+            self._open(video, audio, run) as clip,
+            closing(self._finisher(clip, run)) as finisher,
+            closing(self._generate(clip, run)) as pairs,
+        ):
             faces = 0
             for item, pixels in pairs:
                 faces += pixels is not None
@@ -172,11 +176,11 @@ class LipsyncPipeline(FaceGenerator):
         progress: bool,
     ) -> LipsyncResult:
         """Generate all frames and encode them, in another thread."""
-        finisher, total, faces = self._finisher(clip, run), len(clip.features), 0
-        file = ResultFile(path, clip.info, finisher.fps, clip.audio_path, run.options, temp_dir)
+        total, faces = len(clip.features), 0
         with (
+            closing(self._finisher(clip, run)) as finisher,
             closing(self._generate(clip, run)) as pairs,
-            file.open(finisher) as deliver,
+            ResultFile(path, clip.info, finisher.fps, clip.audio_path, run.options, temp_dir).open(finisher) as deliver,
             ProgressReport(total, on_progress, shown=progress) as report,
         ):
             for item, pixels in pairs:
@@ -235,8 +239,14 @@ class LipsyncPipeline(FaceGenerator):
         options = run.options
         if options.sharpness_factor != 1 and run.enhancer is None:
             logger.info("no enhancer is in use: the generated face is only sharpened by a filter")
-        weight = blend_weight(run.mask, self.blend_inset)
-        paste = Paste(AlignRestore(resolution=run.resolution), weight, options.sharpness_factor)
+        follows = options.paste_mask == "contour"
+        paste = Paste(
+            AlignRestore(resolution=run.resolution),
+            blend_weight(run.mask, self.blend_inset),
+            blend_weight(run.mask) if follows else None,
+            options.sharpness_factor,
+            ContourFinder() if follows else None,
+        )
         return Finisher(paste, clip.fps, self._converter(clip.fps, options.interpolate))
 
     def _converter(self, fps: Fraction, interpolate: float | None) -> FrameRateConverter | None:

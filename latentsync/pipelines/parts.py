@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 
+from latentsync.checkpoints.files import REVISIONS
+from latentsync.checkpoints.registry import REGISTRY, ResolvedModel, default_name, resolve
 from latentsync.config.diffusers_config import build_from_config
 from latentsync.config.unet import load_unet_config
 from latentsync.faces.sharpen import Sharpener
-from latentsync.models.enhancers import FaceEnhancer, open_enhancer
-from latentsync.models.rrdbnet import CHECKPOINT as UPSCALER_WEIGHTS
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
+from latentsync.pretrained.enhancers import FaceEnhancer, open_enhancer
+from latentsync.pretrained.rrdbnet import CHECKPOINT as UPSCALER_WEIGHTS
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.light_diffusers import DDIMScheduler
-from latentsync.utils.registry import REGISTRY, REVISIONS, ResolvedModel, default_name, resolve
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,12 @@ from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 
+import cv2
 import numpy as np
 
+from latentsync.faces.contour import ContourFinder, contour_weight
 from latentsync.faces.sharpen import sharpen
-from latentsync.faces.video import TrackedFrame
+from latentsync.faces.video import AlignedFace, TrackedFrame
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.probe import VideoInfo
@@ -47,18 +49,43 @@ class LipsyncResult:
 
 @dataclass(frozen=True)
 class Paste:
-    """Pastes generated faces, sharpened by `sharpness_factor`, into frames with `weight` (R, R)."""
+    """Pastes generated faces into frames.
+
+    Args:
+        aligner: maps aligned faces to frames.
+        box_weight: (R, R) share of the generated face, by the mask alone.
+        inner_weight: the same for a paste that also ends at the face's contour; None for `box_weight` everywhere.
+        sharpness_factor: of the generated face, 1 leaves it unchanged.
+        contours: finds the contours of generated faces; None together with `inner_weight`.
+    """
 
     aligner: AlignRestore
-    weight: np.ndarray
+    box_weight: np.ndarray
+    inner_weight: np.ndarray | None = None
     sharpness_factor: float = 1.0
+    contours: ContourFinder | None = None
 
     def __call__(self, item: TrackedFrame, pixels: np.ndarray) -> VideoFrame:
         """Paste the regenerated part of a face (R, R, 3); every other sample stays as decoded."""
         pixels = sharpen(pixels, self.sharpness_factor)
         size = (item.frame.height, item.frame.width)
-        box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, self.weight)
+        box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, self.weight(item.face, pixels))
         return item.frame.blend_rgb(box[0], box[1], rgb, alpha)
+
+    def weight(self, face: AlignedFace, pixels: np.ndarray) -> np.ndarray:
+        """Share of the generated face (R', R', 3) to paste, (R, R) float32 in [0, 1]."""
+        if self.inner_weight is None or self.contours is None or face.contour is None:
+            return self.box_weight
+        side = len(self.inner_weight)
+        seen = np.clip(pixels, 0, 255).astype(np.uint8)
+        if len(seen) != side:  # an enhancer enlarged it
+            seen = cv2.resize(seen, (side, side), interpolation=cv2.INTER_AREA)
+        return self.inner_weight * contour_weight(side, face.contour, self.contours.find(seen, face.contour))
+
+    def close(self) -> None:
+        """Release the network that finds contours."""
+        if self.contours is not None:
+            self.contours.close()
 
 
 class Finisher:
@@ -82,6 +109,9 @@ class Finisher:
     def flush(self) -> Iterable[VideoFrame]:
         """The frames that are left at the end."""
         return [] if self.converter is None else self.converter.flush()
+
+    def close(self) -> None:
+        self.paste.close()
 
     def count(self, num_frames: int) -> int:
         """Finished frames that `num_frames` generated ones give."""

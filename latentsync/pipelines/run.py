@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentsync.models.enhancers import FaceEnhancer
 from latentsync.options import GenerationOptions, parse_options
 from latentsync.pipelines.sampling import Sampling
+from latentsync.pretrained.enhancers import FaceEnhancer
 
 
 @dataclass(frozen=True)

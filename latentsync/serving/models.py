@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from latentsync.checkpoints.registry import GB, REGISTRY, default_name, model_names
 from latentsync.config.unet import load_unet_config
 from latentsync.loading import ModelPaths, load_pipeline, pick_device
 from latentsync.models.unet_config import UNetConfig
 from latentsync.options import AUTO, GenerationOptions
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.errors import UserError, did_you_mean
-from latentsync.utils.registry import GB, PROJECT_ROOT, REGISTRY, default_name, model_names
+from latentsync.utils.paths import PROJECT_ROOT
 
 logger = logging.getLogger(__name__)
 

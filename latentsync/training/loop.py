@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from latentsync.checkpoints.loading import write_safetensors
 from latentsync.config.sections import TrainingConfig
 from latentsync.data.sampler import StepBatchSampler, collate
 from latentsync.training.checkpoints import CheckpointStore, Progress
@@ -42,7 +43,6 @@ from latentsync.training.randomness import seed_step
 from latentsync.training.report import Report
 from latentsync.training.stopping import StopRequest, ignore_first_signal
 from latentsync.training.task import Task
-from latentsync.utils.checkpoints import write_safetensors
 from latentsync.utils.errors import UserError
 from latentsync.utils.locks import exclusive_folder
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from latentsync.checkpoints.registry import ResolvedModel
 from latentsync.config.syncnet import SyncNetFileConfig
 from latentsync.data.audio import AudioReader, MelReader, WhisperReader
 from latentsync.data.clip_dataset import draw_shifted
@@ -17,7 +18,7 @@ from latentsync.models.vae import LatentCodec
 from latentsync.training.recipe import recipe_of
 from latentsync.training.unet_setup import find_model_files
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import ResolvedModel, project_path
+from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
 

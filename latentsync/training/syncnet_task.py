@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Subset
 
+from latentsync.checkpoints.loading import load_checkpoint, load_into, save_checkpoint
 from latentsync.config.syncnet import SyncNetFileConfig
 from latentsync.data.sampler import SampleId, collate
 from latentsync.data.syncnet_dataset import MIN_SHIFT, SyncNetDataset
@@ -26,9 +27,8 @@ from latentsync.models.vae import LatentCodec
 from latentsync.training.distributed import gather_with_gradient
 from latentsync.training.losses import IN_SYNC_THRESHOLD, contrastive_loss, cosine_loss, pair_accuracy, similarity
 from latentsync.training.syncnet_setup import SyncNetData
-from latentsync.utils.checkpoints import load_checkpoint, load_into, save_checkpoint
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import project_path
+from latentsync.utils.paths import project_path
 
 logger = logging.getLogger(__name__)
 PREFIX = "network."  # of the network's parameter names within GradientCache

@@ -8,6 +8,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
+from latentsync.checkpoints.loading import load_checkpoint, load_into
+from latentsync.checkpoints.registry import DEFAULT_MODEL, RELEASED_MODELS, ResolvedModel, entry, resolve
 from latentsync.config.audio import syncnet_mel_config
 from latentsync.config.syncnet import SyncNetFileConfig, load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
@@ -18,19 +20,17 @@ from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_all
 from latentsync.data.unet_dataset import LatentClipDataset, UNetDataset
 from latentsync.faces.mask import load_mask
 from latentsync.models.lora import add_lora
-from latentsync.models.perceptual import LPIPS
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
+from latentsync.pretrained.perceptual import LPIPS
 from latentsync.training.losses import LossNetworks, SyncSupervision
 from latentsync.training.recipe import recipe_of
 from latentsync.trepa.loss import CHECKPOINT as TREPA_CHECKPOINT
 from latentsync.trepa.loss import TREPALoss
-from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
-from latentsync.utils.paths import PROJECT_ROOT
-from latentsync.utils.registry import DEFAULT_MODEL, RELEASED_MODELS, ResolvedModel, entry, project_path, resolve
+from latentsync.utils.paths import PROJECT_ROOT, project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
 WITHOUT_SYNC = "set run.use_syncnet to false to train without this loss"

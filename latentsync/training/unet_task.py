@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.unet import UNetFileConfig
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.models.lora import save_lora
@@ -26,10 +27,9 @@ from latentsync.training.losses import Estimate, LossNetworks, build_losses, cro
 from latentsync.training.randomness import sample_generators
 from latentsync.training.recipe import recipe_of
 from latentsync.training.unet_setup import FrozenParts, build_unet
-from latentsync.utils.checkpoints import save_checkpoint
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
-from latentsync.utils.registry import project_path
+from latentsync.utils.paths import project_path
 
 logger = logging.getLogger(__name__)
 Scorer = Callable[[Path], Mapping[str, float]]

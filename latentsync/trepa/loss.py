@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentsync.trepa.videomae import VideoMAE, VideoMAEConfig
+from latentsync.checkpoints.registry import DOWNLOAD_COMMAND, VIDEOMAE
+from latentsync.pretrained.videomae import VideoMAE, VideoMAEConfig
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR, DOWNLOAD_COMMAND, VIDEOMAE
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
 VIT_G = VideoMAEConfig()
 NUM_FRAMES = VIT_G.num_frames

@@ -15,7 +15,7 @@ from latentsync.media.frame_rate import FrameRateConverter, is_cut
 from latentsync.media.interpolation import RifeInterpolator, change_frame_rate, load_rife, open_interpolator
 from latentsync.media.optical_flow import FlowInterpolator, FlowMeter
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from tests.conformance.seeded import fill_
 from tests.media.synthetic import numbers_of, write_clip
 

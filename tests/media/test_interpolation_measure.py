@@ -9,7 +9,7 @@ import pytest
 
 from latentsync.media.optical_flow import FlowInterpolator
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from tests.media.synthetic import write_clip
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from tests.media.synthetic import write_clip
 
 COMMAND = PROJECT_ROOT / "ECCV2022-RIFE" / "inference_video.py"

@@ -8,7 +8,7 @@ import numpy as np
 from latentsync.faces.align import resize_to_square
 from latentsync.faces.mediapipe_detector import MediaPipeDetector
 from latentsync.utils.affine_transform import AlignRestore
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 
 
 @cache

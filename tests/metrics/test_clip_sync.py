@@ -9,7 +9,7 @@ import torch
 
 from latentsync.metrics import clip_sync
 from latentsync.metrics.clip_sync import EmbeddedScorer, PublishedScorer, open_sync_scorer
-from latentsync.models.syncnet_v2 import SyncNetV2
+from latentsync.pretrained.syncnet_v2 import SyncNetV2
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_
 from tests.pipelines.scenes import clip, picture

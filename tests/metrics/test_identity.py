@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from latentsync.metrics.identity import identity_similarity
-from latentsync.models.face_embedding import FaceEmbedder
+from latentsync.pretrained.face_embedding import FaceEmbedder
 
 
 class Mean(nn.Module):

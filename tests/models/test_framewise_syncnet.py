@@ -11,7 +11,7 @@ from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.framewise_syncnet import FramewiseSyncNet, FramewiseSyncNetConfig
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 
 TRAINING_CONFIG = "recipes/embedded/first_generation/configs/syncnet_training.yaml"
 TINY = {

@@ -11,9 +11,9 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+from latentsync.checkpoints.loading import load_checkpoint, save_checkpoint
 from latentsync.models.lora import PROJECTIONS, add_lora, find_projections, load_lora, lora_state_dict, save_lora
 from latentsync.models.unet import UNet3DConditionModel
-from latentsync.utils.checkpoints import load_checkpoint, save_checkpoint
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_, seeded_input
 
@@ -259,7 +259,7 @@ def test_merging_imports_no_peft(adapter):
     script = (
         "import sys; from latentsync.models.lora import load_lora; "
         "from latentsync.models.unet import UNet3DConditionModel, UNetConfig; "
-        "import json; from latentsync.utils.checkpoints import load_checkpoint; "
+        "import json; from latentsync.checkpoints.loading import load_checkpoint; "
         "config = json.loads(load_checkpoint(sys.argv[1]).metadata['model']); "
         "load_lora(UNet3DConditionModel.from_config(config), sys.argv[1]); "
         "print([name for name in ('peft', 'transformers', 'torchvision') if name in sys.modules])"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from tests.conformance.seeded import fill_, seeded_input
 from tests.tiny_model import VAE, tiny_vae
 
@@ -138,7 +138,7 @@ def fewer_tensors(folder: Path) -> None:
         (fewer_tensors, r"does not fit the config.json beside it \(3 missing"),
         (lambda folder: edit_config(folder, layers_per_block=2), "does not fit the config.json beside it"),
         (lambda folder: edit_config(folder, latent_channels=8), "of another shape"),
-        (lambda folder: edit_config(folder, color="blue"), "unknown keys colour"),
+        (lambda folder: edit_config(folder, color="blue"), "unknown keys color"),
         (lambda folder: edit_config(folder, norm_num_groups="x"), "AutoencoderKL cannot be built"),
         (lambda folder: edit_config(folder, down_block_types=["Foo"] * 4), "AutoencoderKL cannot be built"),
         (lambda folder: edit_config(folder, _class_name="UNet2DModel"), "the config of UNet2DModel"),

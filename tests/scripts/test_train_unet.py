@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
+from latentsync.checkpoints.loading import load_checkpoint
 from latentsync.config.unet import load_unet_config
 from latentsync.models.unet_config import UNetConfig
 from latentsync.training.unet_setup import find_model_files
-from latentsync.utils.checkpoints import load_checkpoint
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from scripts.train_unet import main
 from tests.tiny_model import RESOLUTION, UNET, TinyFiles
 from tests.training.tiny_unet import FRAMES, write_clips

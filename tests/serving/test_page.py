@@ -10,6 +10,7 @@ import pytest
 gr = pytest.importorskip("gradio")
 
 import gradio_app  # noqa: E402
+from latentsync.checkpoints.registry import PROJECT_ROOT  # noqa: E402
 from latentsync.options import GenerationOptions, parse_options  # noqa: E402
 from latentsync.serving.jobs import Job, JobKind, JobState  # noqa: E402
 from latentsync.serving.page.app import build_page, serve_page  # noqa: E402
@@ -21,7 +22,6 @@ from latentsync.serving.page.lipsync_tab import LipsyncTab  # noqa: E402
 from latentsync.serving.page.results_tab import ResultsTab  # noqa: E402
 from latentsync.serving.page.views import caption, duration, sentence, status_html, tile  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
-from latentsync.utils.registry import PROJECT_ROOT  # noqa: E402
 from tests.pipelines.scenes import clip  # noqa: E402
 from tests.serving.fakes import FakeRunner, service_in, wait_for, working, write_files  # noqa: E402
 

@@ -15,7 +15,7 @@ from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
 from latentsync.serving.jobs import Job, JobKind, JobState
 from latentsync.serving.service import JobService
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from tests.pipelines.scenes import clip, picture
 from tests.serving.browser import DOWNLOADS, SECONDS, Browser, chromium
 from tests.serving.fakes import service_in

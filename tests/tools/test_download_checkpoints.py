@@ -10,8 +10,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from latentsync.utils import checkpoint_files, registry
-from latentsync.utils.registry import CheckpointFile, Entry
+from latentsync.checkpoints import files as checkpoint_files
+from latentsync.checkpoints import registry
+from latentsync.checkpoints.registry import CheckpointFile, Entry
 from tools import download_checkpoints
 
 REPO, REVISION = "someone/model", "0" * 40

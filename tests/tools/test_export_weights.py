@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentsync.utils.checkpoints import load_checkpoint, save_checkpoint
+from latentsync.checkpoints.loading import load_checkpoint, save_checkpoint
 from tools.export_weights import main
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from latentsync.checkpoints.loading import load_state_dict
 from latentsync.training import checkpoints, loop
 from latentsync.training.loop import run_training
 from latentsync.training.stopping import StopRequest, ignore_first_signal
-from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.errors import UserError
 from latentsync.utils.locks import exclusive_folder
 from tests.training.forked import run_forked

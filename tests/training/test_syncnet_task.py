@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.data.audio import MelReader
 from latentsync.data.sampler import collate
@@ -29,7 +30,6 @@ from latentsync.training.syncnet_task import (
     pair_metrics,
     windows_per_item,
 )
-from latentsync.utils.checkpoints import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 from scripts import train_syncnet
 from tests.data.conftest import audio, clips  # noqa: F401  (fixtures)

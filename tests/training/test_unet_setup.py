@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
+from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.unet import UNetFileConfig
 from latentsync.training.losses import LossNetworks
 from latentsync.training.unet_setup import load_loss_networks
-from latentsync.utils.checkpoints import save_checkpoint
 from latentsync.utils.errors import UserError
 from recipes.embedded.first_generation.losses import TrunkEmbedding
 from recipes.embedded.first_generation.recipe import Recipe

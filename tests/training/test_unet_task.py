@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from latentsync.checkpoints.loading import load_checkpoint
 from latentsync.data.sampler import collate
 from latentsync.loading import load_scheduler
 from latentsync.models.patchgan import PatchDiscriminator
@@ -13,7 +14,6 @@ from latentsync.training.loop import run_training
 from latentsync.training.losses import Estimate, LossNetworks
 from latentsync.training.unet_setup import FrozenParts, build_dataset, build_unet
 from latentsync.training.unet_task import UNetTask
-from latentsync.utils.checkpoints import load_checkpoint
 from latentsync.utils.errors import UserError
 from recipes.embedded.first_generation import recipe as recipe_module
 from recipes.embedded.first_generation.losses import MotionLoss

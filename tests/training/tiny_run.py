@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.sections import CkptSection, DataSection, OptimizerSection, RunSection, TrainingConfig
 from latentsync.data.sampler import SampleId, item_rng
 from latentsync.training import checkpoints
 from latentsync.training.loop import run_training
 from latentsync.training.randomness import sample_generators
-from latentsync.utils.checkpoints import save_checkpoint
 
 
 class TinyDataset(torch.utils.data.Dataset):

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
 from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
+from latentsync.pretrained.videomae import VideoMAE, VideoMAEConfig
 from latentsync.training.losses import SyncSupervision
 from latentsync.training.unet_setup import FrozenParts
 from latentsync.trepa.loss import TREPALoss
-from latentsync.trepa.videomae import VideoMAE, VideoMAEConfig
-from latentsync.utils.checkpoints import save_checkpoint
 from latentsync.whisper.audio2feature import Audio2Feature
 from tests.conformance.seeded import fill_
 from tests.media.synthetic import write_clip

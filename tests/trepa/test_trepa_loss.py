@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from latentsync.pretrained.videomae import VideoMAE, VideoMAEConfig
 from latentsync.trepa.loss import TREPALoss
-from latentsync.trepa.videomae import VideoMAE, VideoMAEConfig
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_, seeded_input
 

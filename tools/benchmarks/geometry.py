@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from latentsync.faces.mask import blend_weight, load_mask
-from latentsync.faces.tracking import FaceTracker
+from latentsync.faces.video import AlignedFace, TrackedFrame, align_face
 from latentsync.media.frame import VideoFrame
-from latentsync.pipelines.face_stream import AlignedFace, FaceAligner, TrackedFrame
 from latentsync.pipelines.result import Paste
 from latentsync.utils.affine_transform import AlignRestore
 from tools.benchmarks.inputs import CROP_WIDTHS, SIZES, moving_frames
@@ -19,19 +18,6 @@ PASTE_LIMIT_MS = {"720p": 20.0, "1080p": 25.0}
 RESOLUTIONS = (128, 256)
 FRAMES = 10  # distinct frames, more than fit into a cache
 REPEATS = 60
-
-
-class _NoDetector:
-    """A detector that is never used, since the anchors are known."""
-
-    def detect(self, image: np.ndarray) -> list:
-        return []
-
-    def reset(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def measure(
@@ -49,11 +35,10 @@ def measure(
 def _measure(name: str, resolution: int, frames: list[tuple[VideoFrame, np.ndarray]], repeats: int) -> list[Figure]:
     aligner = AlignRestore(resolution=resolution)
     paste = Paste(aligner, blend_weight(load_mask(resolution)))
-    cutter = FaceAligner(FaceTracker(_NoDetector()), aligner)
-    faces = [(frame, cutter.cut_out(frame, anchors, starts=False)) for frame, anchors in frames]
+    faces = [(frame, align_face(frame, anchors, aligner)) for frame, anchors in frames]
 
     def align(index: int) -> AlignedFace | None:
-        return cutter.cut_out(*frames[index % len(frames)], starts=False)
+        return align_face(*frames[index % len(frames)], aligner)
 
     def paste_back(index: int) -> VideoFrame:
         frame, face = faces[index % len(faces)]

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from latentsync.checkpoints.registry import SCHEDULER_CONFIG
 from latentsync.config.unet import load_unet_config
 from latentsync.loading import load_scheduler
 from latentsync.media.audio import load_audio
@@ -20,7 +21,7 @@ from latentsync.media.writer import VideoWriter
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.utils.registry import PROJECT_ROOT, SCHEDULER_CONFIG
+from latentsync.utils.paths import PROJECT_ROOT
 from latentsync.whisper.windows import count_frames
 from tools.benchmarks.inputs import CROP_WIDTHS, FPS, SAMPLE_RATE, SIZES, make_clip, make_speech
 from tools.benchmarks.report import Figure

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from latentsync.checkpoints.loading import save_checkpoint
+from latentsync.checkpoints.registry import EMBEDDED_WHISPER
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
@@ -21,6 +23,7 @@ from latentsync.media.audio import load_audio
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
+from latentsync.pretrained.videomae import VideoMAE
 from latentsync.training.distributed import make_accelerator, release
 from latentsync.training.loop import Trainer
 from latentsync.training.stopping import StopRequest
@@ -28,9 +31,7 @@ from latentsync.training.task import Task
 from latentsync.training.unet_setup import FrozenParts, build_dataset, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.trepa.loss import VIT_G
-from latentsync.trepa.videomae import VideoMAE
-from latentsync.utils.checkpoints import save_checkpoint
-from latentsync.utils.registry import EMBEDDED_WHISPER, PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 from latentsync.whisper.audio2feature import Audio2Feature
 from preprocess.write import write_faces
 from tools.benchmarks.inputs import FPS, PORTRAIT, SAMPLE_RATE, SPEECH

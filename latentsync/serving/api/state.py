@@ -7,11 +7,11 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from latentsync import __version__
+from latentsync.checkpoints.registry import REGISTRY
 from latentsync.loading import can_upscale
 from latentsync.serving.api.context import ApiContext, Context
 from latentsync.serving.api.schema import Health, ModelList, ModelView, Readiness
 from latentsync.serving.models import list_loras, list_models
-from latentsync.utils.registry import REGISTRY
 
 open_router = APIRouter(tags=["server"])  # no key needed: for the container's health check
 keyed_router = APIRouter(tags=["server"])

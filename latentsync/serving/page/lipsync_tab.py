@@ -15,7 +15,7 @@ from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.options_form import OptionsForm
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT
+from latentsync.utils.paths import PROJECT_ROOT
 
 PREVIEW_SECONDS = 2.0
 EXAMPLE = [str(PROJECT_ROOT / "assets" / name) for name in ("demo_portrait.png", "demo_voice.wav")]

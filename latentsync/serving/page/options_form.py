@@ -5,11 +5,11 @@ from typing import Any
 
 import gradio as gr
 
+from latentsync.checkpoints.registry import REGISTRY, default_name
 from latentsync.loading import pick_device
 from latentsync.options import AUTO, OPTIONS, GenerationOptions, Option, parse_options
 from latentsync.serving.models import list_loras, list_models
 from latentsync.serving.settings import ServingSettings
-from latentsync.utils.registry import REGISTRY, default_name
 
 Choices = list[tuple[str, str]]
 EMPTY = ""  # value of the choice that leaves an option unset

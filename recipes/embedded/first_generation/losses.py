@@ -138,7 +138,7 @@ class TrunkEmbedding(nn.Module):
     """
 
     def __init__(self, lpips: nn.Module):
-        """`lpips.features(images)` gives maps (N, C, h, w), as `latentsync.models.perceptual.LPIPS` does."""
+        """`lpips.features(images)` gives maps (N, C, h, w), as `latentsync.pretrained.perceptual.LPIPS` does."""
         super().__init__()
         self.lpips = lpips
 

@@ -21,7 +21,7 @@ from latentsync.training import recipe
 from latentsync.training.losses import ExtraLosses, LossNetworks, SyncLoss, Term, region_box
 from latentsync.training.unet_setup import load_lpips
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import project_path
+from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 from recipes.embedded.first_generation.augmented_copies import encoding_jobs
 from recipes.embedded.first_generation.losses import (
@@ -185,7 +185,7 @@ def _draw_timestep(total: int, visited: Tensor, generator: torch.Generator) -> T
 def load_face_embedder(path: str) -> nn.Module:
     """InsightFace's recognition network; an empty path is its place under checkpoints/. Raises UserError."""
     # Imported here because onnx is slow to import and few runs need it.
-    from latentsync.models.face_embedding import RECOGNITION, FaceEmbedder
+    from latentsync.pretrained.face_embedding import RECOGNITION, FaceEmbedder
 
     found = project_path(path) if path else RECOGNITION
     if not found.is_file():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync.models.patchgan import PatchDiscriminator
-from latentsync.models.perceptual import LPIPS
+from latentsync.pretrained.perceptual import LPIPS
 from latentsync.training.losses import WindowedSyncLoss, blur, crop, half_overlapping, region_box
 from recipes.embedded.first_generation.losses import (
     AdversarialLoss,

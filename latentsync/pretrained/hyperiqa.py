@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from latentsync.utils.checkpoints import load_checkpoint, load_into
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 
 SIDE = 224  # pixels of the picture
 GRID = 7  # of the last features

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from latentsync.models.gfpgan import FaceRestorer
-from latentsync.models.rrdbnet import FaceUpscaler
 from latentsync.options import ENHANCERS
+from latentsync.pretrained.gfpgan import FaceRestorer
+from latentsync.pretrained.rrdbnet import FaceUpscaler
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.faces.s3fd import S3FD, _anchors, _decode
+from latentsync.pretrained.s3fd import S3FD, _anchors, _decode
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_
 

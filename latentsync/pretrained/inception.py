@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsync.utils import registry
-from latentsync.utils.checkpoints import load_state_dict
+from latentsync.checkpoints import registry
+from latentsync.checkpoints.loading import load_state_dict
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
 CHECKPOINT = CHECKPOINTS_DIR / registry.INCEPTION.path
 SOURCE = registry.INCEPTION.url

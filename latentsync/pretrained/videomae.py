@@ -14,9 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentsync.utils.checkpoints import load_state_dict
+from latentsync.checkpoints.differences import describe_difference
+from latentsync.checkpoints.loading import load_state_dict
 from latentsync.utils.errors import UserError
-from latentsync.utils.patches import describe_difference
 
 NORM_EPS = 1e-6
 POSITION_BASE = 10000  # of the sinusoidal position table (Vaswani et al. 2017)

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latentsync.models import enhancers, gfpgan, rrdbnet
-from latentsync.models.enhancers import open_enhancer
-from latentsync.models.gfpgan import GFPGAN, FaceRestorer
-from latentsync.models.rrdbnet import RRDBNet
-from latentsync.models.stylegan2_clean import ModulatedConv2d
+from latentsync.pretrained import enhancers, gfpgan, rrdbnet
+from latentsync.pretrained.enhancers import open_enhancer
+from latentsync.pretrained.gfpgan import GFPGAN, FaceRestorer
+from latentsync.pretrained.rrdbnet import RRDBNet
+from latentsync.pretrained.stylegan2_clean import ModulatedConv2d
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_
 

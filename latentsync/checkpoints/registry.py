@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from latentsync.utils.checkpoint_files import (
+from latentsync.checkpoints.files import (
     AUXILIARY,
     BUFFALO_L,
     EMBEDDED_SCHEDULER,
@@ -33,11 +33,9 @@ from latentsync.utils.checkpoint_files import (
     CheckpointFile,
     search_roots,
 )
-from latentsync.utils.checkpoint_files import REVISIONS as REVISIONS
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.files import file_sha256
 from latentsync.utils.paths import CHECKPOINTS_DIR, PROJECT_ROOT
-from latentsync.utils.paths import project_path as project_path
 
 SCHEDULER_CONFIG = PROJECT_ROOT / "configs" / "scheduler_config.json"
 DOWNLOAD_COMMAND = "latentsync download --model"

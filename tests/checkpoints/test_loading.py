@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from latentsync.checkpoints.loading import load_checkpoint, load_into, load_state_dict, save_checkpoint
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
-from latentsync.utils.checkpoints import load_checkpoint, load_into, load_state_dict, save_checkpoint
 from latentsync.utils.errors import UserError
 
 CONFIG = UNetConfig.from_dict(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from latentsync.models import rrdbnet
-from latentsync.models.rrdbnet import FaceUpscaler, RRDBNet
+from latentsync.pretrained import rrdbnet
+from latentsync.pretrained.rrdbnet import FaceUpscaler, RRDBNet
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsync.models.stylegan2_clean import SLOPE, SMALLEST, StyleGAN2Generator, resize
-from latentsync.utils import registry
-from latentsync.utils.checkpoints import load_checkpoint, load_into
+from latentsync.checkpoints import registry
+from latentsync.checkpoints.loading import load_checkpoint, load_into
+from latentsync.pretrained.stylegan2_clean import SLOPE, SMALLEST, StyleGAN2Generator, resize
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
 CHECKPOINT = CHECKPOINTS_DIR / registry.GFPGAN.path
 SIDE = 512  # of the pictures it was trained on, framed as FFHQ is: more of the head than our aligned faces show

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from latentsync.utils.checkpoints import load_checkpoint, load_into
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 
 WINDOW_FRAMES = 5
 FACE_SIZE = 224

@@ -16,9 +16,9 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from latentsync.utils import registry
+from latentsync.checkpoints import registry
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
 RECOGNITION = CHECKPOINTS_DIR / registry.FACE_RECOGNITION.path
 ALIGNED_SIZE = (75, 100)  # width, height of an aligned face in units of its template, before it was made square

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.models.syncnet_v2 import SyncNetV2
+from latentsync.pretrained.syncnet_v2 import SyncNetV2
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_, seeded_input
 

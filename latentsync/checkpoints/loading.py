@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from latentsync.checkpoints.differences import UNET_PATCHES, Patch, describe_difference, find_patches
 from latentsync.utils.errors import UserError
-from latentsync.utils.patches import UNET_PATCHES, Patch, describe_difference, find_patches
 
 logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)

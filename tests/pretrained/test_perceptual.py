@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latentsync.models.perceptual import LPIPS, VGG16Trunk
+from latentsync.pretrained.perceptual import LPIPS, VGG16Trunk
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import seeded_array, seeded_input
 
@@ -108,7 +108,7 @@ def test_too_small_pictures_are_told(lpips):
 
 
 def test_a_missing_lpips_package_is_told(monkeypatch):
-    monkeypatch.setattr("latentsync.models.perceptual.find_spec", lambda name: None)
+    monkeypatch.setattr("latentsync.pretrained.perceptual.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps lpips"):
         LPIPS(random_trunk=True)
 

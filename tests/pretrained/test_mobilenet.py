@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import MobileNetV2Config, MobileNetV2Model
 
-from latentsync.models.mobilenet import FEATURE_LAYERS, MobileNetDistance, MobileNetV2Trunk, find_weights
+from latentsync.pretrained.mobilenet import FEATURE_LAYERS, MobileNetDistance, MobileNetV2Trunk, find_weights
 from latentsync.utils.errors import UserError
 
 

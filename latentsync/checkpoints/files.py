@@ -1,7 +1,7 @@
 """Every checkpoint file that the code can load: its path under `checkpoints/`, its source, how to recognize it.
 
 Sources are repositories of the public model hub, pinned to a revision, or the download address of the authors' release.
-`latentsync.utils.registry` names groups of these files.
+`latentsync.checkpoints.registry` names groups of these files.
 """
 
 import re

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from latentsync.utils import registry
+from latentsync.checkpoints import registry
+from latentsync.checkpoints.registry import REGISTRY, default_name, device_memory_gb, entry, resolve
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import PROJECT_ROOT, REGISTRY, default_name, device_memory_gb, entry, resolve
+from latentsync.utils.paths import PROJECT_ROOT
 
 SCALE = 10_000_000  # files of the tests are this much smaller than the real ones
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentsync.metrics.fid import frame_features
-from latentsync.models.inception import FIDInception, resize_tf1
+from latentsync.pretrained.inception import FIDInception, resize_tf1
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_
 

@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from latentsync.faces.align import TEMPLATE_SIZE
-from latentsync.models.face_embedding import ALIGNED_SIZE, FaceEmbedder, OnnxGraph, to_arcface_framing
+from latentsync.pretrained.face_embedding import ALIGNED_SIZE, FaceEmbedder, OnnxGraph, to_arcface_framing
 from latentsync.utils.errors import UserError
 
 ARCFACE_POINTS = np.array([(38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2)])

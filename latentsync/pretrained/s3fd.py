@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsync.utils.checkpoints import load_checkpoint, load_into
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 
 STRIDES = (4, 8, 16, 32, 64, 128)
 ANCHOR_SIDES = (16, 32, 64, 128, 256, 512)

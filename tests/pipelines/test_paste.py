@@ -1,0 +1,59 @@
+"""Where generated faces change their frames."""
+
+import numpy as np
+import pytest
+
+from latentsync.faces.mask import blend_weight, load_mask
+from latentsync.faces.video import AlignedFace
+from latentsync.pipelines.result import Paste
+from latentsync.utils.affine_transform import AlignRestore
+
+SIDE = 64
+
+
+class Finder:
+    """In place of `ContourFinder`: finds what it is given."""
+
+    def __init__(self, contour: np.ndarray | None) -> None:
+        self.contour, self.seen, self.closed = contour, [], False
+
+    def find(self, face: np.ndarray, near: np.ndarray) -> np.ndarray | None:
+        self.seen.append(face.shape)
+        return self.contour
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def square(low: float, high: float) -> np.ndarray:
+    return np.array([(low, low), (high, low), (high, high), (low, high)])
+
+
+def paste(finder: Finder | None) -> Paste:
+    mask = load_mask(SIDE)
+    inner = None if finder is None else blend_weight(mask)
+    return Paste(AlignRestore(resolution=SIDE), blend_weight(mask, 0.07), inner, 1.0, finder)
+
+
+def face(contour: np.ndarray | None) -> AlignedFace:
+    return AlignedFace(np.zeros((SIDE, SIDE, 3), np.uint8), np.eye(2, 3), False, contour)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_paste_ends_at_the_contour_of_frame_and_generated_face(scale):
+    finder = Finder(square(20, 55))
+    given = paste(finder)
+    weight = given.weight(face(square(20, 45)), np.zeros((scale * SIDE, scale * SIDE, 3), np.float32))
+    assert finder.seen == [(SIDE, SIDE, 3)]  # an enlarged face is looked at in the size of the contour
+    assert weight[50, 30] > 0.9 and weight[58:].max() == 0 and weight[:, 58:].max() == 0
+    whole = blend_weight(load_mask(SIDE))
+    assert (weight <= whole + 1e-6).all() and whole[58:].max() > 0.9  # the mask alone would reach further
+    given.close()
+    assert finder.closed
+
+
+def test_without_a_contour_the_mask_alone_decides():
+    pixels = np.zeros((SIDE, SIDE, 3), np.float32)
+    for given, contour in ((paste(None), square(20, 45)), (paste(Finder(square(0, 9))), None)):
+        assert np.array_equal(given.weight(face(contour), pixels), blend_weight(load_mask(SIDE), 0.07))
+        given.close()
