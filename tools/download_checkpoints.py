@@ -95,7 +95,7 @@ def fetch(file: CheckpointFile, target: Path) -> None:
     Raises:
         UserError: the download failed, or the content differs from the published one.
     """
-    if file.repo is not None:
+    if file.url is None:
         cached = fetch_from_hub(file)
         verify(cached, file)
         link(cached, target)
@@ -118,6 +118,7 @@ def fetch_from_hub(file: CheckpointFile) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    assert file.repo is not None and file.repo_path is not None
     endpoint = os.environ.get("HF_ENDPOINT")  # else the hub's own
     try:
         return Path(hf_hub_download(file.repo, file.repo_path, revision=file.revision, endpoint=endpoint))

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from latentsync.checkpoints.loading import save_checkpoint
-from latentsync.checkpoints.registry import EMBEDDED_WHISPER
+from latentsync.checkpoints.registry import resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
@@ -150,7 +150,7 @@ def write_clips(folder: Path, resolution: int) -> Path:
 
 def make_task(config: UNetFileConfig[UNetConfig]) -> UNetTask:
     """The training task of scripts/train_unet.py, with random networks."""
-    whisper = EMBEDDED_WHISPER.find()
+    whisper = resolve("embedded").whisper
     codec = LatentCodec(AutoencoderKL(**VAE_LAYOUT, scaling_factor=LATENT_SCALE))
     audio = Audio2Feature(whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
     parts = FrozenParts(codec, audio, load_scheduler(PROJECT_ROOT / "configs" / "scheduler_config.json"))
