@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval.frames import SAMPLE_RATE, FaceChunk, PairedFaces
+from eval.frames import FaceChunk, PairedFaces
 from eval.methods import Method
 from eval.metrics import METRICS, ClipMetrics, MetricModels
 from eval.pairs import Pair, speaks_own_audio
+from latentsync.constants import SAMPLE_RATE
 from latentsync.data.clips import to_pixel_values
 from latentsync.faces.mask import mouth_slices
 from latentsync.faces.mouth import closed_opening, mean_opening
@@ -31,7 +32,7 @@ from latentsync.metrics.landmarks import LIPS, STILL, JitterMetric, landmark_dis
 from latentsync.utils.errors import UserError
 
 NO_FACE, NO_MOVEMENT = "no face was found in the result", "no face was found, or the source does not move"
-NO_SILENCE, NO_SPEECH = "the audio is never silent for 0.3 s", "the audio is silent throughout"
+NO_SILENCE, NO_SPEECH = "the audio has no silence of 0.3 s", "the audio is silent throughout"
 NO_AUDIO, EQUAL = "the video has no audio", "infinite: the result is the source itself"
 NO_PAIR, NO_DETAIL = "no two consecutive frames could be compared", "the source's mouth is flat"
 OPENINGS = ("leak", "opening")
@@ -56,7 +57,7 @@ def compute_metrics(pair: Pair, method: Method, models: MetricModels) -> ClipMet
         UserError: a file is missing or unreadable, or the source shows no face.
     """
     result = method.result(pair)
-    # The ground truth is the video with its own audio, whatever the results are driven by.
+    # The ground truth is the video with its own audio, whatever audio drives the results.
     wave = _own_audio(pair.video) if method.is_ground_truth else load_audio(pair.driving_audio, SAMPLE_RATE)
     faces = PairedFaces(pair.video, result, models.settings.resolution, models.settings.face)
     compared = not method.is_ground_truth and speaks_own_audio(pair)
@@ -74,7 +75,7 @@ def compute_metrics(pair: Pair, method: Method, models: MetricModels) -> ClipMet
 def face_metrics(
     chunks: Iterable[FaceChunk], wave: np.ndarray | None, models: MetricModels, num_frames: int, compared: bool
 ) -> ClipMetrics:
-    """Metrics of aligned faces. `wave` drives the result; `compared`: the source shows what it should look like."""
+    """Metrics of aligned faces. `wave` drives the result; `compared`: the source is its ground truth."""
     faces = FaceMetrics(models, num_frames, compared)
     for chunk in chunks:
         faces.update(chunk)
@@ -97,17 +98,17 @@ class FaceMetrics:
 
     def update(self, chunk: FaceChunk) -> None:
         """Add the next faces."""
-        made, real = chunk.result, chunk.source
+        result, source = chunk.result, chunk.source
         self.faces += len(chunk.indices)
         self._add_landmarks(chunk)
-        self._boundary.update(made, real)
-        self._flicker.update(made, chunk.starts)
-        self._append("sharpness", detail_ratio(made, real, self._boxes["_mouth"]))
-        self._append("laplacian", laplacian_ratio(made, real, self._boxes["_mouth"]))
+        self._boundary.update(result, source)
+        self._flicker.update(result, chunk.starts)
+        self._append("sharpness", detail_ratio(result, source, self._boxes["_mouth"]))
+        self._append("laplacian", laplacian_ratio(result, source, self._boxes["_mouth"]))
         if self.compared:
             for suffix, box in self._boxes.items():
-                self._append(f"psnr{suffix}", psnr(made, real, box))
-                self._append(f"ssim{suffix}", ssim(made, real, box))
+                self._append(f"psnr{suffix}", psnr(result, source, box))
+                self._append(f"ssim{suffix}", ssim(result, source, box))
         self._add_network_metrics(chunk)
         if self._windows is not None:
             add_windows(self._windows, chunk)
@@ -130,15 +131,15 @@ class FaceMetrics:
         return result
 
     def _add_landmarks(self, chunk: FaceChunk) -> None:
-        made = self.models.mesh.points(chunk.result)
-        real = made if np.array_equal(chunk.result, chunk.source) else self.models.mesh.points(chunk.source)
-        self._openings["result"][chunk.indices] = openings(made)
-        self._openings["source"][chunk.indices] = openings(real)
+        result = self.models.mesh.points(chunk.result)
+        source = result if np.array_equal(chunk.result, chunk.source) else self.models.mesh.points(chunk.source)
+        self._openings["result"][chunk.indices] = openings(result)
+        self._openings["source"][chunk.indices] = openings(source)
         for metric in self._jitter.values():
-            metric.update(made, real, chunk.starts)
+            metric.update(result, source, chunk.starts)
         if self.compared:
-            self._append("lmd_mouth", landmark_distance(made, real, LIPS))
-            self._append("lmd_face", landmark_distance(made, real))
+            self._append("lmd_mouth", landmark_distance(result, source, LIPS))
+            self._append("lmd_face", landmark_distance(result, source))
 
     @torch.no_grad()
     def _add_network_metrics(self, chunk: FaceChunk) -> None:
@@ -146,25 +147,25 @@ class FaceMetrics:
         chosen = chunk.indices % self.models.settings.every == 0
         if not chosen.any():
             return
-        made, real = chunk.result[chosen], chunk.source[chosen]
+        result, source = chunk.result[chosen], chunk.source[chosen]
         if self.compared:
             for name in ("lpips", "mobilenet"):
                 if self.models.has(name):
-                    self._add_distances(name, getattr(self.models, name), made, real)
+                    self._add_distances(name, getattr(self.models, name), result, source)
         if self.models.has("csim"):
-            self._append("csim", identity_similarity(self.models.embedder, made, real))
+            self._append("csim", identity_similarity(self.models.embedder, result, source))
         if self.models.has("fid"):
-            self._append("fid", frame_features(self.models.inception, made))
+            self._append("fid", frame_features(self.models.inception, result))
 
-    def _add_distances(self, name: str, distance: nn.Module, made: np.ndarray, real: np.ndarray) -> None:
+    def _add_distances(self, name: str, distance: nn.Module, result: np.ndarray, source: np.ndarray) -> None:
         """A perceptual distance on the face and on the mouth."""
-        pixels = [to_pixel_values(faces).to(self.models.device) for faces in (made, real)]
+        pixels = [to_pixel_values(faces).to(self.models.device) for faces in (result, source)]
         for suffix, box in self._boxes.items():
             values = distance(*(crop_box(faces, box) for faces in pixels))
             self._append(f"{name}{suffix}", values.flatten().double().cpu().numpy())
 
     def _mouth(self, wave: np.ndarray | None) -> dict[str, float]:
-        """Openings in per cent of the face's height, above the person's closed mouth in the source."""
+        """Mouth openings in percent of the face's height, minus that of the person's closed mouth in the source."""
         if wave is None:
             return dict.fromkeys(OPENINGS, math.nan)
         when = dict(zip(OPENINGS, silence_and_speech(wave, self.num_frames), strict=True))
@@ -179,7 +180,7 @@ def add_windows(features: ClipFeatures, chunk: FaceChunk) -> None:
     """Add the result's faces to the features of FVD, at the resolution of its network."""
     for face, starts in zip(chunk.result, chunk.starts, strict=True):
         if starts:
-            features.end_run()
+            features.end_track()
         features.add(face if len(face) == SIDE else cv2.resize(face, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
 
 
@@ -190,14 +191,14 @@ def nanmean(values: np.ndarray) -> float:
 
 
 def _add_sync(metrics: ClipMetrics, result: Path, wave: np.ndarray | None, models: MetricModels) -> None:
-    """LSE-C, LSE-D, offset, and the confidence over time, scored with the very samples that drove the result."""
+    """Add LSE-C, LSE-D, offset and the confidence over time, scored with the samples that drove the result."""
     try:
         score = models.sync.score_video(result, wave)[0]
     except UserError as error:
         metrics.missing |= {key: str(error) for key in ("lse_c", "lse_d", "offset")}
         return
     metrics.values |= {"lse_c": score.confidence, "lse_d": score.min_distance, "offset": float(abs(score.offset))}
-    before = np.full(score.start, np.nan)  # the curve starts with the clip, even if the face appears later
+    before = np.full(score.start, np.nan)  # the curve starts at the first frame, even if the face appears later
     metrics.arrays["window_confidences"] = np.concatenate([before, score.window_confidences])
 
 

@@ -1,4 +1,4 @@
-"""Training curves of SyncNets in one chart: `python -m eval.draw_syncnet_lines RUN_DIR ... --output lines.png`
+"""Plot the training curves of SyncNets: `python -m eval.draw_syncnet_lines RUN_DIR ... --output lines.png`
 
 Reads train.csv and validation.csv from the folder of each run.
 """
@@ -7,6 +7,7 @@ import argparse
 import csv
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 
-SMOOTHING = 0.9  # of the training curve: weight of the past in the running mean
+SMOOTHING = 0.9  # decay of the moving average of the training curve
 Curve = tuple[list[float], list[float]]
 
 
@@ -23,7 +24,7 @@ def read_curve(path: Path, column: str) -> Curve:
     """Steps and finite values of a column; both empty if the file or the column is missing.
 
     Raises:
-        UserError: the file is not a table of the trainer.
+        UserError: the file was not written by the trainer.
     """
     if not path.is_file():
         return [], []
@@ -31,7 +32,7 @@ def read_curve(path: Path, column: str) -> Curve:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [(float(row["step"]), float(row.get(column) or math.nan)) for row in csv.DictReader(file)]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path}: is not a table of the trainer") from error
+        raise UserError(f"{path}: was not written by the trainer") from error
     kept = [row for row in rows if math.isfinite(row[1])]
     return [step for step, _ in kept], [value for _, value in kept]
 
@@ -46,10 +47,10 @@ def smooth(values: list[float], share: float = SMOOTHING) -> list[float]:
 
 
 def draw(runs: list[Path], output: Path) -> None:
-    """Loss above (training smoothed, validation dashed), validation accuracy below.
+    """Plot the loss (training smoothed, validation dashed) and, below it, the validation accuracy.
 
     Raises:
-        UserError: a folder holds no run, or the chart cannot be written.
+        UserError: a folder is not the output of a run, or the chart cannot be written.
     """
     figure = Figure(figsize=(8, 7), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -73,10 +74,10 @@ def draw(runs: list[Path], output: Path) -> None:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.draw_syncnet_lines", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of SyncNet runs")
-    parser.add_argument("--output", type=Path, default=Path("outputs/syncnet_lines.png"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/syncnet_lines.png"), help="image to write")
     args = parser.parse_args(argv)
     draw(args.runs, args.output)
     print(args.output)

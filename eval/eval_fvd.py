@@ -1,7 +1,7 @@
 """FVD of two folders of videos: `python -m eval.eval_fvd --real_videos_dir REAL --fake_videos_dir FAKE`.
 
-Frechet distance of I3D features of 16-frame windows of the aligned face, 224 x 224, over whole clips at 25 frames/s.
-No window spans a cut or a frame without a face. Needs checkpoints/auxiliary/i3d_torchscript.pt.
+Frechet distance of I3D features of 16-frame windows of the aligned face, at 224 x 224 pixels and 25 frames/s. No window
+spans a cut or a frame without a face. Needs checkpoints/auxiliary/i3d_torchscript.pt.
 Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """
 
@@ -25,7 +25,7 @@ from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
 
 logger = logging.getLogger("eval_fvd")
-ENOUGH = 400  # windows: the width of the features
+ENOUGH = 400  # windows: as many as the features are wide
 Faces = Callable[[Path], Iterable[FaceChunk]]
 
 
@@ -40,10 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--real_videos_dir", type=Path, required=True, help="folder of real videos")
     add("--fake_videos_dir", type=Path, required=True, help="folder of results")
     add("--i3d_path", type=Path, default=I3D, help="I3D as TorchScript (default: %(default)s)")
-    add("--trust", action="store_true", help="execute the code of an --i3d_path that is not the published file")
+    add("--trust", action="store_true", help="load an --i3d_path that is not the published file; executes its code")
     add("--stride", type=int, default=STRIDE, help="frames between the windows (default: %(default)s)")
     add("--device", help="cuda, cuda:N, mps or cpu (default: the best one available)")
-    add("--output", type=Path, help="JSON file for the value, its settings and the number of windows of each clip")
+    add(
+        "--output", type=Path, help="JSON file to write: the value, the settings and the number of windows of each clip"
+    )
     return parser
 
 
@@ -76,7 +78,9 @@ def features_of(
         rows += [found] if len(found) else []
         logger.info("%s: %d windows", one_line(path.name), len(found))
     if sum(counts.values()) < 2:
-        raise UserError(f"{videos[0].parent}: no video shows a face for 16 frames twice; FVD needs more of them")
+        raise UserError(
+            f"{videos[0].parent}: FVD needs more windows; fewer than two with a face in all 16 frames were found"
+        )
     return np.concatenate(rows), counts
 
 

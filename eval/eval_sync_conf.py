@@ -1,15 +1,15 @@
 """Sync confidence and offset of videos: `python -m eval.eval_sync_conf --videos_dir FOLDER` (or `--video_path FILE`).
 
-SyncNet of Chung & Zisserman (2016) over the whole clip. Without its weights the SyncNet of the embedded model scores
-instead, and the table says so. An offset of +k means that the audio is k frames early. Clips of aligned faces are not
-aligned again. Exit codes: 0 all scored, 1 some failed, 2 wrong usage.
+Uses the SyncNet of Chung & Zisserman (2016), or without its weights that of the embedded model; the table names it. An
+offset of +k means that the audio is k frames early. Clips of aligned faces are not aligned again. Exit codes: 0 all
+videos were scored, 1 some failed, 2 wrong usage.
 """
 
 import argparse
 import csv
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--initial_model", type=Path, help="syncnet_v2.model (default: checkpoints/auxiliary/syncnet_v2.model)")
     add("--scorer", choices=SCORERS, default="auto", help="auto uses the published SyncNet if its weights are present")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--output", type=Path, help="write a table of all faces (CSV)")
-    add("--windows_output", type=Path, help="write the confidence of each window (CSV)")
+    add("--output", type=Path, help="CSV file to write: a row per face")
+    add("--windows_output", type=Path, help="CSV file to write: the confidence of each window")
     add("--temp_dir", type=Path, help="ignored; accepted for compatibility")
     return parser
 
@@ -99,9 +99,10 @@ def write_table(path: Path, columns: tuple[str, ...], rows: Iterator[list[object
 
 def window_rows(rows: list[Row]) -> Iterator[list[object]]:
     for row in rows:
-        for index, value in enumerate(row.sync.window_confidences if row.sync is not None else ()):
-            if np.isfinite(value):
-                yield [row.video, row.face, row.sync.start + index, f"{value:.4f}"]
+        if row.sync is not None:
+            for index in np.flatnonzero(np.isfinite(row.sync.window_confidences)):
+                confidence = f"{row.sync.window_confidences[index]:.4f}"
+                yield [row.video, row.face, row.sync.start + index, confidence]
 
 
 def run(args: argparse.Namespace) -> bool:
@@ -111,8 +112,8 @@ def run(args: argparse.Namespace) -> bool:
     rows = []
     for row in score_all(scorer, videos):
         rows.append(row)
-        shown = row.error or f"offset {row.sync.offset:+d}, confidence {row.sync.confidence:.3f}"
-        print(one_line(f"{row.video} face {row.face}: {shown}"), flush=True)
+        result = row.error if row.sync is None else f"offset {row.sync.offset:+d}, confidence {row.sync.confidence:.3f}"
+        print(one_line(f"{row.video} face {row.face}: {result}"), flush=True)
     if args.output:
         write_table(args.output, COLUMNS, (row.cells() for row in rows))
     if args.windows_output:
@@ -122,7 +123,7 @@ def run(args: argparse.Namespace) -> bool:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("latentsync.metrics").setLevel(logging.INFO)

@@ -1,12 +1,14 @@
-"""Accuracy of a SyncNet on a fixed list of pairs: `python -m eval.eval_syncnet_acc --config_path CONFIG`.
+"""Accuracy of a SyncNet on a fixed set of pairs: `python -m eval.eval_syncnet_acc --config_path CONFIG`.
 
-Draws the same windows of the config's `data.val_fileslist` each time (from `run.seed`), each with its own audio and
-with audio at least 6 frames away. Accuracy is the share of pairs where (similarity > 0.5) is right.
+Samples windows from the config's `data.val_fileslist` with the seed `run.seed`, so that every run uses the same ones.
+Each is paired with its own audio and with audio at least 6 frames away. Accuracy is the share of pairs that the test
+(similarity > 0.5) classifies correctly.
 """
 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,7 +78,7 @@ def _evaluate(args: argparse.Namespace, cache: Path) -> dict[str, float]:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     values = evaluate(args)

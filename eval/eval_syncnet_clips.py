@@ -1,10 +1,10 @@
-"""A SyncNet on whole real clips: `python -m eval.eval_syncnet_clips --fileslist clips.txt --output clips.csv`.
+"""Evaluate a SyncNet on real clips: `python -m eval.eval_syncnet_clips --fileslist clips.txt --output clips.csv`.
 
-Lines of the list hold the path of a clip of aligned faces, a tab, the person, and optionally a tab and a group. For
-each clip: how often its windows are closer to their own audio than to audio at least 6 frames away, and the offset
-found. Recordings may be out of sync, so both are also given with the audio shifted by the offset found, and with
-`--reference`, by that of another SyncNet. A summary is printed for each group. Exit codes: 0 done, 1 invalid input,
-2 wrong usage.
+Each line of the list holds the path of a clip of aligned faces, a tab, the person, and optionally a tab and a group.
+Reports for each clip how often its windows are closer to their own audio than to audio at least 6 frames away, and the
+offset found. Since recordings may be out of sync, both are also reported after shifting the audio by the offset found,
+and with `--reference`, by the offset that another SyncNet finds. A summary is printed for each group. Exit codes:
+0 done, 1 invalid input, 2 wrong usage.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from latentsync.checkpoints.registry import resolve
 from latentsync.config.syncnet import load_syncnet_config
+from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.data.clips import read_fileslist, read_frames, to_pixel_values
 from latentsync.media.audio import load_audio
 from latentsync.metrics.clip_sync import EMBEDDED_CONFIG
-from latentsync.metrics.sync import FPS, SyncScorer, offset_score, preference
+from latentsync.metrics.sync import SyncScorer, offset_score, preference
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.commands import command
@@ -33,8 +34,7 @@ from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("eval_syncnet_clips")
-SAMPLE_RATE = 16000
-MAX_CORRECTION = 6  # frames: data processing shifts the audio of a clip by no more
+MAX_CORRECTION = 6  # frames: largest offset that data processing corrects
 Row = dict[str, Any]
 
 
@@ -46,11 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--fileslist", type=Path, required=True, help="clips that the SyncNet was not trained on")
+    add("--fileslist", type=Path, required=True, help="list of clips that the SyncNet was not trained on")
     add("--config_path", type=Path, default=EMBEDDED_CONFIG, help="config of the SyncNet (default: the embedded one)")
     add("--inference_ckpt_path", type=Path, help="weights (default: ckpt.inference_ckpt_path of the config)")
-    add("--reference", type=Path, help="config of another SyncNet, which corrects the offsets of the recordings")
-    add("--output", type=Path, help="write a table of all clips (CSV)")
+    add("--reference", type=Path, help="config of another SyncNet, whose offsets are used to align the recordings")
+    add("--output", type=Path, help="CSV file to write: a row per clip")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     return parser
 
@@ -58,9 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
 def score_clip(scorer: SyncScorer, faces: Tensor, wave: np.ndarray, reference: SyncScorer | None = None) -> Row:
     """Metrics of one clip: faces (T, 3, R, R) in [-1, 1], audio (N,).
 
-    `preference` is the share of windows closer to their own audio. The prefix `corrected_` stands for audio shifted by
-    the clip's own offset, `aligned_` for audio shifted by the offset that `reference` finds; larger offsets than data
-    processing corrects are left alone.
+    `preference` is the share of windows that are closer to their own audio. Keys with the prefix `corrected_` are for
+    audio shifted by the clip's own offset, those with `aligned_` for audio shifted by the offset that `reference`
+    finds. Offsets above `MAX_CORRECTION` are not corrected.
     """
     vision, audio = scorer.embed(faces, wave)
     shares, score = preference(vision, audio), offset_score(vision, audio)
@@ -82,12 +82,12 @@ def score_clip(scorer: SyncScorer, faces: Tensor, wave: np.ndarray, reference: S
 
 
 def correction(offset: int) -> int:
-    """The offset that data processing would correct; 0 if it is too large."""
+    """The shift that data processing would apply: the offset, or 0 if it is too large."""
     return offset if abs(offset) <= MAX_CORRECTION else 0
 
 
 def shifted(vision: Tensor, audio: Tensor, early: int) -> tuple[Tensor, Tensor]:
-    """Matching windows (W - |early|, D) of embeddings (W, D) whose audio is `early` frames early."""
+    """Matching embeddings (W - |early|, D) of embeddings (W, D) whose audio is `early` frames early."""
     windows = len(vision) - abs(early)
     return vision[max(early, 0) :][:windows], audio[max(-early, 0) :][:windows]
 
@@ -105,16 +105,16 @@ def summary(rows: Sequence[Row]) -> str:
 
 def open_scorer(config_path: Path, weights: Path | None, device: str) -> SyncScorer:
     """A SyncNet with the autoencoder and audio encoder of the embedded model. Raises UserError for missing files."""
-    weights = weights or load_syncnet_config(config_path, *SYNCNET_SCHEMAS).ckpt.inference_ckpt_path
-    if not weights:
+    path = weights or load_syncnet_config(config_path, *SYNCNET_SCHEMAS).ckpt.inference_ckpt_path
+    if not path:
         raise UserError(f"{config_path}: ckpt.inference_ckpt_path is empty; give --inference_ckpt_path")
     model = resolve("embedded")
     codec, audio = LatentCodec.from_pretrained(model.vae).to(device), Audio2Feature(model.whisper, device)
-    return SyncScorer.from_pretrained(config_path, project_path(weights), codec, audio, device)
+    return SyncScorer.from_pretrained(config_path, project_path(path), codec, audio, device)
 
 
 def run(options: argparse.Namespace) -> dict[str, list[Row]]:
-    """Score all clips; rows by group. Clips that fail are logged and left out."""
+    """Score all clips; returns the rows by group. Clips that fail are logged and skipped."""
     scorer = open_scorer(options.config_path, options.inference_ckpt_path, options.device)
     reference = open_scorer(options.reference, None, options.device) if options.reference else None
     groups: dict[str, list[Row]] = {}

@@ -1,9 +1,9 @@
-"""Aligned faces of a result and of its source, frame by frame, in constant memory.
+"""Aligned faces of a result and of its source, in chunks and constant memory.
 
-Legend: F frames of a chunk, R pixels. 25 frames/s, whatever the files' own rates are.
+Legend: F frames of a chunk, R pixels. All at 25 frames/s, whatever the frame rates of the files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
+from latentsync.constants import FPS
 from latentsync.faces.align import crop_size, resize_to_square, shift_source, source_box, warp_to_crop
-from latentsync.faces.video import AlignedFace, TrackedFrame
+from latentsync.faces.video import AlignedFace
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import available_frames
-from latentsync.metrics.faces import FPS, clip_frames, is_aligned_clip, read_clip_faces, whole_frame
+from latentsync.metrics.faces import clip_frames, is_aligned_clip, read_clip_faces, whole_frame
 from latentsync.utils.errors import UserError
 
-SAMPLE_RATE = 16000
 CHUNK = 16
-SAME_SHAPE = 0.02  # tolerance of the aspect ratios of result and source: sides are rounded to even numbers
+SAME_SHAPE = 0.02  # tolerance of the ratio of aspect ratios, since sides are rounded to even numbers
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FaceChunk:
     """Frames of a clip in which the source shows a face.
 
     Args:
-        indices: (F,) their places in the result.
+        indices: (F,) their frame indices in the result.
         starts: (F,) True where a face does not continue the previous one: at the start, after a cut or a gap.
         result, source: aligned faces (F, R, R, 3) uint8.
     """
@@ -44,13 +44,13 @@ class FaceChunk:
 class PairedFaces:
     """Iterates over chunks; `num_frames` is the result's length at 25 frames/s.
 
-    If the result is longer, the source is played forward and backward, as inference does. Both are aligned by one
-    transform, that of the source's face, so that a face that moved or changed its size shows. The frames of a clip of
-    aligned faces are taken as they are.
+    If the result is longer, the source is played forward and backward, as in inference. Both are aligned by the
+    transform of the source's face, so that a face that moved or changed its size is noticed. Clips of aligned faces are
+    not aligned again.
     """
 
     def __init__(self, source: Path, result: Path, resolution: int, face: str = "largest") -> None:
-        """Raises UserError when a file is not a video, or the aspect ratios differ."""
+        """Raises UserError if a file is not a video, or the aspect ratios differ."""
         self.source, self.result = probe_video(source), probe_video(result)
         self._same = source.resolve() == result.resolve()
         if self.result.is_still:
@@ -69,25 +69,25 @@ class PairedFaces:
         last = -2
         with closing(self._faces()) as faces:
             while chunk := list(islice(faces, CHUNK)):
-                items, results = zip(*chunk, strict=True)
-                indices = np.array([item.index for item in items])
-                starts = np.array([item.face.starts for item in items]) | (np.diff(indices, prepend=last) != 1)
+                places, sources, results = zip(*chunk, strict=True)
+                indices = np.array(places)
+                starts = np.array([face.starts for face in sources]) | (np.diff(indices, prepend=last) != 1)
                 last = indices[-1]
-                yield FaceChunk(indices, starts, np.stack(results), np.stack([item.face.pixels for item in items]))
+                yield FaceChunk(indices, starts, np.stack(results), np.stack([face.pixels for face in sources]))
 
-    def _faces(self) -> Iterator[tuple[TrackedFrame, np.ndarray]]:
-        """Each frame with a face, and the result's face."""
+    def _faces(self) -> Generator[tuple[int, AlignedFace, np.ndarray], None, None]:
+        """Index, source face and result face of each frame in which the source shows a face."""
         with closing(read_clip_faces(self.source, self.resolution, self._face, self.num_frames)) as tracked:
             if self._same:
-                yield from ((item, item.face.pixels) for item in tracked if item.face)
+                yield from ((item.index, item.face, item.face.pixels) for item in tracked if item.face)
                 return
             with closing(clip_frames(self.result, self.num_frames)) as frames:
                 for item, frame in zip(tracked, frames, strict=True):
                     if item.face is not None:
-                        yield item, self._align(frame, item.face)
+                        yield item.index, item.face, self._align(frame, item.face)
 
     def _align(self, frame: VideoFrame, face: AlignedFace) -> np.ndarray:
-        """The same region of the result, whose frames may be larger or smaller than the source's."""
+        """The same region of the result, whose frames may have another size than the source's."""
         if self._aligned:
             return whole_frame(frame, self.resolution).pixels
         size = crop_size(self.resolution)
@@ -100,7 +100,7 @@ class PairedFaces:
 
 
 def rescaled(matrix: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
-    """A transform (2, 3) of source pixels, for a frame that is 1 / scale as large."""
+    """Adapt a transform (2, 3) of source pixels to a frame whose size is 1 / scale of the source's."""
     scales = np.array([scale_x, scale_y])
     moved = np.array(matrix, dtype=np.float64)
     moved[:, 2] += moved[:, :2] @ ((scales - 1) / 2)  # pixel centers stay centers

@@ -1,9 +1,9 @@
 """Lip-sync a list of videos in one process: `python -m eval.inference_videos --pairs list.csv --output_dir out`.
 
-Writes out/<id>.mp4 for each row of the list, beside it <id>.json (contents and settings that it was made from), and
-inference.csv (the status of each row). Existing results of the same contents and settings are kept, so that the same
+Writes out/<id>.mp4 for each row of the list, <id>.json with the digests of its inputs and its settings, and
+inference.csv with the status of each row. Existing results of the same inputs and settings are kept, so that the same
 command resumes an interrupted run. Rows that fail are reported and do not stop the others. Exit codes: 0 all rows are
-done, 1 some are not, 2 wrong usage.
+done, 1 some failed, 2 wrong usage.
 """
 
 import argparse
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("inference_videos")
 
 DONE, KEPT, FAILED = "done", "kept", "failed"
-EDGE = 1 << 20  # bytes at both ends of a weights file that identify it
+EDGE = 1 << 20  # bytes read at both ends of a weights file to identify it
 WEIGHTS_SUFFIXES = (".json", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Status of a pair: done, kept or failed; `seconds` of work, `frames` written, `reason` of a failure."""
+    """Status of a pair (done, kept or failed), duration in seconds, number of frames, reason of a failure."""
 
     id: str
     status: str
@@ -49,17 +49,18 @@ class Row:
 
 
 class BatchInference:
-    """Runs pairs through one pipeline, loaded when the first result is missing."""
+    """Runs a model on pairs. The pipeline is loaded when the first result is missing."""
 
     def __init__(
         self, options: GenerationOptions, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
     ) -> None:
         self.options, self.folder = options, folder
-        self._open, self._pipeline = open_pipeline, None
+        self._open = open_pipeline
+        self._pipeline: LipsyncPipeline | None = None
         self._weights = weights_fingerprint(options.model)
 
     def __call__(self, pairs: Sequence[Pair]) -> Iterator[Row]:
-        """Yield a row for each pair when it is finished. Raises UserError when the folder is not writable or in use."""
+        """Yield a row for each pair as it is finished. Raises UserError if the folder is not writable or in use."""
         with output_folder(self.folder):
             for pair in pairs:
                 yield self._row(pair)
@@ -72,13 +73,13 @@ class BatchInference:
 
     def _run(self, pair: Pair) -> Row:
         target, record = self.folder / f"{pair.id}.mp4", self.folder / f"{pair.id}.json"
-        origin = self._origin(pair)
-        if target.is_file() and _read_json(record) == origin:
+        inputs = self._inputs(pair)
+        if target.is_file() and _read_json(record) == inputs:
             return Row(pair.id, KEPT)
-        record.unlink(missing_ok=True)  # never keep the record of an old result beside a new one
+        record.unlink(missing_ok=True)  # it must not outlive the old result
         start = time.perf_counter()
         result = self._generate(pair, target)
-        write_text(record, lambda file: json.dump(origin, file, indent=2))
+        write_text(record, lambda file: json.dump(inputs, file, indent=2))
         return Row(pair.id, DONE, time.perf_counter() - start, result.num_frames)
 
     def _generate(self, pair: Pair, target: Path) -> "LipsyncResult":
@@ -86,7 +87,7 @@ class BatchInference:
             self._pipeline = self._open()
         return self._pipeline(pair.video, pair.driving_audio, target, options=self.options)
 
-    def _origin(self, pair: Pair) -> dict[str, Any]:
+    def _inputs(self, pair: Pair) -> dict[str, Any]:
         from latentsync.data.cache import file_digest
 
         mask = self.options.mask_image_path
@@ -100,7 +101,7 @@ class BatchInference:
 
 
 def weights_fingerprint(model: str) -> str:
-    """Identify the files of a model without reading gigabytes. Raises UserError as `resolve`."""
+    """Identify the files of a model without reading all of them. Raises UserError as `resolve`."""
     import hashlib
 
     found = resolve(model)
@@ -128,7 +129,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def pick_model(name: str, device: str | None) -> str:
-    """The given model; for "auto" the best one present that the device can run."""
+    """Resolve "auto" to the best model that is present and that the device can run."""
     if name != AUTO:
         return name
     from latentsync.loading import pick_device
@@ -137,13 +138,13 @@ def pick_model(name: str, device: str | None) -> str:
 
 
 def add_generation_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
-    """Add `--device` and the options of a generation."""
+    """Add `--device` and the generation options."""
     parser.add_argument("--device", help="cuda, cuda:N, mps or cpu (default: the best one available)")
     add_option_arguments(parser, leave_out=leave_out)
 
 
 def generation_options(arguments: argparse.Namespace, model: str) -> GenerationOptions:
-    """The options given on the command line, for a model. Raises UserError for a value out of range."""
+    """Generation options of the command line, for a model. Raises UserError for a value out of range."""
     return parse_options(given_options(arguments) | {"model": model})
 
 
@@ -167,7 +168,7 @@ def build_parser() -> OptionParser:
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    """Run all pairs; the rows are written to inference.csv as well."""
+    """Run all pairs, and write the rows to inference.csv."""
     pairs = read_pairs(options.pairs)
     chosen = generation_options(options, pick_model(given_options(options).get("model", AUTO), options.device))
     batch = BatchInference(chosen, options.output_dir, lambda: open_pipeline(chosen, options.device))
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_json(path: Path) -> Any:
-    """Content of a record; None if it is missing or damaged."""
+    """Content of a JSON file; None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Cache of clip metrics, keyed by the content of the files and by the settings, never by names."""
+"""Cache of clip metrics, keyed by file contents and settings."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ class MetricCache:
     """A folder of entries: <key>.json with values, settings and versions, <key>.safetensors with the arrays."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        """`about` is written into every entry: versions, machine, and the settings, which are part of the key."""
+        """`about` is stored in every entry: versions, machine, and the settings, which are part of the key."""
         self.folder, self.about, self.settings = folder, about, about["settings"]
 
     def get(self, pair: Pair, method: Method, compute: Callable[[], ClipMetrics]) -> ClipMetrics:
-        """The cached metrics, or those that `compute` returns. An entry truncated by a crash is computed again.
+        """Cached metrics, or else the result of `compute`. Damaged entries are computed again.
 
         Raises:
-            UserError: raised by `compute`, or a file cannot be read, or the folder cannot be written.
+            UserError: raised by `compute`; or a file cannot be read, or the folder cannot be written.
         """
         files = self._files(pair, method)
         entry = self.folder / self._key(files)

@@ -1,4 +1,4 @@
-"""The metrics of a comparison: their names and meaning, and the networks that compute them."""
+"""The metrics of a comparison: names, definitions and networks."""
 
 import argparse
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from latentsync.pretrained.mobilenet import MobileNetDistance
 from latentsync.pretrained.perceptual import LPIPS, VGG16
 from latentsync.utils.paths import PROJECT_ROOT
 
-VERSION = 4  # of the metric code; raising it invalidates all cached values
+VERSION = 4  # of the metric code; increase it to invalidate cached values
 HIGHER, LOWER, ONE, ZERO = "higher is better", "lower is better", "best at 1", "best at 0"
 AS_REAL = "as the ground truth"
 
@@ -28,10 +28,10 @@ class Metric:
     """One column of a comparison.
 
     Args:
-        key: its name in files.
-        title, unit, better, about: for readers.
-        needs_own_audio: defined only where a video speaks its own audio, so that it is the reference.
-        of_set: one value for all clips together.
+        key: name in files.
+        title, unit, better, about: texts for readers.
+        needs_own_audio: defined only if a video is driven by its own audio, so that it is the ground truth.
+        of_set: computed over all clips together.
     """
 
     key: str
@@ -47,8 +47,8 @@ METRICS = (
     Metric("lse_c", "LSE-C", "", HIGHER, "sync confidence: median minus minimum of the distances over offsets"),
     Metric("lse_d", "LSE-D", "", LOWER, "smallest audio-visual distance over offsets"),
     Metric("offset", "|offset|", "frames", ZERO, "audio-visual offset with the smallest distance"),
-    Metric("lmd_mouth", "LMD mouth", "%", LOWER, "distance of the lip landmarks, of the eye distance", True),
-    Metric("lmd_face", "LMD face", "%", LOWER, "distance of all 468 landmarks, of the eye distance", True),
+    Metric("lmd_mouth", "LMD mouth", "%", LOWER, "distance of the lip landmarks, relative to the eye distance", True),
+    Metric("lmd_face", "LMD face", "%", LOWER, "distance of all 468 landmarks, relative to the eye distance", True),
     Metric("psnr", "PSNR face", "dB", HIGHER, "aligned face", True),
     Metric("psnr_mouth", "PSNR mouth", "dB", HIGHER, "mouth box", True),
     Metric("ssim", "SSIM face", "", HIGHER, "aligned face", True),
@@ -57,31 +57,31 @@ METRICS = (
     Metric("lpips_mouth", "LPIPS mouth", "", LOWER, "mouth box", True),
     Metric("mobilenet", "MobileNetV2 distance face", "", LOWER, "ImageNet features, aligned face", True),
     Metric("mobilenet_mouth", "MobileNetV2 distance mouth", "", LOWER, "ImageNet features, mouth box", True),
-    Metric("sharpness", "sharpness mouth", "x", ONE, "deviation from the 5x5 mean over the source's, mouth box"),
-    Metric("laplacian", "Laplacian mouth", "x", ONE, "mean |Laplacian| over the source's, mouth box"),
+    Metric("sharpness", "sharpness mouth", "x", ONE, "deviation from the 5x5 mean, relative to the source, mouth box"),
+    Metric("laplacian", "Laplacian mouth", "x", ONE, "mean |Laplacian|, relative to the source, mouth box"),
     Metric("csim", "CSIM", "", HIGHER, "cosine similarity of the face embeddings of result and source"),
-    Metric("fid", "FID", "", LOWER, "faces of the results against those of the sources", of_set=True),
-    Metric("fvd", "FVD", "", LOWER, "16-frame windows of the results against those of the sources", of_set=True),
-    Metric("leak", "leak", "%", ZERO, "mouth opening while the audio is silent, of the face's height"),
-    Metric("opening", "opening", "%", AS_REAL, "mouth opening during speech, of the face's height"),
+    Metric("fid", "FID", "", LOWER, "distance between the faces of results and sources", of_set=True),
+    Metric("fvd", "FVD", "", LOWER, "distance between 16-frame windows of results and sources", of_set=True),
+    Metric("leak", "leak", "%", ZERO, "mouth opening in silence, relative to the face height"),
+    Metric("opening", "opening", "%", AS_REAL, "mouth opening during speech, relative to the face height"),
     Metric("boundary", "boundary", "levels/px", ZERO, "edge added around the regenerated region"),
-    Metric("jitter", "jitter", "x", ONE, "landmark jitter of brows, eyes, nose and cheeks over the source's"),
-    Metric("lip_jitter", "lip jitter", "x", AS_REAL, "landmark jitter of the lips over the source's"),
-    Metric("flicker", "flicker", "levels", AS_REAL, "change of the mouth's luma that motion does not explain"),
+    Metric("jitter", "jitter", "x", ONE, "landmark jitter of brows, eyes, nose and cheeks, relative to the source"),
+    Metric("lip_jitter", "lip jitter", "x", AS_REAL, "landmark jitter of the lips, relative to the source"),
+    Metric("flicker", "flicker", "levels", AS_REAL, "luma change of the mouth that motion does not explain"),
 )
 
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """Settings that values depend on besides the files.
+    """Settings that affect the values.
 
     Args:
-        resolution: side of the aligned faces.
+        resolution: side of the aligned faces in pixels.
         every: LPIPS, MobileNetV2 distance, CSIM and FID use every n-th frame.
-        stride: frames between the windows of FVD.
+        stride: frames between the starts of FVD windows.
         sync: name of the sync scorer.
-        untrained_lpips: without VGG16's weights, use an untrained trunk with seed 0 and say so.
-        face: which person to evaluate.
+        untrained_lpips: without VGG16's weights, use an untrained trunk with seed 0; the report notes it.
+        face: which face to evaluate.
     """
 
     resolution: int = 256
@@ -93,16 +93,16 @@ class MetricSettings:
 
 
 def add_metric_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `MetricSettings`, but for the face, which is an option of the generation."""
+    """Add the options of `MetricSettings` except the face, which is a generation option."""
     add, defaults = parser.add_argument, MetricSettings()
     add("--resolution", type=int, default=defaults.resolution, help="side of aligned faces (default: %(default)s)")
-    add("--every", type=int, default=defaults.every, help="use every n-th frame for large networks")
+    add("--every", type=int, default=defaults.every, help="use every n-th frame in metrics of large networks")
     add("--stride", type=int, default=defaults.stride, help="frames between the windows of FVD (default: %(default)s)")
     add("--sync_scorer", choices=SCORERS, default=defaults.sync, help="auto prefers the published SyncNet, if present")
     add(
         "--untrained_lpips",
         action="store_true",
-        help="without VGG16's weights, compute LPIPS on an untrained trunk",
+        help="compute LPIPS with an untrained network if VGG16's weights are missing",
     )
 
 
@@ -126,10 +126,10 @@ class ClipMetrics:
     """Metrics of one clip.
 
     Args:
-        values: by metric.
-        missing: why a metric has no value, by metric.
+        values: values by metric.
+        missing: reasons for missing values by metric.
         arrays: features and curves by name.
-        frames, faces: number of frames, and of those in which the source shows a face.
+        frames, faces: number of frames, and number of frames in which the source shows a face.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class ClipMetrics:
 
 
 class MetricModels:
-    """Networks of the metrics, loaded on first use. `missing` says which weights a metric lacks."""
+    """Networks of the metrics, loaded on first use. `missing`: the weights that each unavailable metric needs."""
 
     def __init__(self, settings: MetricSettings, device: str = "cpu") -> None:
         self.settings, self.device = settings, device
@@ -176,7 +176,7 @@ class MetricModels:
         return self._get("fvd", lambda: VideoFeatures.from_pretrained(device=self.device))
 
     def has(self, key: str) -> bool:
-        """Whether the weights of a metric are present."""
+        """Whether the weights of a metric are available."""
         return key not in self.missing
 
     def notes(self) -> dict[str, str]:
@@ -187,7 +187,7 @@ class MetricModels:
         return notes
 
     def identity(self) -> dict[str, Any]:
-        """Everything that values depend on besides the clips' files: part of the cache key."""
+        """Settings and weights that affect the values; part of the cache key."""
         present = [path for path in (VGG16, RECOGNITION, INCEPTION, I3D) if path.is_file()]
         weights = {_short(path): file_digest(path) for path in (*present, *self.sync.files)}
         if (path := mobilenet.find_weights()) is not None:
@@ -206,7 +206,7 @@ class MetricModels:
 
 
 def _missing(settings: MetricSettings) -> dict[str, str]:
-    """What each metric needs whose weights are absent."""
+    """The weights that each unavailable metric needs."""
     needed = {"csim": RECOGNITION, "fid": INCEPTION, "fvd": I3D}
     if not settings.untrained_lpips:
         needed |= {"lpips": VGG16, "lpips_mouth": VGG16}

@@ -1,13 +1,14 @@
 """Accuracy of a sync scorer on shifted audio: `python -m eval.offset_curve --videos_dir FOLDER --output_dir OUT`
 
-Shifts the audio of real clips by -8..8 frames and compares the offset that the scorer finds with the shift; both are
-positive for early audio. Only clips with large enough faces (`--min_face`) and an own offset of at most `--max_offset`
-frames count; the own offset is subtracted.
+Shifts the audio of real clips by -8..8 frames and compares the offset that the scorer finds with the shift. Both are
+positive for early audio. Clips with small faces (`--min_face`) or a large own offset (`--max_offset`) are skipped; the
+own offset of the others is subtracted.
 """
 
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eval.videos import find_videos
+from latentsync.constants import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.faces.factory import create_detector
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import VideoInfo, probe_video
-from latentsync.metrics.clip_sync import SAMPLE_RATE, SAMPLES_PER_FRAME, SCORERS, ClipSyncScorer, open_sync_scorer
-from latentsync.metrics.faces import FPS, aligned_runs, clip_frames
+from latentsync.metrics.clip_sync import SCORERS, ClipSyncScorer, open_sync_scorer
+from latentsync.metrics.faces import aligned_tracks, clip_frames
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
@@ -34,7 +36,7 @@ COLUMNS = ("video", "face_pixels", "shift", "offset", "confidence", "right")
 
 @dataclass(frozen=True)
 class Shifted:
-    """Offset found in a clip with shifted audio."""
+    """The offset found in a clip with shifted audio."""
 
     video: Path
     face_pixels: float
@@ -44,12 +46,12 @@ class Shifted:
 
     @property
     def right(self) -> bool:
-        """Within one frame."""
+        """Whether the offset is within one frame of the shift."""
         return abs(self.offset - self.shift) <= 1
 
 
 def shift_clip(faces: np.ndarray, wave: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Faces (T, ...) and audio (N,) shifted to be `shift` frames early; ends without a counterpart are cut off."""
+    """Shift audio (N,) to be `shift` frames early relative to faces (T, ...); cut off what has no counterpart."""
     if shift >= 0:
         return faces[: len(faces) - shift], wave[shift * SAMPLES_PER_FRAME :]
     return faces[-shift:], wave[: len(wave) + shift * SAMPLES_PER_FRAME]
@@ -65,17 +67,17 @@ def face_pixels(info: VideoInfo) -> float:
 
 
 def score_shifts(scorer: ClipSyncScorer, video: Path, min_face: float, max_offset: int) -> list[Shifted]:
-    """One entry per shift; raises UserError with the reason for a clip that is left out."""
+    """Score a clip at each shift. Raises UserError for a clip to skip."""
     info = probe_video(video)
     wave = load_audio(video, SAMPLE_RATE)
-    start, faces = max(aligned_runs(info, RESOLUTION), key=lambda run: len(run[1]), default=(0, np.empty(0)))
+    start, faces = max(aligned_tracks(info, RESOLUTION), key=lambda track: len(track[1]), default=(0, np.empty(0)))
     if len(faces) < scorer.min_frames + 2 * REACH:
         raise UserError(f"{video}: a face is in view for {len(faces)} frames, {scorer.min_frames + 2 * REACH} needed")
     size = face_pixels(info)
     audio = wave[start * SAMPLES_PER_FRAME : (start + len(faces)) * SAMPLES_PER_FRAME]
     own = scorer.score_faces(faces, audio)
     if size < min_face or abs(own.offset) > max_offset:
-        raise UserError(f"{video}: face {size:.0f} pixels, own offset {own.offset:+d}: left out")
+        raise UserError(f"{video}: face {size:.0f} pixels, own offset {own.offset:+d}: skipped")
     found = []
     for shift in range(-REACH, REACH + 1):
         moved = scorer.score_faces(*shift_clip(faces, audio, shift))
@@ -84,7 +86,7 @@ def score_shifts(scorer: ClipSyncScorer, video: Path, min_face: float, max_offse
 
 
 def draw(found: list[Shifted], path: Path, scorer: str) -> None:
-    """Draw the offset found over the shift, one faint line per clip; below it the share within one frame."""
+    """Plot the offset found over the shift, one faint line per clip, and below it the share within one frame."""
     figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -104,16 +106,16 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--videos_dir", type=Path, required=True, help="real clips with their own audio")
     add("--output_dir", type=Path, required=True, help="folder for offsets.csv and offsets.png")
-    add("--scorer", choices=SCORERS, default="auto")
-    add("--device", default="cpu")
-    add("--max_clips", type=int, help="use at most N clips, spread over the folder")
-    add("--min_face", type=float, default=80.0, help="smallest face in pixels (default: %(default)s)")
+    add("--scorer", choices=SCORERS, default="auto", help="sync scorer (default: %(default)s)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--max_clips", type=int, help="use at most N clips, spread evenly over the folder")
+    add("--min_face", type=float, default=80.0, help="smallest face size in pixels (default: %(default)s)")
     add("--max_offset", type=int, default=1, help="largest own offset of a clip in frames (default: %(default)s)")
     return parser
 
 
 def run(args: argparse.Namespace) -> str:
-    """Score all clips, write table and chart; returns the summary."""
+    """Score all clips and write table and chart; returns a summary."""
     videos = find_videos(args.videos_dir)
     if args.max_clips:
         videos = [videos[i] for i in np.linspace(0, len(videos) - 1, min(args.max_clips, len(videos))).astype(int)]
@@ -123,9 +125,9 @@ def run(args: argparse.Namespace) -> str:
         try:
             found += score_shifts(scorer, video, args.min_face, args.max_offset)
         except UserError as error:
-            print(f"left out: {one_line(error)}", file=sys.stderr)
+            print(f"skipped: {one_line(error)}", file=sys.stderr)
     if not found:
-        raise UserError(f"{args.videos_dir}: all clips were left out, see above")
+        raise UserError(f"{args.videos_dir}: all clips were skipped, see above")
 
     def write(file: TextIO) -> None:
         writer = csv.writer(file)
@@ -142,7 +144,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     print(run(args))
     return 0

@@ -1,7 +1,7 @@
 """Lists of clips to evaluate: a CSV with the columns video, audio, id, group.
 
-All but `video` are optional. Without `audio`, the video's own audio drives the result. The `id` names the files made
-from a pair. Results are summarized for each `group` as well. Paths are relative to the list's folder.
+All but `video` are optional. Without `audio`, the video's own audio drives the result. The `id` is the name of result
+files. Results are also summarized by `group`. Paths are relative to the list's folder.
 """
 
 import csv
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.media.audio import load_audio
 from latentsync.utils.errors import UserError
 
-SAMPLE_RATE = 16000
 COLUMNS = ("video", "audio", "id", "group")
 MAX_ID = 100  # characters, so that file names have room for a suffix
 SAME_AUDIO = 0.95  # correlation of two encodings of one recording; other recordings correlate near 0
@@ -36,7 +36,7 @@ class Pair:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Read a list, in its order. Whether the files exist is checked when each is used.
+    """Read a list. Whether the files exist is checked when they are used.
 
     Raises:
         UserError: the list cannot be read, has unknown columns, a row without a video, or two equal ids.
@@ -50,8 +50,9 @@ def read_pairs(path: str | Path) -> list[Pair]:
         raise UserError(f"{path}: no such list; write a CSV with the columns {', '.join(COLUMNS)}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
-    if "video" not in (names or ()) or set(names) - set(COLUMNS):
-        found = ", ".join(map(str, names or ())) or "nothing"
+    names = names or ()
+    if "video" not in names or set(names) - set(COLUMNS):
+        found = ", ".join(map(str, names)) or "nothing"
         raise UserError(f"{path}: the first line must name the columns {', '.join(COLUMNS)}; it holds {found}")
     pairs = [_pair(row, number, path) for number, row in enumerate(rows, 1)]
     if not pairs:
@@ -61,9 +62,9 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def speaks_own_audio(pair: Pair) -> bool:
-    """Whether the driving audio is the video's own, so that result and video can be compared frame by frame.
+    """Whether the driving audio is the video's own, so that the video is the ground truth of the result.
 
-    Decided by the samples, so that a separate file of the same audio counts as well.
+    Compares samples, so that a separate file of the same audio counts as well.
 
     Raises:
         UserError: the audio, or the video, cannot be read.

@@ -1,9 +1,11 @@
-"""Plots as inline SVG: without scripts or other files."""
+"""Plots as inline SVG, without scripts or external files."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
+
+from latentsync.constants import FPS
 
 COLORS = ("#555555", "#1f77b4", "#d95f02", "#1b9e77", "#7b5ea7", "#b8860b", "#c2185b", "#2f4f4f")
 WIDTH, ROW, LEFT, RIGHT = 420, 24, 120, 62
@@ -11,7 +13,7 @@ LINE_WIDTH, LINE_HEIGHT, MARGIN = 640, 130, 34
 
 
 def color(index: int) -> str:
-    """Color of the method at that index, the same in all plots."""
+    """Color of the method with this index, the same in all plots."""
     return COLORS[index % len(COLORS)]
 
 
@@ -44,7 +46,7 @@ def strip_plot(title: str, groups: Mapping[str, Sequence[float]], means: Mapping
     return _svg(WIDTH, height, title, parts)
 
 
-def line_plot(title: str, lines: Mapping[str, Sequence[float]], colors: Mapping[str, str], fps: float = 25) -> str:
+def line_plot(title: str, lines: Mapping[str, Sequence[float]], colors: Mapping[str, str], fps: float = FPS) -> str:
     """Values over time, one line per method; NaN leaves a gap."""
     arrays = {name: np.asarray(line, float) for name, line in lines.items() if np.isfinite(line).any()}
     if not arrays:
@@ -69,14 +71,14 @@ def line_plot(title: str, lines: Mapping[str, Sequence[float]], colors: Mapping[
     )
     parts.append(end)
     for name, array in arrays.items():
-        for run in _runs(array):
-            points = " ".join(point(index, array[index]) for index in run)
+        for indices in _finite_ranges(array):
+            points = " ".join(point(index, array[index]) for index in indices)
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colors[name]}" stroke-width="1.5"/>')
     return _svg(LINE_WIDTH, LINE_HEIGHT, title, parts)
 
 
-def _runs(array: np.ndarray) -> list[range]:
-    """Runs of finite values."""
+def _finite_ranges(array: np.ndarray) -> list[range]:
+    """Index ranges of consecutive finite values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.isfinite(array).astype(int), [0]])))
     return [range(start, end) for start, end in edges.reshape(-1, 2)]
 

@@ -1,8 +1,8 @@
-"""Rebuild faces from another part of the clip: `python -m eval.reconstruction --pairs list.csv --output_dir out`.
+"""Reconstruct faces from another part of a clip: `python -m eval.reconstruction --pairs list.csv --output_dir out`.
 
 The model regenerates the masked region of each face from the clip's own audio and reference frames from elsewhere in
-the clip. (Color matching, where a model uses it, still compares with the real face.) The report of `eval.run` compares
-the result with the real face, and beside it the reference's pixels pasted unchanged, which the model must beat, and the
+the clip. (Color matching, if a model uses it, still compares with the real face.) The report compares the result with
+the real face, and with two baselines: the reference's pixels pasted unchanged, which the model must beat, and the
 autoencoder alone, an upper bound. Exit codes: 0 written, 1 invalid input, 2 wrong usage.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from eval.clip_metrics import face_metrics
-from eval.frames import SAMPLE_RATE, FaceChunk
+from eval.frames import FaceChunk
 from eval.inference_videos import add_generation_options, generation_options, open_pipeline, pick_model
 from eval.methods import GROUND_TRUTH, Method
 from eval.metrics import ClipMetrics, MetricModels, add_metric_options, check_metric_options, metric_settings
@@ -29,12 +29,13 @@ from eval.pairs import Pair, read_pairs
 from eval.report import PAGE, Report, describe
 from eval.summary import Failure
 from latentsync.arguments import OptionParser, given_options
+from latentsync.constants import SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.data.clips import to_pixel_values
 from latentsync.faces.mask import load_mask
 from latentsync.loading import pick_device
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
-from latentsync.metrics.faces import FPS, aligned_runs
+from latentsync.metrics.faces import aligned_tracks
 from latentsync.options import AUTO, GenerationOptions
 from latentsync.pipelines.face_generator import NUM_FRAMES
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
@@ -44,7 +45,7 @@ from preprocess.write import write_faces
 
 logger = logging.getLogger("reconstruction")
 METHODS = ("model", "reference pasted", "autoencoder")
-NOT_SCORED = "sync is not scored here"
+NOT_SCORED = "sync is not scored in reconstruction"
 
 
 def build_parser() -> OptionParser:
@@ -74,12 +75,12 @@ def reference_start(start: int, count: int, total: int) -> int:
         return later
     earlier = max(start - total // 2, 0)
     if earlier + count > start:
-        raise UserError(f"a clip of {total} frames has no reference apart from frames {start} to {start + count - 1}")
+        raise UserError(f"a clip of {total} frames has no reference outside of frames {start} to {start + count - 1}")
     return earlier
 
 
 def reference_frames(total: int, size: int = NUM_FRAMES) -> np.ndarray:
-    """Index of the reference of each frame (T,), chunk by chunk as the model runs."""
+    """Index of each frame's reference (T,), for chunks of `size` frames."""
     chunks = []
     for start in range(0, total, size):
         count = min(size, total - start)
@@ -92,12 +93,12 @@ def reference_frames(total: int, size: int = NUM_FRAMES) -> np.ndarray:
 def rebuild(
     pipeline: LipsyncPipeline, faces: np.ndarray, wave: np.ndarray, options: GenerationOptions
 ) -> dict[str, np.ndarray]:
-    """Faces (T, R, R, 3) uint8 by method, for real faces of that shape and their audio (N,).
+    """Reconstruct real faces (T, R, R, 3) uint8 with their audio (N,); returns faces of that shape by method.
 
-    Outside the mask all are the real faces.
+    Outside the mask, all results are the real faces.
 
     Raises:
-        UserError: the clip has no room for references.
+        UserError: the clip is too short for references.
     """
     reference = faces[reference_frames(len(faces))]
     made = pipeline.speak(faces, wave, reference, options)
@@ -112,15 +113,15 @@ def rebuild(
 def evaluate(
     pair: Pair, pipeline: LipsyncPipeline, options: GenerationOptions, models: MetricModels, folder: Path, limit: int
 ) -> dict[str, ClipMetrics]:
-    """Metrics by method of the longest run of a video's faces; the faces are written to `folder`/method/<id>.mp4.
+    """Metrics by method, on the longest face track of a video; the faces are written to `folder`/method/<id>.mp4.
 
     Raises:
         UserError: the video cannot be read, or shows no face for long enough.
     """
-    runs = aligned_runs(probe_video(pair.video), pipeline.resolution, options.face)
-    start, real = max(runs, key=lambda run: len(run[1]), default=(0, np.empty(0)))
+    tracks = aligned_tracks(probe_video(pair.video), pipeline.resolution, options.face)
+    start, real = max(tracks, key=lambda track: len(track[1]), default=(0, np.empty(0)))
     real = real[:limit]
-    wave = load_audio(pair.video, SAMPLE_RATE)[start * SAMPLE_RATE // FPS :][: len(real) * SAMPLE_RATE // FPS]
+    wave = load_audio(pair.video, SAMPLE_RATE)[start * SAMPLES_PER_FRAME :][: len(real) * SAMPLES_PER_FRAME]
     results = rebuild(pipeline, real, wave, options) if len(real) else {}
     if not results:
         raise UserError(f"{pair.video}: no face was found; leave it out")
@@ -134,7 +135,7 @@ def evaluate(
 
 
 def chunks_of(result: np.ndarray, source: np.ndarray) -> Iterator[FaceChunk]:
-    """Faces (T, R, R, 3) of one run, in chunks."""
+    """Split faces (T, R, R, 3) of one track into chunks."""
     for start in range(0, len(result), NUM_FRAMES):
         part = slice(start, start + NUM_FRAMES)
         indices = np.arange(len(result))[part]
@@ -142,7 +143,7 @@ def chunks_of(result: np.ndarray, source: np.ndarray) -> Iterator[FaceChunk]:
 
 
 def run(arguments: argparse.Namespace, command: str) -> Report:
-    """Rebuild and compare all clips, and write the report."""
+    """Reconstruct and evaluate all clips, and write the report."""
     pairs = read_pairs(arguments.pairs)
     options = generation_options(arguments, pick_model(given_options(arguments).get("model", AUTO), arguments.device))
     pipeline = open_pipeline(options, arguments.device)

@@ -1,6 +1,6 @@
-"""Files of a comparison: tables as CSV, Markdown and JSON, and a page with plots and videos.
+"""Report of a comparison: tables as CSV, Markdown and JSON, and an HTML page with plots and videos.
 
-The page loads nothing from the network; videos are linked relative to it.
+The page loads nothing from the network. Videos are linked by relative paths.
 """
 
 import csv
@@ -11,10 +11,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote
 
 from eval.methods import Method
@@ -35,11 +35,11 @@ TITLES = {metric.key: metric.title for metric in METRICS}
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the files show.
+    """Content of a report.
 
     Args:
         cells: metrics by (method, id).
-        about: of `describe`, and the inference settings of each method that is a model.
+        about: returned by `describe`, with the inference settings of each method that is a model.
     """
 
     methods: Sequence[Method]
@@ -50,11 +50,11 @@ class Report:
 
     @cached_property
     def summaries(self) -> list[Summary]:
-        """Of all clips, then of each group."""
+        """Summary of all clips, then of each group."""
         return summarize(self.cells, [method.name for method in self.methods], self.pairs)
 
     def write(self, folder: Path) -> Path:
-        """Write all files; returns the page. Raises UserError when one cannot be written."""
+        """Write all files; returns the path of the page. Raises UserError if a file cannot be written."""
         texts = {
             "summary.csv": self.summary_csv(),
             "summary.md": self.markdown(),
@@ -63,11 +63,11 @@ class Report:
             PAGE: self.page(folder),
         }
         for name, text in texts.items():
-            write_text(folder / name, lambda file, text=text: file.write(text))
+            write_text(folder / name, partial(_write, text))
         return folder / PAGE
 
     def summary_csv(self) -> str:
-        """One line per group and method; the cells are numbers, or why there is none."""
+        """One line per group and method; cells are numbers or the reason for a missing value."""
         rows = []
         for summary in self.summaries:
             for method in self.methods:
@@ -87,7 +87,7 @@ class Report:
         return _csv(["id", "method", "status", "reason", "frames", "faces", *keys], rows)
 
     def json(self) -> str:
-        """Everything for programs: settings and versions first."""
+        """All data, for programs; settings and versions first."""
         clips = [
             {"id": name, "method": method} | {key: value for key, value in vars(clip).items() if key != "arrays"}
             for (method, name), clip in self.cells.items()
@@ -102,7 +102,7 @@ class Report:
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
     def markdown(self) -> str:
-        """Metrics as rows, methods as columns; then paired tests, failures and conditions."""
+        """Metrics as rows and methods as columns; then paired tests, failures and conditions."""
         return render(TEMPLATES / "summary.md.j2", **self._shared())
 
     def page(self, folder: Path) -> str:
@@ -126,7 +126,7 @@ class Report:
         }
 
     def _plots(self) -> list[str]:
-        """A plot for each metric that any clip has. Bars are the means of the table."""
+        """A plot for each metric with a value. Bars are the means of the table."""
         plots = []
         for metric in METRICS:
             groups = {method.name: self._values(method, metric.key) for method in self.methods}
@@ -151,7 +151,7 @@ class Report:
         }
 
     def _player(self, pair: Pair, method: Method, folder: Path) -> dict[str, str]:
-        """Link and caption of a video; no link where there is no result."""
+        """Link and caption of a video; the link is empty if there is no result."""
         reasons = [item.reason for item in self.failures if (item.method, item.id) == (method.name, pair.id)]
         caption = " ".join(reasons)
         if (method.name, pair.id) in self.cells:
@@ -165,7 +165,7 @@ class Report:
 
 
 def describe(command: str, models: MetricModels) -> dict[str, Any]:
-    """Command, date, versions, device, settings and remarks of a comparison."""
+    """Command, date, versions, device, settings and notes of a comparison."""
     return {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -188,8 +188,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def conditions_of(about: dict[str, Any]) -> dict[str, str]:
-    """Settings and versions in a few lines, for readers."""
+def conditions_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Settings and versions as short texts by heading."""
     settings = {key: value for key, value in about["settings"].items() if key != "weights"}
     return {
         "Command": about["command"],
@@ -202,7 +202,7 @@ def conditions_of(about: dict[str, Any]) -> dict[str, str]:
 
 
 def _listed(values: dict[str, Any]) -> str:
-    """Comma-separated; None is the model's default."""
+    """Comma-separated texts; None is shown as "default"."""
     return ", ".join(f"{key} {'default' if value is None else value}" for key, value in values.items())
 
 
@@ -212,10 +212,14 @@ def heading(metric: Metric) -> str:
 
 
 def relative_url(path: Path, folder: Path) -> str:
-    """A file as a link from a page in `folder`, quoted."""
+    """Quoted URL of a file, relative to `folder`."""
     return quote(
         os.path.relpath(os.path.abspath(path), os.path.abspath(folder)).encode("utf-8", "surrogateescape"), safe="/"
     )
+
+
+def _write(text: str, file: TextIO) -> None:
+    file.write(text)
 
 
 def _missing(clip: ClipMetrics, key: str) -> str:

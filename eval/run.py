@@ -1,12 +1,12 @@
 """Compare methods on a list of clips: `python -m eval.run --pairs list.csv --methods DIR NAME=pipeline:MODEL ...`.
 
-A row of the list is a video, the audio that drives it (by default its own), an id and a group. A method is a folder of
-results by id, NAME=FOLDER, or NAME=pipeline:MODEL, which runs a model for missing results. The videos themselves are
-always evaluated as "ground truth".
+A row of the list is a video, the audio that drives it (default: its own), an id and a group. A method is a folder of
+results named by id, NAME=FOLDER, or NAME=pipeline:MODEL, which runs a model for missing results. The videos themselves
+are always evaluated as "ground truth".
 
 Writes to --output_dir: index.html (table, plots, videos side by side), summary.csv, summary.md, summary.json (with
-settings and versions), clips.csv (every value), results/ (videos made by models), values/ (metric cache: the same
-command resumes an interrupted run). A metric without its weights reads "n/a (needs FILE)". A clip that fails is a row
+settings and versions), clips.csv (every value), results/ (videos made by models), values/ (metric cache). The same
+command resumes an interrupted run. A metric without its weights reads "n/a (needs FILE)". A clip that fails is reported
 with its reason. Exit codes: 0 written, 1 invalid input or no clip could be evaluated, 2 wrong usage.
 """
 
@@ -47,10 +47,15 @@ def build_parser() -> OptionParser:
     )
     add = parser.add_argument
     add("--pairs", type=Path, required=True, help="CSV with the columns video, audio, id, group")
-    add("--methods", nargs="*", default=[], help="DIR, NAME=DIR or NAME=pipeline:MODEL (default: only the videos)")
+    add(
+        "--methods",
+        nargs="*",
+        default=[],
+        help="DIR, NAME=DIR or NAME=pipeline:MODEL (default: only the videos)",
+    )
     add("--output_dir", type=Path, required=True, help="output folder")
     add_metric_options(parser)
-    add_generation_options(parser, leave_out=("model",))  # methods name their models
+    add_generation_options(parser, leave_out=("model",))  # given by the methods
     return parser
 
 
@@ -65,10 +70,10 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def generate(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequence[Pair]) -> Iterator[Failure]:
     """Run each model for missing results; yields the pairs that failed."""
     for method in methods:
-        if method.model is None:
+        if method.model is None or method.folder is None:
             continue
         chosen = generation_options(options, method.model)
-        batch = BatchInference(chosen, method.folder, lambda given=chosen: open_pipeline(given, options.device))
+        batch = BatchInference(chosen, method.folder, partial(open_pipeline, chosen, options.device))
         for row in batch(pairs):
             logger.info("%s, %s: %s %s", method.name, row.id, row.status, one_line(row.reason))
             if row.status == inference_videos.FAILED:
@@ -78,7 +83,7 @@ def generate(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequ
 def compute_all(
     methods: Sequence[Method], pairs: Sequence[Pair], models: MetricModels, cache: MetricCache, failed: list[Failure]
 ) -> tuple[dict[tuple[str, str], ClipMetrics], list[Failure]]:
-    """Metrics of every method on every pair but those that `failed` already; and all failures."""
+    """Metrics of each method on each pair, except those in `failed`; and all failures."""
     cells: dict[tuple[str, str], ClipMetrics] = {}
     failures = list(failed)
     done = {(item.method, item.id) for item in failed}
@@ -120,7 +125,7 @@ def compare(options: argparse.Namespace, methods: Sequence[Method], pairs: Seque
 
 
 def inference_of(options: argparse.Namespace, model: str) -> dict[str, Any]:
-    """Options and weights that results of a model were made with."""
+    """Options and weights that the results of a model were generated with."""
     chosen = generation_options(options, model).model_dump(mode="json")
     return {**chosen, "weights": inference_videos.weights_fingerprint(model)}
 

@@ -35,7 +35,7 @@ class PairedTest:
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """95 % bootstrap interval (BCa; Efron 1987) of the mean; None with fewer than three values. Repeatable."""
+    """95 % bootstrap interval (BCa; Efron 1987) of the mean; None for fewer than three values. Deterministic."""
     values = np.asarray(values, float)
     if len(values) < MIN_INTERVAL:
         return None
@@ -50,10 +50,10 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
 def paired_test(
     metric: str, names: tuple[str, str], first: Sequence[float], second: Sequence[float]
 ) -> PairedTest | None:
-    """Compare paired values of two methods; None with fewer than six pairs."""
+    """Compare paired values of two methods; None for fewer than six pairs."""
     differences = np.asarray(first, float) - np.asarray(second, float)
-    if len(differences) < MIN_TEST:
+    interval = bootstrap_interval(differences)
+    if interval is None or len(differences) < MIN_TEST:
         return None
     p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
-    low, high = bootstrap_interval(differences)
-    return PairedTest(metric, *names, len(differences), float(differences.mean()), low, high, p)
+    return PairedTest(metric, *names, len(differences), float(differences.mean()), *interval, p)

@@ -1,7 +1,7 @@
 """Summary of a comparison: one value for each method and metric, with confidence intervals and paired tests.
 
-A metric is averaged over the clips for which every method has it, so that no method gains by failing on hard clips.
-Methods without a single value are ignored in this.
+A metric is averaged over the clips for which every method has a value, so that no method gains by failing on hard
+clips. Methods without any value do not restrict this set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from eval.pairs import Pair
 from eval.statistics import PairedTest, bootstrap_interval, paired_test
 from latentsync.metrics.frechet import frechet_distance
 
-FEW_SAMPLES = {"fid": 2048, "fvd": 400}  # the features' width: with fewer samples the distance is biased upward
+FEW_SAMPLES = {"fid": 2048, "fvd": 400}  # feature widths; with fewer samples the distance is biased upward
 Cells = Mapping[tuple[str, str], ClipMetrics]  # (method, id) -> metrics; failed clips are absent
 
 
@@ -35,8 +35,8 @@ class Aggregate:
     """A metric of a method over all clips.
 
     Args:
-        value: None if there is none; `note` says why.
-        count: number of clips, or of samples for the distance of a set.
+        value: None if there is none; `note` gives the reason.
+        count: number of clips; for FID and FVD, of samples.
         low, high: 95 % bootstrap interval of a mean.
     """
 
@@ -50,10 +50,11 @@ class Aggregate:
 
     @property
     def text(self) -> str:
-        """For a cell of a table."""
+        """Text of a table cell."""
         if self.value is None:
             return f"n/a ({self.note})" if self.note else "n/a"
-        return shown(self.value) + (f" [{shown(self.low)}, {shown(self.high)}]" if self.low is not None else "")
+        has_interval = self.low is not None and self.high is not None
+        return shown(self.value) + (f" [{shown(self.low)}, {shown(self.high)}]" if has_interval else "")
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ class Summary:
         return [item for item in self.aggregates if item.metric == metric]
 
 
-def shown(value: float) -> str:
-    return f"{value:.4g}"
+def shown(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4g}"
 
 
 def summarize(cells: Cells, methods: Sequence[str], pairs: Sequence[Pair]) -> list[Summary]:
-    """All clips first, then each group of the list where there are several."""
+    """Summary of all clips, then of each group if there are several."""
     groups = list(dict.fromkeys(pair.group for pair in pairs))
     members = {"": [pair.id for pair in pairs]}
     if len(groups) > 1:
@@ -87,7 +88,7 @@ def summarize(cells: Cells, methods: Sequence[str], pairs: Sequence[Pair]) -> li
 
 
 def aggregate(cells: Cells, methods: Sequence[str], ids: Sequence[str]) -> list[Aggregate]:
-    """One aggregate for each method and metric, methods in their order, within it the metrics in theirs."""
+    """One aggregate per method and metric, ordered by method, then by metric."""
     columns = {
         metric.key: _distances(cells, methods, ids, metric.key)
         if metric.of_set
@@ -98,7 +99,7 @@ def aggregate(cells: Cells, methods: Sequence[str], ids: Sequence[str]) -> list[
 
 
 def paired_tests(cells: Cells, methods: Sequence[str], ids: Sequence[str]) -> list[PairedTest]:
-    """Every pair of methods on every metric that both have for at least six clips, the ground truth left out."""
+    """Compare each pair of methods, except the ground truth, on each metric that both have for at least six clips."""
     names = [method for method in methods if method != GROUND_TRUTH]
     tests = []
     for metric in METRICS:
@@ -130,7 +131,7 @@ def _means(cells: Cells, methods: Sequence[str], ids: Sequence[str], key: str) -
 
 
 def _distances(cells: Cells, methods: Sequence[str], ids: Sequence[str], key: str) -> dict[str, Aggregate]:
-    """Frechet distance of each method's features to the ground truth's, on the clips that all have."""
+    """Frechet distance between the features of each method and the ground truth, on the clips that all methods have."""
     have = {m: {i for i in ids if (m, i) in cells and len(cells[m, i].arrays.get(key, ()))} for m in methods}
     common = set(ids).intersection(*(some for some in have.values() if some))
     features = {
@@ -141,17 +142,20 @@ def _distances(cells: Cells, methods: Sequence[str], ids: Sequence[str], key: st
     return {method: _distance(method, key, features[method], real, cells, ids) for method in methods}
 
 
-def _distance(method: str, key: str, made: np.ndarray, real: np.ndarray, cells: Cells, ids: Sequence[str]) -> Aggregate:
-    if min(len(made), len(real)) < 2:
+def _distance(
+    method: str, key: str, features: np.ndarray, real: np.ndarray, cells: Cells, ids: Sequence[str]
+) -> Aggregate:
+    if min(len(features), len(real)) < 2:
         return Aggregate(method, key, None, note=_reason(cells, method, ids, key, "too few frames with a face"))
     if method == GROUND_TRUTH:
         return Aggregate(method, key, None, len(real), "is the reference")
-    few = f"only {len(made)} samples: biased upward" if len(made) < FEW_SAMPLES[key] else ""
-    return Aggregate(method, key, frechet_distance(made, real), len(made), few)
+    count = len(features)
+    few = f"only {count} samples: biased upward" if count < FEW_SAMPLES[key] else ""
+    return Aggregate(method, key, frechet_distance(features, real), count, few)
 
 
 def _reason(cells: Cells, method: str, ids: Sequence[str], key: str, otherwise: str = "") -> str:
-    """Why a metric is missing, according to the first clip that lacks it."""
+    """Reason for a missing metric, taken from the first clip without it."""
     evaluated = [cells[method, i] for i in ids if (method, i) in cells]
     reasons = [metrics.missing[key] for metrics in evaluated if key in metrics.missing]
     return next(iter(reasons), otherwise) if evaluated else "no clip was evaluated"

@@ -24,7 +24,6 @@ COMMANDS: dict[str, Leaf | dict[str, Leaf]] = {
     "train": {
         "unet": ("Train or fine-tune the UNet.", "scripts.train_unet"),
         "syncnet": ("Train a SyncNet.", "scripts.train_syncnet"),
-        "vae": ("Train the autoencoder of the embedded model.", "scripts.train_vae"),
     },
     "eval": {
         "run": ("Compare methods by all metrics.", "eval.run"),

@@ -1,4 +1,4 @@
-"""What travels between the steps: stretches of a source, and the clips made from them.
+"""Data passed between the steps: segments of a source, and the clips made from them.
 
 Legend: T frames of a clip, R side of an aligned face in pixels.
 """
@@ -24,10 +24,10 @@ class Drop:
 
 
 class Segment:
-    """A stretch of one shot of a source at 25 frames/s, decoded while it is read; never all in memory.
+    """Consecutive frames of one shot at 25 frames/s, decoded while they are read and never all in memory.
 
-    Iterating over it gives its frames, once. How many there are is known when the last one has been taken
-    (`num_frames`): a shot may end before the segment's full length.
+    Can be iterated over once. `num_frames` counts the frames read so far, since a shot may end before the segment's
+    full length.
     """
 
     def __init__(
@@ -36,30 +36,33 @@ class Segment:
         index: int,
         start: Fraction,
         frames: Iterator[VideoFrame],
-        sound: Callable[[Fraction, int], np.ndarray],
+        read_audio: Callable[[Fraction, int], np.ndarray],
         is_still: bool = False,
     ) -> None:
-        """`start`: seconds in the source. `sound(start, samples)`: float32 (samples,) of the source, from a time on.
-        is_still: one picture, which is long enough whatever the settings say."""
+        """
+        Args:
+            start: time in the source, in seconds.
+            read_audio: (start, samples) -> float32 (samples,) of the source, from that time on.
+            is_still: the source is a still image, to which no minimum length applies.
+        """
         self.source = source
         self.index = index
         self.start = start
         self.num_frames = 0
         self.is_still = is_still
         self.frames = self._counted(frames)
-        self._sound = sound
+        self._read_audio = read_audio
 
     def __iter__(self) -> Iterator[VideoFrame]:
         return self.frames
 
-    def sound(self, num_frames: int | None = None, first: int = 0) -> np.ndarray:
-        """float32 (num_frames * 640,) at 16 kHz, mono, from frame `first` on: what is heard while the frames are shown.
+    def audio(self, num_frames: int | None = None, first: int = 0) -> np.ndarray:
+        """Audio of `num_frames` frames (default: all read so far) from frame `first` on: float32 (num_frames * 640,).
 
-        num_frames: by default all those read so far. Where the source has no sound (any more) there are zeros. May be
-        asked for as often as wanted, until the next segment is asked for.
+        Mono at 16 kHz, zeros where the source has no audio. Available until the next segment is started.
         """
         count = self.num_frames - first if num_frames is None else num_frames
-        return self._sound(self.start + Fraction(first, FPS), count * SAMPLES_PER_FRAME)
+        return self._read_audio(self.start + Fraction(first, FPS), count * SAMPLES_PER_FRAME)
 
     def _counted(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         for frame in frames:
@@ -69,13 +72,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class Clip:
-    """One person's stretch of a segment. Steps return changed copies (`dataclasses.replace`).
+    """One person in a segment. Steps return changed copies (`dataclasses.replace`).
 
-    source: name of the source. segment: its number in the source. person: number of the face in the segment, 0 first.
-    start: seconds in the source of the first frame. faces: uint8 (T, R, R, 3) RGB, aligned. wave: float32 (T * 640,) at
-    16 kHz, None where the source has no sound. Both are None once dropped: nothing will be written.
-    figures: what the steps measured, by name; they become columns of the manifest. drop: None for a clip to be kept.
-    length: frames of a clip that was dropped.
+    Args:
+        source: name of the source.
+        segment: index of the segment in the source.
+        person: index of the face in the segment.
+        start: time of the first frame in the source, in seconds.
+        faces: aligned, uint8 (T, R, R, 3) RGB; None for a dropped clip.
+        wave: float32 (T * 640,) at 16 kHz; None for a dropped clip or a source without audio.
+        figures: values computed by the steps, by name; they become columns of the manifest.
+        drop: None for a clip to keep.
+        length: number of frames of a dropped clip.
     """
 
     source: str
@@ -92,6 +100,13 @@ class Clip:
     def num_frames(self) -> int:
         return self.length if self.faces is None else len(self.faces)
 
+    @property
+    def kept_faces(self) -> np.ndarray:
+        """`faces` of a clip that is not dropped."""
+        if self.faces is None:
+            raise ValueError("a dropped clip has no faces")
+        return self.faces
+
     def dropped(self, step: str, reason: str) -> "Clip":
-        """The clip without its pictures and sound, and why."""
+        """The clip without its frames and audio, with the reason."""
         return replace(self, faces=None, wave=None, drop=Drop(step, reason), length=self.num_frames)

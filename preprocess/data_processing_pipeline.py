@@ -1,20 +1,21 @@
 """Turn a folder of videos into training clips: `python -m preprocess.data_processing_pipeline --input_dir DIR`.
 
-Drops broken files, resamples to 25 frames/s and 16 kHz, splits into shots and segments, aligns faces, checks sync and
-quality. Each source is decoded once and never changed. manifest.csv holds the status of every source and clip; the same
-command resumes an interrupted run. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
+Drops broken files, resamples to 25 frames/s and 16 kHz, splits into shots and segments, aligns faces, and checks sync
+and quality. Each source is decoded once and never changed. manifest.csv holds the status of every source and clip. The
+same command resumes an interrupted run. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """
 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from latentsync.faces.factory import DETECTORS
 from latentsync.metrics.clip_sync import SCORERS
-from latentsync.metrics.picture_quality import QUALITY_METRICS
+from latentsync.metrics.image_quality import QUALITY_METRICS
 from latentsync.utils.commands import command
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
@@ -22,8 +23,6 @@ from preprocess.report import write_report
 from preprocess.runner import RunOptions, find_work, process
 from preprocess.settings import DEFAULT_STEPS, MANY_FACES, STEPS, ProcessSettings
 from preprocess.storage import open_storage
-
-INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,65 +34,45 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", help="folder of clips, manifest.csv and lists (default: <input_dir>_processed)")
     add("--temp_dir", type=Path, help="folder for unfinished files (default: in the output folder)")
     add("--report", action="store_true", help="write report.html as well: counts, histograms, examples")
-    add("--dry_run", action="store_true", help="check everything and list the work without doing it")
+    add("--dry_run", action="store_true", help="check the options and list the sources, without processing them")
 
     defaults = ProcessSettings()
     add = parser.add_argument_group("processing").add_argument
     add("--steps", default=",".join(DEFAULT_STEPS), help=f"steps to run, of {','.join(STEPS)} (default: %(default)s)")
     add("--resolution", type=int, default=defaults.resolution, help="side of the aligned faces (default: %(default)s)")
+
+    def number(name: str, text: str) -> None:
+        default = getattr(defaults, name)
+        add(f"--{name}", type=type(default), default=default, help=f"{text} (default: %(default)s)")
+
+    number("segment_seconds", "length of the longest clips")
+    number("min_seconds", "length of the shortest clips")
+    number("shot_threshold", "threshold of PySceneDetect's adaptive detector")
+    number("audio_track", "index of the audio track to use")
+    add("--detector", choices=DETECTORS, default=defaults.detector, help="face detector (default: %(default)s)")
     add(
-        "--segment_seconds",
-        type=float,
-        default=defaults.segment_seconds,
-        help="longest clip (default: %(default)s)",
+        "--many_faces",
+        choices=MANY_FACES,
+        default=defaults.many_faces,
+        help="several people in view: one clip each, the largest face only, or drop the segment (default: %(default)s)",
     )
-    add(
-        "--min_seconds",
-        type=float,
-        default=defaults.min_seconds,
-        help="shortest clip (default: %(default)s)",
-    )
-    add(
-        "--shot_threshold",
-        type=float,
-        default=defaults.shot_threshold,
-        help="of PySceneDetect (default: %(default)s)",
-    )
-    add(
-        "--audio_track",
-        type=int,
-        default=defaults.audio_track,
-        help="audio track of sources with several; 0 is the first",
-    )
-    add("--detector", choices=DETECTORS, default=defaults.detector)
-    add("--many_faces", choices=MANY_FACES, default=defaults.many_faces, help="how to handle several people")
-    add("--no_smoothing", action="store_true", help="do not smooth the motion of the face")
-    add(
-        "--min_face_size",
-        type=int,
-        default=defaults.min_face_size,
-        help="smallest face in pixels, for the step face_size",
-    )
-    add(
-        "--max_alignment_error",
-        type=float,
-        default=defaults.max_alignment_error,
-        help="for the step alignment",
-    )
-    add("--sync_scorer", choices=SCORERS, default=defaults.sync_scorer)
+    add("--no_smoothing", action="store_true", help="do not smooth the face's position")
+    number("min_face_size", "smallest face width in pixels, for the face_size step")
+    number("max_alignment_error", "largest distance of the anchors as a share of the side, for the alignment step")
+    add("--sync_scorer", choices=SCORERS, default=defaults.sync_scorer, help="SyncNet to use (default: %(default)s)")
     add(
         "--sync_conf_threshold",
         type=float,
-        help="smallest confidence (default: 3, or 0.15 for the embedded SyncNet)",
+        help="lowest sync confidence (default: 3, or 0.15 for the embedded SyncNet)",
     )
+    number("max_offset", "largest audio-visual offset to correct, in frames")
     add(
-        "--max_offset",
-        type=int,
-        default=defaults.max_offset,
-        help="largest offset corrected (default: %(default)s)",
+        "--quality_measure",
+        choices=QUALITY_METRICS,
+        default=defaults.quality_measure,
+        help="image quality metric (default: %(default)s)",
     )
-    add("--quality_measure", choices=QUALITY_METRICS, default=defaults.quality_measure)
-    add("--min_quality", type=float, help="smallest quality (default: 40, or 0.45 for sharpness)")
+    add("--min_quality", type=float, help="lowest image quality (default: 40, or 0.45 for sharpness)")
     add("--crf", type=int, default=defaults.crf, help="H.264 quality, 0 (lossless) to 51 (default: %(default)s)")
     add("--keep_silent", action="store_true", help="keep images and videos without audio, in faces.txt only")
     add("--person_pattern", help="regular expression for the person in a path (default: folder or file name)")
@@ -101,18 +80,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("lists").add_argument
     add("--max_clips_per_person", type=int, help="limit the training clips of each person")
     add("--hold_out", nargs="+", default=[], metavar="PATTERN", help="sources to put in held_out/train.txt only")
+    add("--held_out_per_person", type=int, default=40, help="excess clips to hold out (default: %(default)s)")
     add(
-        "--held_out_per_person",
-        type=int,
-        default=40,
-        help="excess clips to hold out (default: %(default)s)",
-    )
-    add(
-        "--distrust_sound",
+        "--ignore_audio",
+        "--distrust_sound",  # former name
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="sources whose audio is ignored: faces.txt only",
+        help="sources to put in faces.txt only, because their audio is wrong",
     )
 
     add = parser.add_argument_group("execution").add_argument
@@ -158,13 +133,13 @@ def options_of(args: argparse.Namespace) -> RunOptions:
         args.executor,
         args.temp_dir,
         ListOptions(
-            args.max_clips_per_person, tuple(args.hold_out), tuple(args.distrust_sound), args.held_out_per_person
+            args.max_clips_per_person, tuple(args.hold_out), tuple(args.ignore_audio), args.held_out_per_person
         ),
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the options say and print the outcome."""
+    """Process the sources and print a summary."""
     settings, options = settings_of(args), options_of(args)
     if args.dry_run:
         files = find_work(options, settings, open_storage(options.input_dir))
@@ -181,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
         summary = process(options, settings, show)
     if args.report:
         write_report(options.output_dir, summary.rows, options.input_dir, settings)
-    print(f"{summary.kept} clips kept; {summary.processed} sources worked on, {summary.resumed} done before")
+    print(f"{summary.kept} clips kept; {summary.processed} sources processed, {summary.resumed} finished before")
     for step, count in summary.dropped.most_common():
         print(f"dropped by {step}: {count}")
     train, faces, held_out = (len(some) for some in (summary.lists.train, summary.lists.faces, summary.lists.held_out))
@@ -190,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 @command(interrupted="interrupted; run the same command again to resume")
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     run(args)

@@ -1,4 +1,4 @@
-"""Who works: processes of this machine, or Ray where one machine is not enough. Both call the same function."""
+"""Executors: worker processes on this machine, or actors of a Ray cluster. Both call `process_source`."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import torch
@@ -19,41 +20,42 @@ from preprocess.tools import Tools
 from preprocess.write import OutputError
 
 EXECUTORS = ("local", "ray")
-ATTEMPTS = 2  # a source that takes its worker down is tried once more
+ATTEMPTS = 2  # for a source that crashes its worker
 CRASHED = "crashed the worker"
 
 
 def run_local(files: Sequence[FileStamp], job: Job, workers: int) -> Iterator[SourceRecord]:
-    """Records as they come, from `workers` processes. One that dies is replaced, its source tried once more.
+    """Yield records as `workers` processes finish them. A process that dies is replaced and its source retried once.
 
     Raises:
-        OutputError: nothing more can be written; the workers are ended.
+        OutputError: the output cannot be written; the workers are stopped.
     """
     pending = deque(_Task(file) for file in files)
     count = min(workers, len(files))
-    crew = [_Worker(job, threads_for(count)) for _ in range(count)]
+    pool = [_Worker(job, threads_for(count)) for _ in range(count)]
     try:
-        while pending or any(worker.task for worker in crew):
-            for worker in crew:
+        while pending or any(worker.task for worker in pool):
+            for worker in pool:
                 if worker.task is None and pending:
-                    worker.give(pending.popleft())
-            busy = [worker for worker in crew if worker.task]
+                    worker.submit(pending.popleft())
+            busy = [worker for worker in pool if worker.task]
             ready = multiprocessing.connection.wait([worker.pipe for worker in busy])
             for worker in busy:
                 if worker.pipe in ready:
-                    yield from _take(worker, pending)
+                    yield from _receive(worker, pending)
     finally:
-        for worker in crew:
-            worker.end()
+        for worker in pool:
+            worker.stop()
 
 
 def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.0) -> Iterator[SourceRecord]:
-    """The same over a Ray cluster (RAY_ADDRESS, or one started here): an actor with its own networks per worker.
+    """As `run_local`, on a Ray cluster: that at RAY_ADDRESS, or a local one. Each worker is an actor.
 
-    Sources and results must lie where every machine reaches them: a shared folder or an fsspec address.
+    Sources and results must be reachable from every machine: a shared folder or an fsspec address.
 
     Raises:
-        UserError: Ray is not installed. OutputError as `run_local`.
+        UserError: Ray is not installed.
+        OutputError: as `run_local`.
     """
     try:
         import ray
@@ -62,21 +64,22 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
     started = not ray.is_initialized()
     if started:
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
-    actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Crew)
+    actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Actor)
     try:
-        crew = deque(actor.remote(job) for _ in range(min(workers, len(files))))
-        pending, running = deque(_Task(file) for file in files), {}
+        idle = deque(actor.remote(job) for _ in range(min(workers, len(files))))
+        pending = deque(_Task(file) for file in files)
+        running: dict[Any, tuple[Any, _Task]] = {}
         while pending or running:
-            while pending and crew:
-                worker, task = crew.popleft(), pending.popleft()
+            while pending and idle:
+                worker, task = idle.popleft(), pending.popleft()
                 running[worker.process.remote(task.file)] = worker, task
             (reference,), _ = ray.wait(list(running))
             worker, task = running.pop(reference)
-            crew.append(worker)
+            idle.append(worker)
             try:
                 yield ray.get(reference)
             except ray.exceptions.RayActorError:
-                yield from _try_again(task, job, pending)
+                yield from _retry(task, job, pending)
             except ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from error
     finally:
@@ -85,18 +88,18 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
 
 
 def threads_for(workers: int) -> int:
-    """A worker's share of the processor, so that they do not take it from each other."""
+    """Threads of each worker, so that all together do not oversubscribe the processor."""
     return max(1, (os.cpu_count() or 1) // workers)
 
 
 def limit_threads(threads: int) -> None:
-    """In this process, unless the environment allows fewer."""
+    """Limit the threads of this process, unless the environment allows fewer."""
     torch.set_num_threads(min(torch.get_num_threads(), threads))
     cv2.setNumThreads(min(cv2.getNumThreads(), threads))
 
 
-class _Crew:
-    """One worker's networks; in Ray an actor."""
+class _Actor:
+    """A Ray actor with its own networks."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._tools = job, Tools(job.settings)
@@ -115,33 +118,33 @@ class _Worker:
     """A process and the pipe to it."""
 
     def __init__(self, job: Job, threads: int) -> None:
-        self._job, self._threads = job, threads
+        self.job, self._threads = job, threads
         self.task: _Task | None = None
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_work, args=(far, self._job, self._threads), daemon=True)
+        self.process = context.Process(target=_work, args=(far, self.job, self._threads), daemon=True)
         self.process.start()
         far.close()
 
-    def give(self, task: _Task) -> None:
+    def submit(self, task: _Task) -> None:
         if not self.process.is_alive():
             self._start()
         self.task = task
         self.pipe.send(task.file)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self.pipe.close()
         self.process.kill()
         self.process.join()
 
 
 def _work(pipe: multiprocessing.connection.Connection, job: Job, threads: int) -> None:
-    """What a worker process does until its pipe is closed. threads: its share of the processor."""
+    """Main function of a worker process: process files from the pipe until it is closed."""
     limit_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     with Tools(job.settings) as tools:
         while True:
             try:
@@ -154,27 +157,30 @@ def _work(pipe: multiprocessing.connection.Connection, job: Job, threads: int) -
                 pipe.send(error)
 
 
-def _end_with_parent() -> None:
-    """A run that was killed leaves nobody behind who still writes."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+def _exit_with_parent() -> None:
+    """Exit when the parent process dies, so that no worker keeps writing after the run was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
-def _take(worker: _Worker, pending: deque[_Task]) -> Iterator[SourceRecord]:
-    """What a worker has to say: a record, that nothing can be written, or nothing any more."""
+def _receive(worker: _Worker, pending: deque[_Task]) -> Iterator[SourceRecord]:
+    """Yield a worker's record, raise its error, or queue its task again if the process died."""
     task, worker.task = worker.task, None
+    assert task is not None
     try:
-        said = worker.pipe.recv()
+        answer = worker.pipe.recv()
     except (EOFError, ConnectionError):
         worker.process.join()
-        yield from _try_again(task, worker._job, pending)
+        yield from _retry(task, worker.job, pending)
         return
-    if isinstance(said, Exception):
-        raise said
-    yield said
+    if isinstance(answer, Exception):
+        raise answer
+    yield answer
 
 
-def _try_again(task: _Task, job: Job, pending: deque[_Task]) -> Iterator[SourceRecord]:
+def _retry(task: _Task, job: Job, pending: deque[_Task]) -> Iterator[SourceRecord]:
     task.attempts += 1
     if task.attempts < ATTEMPTS:
         pending.append(task)

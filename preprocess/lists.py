@@ -1,4 +1,4 @@
-"""The lists of kept clips that training reads: to learn from, to judge by, and for faces alone."""
+"""Lists of kept clips for training: clips with audio, clips used for faces only, held-out clips."""
 
 import fnmatch
 from dataclasses import dataclass
@@ -19,17 +19,19 @@ Row = dict[str, Figure]
 
 @dataclass(frozen=True)
 class ListOptions:
-    """Which clips go on which list; what is kept does not depend on it.
+    """How kept clips are sorted into lists.
 
-    max_clips_per_person: in the lists to train on, spread over what there is, so that nobody outnumbers the others.
-    hold_out: patterns (as the shell's) of sources never to be trained on: names without suffix, or beneath the folder.
-    distrust_sound: patterns of sources whose sound is neither trained on nor judged by.
-    held_out_per_person: where anything is held out, so many of the clips that are too many of a person are as well.
+    Args:
+        max_clips_per_person: limit of each person's training clips, which are spread evenly over all their clips.
+        hold_out: shell patterns of sources to exclude from training, matched against the path in the input folder and
+            the file name without suffix.
+        ignore_audio: patterns of sources whose audio is used neither for training nor for evaluation.
+        held_out_per_person: with `hold_out`, hold out up to this many of the clips above each person's limit as well.
     """
 
     max_clips_per_person: int | None = None
     hold_out: tuple[str, ...] = ()
-    distrust_sound: tuple[str, ...] = ()
+    ignore_audio: tuple[str, ...] = ()
     held_out_per_person: int = 40
 
     def __post_init__(self) -> None:
@@ -41,7 +43,7 @@ class ListOptions:
 
 @dataclass(frozen=True)
 class Lists:
-    """Rows of the manifest. faces: all to train on; train: those of them with sound; held_out: others, with sound."""
+    """Rows of the manifest: `faces` to train on, those of them with audio (`train`), and held-out ones with audio."""
 
     train: list[Row]
     faces: list[Row]
@@ -49,17 +51,13 @@ class Lists:
 
 
 def choose(rows: list[Row], options: ListOptions) -> Lists:
-    """Sort the kept clips into lists.
-
-    Of a person with more than `max_clips_per_person` clips that many are trained on. Where anything is held out at all,
-    the others are as well, up to `held_out_per_person`: a known face to judge by.
-    """
+    """Sort the kept clips into lists, see `ListOptions`."""
     kept = [row for row in rows if row["kind"] == "clip" and row["status"] == "kept"]
-    held_out = [row for row in kept if _fits(row, options.hold_out)]
+    held_out = [row for row in kept if _matches(row, options.hold_out)]
     groups: dict[tuple, list[Row]] = {}
     for row in kept:
-        if not _fits(row, options.hold_out):
-            groups.setdefault((row["person"], _is_heard(row, options)), []).append(row)
+        if not _matches(row, options.hold_out):
+            groups.setdefault((row["person"], _has_audio(row, options)), []).append(row)
     chosen = []
     for group in groups.values():
         taken = spread(len(group), options.max_clips_per_person or len(group))
@@ -67,12 +65,12 @@ def choose(rows: list[Row], options: ListOptions) -> Lists:
         if options.hold_out:
             left = [row for index, row in enumerate(group) if index not in taken]
             held_out += [left[index] for index in spread(len(left), options.held_out_per_person)]
-    train, held_out = ([row for row in some if _is_heard(row, options)] for some in (chosen, held_out))
+    train, held_out = ([row for row in some if _has_audio(row, options)] for some in (chosen, held_out))
     return Lists(train, chosen, held_out)
 
 
 def write_lists(output: Storage, rows: list[Row], options: ListOptions) -> Lists:
-    """Write train.txt and faces.txt, and held_out/train.txt where something is held out; replaces earlier ones."""
+    """Write train.txt, faces.txt and, with `hold_out`, held_out/train.txt; earlier lists are replaced."""
     lists = choose(rows, options)
     output.write_text(TRAIN, _text(lists.train, ""))
     output.write_text(FACES, _text(lists.faces, ""))
@@ -84,19 +82,19 @@ def write_lists(output: Storage, rows: list[Row], options: ListOptions) -> Lists
 
 
 def spread(length: int, count: int) -> list[int]:
-    """At most `count` different indices of 0..length-1, evenly spaced, both ends among them."""
+    """At most `count` distinct indices of 0..length-1, evenly spaced and including both ends."""
     return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
 
-def _fits(row: Row, patterns: tuple[str, ...]) -> bool:
+def _matches(row: Row, patterns: tuple[str, ...]) -> bool:
     name = str(row["source"])
     return any(fnmatch.fnmatchcase(text, pattern) for text in (name, PurePosixPath(name).stem) for pattern in patterns)
 
 
-def _is_heard(row: Row, options: ListOptions) -> bool:
-    return bool(row["has_sound"]) and not _fits(row, options.distrust_sound)
+def _has_audio(row: Row, options: ListOptions) -> bool:
+    return bool(row["has_sound"]) and not _matches(row, options.ignore_audio)
 
 
 def _text(rows: list[Row], folder: str) -> str:
-    """A clip a line, a tab, the person. folder: from the list to the output."""
+    """One clip per line, a tab, the person. folder: path from the list to the output folder."""
     return "".join(f"{folder}{row['clip']}\t{' '.join(str(row['person']).split()) or 'nobody'}\n" for row in rows)

@@ -1,7 +1,7 @@
-"""The fate of every source and clip: a record for each source, from which runs resume, and manifest.csv of them all.
+"""Status of every source and clip: a record for each source, from which runs resume, and manifest.csv.
 
-A record is a JSON file named after the content of its source. While a source is being worked on, every finished
-segment leaves a part; the record replaces them. All are written whole or not at all.
+A record is a JSON file named by the hash of its source. While a source is being processed, each finished segment is
+stored as a part, and the record replaces all parts. All writes are atomic.
 """
 
 import csv
@@ -18,7 +18,7 @@ from preprocess.storages.base import FileStamp, Storage
 MANIFEST = "manifest.csv"
 RECORDS = "records"
 
-# First in the table, in this order; further figures follow by name.
+# First columns of the table; the remaining figures follow in alphabetical order.
 COLUMNS = (
     "kind", "source", "person", "segment", "face", "status", "step", "reason", "clip", "start_seconds", "seconds",
     "frames", "fps", "width", "height", "source_seconds", "clips_kept", "clips_dropped", "sha256", "params",
@@ -27,7 +27,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class ClipRow:
-    """What became of one clip. path: name of its file in the output, empty when dropped; size: its bytes."""
+    """Status of a clip. path: its file in the output folder, empty for a dropped clip; size: bytes of that file."""
 
     segment: int
     face: int
@@ -52,9 +52,14 @@ class ClipRow:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What became of one source, in a given run's settings (`params`). step, reason: set when it is of no use.
+    """Status of a source, processed with given settings.
 
-    is_finished: False for one that has to be tried again in the next run. seconds: time spent by step.
+    Args:
+        root, name, size, stamp: identify the file, see `FileStamp`.
+        params: digest of the settings.
+        step, reason: set for a source that cannot be used.
+        is_finished: False for a source to retry in the next run.
+        seconds: time spent in each step.
     """
 
     root: str
@@ -72,11 +77,11 @@ class SourceRecord:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def is_of(self, root: str, file: FileStamp) -> bool:
-        """Whether it was made from this very file, by its place, size and time of change."""
+        """Whether it is the record of this file: same path, size and modification time."""
         return (self.root, self.name, self.size, self.stamp) == (root, file.name, file.size, file.stamp)
 
     def is_settled_by(self, known: "SourceRecord") -> bool:
-        """Whether `known`, a record of the same content, has the clips that this one would get."""
+        """Whether `known`, a record of the same content, holds the clips that this source would give."""
         return known.is_finished and (known.params, known.person) == (self.params, self.person)
 
 
@@ -95,7 +100,7 @@ class Records:
         return self._load(_name(sha256))
 
     def save(self, record: SourceRecord) -> None:
-        """Write a record; its parts, and clips that an earlier one had and this one has not, are removed."""
+        """Write a record. Removes its parts, and the clips that only an earlier record of the source had."""
         old = self.load(record.sha256)
         stale = set() if old is None else {clip.path for clip in old.clips}
         parts = self._parts(record.sha256)
@@ -113,12 +118,12 @@ class Records:
         self._output.remove(_name(record.sha256))
 
     def save_part(self, sha256: str, params: str, segment: int, clips: list[ClipRow]) -> None:
-        """Note that a segment is finished."""
+        """Store the clips of a finished segment."""
         content = {"params": params, "clips": [asdict(clip) for clip in clips]}
         self._output.write_text(f"{_folder(sha256)}/{segment:06d}.json", json.dumps(content))
 
     def finished_parts(self, sha256: str, params: str) -> dict[int, list[ClipRow]]:
-        """Clips of the segments that an interrupted run has finished with these settings."""
+        """Clips of each segment that an interrupted run finished with these settings."""
         parts = self._parts(sha256)
         return {
             int(name.removesuffix(".json")): clips
@@ -127,7 +132,7 @@ class Records:
         }
 
     def has_clips(self, clips: Iterable[ClipRow]) -> bool:
-        """Whether the files of all kept clips are there as they were written."""
+        """Whether the files of all kept clips exist with the recorded sizes."""
         return all(self._output.size(clip.path) == clip.size for clip in clips if clip.path)
 
     def _load(self, name: str) -> SourceRecord | None:
@@ -137,7 +142,7 @@ class Records:
         try:
             values = json.loads(text)
             return SourceRecord(**values | {"clips": [ClipRow(**clip) for clip in values["clips"]]})
-        except (ValueError, TypeError, KeyError):  # of another version, or edited: the source is done again
+        except (ValueError, TypeError, KeyError):  # of another version, or edited: process the source again
             return None
 
     def _parts(self, sha256: str) -> dict[str, tuple[str, list[ClipRow]]]:
@@ -156,7 +161,7 @@ class Records:
 
 
 def manifest_rows(records: Iterable[SourceRecord]) -> list[dict[str, Figure]]:
-    """A row for each source, each followed by those of its clips."""
+    """A row for each source, followed by the rows of its clips."""
     rows = []
     for record in sorted(records, key=lambda record: (os.fsencode(record.name), record.root)):
         rows.append(_source_row(record))
@@ -221,7 +226,7 @@ def _cell(value: Figure) -> Figure:
 
 
 def _printable(value: Figure) -> Figure:
-    """File names may be any bytes, and are in more columns than one; the table is UTF-8."""
+    """Escape what is not UTF-8: file names may be any bytes."""
     return os.fsencode(value).decode("utf-8", "backslashreplace") if isinstance(value, str) else value
 
 

@@ -32,7 +32,7 @@ WIDTH, HEIGHT = 300, 120  # of a histogram
 # Column, title, and the column that names the scorer or metric.
 HISTOGRAMS = (
     ("seconds", "duration (s)", ""),
-    ("face_size", "width of the face (pixels of the source)", ""),
+    ("face_size", "face width (pixels of the source)", ""),
     ("offset", "offset (frames, positive: the audio was early)", "sync_scorer"),
     ("confidence", "sync confidence", "sync_scorer"),
     ("quality", "quality", "quality_measure"),
@@ -155,7 +155,7 @@ def _image(storage: Storage, name: str, start: float) -> str | None:
     scale = SIDE / min(frame.shape[:2])
     small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def _frame_at(path: Path, start: Fraction) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A whole run: which sources are new, who works on them, the manifest of all."""
+"""A run over a folder: find the sources that are new, process them, write the manifest and the lists."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ MANIFEST_EVERY = 20  # sources
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where from and to, and with how many hands; see `--help` of the command."""
+    """Folders, number of workers and lists of a run; see `--help` of the command."""
 
     input_dir: str | os.PathLike
     output_dir: str | os.PathLike
@@ -39,12 +39,19 @@ class RunOptions:
         if self.workers < 1:
             raise UserError(f"--total_num_workers must be 1 or more, not {self.workers}")
         if os.path.realpath(self.input_dir) == os.path.realpath(self.output_dir):
-            raise UserError(f"{self.output_dir}: the sources lie there; give another --output_dir")
+            raise UserError(f"{self.output_dir}: is the input folder; choose another --output_dir")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run found: rows of the manifest, lists of clips, sources done now and before, and counts by fate."""
+    """Result of a run.
+
+    Args:
+        rows: of the manifest.
+        processed, resumed: number of sources processed by this run, and by earlier ones.
+        kept: number of clips.
+        dropped: number of sources and clips dropped by each step.
+    """
 
     rows: list[dict]
     lists: Lists
@@ -55,10 +62,10 @@ class Summary:
 
 
 def find_work(options: RunOptions, settings: ProcessSettings, source: Storage) -> list[FileStamp]:
-    """The sources. Raises UserError when there are none, or a name does not tell who is seen."""
+    """All sources. Raises UserError if there are none, or `person_pattern` does not match a name."""
     files = source.sources(os.fspath(options.output_dir), settings.keep_silent)
     if not files:
-        raise UserError(f"{options.input_dir}: no videos{' or pictures' if settings.keep_silent else ''} in it")
+        raise UserError(f"{options.input_dir}: no videos{' or images' if settings.keep_silent else ''} in it")
     for file in files:
         person_of(file.name, settings.person_pattern)
     return files
@@ -67,27 +74,28 @@ def find_work(options: RunOptions, settings: ProcessSettings, source: Storage) -
 def process(
     options: RunOptions, settings: ProcessSettings, on_record: Callable[[SourceRecord, int, int], None] | None = None
 ) -> Summary:
-    """Work on what is new, write manifest.csv and the lists; running it again goes on where it stopped.
+    """Process new sources and write manifest.csv and the lists. Calling it again resumes an interrupted run.
 
     Args:
-        on_record: called as on_record(record, done, total) for each source that was worked on.
+        on_record: called as on_record(record, done, total) after each processed source.
 
     Raises:
-        UserError: nothing to do it on or with, another run at work there; OutputError when nothing more can be written.
+        UserError: there are no sources, weights are missing, or another run uses the output folder.
+        OutputError: the output cannot be written.
     """
     source, output = open_storage(options.input_dir), open_storage(options.output_dir)
     files = find_work(options, settings, source)
     with Tools(settings) as tools:
-        params = settings.digest(tools.names())  # missing weights are told before any work
+        params = settings.digest(tools.names())  # fails early if weights are missing
     with output.locked():
         records = Records(output)
         job = Job(source.url, output.url, output.scratch_root(options.temp_dir), settings, params)
-        done = _twins(files, source, job)
-        files = _besides(files, done)
+        done = _duplicates(files, source, job)
+        files = _without(files, done)
         known = {(record.root, record.name): record for record in records.load_all()}
         finished = [record for file in files if (record := _finished(known, file, job, records))]
-        new = _besides(files, finished)
-        logger.info("%d sources, %d of them done before", len(files), len(finished))
+        new = _without(files, finished)
+        logger.info("%d sources, %d of them finished before", len(files), len(finished))
         done += finished
         for count, record in enumerate(_execute(new, job, options), start=1):
             done.append(record)
@@ -111,25 +119,26 @@ def _finished(
     return record if records.has_clips(record.clips) else None
 
 
-def _besides(files: list[FileStamp], records: list[SourceRecord]) -> list[FileStamp]:
+def _without(files: list[FileStamp], records: list[SourceRecord]) -> list[FileStamp]:
     names = {record.name for record in records}
     return [file for file in files if file.name not in names]
 
 
-def _twins(files: list[FileStamp], source: Storage, job: Job) -> list[SourceRecord]:
-    """Records of sources with the content of another one: they are left out. Only files of one size are compared."""
+def _duplicates(files: list[FileStamp], source: Storage, job: Job) -> list[SourceRecord]:
+    """Records of sources that are copies of another one. Only files of equal size are hashed."""
     by_size: dict[int, list[FileStamp]] = {}
     for file in files:
         by_size.setdefault(file.size, []).append(file)
-    found, first = [], {}
+    found: list[SourceRecord] = []
+    first: dict[str, str] = {}
     for file in (file for same in by_size.values() if len(same) > 1 for file in same):
         try:
             sha256 = source.sha256(file.name)
-        except OSError:  # the worker that gets it says why
+        except OSError:  # the worker reports the reason
             continue
         if sha256 in first:
-            why = f"same content as {first[sha256]}"
-            found.append(replace(job.record_of(file, sha256), step="probe", reason=why))
+            reason = f"same content as {first[sha256]}"
+            found.append(replace(job.record_of(file, sha256), step="probe", reason=reason))
         first.setdefault(sha256, file.name)
     return found
 

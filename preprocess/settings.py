@@ -11,7 +11,7 @@ from latentsync.faces.factory import DETECTORS
 from latentsync.utils.errors import UserError
 from preprocess.clip import FPS
 
-# Raised when equal settings come to give other clips: earlier work is then repeated.
+# Increase when a change of the code gives other clips with equal settings: sources are then processed again.
 VERSION = 1
 
 ALWAYS = ("probe", "resample", "segments")
@@ -40,7 +40,7 @@ class ProcessSettings:
     sync_scorer: auto | syncnet_v2 | embedded. sync_conf_threshold: smallest confidence, None for the scorer's own.
     max_offset: largest audio-visual offset that is corrected, in frames.
     quality_measure: auto | hyperiqa | sharpness. min_quality: None for the metric's own.
-    keep_silent: keep images and videos without audio as well, to learn faces from.
+    keep_silent: keep images and videos without audio as well, for models that use faces only.
     person_pattern: regular expression for the person in a source's path, see `tools.write_fileslist`; None: its folder,
         or without one, its name up to the last underscore.
     crf: x264 quality of the clips, 0 (lossless) to 51.
@@ -100,7 +100,7 @@ class ProcessSettings:
     def digest(self, tool_names: dict[str, str] | None = None) -> str:
         """16 hex digits that are equal for settings that give equal clips.
 
-        tool_names: what "auto" stands for here (detector, scorer, quality measure): weights that turn up change it.
+        tool_names: names that "auto" resolves to (detector, scorer, quality metric); depend on the weights present.
         """
         values = dataclasses.asdict(self)
         del values["device"]
@@ -114,15 +114,15 @@ class ProcessSettings:
     def _check_steps(self) -> None:
         unknown = [step for step in self.steps if step not in STEPS]
         if unknown:
-            raise UserError(f"--steps: no step is called {unknown[0]!r}; choose from {', '.join(STEPS)}")
+            raise UserError(f"--steps: unknown step {unknown[0]!r}; choose from {', '.join(STEPS)}")
         without = [step for step in NEED_FACES if self.runs(step)]
         if without and not self.runs("faces"):
-            raise UserError(f"--steps: {without[0]} looks at aligned faces; add faces, or leave it out")
+            raise UserError(f"--steps: {without[0]} needs aligned faces; add faces, or leave it out")
         ordered = tuple(step for step in STEPS if step in self.steps or step in ALWAYS)
         object.__setattr__(self, "steps", ordered)
 
 
-# Settings that change nothing when their step is off.
+# Settings that have no effect if their step is off.
 _ONLY_FOR = {
     "shots": ("shot_threshold",),
     "faces": ("resolution", "detector", "many_faces", "smooth"),
@@ -140,4 +140,4 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check_range(option: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UserError(f"{option} must lie between {low:g} and {high:g}, not {value:g}")
+        raise UserError(f"{option} must be between {low:g} and {high:g}, not {value:g}")

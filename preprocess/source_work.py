@@ -1,4 +1,4 @@
-"""One source, from its first packet to its last clip: decoded once, each kept clip encoded once."""
+"""Processing of one source: it is decoded once, and each kept clip is encoded once."""
 
 import time
 import uuid
@@ -17,7 +17,7 @@ from preprocess.steps.face_size import face_size
 from preprocess.steps.faces import faces
 from preprocess.steps.probe import Source, SourceError, probe, reason
 from preprocess.steps.quality import quality
-from preprocess.steps.resample import Sample, SoundReader, resample
+from preprocess.steps.resample import AudioReader, Sample, resample
 from preprocess.steps.segments import segments
 from preprocess.steps.shots import shots
 from preprocess.steps.sync import sync
@@ -34,7 +34,7 @@ _MAX_STEM = 80  # characters of a source's name in its clips' names
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know to work on any source; plain values, so that it can be sent to another machine."""
+    """Everything a worker needs to process sources. Plain values, so that it can be sent to another machine."""
 
     input_url: str
     output_url: str
@@ -43,14 +43,14 @@ class Job:
     params: str
 
     def record_of(self, file: FileStamp, sha256: str = "") -> SourceRecord:
-        """The record of a source of which nothing is known yet."""
+        """The record of a source before processing."""
         person = person_of(file.name, self.settings.person_pattern)
         return SourceRecord(self.input_url, file.name, file.size, file.stamp, person, sha256, self.params)
 
 
 def person_of(name: str, pattern: str | None = None) -> str:
-    """Who is taken to be seen: what the pattern finds; without one the file's folder, or where it lies in none, its
-    name up to the last underscore. Raises UserError when the pattern is not found in the name."""
+    """Person in a source: the match of the pattern; without one, the file's folder, or at the top level its name up to
+    the last underscore. Raises UserError if the pattern does not match."""
     path = PurePosixPath(name)
     if pattern is not None:
         return match_person(compile_pattern(pattern), path)
@@ -60,13 +60,13 @@ def person_of(name: str, pattern: str | None = None) -> str:
 
 
 def process_source(file: FileStamp, job: Job, tools: Tools) -> SourceRecord:
-    """Everything that is to be made of a source, and its record, which is saved.
+    """Process a source; saves and returns its record.
 
-    Work that an interrupted run has finished is not repeated; a source that has only been moved or touched is not
-    worked on at all.
+    Segments finished by an interrupted run are not repeated. A source that was only moved or touched is not processed
+    again.
 
     Raises:
-        OutputError: nothing more can be written.
+        OutputError: the output cannot be written.
     """
     source, output = open_storage(job.input_url), open_storage(job.output_url)
     records = Records(output)
@@ -91,7 +91,7 @@ def process_source(file: FileStamp, job: Job, tools: Tools) -> SourceRecord:
 
 
 class _SourceWork:
-    """A source being worked on."""
+    """A source in progress."""
 
     def __init__(self, record: SourceRecord, job: Job, tools: Tools, records: Records, output: Storage) -> None:
         self.record, self.job, self.tools, self.output = record, job, tools, output
@@ -99,7 +99,7 @@ class _SourceWork:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def run(self, path: Path) -> SourceRecord:
-        """The record of the source at `path`: of no use, or with its clips."""
+        """Process the source at `path`; returns its record."""
         clips: list[ClipRow] = []
         figures: dict = {}
         try:
@@ -118,12 +118,12 @@ class _SourceWork:
 
     def _clips(self, source: Source) -> Iterator[ClipRow]:
         done = self.records.finished_parts(self.record.sha256, self.job.params)
-        with SoundReader(source) as sound:
-            samples = self._watched("resample", resample(source))
+        with AudioReader(source) as audio:
+            samples = self._timed_samples("resample", resample(source))
             if self.settings.runs("shots"):
-                samples = self._watched("shots", shots(samples, self.settings.shot_threshold))
+                samples = self._timed_samples("shots", shots(samples, self.settings.shot_threshold))
             length, is_still = self.settings.segment_frames, source.info.is_still
-            for segment in segments(samples, self.record.name, sound, length, is_still):
+            for segment in segments(samples, self.record.name, audio, length, is_still):
                 rows = done.get(segment.index)
                 if rows is None:
                     rows = self._segment(segment, source)
@@ -135,10 +135,10 @@ class _SourceWork:
             return [self._whole_frames(segment, source)]
         with self._timed("faces"):
             clips = faces(segment, self.settings, self.tools)
-        return [self._finish(clip if source.has_sound else replace(clip, wave=None)) for clip in clips]
+        return [self._finish(clip if source.has_audio else replace(clip, wave=None)) for clip in clips]
 
     def _finish(self, clip: Clip) -> ClipRow:
-        """The remaining steps, until one drops the clip; what is kept is written."""
+        """Run the remaining steps until one drops the clip; write a kept clip."""
         for step in self.settings.steps:
             if step in CLIP_STEPS and clip.drop is None:
                 with self._timed(step):
@@ -146,16 +146,16 @@ class _SourceWork:
         if clip.drop is not None:
             return ClipRow.of(clip)
         with self._timed("write"), self._scratch_file() as path:
-            write_faces(path, clip.faces, clip.wave, self.settings.crf)
+            write_faces(path, clip.kept_faces, clip.wave, self.settings.crf)
             return self._put(path, clip)
 
     def _whole_frames(self, segment: Segment, source: Source) -> ClipRow:
-        """Without the face step: the segment as it is, streamed."""
+        """Without the face step: write the frames of the segment unchanged."""
         with self._timed("write"), self._scratch_file() as path:
-            with FrameWriter(path, source.info.sample_aspect_ratio, self.settings.crf, source.has_sound) as writer:
+            with FrameWriter(path, source.info.sample_aspect_ratio, self.settings.crf, source.has_audio) as writer:
                 for frame in segment:
                     writer.write(frame)
-                writer.finish(segment.sound())
+                writer.finish(segment.audio())
             clip = Clip(segment.source, segment.index, 0, segment.start, None, None, length=segment.num_frames)
             if segment.num_frames < self.settings.min_frames and not segment.is_still:
                 too_short = f"{segment.num_frames} frames, {self.settings.min_frames} are needed"
@@ -169,7 +169,7 @@ class _SourceWork:
         return ClipRow.of(clip, name, size)
 
     def _clip_name(self, clip: Clip) -> str:
-        """Beneath the output: person, source and the source's content, so that equal names do not meet."""
+        """Path in the output folder. The source's hash keeps sources of equal names apart."""
         stem = _plain(PurePosixPath(self.record.name).stem)[:_MAX_STEM]
         number = f"{clip.segment:04d}" + (f"_{clip.person}" if clip.person else "")
         return f"{CLIPS}/{_plain(self.record.person)}/{stem}_{self.record.sha256[:8]}_{number}.mp4"
@@ -186,7 +186,7 @@ class _SourceWork:
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
-        """Own time: what the steps before take while this one reads from them is theirs."""
+        """Add the time of a step, less that of earlier steps which it pulls its input from."""
         began, before = time.monotonic(), sum(self.seconds.values())
         try:
             yield
@@ -194,8 +194,8 @@ class _SourceWork:
             inner = sum(self.seconds.values()) - before
             self.seconds[step] += time.monotonic() - began - inner
 
-    def _watched(self, step: str, samples: Iterator[Sample]) -> Iterator[Sample]:
-        """The same samples; the time that making them takes is counted."""
+    def _timed_samples(self, step: str, samples: Iterator[Sample]) -> Iterator[Sample]:
+        """Yield the samples, and add the time that computing them takes."""
         while True:
             with self._timed(step):
                 sample = next(samples, None)
@@ -205,11 +205,11 @@ class _SourceWork:
 
 
 def _plain(text: str) -> str:
-    """A name that lists, shells and all file systems take: letters, digits, . and -, the rest as underscores."""
+    """A portable file name: letters, digits, dots and dashes; underscores for everything else."""
     kept = "".join(letter if letter.isalnum() or letter in ".-_" else "_" for letter in text)
     return kept.encode("utf-8", "replace").decode("utf-8").replace("?", "_").strip(".") or "clip"
 
 
-def crashed(file: FileStamp, job: Job, why: str) -> SourceRecord:
-    """The record of a source that took its worker down; it is tried again in the next run."""
-    return replace(job.record_of(file), step="worker", reason=why, is_finished=False)
+def crashed(file: FileStamp, job: Job, reason: str) -> SourceRecord:
+    """The record of a source that crashed its worker; the next run retries it."""
+    return replace(job.record_of(file), step="worker", reason=reason, is_finished=False)

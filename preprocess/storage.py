@@ -1,6 +1,6 @@
-"""Where sources come from and results go: local folders, or any address that fsspec knows (s3://, gs://, memory://).
+"""Storage of sources and results: local folders, or any fsspec address (s3://, gs://, memory://).
 
-Names are paths beneath the root, with /. Results appear whole under their name or not at all.
+Names are paths relative to the root, with /. Writes are atomic.
 """
 
 import os
@@ -11,10 +11,10 @@ from preprocess.storages.local import LocalStorage
 
 
 def open_storage(url: str | os.PathLike) -> Storage:
-    """The storage at a local path or at an fsspec address. Raises UserError for an address nobody knows."""
+    """Open a local folder or an fsspec address. Raises UserError for an unknown protocol."""
     text = os.fspath(url)
     if "://" not in text:
         return LocalStorage(Path(text))
-    from preprocess.storages.remote import RemoteStorage  # fsspec takes a moment to load, and is seldom needed
+    from preprocess.storages.remote import RemoteStorage  # fsspec is slow to import
 
     return RemoteStorage(text)

@@ -4,7 +4,7 @@ from latentsync.data.cache import file_digest
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
 from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
-from latentsync.metrics.picture_quality import QualityMetric, open_quality_metric
+from latentsync.metrics.image_quality import QualityMetric, open_quality_metric
 from preprocess.settings import ProcessSettings
 
 

@@ -1,4 +1,4 @@
-"""Step 9: a kept clip is encoded, once: H.264 and its sound without loss, in one MP4, in step to the sample."""
+"""Step 9: encode a kept clip as MP4, with H.264 video and lossless audio that match to the sample."""
 
 import contextlib
 import os
@@ -20,19 +20,19 @@ PRESET = "fast"
 
 
 class OutputError(UserError):
-    """Nothing (more) can be written: the run has to stop."""
+    """The output cannot be written; the run has to stop."""
 
 
 @contextlib.contextmanager
 def output_errors(name: str | os.PathLike) -> Iterator[None]:
-    """What the disk refuses becomes one line for the user."""
+    """Turn errors of the file system and the encoder into an OutputError."""
     try:
         yield
     except UserError:
         raise
     except (av.error.FFmpegError, OSError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"{name}: cannot be written ({said}); make room there or choose another place") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"{name}: cannot be written ({reason}); free space or choose another place") from error
 
 
 def write_faces(path: Path, faces: np.ndarray, wave: np.ndarray | None, crf: int = 10) -> None:
@@ -43,20 +43,20 @@ def write_faces(path: Path, faces: np.ndarray, wave: np.ndarray | None, crf: int
     with output_errors(path), av.open(file_url(path), "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=FPS, options={"crf": str(crf), "preset": PRESET})
         video.width, video.height, video.pix_fmt = faces.shape[2], faces.shape[1], "yuv444p"
-        sound = _add_sound(container) if wave is not None else None
+        audio = _add_audio(container) if wave is not None else None
         for face in faces:
             container.mux(video.encode(av.VideoFrame.from_ndarray(face, format="rgb24")))
         container.mux(video.encode(None))
-        if sound is not None:
-            _write_sound(container, sound, wave)
+        if audio is not None and wave is not None:
+            _write_audio(container, audio, wave)
 
 
 class FrameWriter:
-    """Writes whole frames as they come, for clips without the face step. Raises OutputError; remove what is left."""
+    """Writes whole frames one by one, for clips without the face step. Raises OutputError; then remove the file."""
 
-    def __init__(self, path: Path, aspect_ratio: Fraction, crf: int, has_sound: bool = True) -> None:
+    def __init__(self, path: Path, aspect_ratio: Fraction, crf: int, has_audio: bool = True) -> None:
         self._path = path
-        self._has_sound = has_sound
+        self._has_audio = has_audio
         self._aspect_ratio = aspect_ratio
         self._crf = crf
         self._count = 0
@@ -67,7 +67,7 @@ class FrameWriter:
             self._video = self._container.add_stream(
                 "libx264", rate=FPS, options={"crf": str(self._crf), "preset": PRESET}
             )
-            self._sound = _add_sound(self._container) if self._has_sound else None
+            self._audio = _add_audio(self._container) if self._has_audio else None
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -75,7 +75,7 @@ class FrameWriter:
             self._container.close()
 
     def write(self, frame: VideoFrame) -> None:
-        """Encode the next frame, its samples as they are."""
+        """Encode the next frame without color conversion."""
         codec = self._video.codec_context
         if not self._count:
             codec.width, codec.height, codec.pix_fmt = frame.width, frame.height, "yuv420p"
@@ -83,29 +83,29 @@ class FrameWriter:
             color = frame.color
             codec.color_range, codec.colorspace = color.range, color.matrix
             codec.color_primaries, codec.color_trc = color.primaries, color.transfer
-        picture = av.VideoFrame(frame.width, frame.height, "yuv420p")
-        for plane, samples in zip(picture.planes, frame.planes, strict=True):
+        encoded = av.VideoFrame(frame.width, frame.height, "yuv420p")
+        for plane, samples in zip(encoded.planes, frame.planes, strict=True):
             plane_samples(plane)[:] = samples
-        picture.pts, picture.time_base = self._count, Fraction(1, FPS)
-        picture.color_range, picture.colorspace = frame.color.range, frame.color.matrix
+        encoded.pts, encoded.time_base = self._count, Fraction(1, FPS)
+        encoded.color_range, encoded.colorspace = frame.color.range, frame.color.matrix
         with output_errors(self._path):
-            self._container.mux(self._video.encode(picture))
+            self._container.mux(self._video.encode(encoded))
         self._count += 1
 
     def finish(self, wave: np.ndarray) -> None:
-        """End the pictures and add the sound, float32 (N,) at 16 kHz, where there is any."""
+        """Finish the video and add the audio, float32 (N,) at 16 kHz, if there is any."""
         with output_errors(self._path):
             self._container.mux(self._video.encode(None))
-            if self._sound is not None:
-                _write_sound(self._container, self._sound, wave)
+            if self._audio is not None:
+                _write_audio(self._container, self._audio, wave)
 
 
-def _add_sound(container: OutputContainer) -> av.AudioStream:
+def _add_audio(container: OutputContainer) -> av.AudioStream:
     return container.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
 
 
-def _write_sound(container: OutputContainer, stream: av.AudioStream, wave: np.ndarray) -> None:
-    """Encode float samples as 16 bits: what was 16 bits before (int16 / 32768) comes out the same."""
+def _write_audio(container: OutputContainer, stream: av.AudioStream, wave: np.ndarray) -> None:
+    """Encode float samples as 16 bits; samples that were int16 / 32768 are restored exactly."""
     samples = np.clip(np.round(wave * 32768.0), -32768, 32767).astype(np.int16)[None]
     frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)

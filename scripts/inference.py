@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import AUTO, DTYPES, OPTIONS, RENAMED, OptionError
@@ -108,7 +109,8 @@ def _argument(action: argparse.Action, value: object, path: Path) -> object:
     if isinstance(value, bool) != is_switch or isinstance(value, dict | list) or (choices and value not in choices):
         expected = "true or false" if is_switch else ", ".join(choices) or "a single value"
         raise UserError(f"{path}: {action.dest} must be {expected}, not {value!r}")
-    return value if is_switch else (action.type or str)(str(value))
+    convert: Any = action.type or str
+    return value if is_switch else convert(str(value))
 
 
 def run(options: argparse.Namespace) -> Path:

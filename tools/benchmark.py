@@ -1,14 +1,14 @@
 """Measure speed and memory: `python -m tools.benchmark [geometry|overhead|memory|demo|gpu|training|all]`.
 
-geometry  milliseconds per frame of alignment and paste-back at 720p and 1080p
-overhead  everything but the networks against decoding and encoding alone, 1080p
+geometry  time per frame of alignment and paste-back at 720p and 1080p
+overhead  the pipeline without its networks, relative to decoding and encoding alone, at 1080p
 memory    peak memory of the command line on 30 s and on 10 min of 720p video
 demo      duration of ./inference.sh without arguments
-gpu       the full-size UNet, where there is a CUDA device
-training  steps of the full-size UNet and the memory they take, by config, where there is a CUDA device
+gpu       speed of the full-size UNet on a CUDA device
+training  training speed and memory of the full-size configs on a CUDA device
 
-All inputs are made from the demo's portrait and voice. Options after `--` go to the measured commands of `memory` and
-`demo`. Exit codes: 0 measured (missed targets are said in the table), 1 something is wrong with what was given.
+All inputs are made from the demo's portrait and speech. Options after `--` are passed to the measured commands of
+`memory` and `demo`. Exit codes: 0 measured (the table marks missed targets), 1 invalid input, 2 wrong usage.
 """
 
 import argparse
@@ -32,18 +32,18 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("section", nargs="?", choices=[*sections(), "all"], default="all", help="what to measure (default: all)")
+    add("section", nargs="?", choices=[*sections(), "all"], default="all", help="benchmark to run (default: all)")
     add("--video", type=Path, help="overhead: a video of a person instead of the generated 1080p clip")
     add("--seconds", type=float, help="overhead: length of a run (default 10); memory: of the long clip (default 600)")
     add("--repeats", type=int, default=5, help="overhead: pairs of runs (default: %(default)s)")
     add("--resolution", type=int, default=256, help="overhead: side of the aligned faces (default: %(default)s)")
-    add("--json", type=Path, metavar="OUT", help="write the figures there as JSON")
-    add("--markdown", type=Path, metavar="OUT", help="write the figures there as a Markdown table")
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    add("--markdown", type=Path, metavar="FILE", help="write the figures as a Markdown table")
     return parser
 
 
 def sections() -> dict[str, Callable[[argparse.Namespace, Path], list[Figure]]]:
-    """What can be measured: functions of the options and of a folder for their files."""
+    """Benchmarks by name: functions of the options and a folder for their files."""
     return {
         "geometry": lambda options, folder: geometry.measure(),
         "overhead": lambda options, folder: overhead.measure(
@@ -59,7 +59,7 @@ def sections() -> dict[str, Callable[[argparse.Namespace, Path], list[Figure]]]:
 
 
 def parse_options(argv: Sequence[str]) -> argparse.Namespace:
-    """Options of this tool, and in `passed_on` what follows `--`. Exits with 2 on wrong usage."""
+    """Options of this tool, with the arguments after `--` in `passed_on`. Exits with 2 on wrong usage."""
     argv = list(argv)
     end = argv.index("--") if "--" in argv else len(argv)
     parser = build_parser()
@@ -72,7 +72,7 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the files asked for."""
+    """Run the benchmarks, print the table and write the output files."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     argv = sys.argv[1:] if argv is None else argv
     options = parse_options(argv)

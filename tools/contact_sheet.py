@@ -1,6 +1,6 @@
-"""Frames of one or more videos, row under row: `python -m tools.contact_sheet VIDEO [VIDEO ...] --out sheet.png`.
+"""Contact sheet of videos: `python -m tools.contact_sheet VIDEO [VIDEO ...] --out sheet.png`.
 
-Column k shows the same moment of every video. With --face the picture is cut to the tracked face of the first one.
+Each row is a video, each column a time. With --face all frames are cropped to the face in the first video.
 """
 
 import argparse
@@ -13,21 +13,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from latentsync.constants import FPS
 from latentsync.faces.factory import create_detector
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import open_timeline
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 
-FPS = Fraction(25)
 FACE_MARGIN = 0.35  # of the face box, on every side
 
 
 def pick_frames(path: Path, times: list[Fraction]) -> list[np.ndarray]:
-    """RGB pictures of a video at `times` (seconds, rising); a video that ends before holds its last frame."""
+    """RGB frames of a video at `times` (seconds, ascending); the last frame for times after its end."""
     wanted = [int(time * FPS) for time in times]
-    duration = Fraction(wanted[-1] + 1) / FPS
-    with closing(open_timeline(path, duration, FPS, "freeze")) as timeline:
+    duration = Fraction(wanted[-1] + 1, FPS)
+    with closing(open_timeline(path, duration, Fraction(FPS), "freeze")) as timeline:
         frames = {index: frame.rgb() for index, frame in enumerate(timeline) if index in set(wanted)}
     return [frames[index] for index in wanted]
 
@@ -37,7 +37,7 @@ def face_box(image: np.ndarray) -> tuple[int, int, int, int]:
     with closing(create_detector("auto", static=True)) as detector:
         faces = detector.detect(image)
     if not faces:
-        raise UserError("no face in the first picture; leave --face out")
+        raise UserError("no face in the first frame; leave --face out")
     box = max(faces, key=lambda face: np.prod(face.size)).box
     margin = FACE_MARGIN * (box[2:] - box[:2])
     low = np.maximum(box[:2] - margin, 0).astype(int)
@@ -46,7 +46,7 @@ def face_box(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def contact_sheet(paths: list[Path], times: list[Fraction], height: int, face: bool) -> np.ndarray:
-    """uint8 RGB (rows * height, ..., 3): one row a video, one column a moment."""
+    """uint8 RGB (rows * height, ..., 3): one row per video, one column per time."""
     rows, box = [], None
     for path in paths:
         images = pick_frames(path, times)
@@ -62,11 +62,11 @@ def contact_sheet(paths: list[Path], times: list[Fraction], height: int, face: b
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("videos", type=Path, nargs="+", help="videos or pictures, one row each")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png or .jpg)")
-    parser.add_argument("--count", type=int, default=8, help="columns (default: %(default)s)")
-    parser.add_argument("--start", type=float, default=0.0, help="first moment in seconds")
-    parser.add_argument("--end", type=float, help="last moment in seconds (default: the end of the last video)")
+    parser.add_argument("videos", type=Path, nargs="+", help="videos or images, one row each")
+    parser.add_argument("--out", type=Path, required=True, help="image to write (.png or .jpg)")
+    parser.add_argument("--count", type=int, default=8, help="number of columns (default: %(default)s)")
+    parser.add_argument("--start", type=float, default=0.0, help="time of the first column in seconds")
+    parser.add_argument("--end", type=float, help="time of the last column in seconds (default: end of the last video)")
     parser.add_argument("--height", type=int, default=256, help="height of a row in pixels (default: %(default)s)")
     parser.add_argument("--face", action="store_true", help="show the face only")
     args = parser.parse_args(argv)

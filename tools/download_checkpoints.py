@@ -26,13 +26,15 @@ MAX_REASON = 200
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="latentsync download", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--list", action="store_true", help="show every name, what it is for, its size, license, and if it is present")
-    add("--all", action="store_true", help="download everything but packs that forbid commercial use")
+    add(
+        "--list", action="store_true", help="list all checkpoints: purpose, size, license, and whether they are present"
+    )
+    add("--all", action="store_true", help="download all checkpoints except those that forbid commercial use")
     add(
         "--model",
         action="append",
         metavar="NAME",
-        help=f"download this one; may be repeated (default: {RELEASED_MODELS[0]}); one of {', '.join(REGISTRY)}",
+        help=f"checkpoint to download, repeatable (default: {RELEASED_MODELS[0]}): {', '.join(REGISTRY)}",
     )
     add("--checkpoints-dir", type=Path, default=CHECKPOINTS_DIR, metavar="DIR", help="target (default: %(default)s)")
     return parser
@@ -50,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def downloadable_names() -> list[str]:
-    """Names that `--all` downloads; those with a narrower license must be named."""
+    """Names that `--all` downloads, which excludes checkpoints with a restrictive license."""
     return [name for name, item in REGISTRY.items() if all(file.is_downloadable for file in item.files)]
 
 
 def table(checkpoints: Path) -> str:
-    """One line for each name: present or not, size, what it is for, license."""
+    """One line per name: whether it is present, size, purpose, license."""
     rows = []
     for name, item in REGISTRY.items():
         missing = item.missing(None if checkpoints == CHECKPOINTS_DIR else checkpoints)
@@ -66,10 +68,10 @@ def table(checkpoints: Path) -> str:
 
 
 def fetch_entry(name: str, checkpoints: Path) -> None:
-    """Download the missing files of an entry and report each in one line.
+    """Download the missing files of an entry and print a line for each.
 
     Raises:
-        UserError: unknown name, no network, no such file, no space, or content that differs from the published one.
+        UserError: unknown name, no network, no such file, disk full, or content that differs from the published file.
     """
     item = entry(name)
     missing = item.missing(checkpoints)
@@ -93,7 +95,7 @@ def fetch(file: CheckpointFile, target: Path) -> None:
     Raises:
         UserError: the download failed, or the content differs from the published one.
     """
-    if file.repo is not None:
+    if file.url is None:
         cached = fetch_from_hub(file)
         verify(cached, file)
         link(cached, target)
@@ -116,6 +118,7 @@ def fetch_from_hub(file: CheckpointFile) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    assert file.repo is not None and file.repo_path is not None
     endpoint = os.environ.get("HF_ENDPOINT")  # else the hub's own
     try:
         return Path(hf_hub_download(file.repo, file.repo_path, revision=file.revision, endpoint=endpoint))
@@ -129,7 +132,7 @@ def fetch_from_hub(file: CheckpointFile) -> Path:
 
 
 def verify(path: Path, file: CheckpointFile) -> None:
-    """Compare a download with the table; remove it if it differs.
+    """Compare a download with the recorded size and SHA-256; remove it if it differs.
 
     Raises:
         UserError: size or SHA-256 differ.
@@ -157,7 +160,7 @@ def link(cached: Path, target: Path) -> None:
 
 
 def fetch_insightface_pack(name: str, item: Entry, checkpoints: Path) -> None:
-    """Download a model pack as InsightFace does, and keep the networks that are used."""
+    """Download a model pack with InsightFace, and keep the networks that are used."""
     from insightface.utils import storage  # imports onnxruntime
 
     checkpoints.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Evaluate the embedded model on held-out videos: `python -m tools.evaluate_embedded VIDEOS ... --voices A.wav ...`.
 
-Each video is driven by its own audio, by one of the voices, and by speech between silences. `eval.run` generates and
-compares the results with the pipeline that users get; other options are passed on to it. `targets.md` in the output
-folder holds its summary against the targets. Exit codes: 0 written, 1 invalid input, 2 wrong usage.
+Each video is driven by its own audio, by another voice, and by speech between silences. `eval.run` generates and
+evaluates the results; unknown options are passed to it. `targets.md` in the output folder compares the summary with the
+targets. Exit codes: 0 written, 1 invalid input, 2 wrong usage.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from scipy.io import wavfile
@@ -23,6 +24,7 @@ from eval.methods import GROUND_TRUTH
 from eval.pairs import COLUMNS
 from eval.report import PAGE, Report
 from eval.videos import find_videos
+from latentsync.constants import SAMPLE_RATE
 from latentsync.data.clips import read_fileslist
 from latentsync.media.audio import load_audio
 from latentsync.utils.commands import command
@@ -30,7 +32,6 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
 from latentsync.utils.paths import PROJECT_ROOT
 
-SAMPLE_RATE = 16000
 SPEECH_SECONDS, SILENCE_SECONDS = 4.0, 1.5
 OWN, OTHER, SILENCE = "own audio", "other voice", "silence"
 RELATIONS = {">=": operator.ge, "<=": operator.le}
@@ -38,7 +39,7 @@ RELATIONS = {">=": operator.ge, "<=": operator.le}
 
 @dataclass(frozen=True)
 class Target:
-    """A value and what it should be; `value` is None if it could not be computed."""
+    """A value and its target; `value` is None if it could not be computed."""
 
     name: str
     value: float | None
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("videos", nargs="+", type=Path, help="videos, or folders of videos, of people the model was not trained on")
-    add("--voices", nargs="+", type=Path, help="audio files that drive the videos in turn (default: their own)")
+    add("--voices", nargs="+", type=Path, help="audio files for the other voice, used in turn (default: the videos')")
     add("--speech", type=Path, default=PROJECT_ROOT / "assets" / "demo_voice.wav", help="audio of the silence test")
     add("--output_dir", type=Path, default=PROJECT_ROOT / "output" / "embedded" / "report", help="output folder")
     add("--model", default="embedded", help="name of a registered model (default: %(default)s)")
@@ -88,7 +89,7 @@ def collect_videos(given: Sequence[Path], training_list: Path | None) -> list[Pa
 def write_pairs(path: Path, videos: Sequence[Path], voices: Sequence[Path], silence: Path) -> None:
     """The list for `eval.run`: each video driven three ways, starting with the second voice."""
 
-    def write(file) -> None:
+    def write(file: TextIO) -> None:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for index, video in enumerate(videos):
@@ -101,7 +102,7 @@ def write_pairs(path: Path, videos: Sequence[Path], voices: Sequence[Path], sile
 
 
 def write_padded_speech(path: Path, speech: Path) -> None:
-    """The start of a recording between digital silences, as WAV."""
+    """Write the start of a recording with digital silence before and after it, as WAV."""
     wave = load_audio(speech, SAMPLE_RATE)[: round(SPEECH_SECONDS * SAMPLE_RATE)]
     padded = np.pad(wave, round(SILENCE_SECONDS * SAMPLE_RATE))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ def write_padded_speech(path: Path, speech: Path) -> None:
 
 
 def targets(report: Report, model: str) -> list[Target]:
-    """The summary of a model against the targets."""
+    """Compare the summary of a model with the targets."""
     means = {
         (summary.group, item.method, item.metric): item.value
         for summary in report.summaries

@@ -1,10 +1,11 @@
-"""Make a training export small: `python -m tools.export_weights --checkpoint unet-700.pt --output unet.safetensors`.
+"""Convert weights for release: `python -m tools.export_weights --checkpoint unet-700.pt --output unet.safetensors`.
 
-Exports of a training run are float32; what is shipped is float16 safetensors with the step in its metadata.
+Training writes float32 weights; releases are float16 safetensors with the global step in their metadata.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,10 +18,10 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 
 def export(checkpoint: Path, output: Path, dtype: torch.dtype) -> None:
-    """Write the weights of `checkpoint` to `output` with every floating-point tensor as `dtype`.
+    """Write the weights of `checkpoint` to `output`, floating-point tensors as `dtype`.
 
     Raises:
-        UserError: the checkpoint cannot be read, the output not be written, or a weight does not fit into `dtype`.
+        UserError: the checkpoint cannot be read, the output cannot be written, or a weight overflows `dtype`.
     """
     if output.suffix != ".safetensors":
         raise UserError(f"{output}: give a name that ends in .safetensors")
@@ -34,11 +35,13 @@ def export(checkpoint: Path, output: Path, dtype: torch.dtype) -> None:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="export of a training run, .pt or .safetensors")
-    parser.add_argument("--output", type=Path, required=True, help="where the .safetensors goes")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the weights (default: %(default)s)")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="weights to convert (.pt or .safetensors)")
+    parser.add_argument("--output", type=Path, required=True, help=".safetensors file to write")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float16", help="type of the written weights (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     export(args.checkpoint, args.output, DTYPES[args.dtype])
     return 0

@@ -30,7 +30,7 @@ def read_project(folder: Path) -> dict:
 
 
 def requirements(declared: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(requirements to resolve, requirements to take as they are): repackaged ones bring corrected dependencies."""
+    """(requirements to resolve, pinned requirements of the repackaged packages, whose dependencies are corrected)."""
     resolved, fixed = [], []
     for requirement in declared:
         if REPACKAGED not in requirement:
@@ -43,7 +43,7 @@ def requirements(declared: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def compile_lock(wanted: list[str], preferred: str, *options: str) -> dict[str, str]:
-    """Lines of the lock file of each package. preferred: lines of lock files whose versions are kept if they fit."""
+    """Lock file lines by package. preferred: existing lock files, whose versions are kept if they still fit."""
     words = ["uv", "pip", "compile", "-", "--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate"]
     with tempfile.NamedTemporaryFile("w+", suffix=".txt") as lock:
         lock.write(preferred)
@@ -70,7 +70,9 @@ def write(name: str, blocks: dict[str, str], *together: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--upgrade", action="store_true", help="take the newest versions that pyproject.toml allows")
+    parser.add_argument(
+        "--upgrade", action="store_true", help="upgrade to the newest versions that pyproject.toml allows"
+    )
     upgrade = parser.parse_args().upgrade
     files = [ROOT / name for name in (RUNTIME, CUDA, DEVELOPMENT)]
     preferred = "" if upgrade else "".join(path.read_text(encoding="utf-8") for path in files if path.exists())

@@ -1,7 +1,7 @@
-"""Write the tables of options in README and docs: `python -m tools.option_tables`.
+"""Update the option tables in README and docs: `python -m tools.option_tables`.
 
-A table stands between `<!-- options: STYLE -->` and `<!-- end of options -->`; STYLE is `command line` (names with
-dashes) or `jobs` (names as fields of the API and columns of a list). Prints the files that have changed.
+A table is everything between `<!-- options: STYLE -->` and `<!-- end of options -->`. STYLE is `command line` (names
+with dashes) or `jobs` (field names of the API and column names of lists). Prints the changed files.
 """
 
 import re
@@ -17,7 +17,7 @@ BLOCK = re.compile(r"(?<=<!-- options: )(command line|jobs)( -->\n).*?(?=<!-- en
 
 
 def table(style: str) -> str:
-    """The options as a Markdown table, under the headings of their groups."""
+    """The options as a Markdown table, grouped."""
     lines = ["| option | values | default | meaning |", "|---|---|---|---|"]
     for group in Group:
         lines.append(f"| **{group.value}** | | | |")
@@ -26,7 +26,7 @@ def table(style: str) -> str:
 
 
 def fill(text: str) -> str:
-    """A document with its tables as they should be. Raises UserError where it has none."""
+    """A document with up-to-date tables. Raises UserError if it has none."""
     filled, count = BLOCK.subn(lambda match: f"{match[1]}{match[2]}{table(match[1])}", text)
     if not count:
         raise UserError("no table of options; mark its place with <!-- options: STYLE --> and <!-- end of options -->")
@@ -34,7 +34,7 @@ def fill(text: str) -> str:
 
 
 def outdated(root: Path = PROJECT_ROOT) -> dict[Path, str]:
-    """Files whose tables are not as they should be, with the text they should have."""
+    """Files with outdated tables, and their updated texts."""
     texts = {root / name: (root / name).read_text(encoding="utf-8") for name in FILES}
     return {path: filled for path, text in texts.items() if (filled := fill(text)) != text}
 

@@ -1,8 +1,8 @@
 """Write lists of training clips: `python -m tools.write_fileslist --input_dir DIR --output train.txt`.
 
-One clip a line, a tab, the person seen. With --val_output some people go to a second list with all their clips, so that
-validation shows people the networks never saw. Who goes there depends on the name alone: adding clips or running again
-moves nobody.
+Each line holds the path of a clip, a tab and the person. With --val_output, all clips of some people go to a second
+list, so that validation uses unseen people. The split depends on the people's names only, so it is stable when clips
+are added.
 """
 
 import argparse
@@ -16,50 +16,50 @@ from latentsync.constants import VIDEO_SUFFIXES
 from latentsync.data.clips import Clip, compile_pattern, match_person
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
+from latentsync.utils.files import write_text
 
 
 def find_clips(folders: Sequence[Path], person_pattern: str | None = None) -> list[Clip]:
-    """All clips beneath the folders, sorted, each file once; hidden files and folders are passed over.
+    """All clips in the folders and their subfolders, sorted and without duplicates; hidden files are skipped.
 
     Args:
-        folders: where to look.
-        person_pattern: regular expression found in the path beneath the folder (with /): its group `person`, else its
-            first group, else the whole match names the person. None: the folder a clip lies in.
+        folders: folders to search.
+        person_pattern: regular expression that is searched in the path below the folder (with /). Its group `person`,
+            else its first group, else the whole match is the person. None: the clip's folder is the person.
 
     Raises:
-        UserError: a folder does not exist, nothing is found, a name cannot be written to a list, or the pattern is
-            wrong or fits a path nowhere.
+        UserError: a folder does not exist, no clip is found, or the pattern is invalid or does not match a path.
     """
     pattern = compile_pattern(person_pattern) if person_pattern is not None else None
     found: dict[Path, Clip] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give the one that the processed clips lie in")
+            raise UserError(f"{folder}: no such folder; give the folder of processed clips")
         for path in sorted(folder.rglob("*")):
-            beneath = path.relative_to(folder)
-            hidden = any(part.startswith(".") for part in beneath.parts)
+            relative = path.relative_to(folder)
+            hidden = any(part.startswith(".") for part in relative.parts)
             if hidden or path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
                 continue
-            person = path.resolve().parent.name if pattern is None else match_person(pattern, beneath)
+            person = path.resolve().parent.name if pattern is None else match_person(pattern, relative)
             found.setdefault(path.resolve(), Clip(path, person))
     if not found:
         names = ", ".join(str(folder) for folder in folders)
         raise UserError(
-            f"{names}: no clips here ({', '.join(sorted(VIDEO_SUFFIXES))}); give the folder of processed clips"
+            f"{names}: no clips found ({', '.join(sorted(VIDEO_SUFFIXES))}); give the folder of processed clips"
         )
     return list(found.values())
 
 
 def split_by_person(clips: Sequence[Clip], val_share: float) -> tuple[list[Clip], list[Clip]]:
-    """Training and validation clips; about `val_share` of the people are for validation, at least one, never all.
+    """Training and validation clips. About `val_share` of the people are for validation: at least one, but not all.
 
     Raises:
-        UserError: there is one person alone.
+        UserError: there is only one person.
     """
     ranks = {person: _rank(person) for person in {clip.person for clip in clips}}
     if len(ranks) < 2:
         raise UserError(
-            f"all clips are of {next(iter(ranks))!r}: a split by person needs two; "
+            f"all clips show {next(iter(ranks))!r}: a split by person needs two people; "
             "give --person_pattern, or leave out --val_output"
         )
     by_rank = sorted(ranks, key=ranks.__getitem__)
@@ -69,20 +69,13 @@ def split_by_person(clips: Sequence[Clip], val_share: float) -> tuple[list[Clip]
 
 
 def write_list(path: Path, clips: Sequence[Clip]) -> None:
-    """Write or replace a file list; paths beneath its folder are relative to it, others absolute.
+    """Write or replace a file list; paths in its folder are relative to it, others absolute.
 
     Raises:
-        UserError: the list cannot be written, or holds a name that a list cannot hold.
+        UserError: the list cannot be written, or a name contains line breaks, tabs or bytes that are not UTF-8.
     """
     lines = "".join(f"{_entry(clip, path.resolve().parent)}\t{clip.person}\n" for clip in clips)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(lines, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: the file list cannot be written ({error.strerror}); choose another place") from error
+    write_text(path, lambda file: file.write(lines))
 
 
 def _entry(clip: Clip, folder: Path) -> str:
@@ -103,7 +96,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _rank(person: str) -> float:
-    """A number in [0, 1) that hangs on the name alone."""
+    """A number in [0, 1) that depends on the name only."""
     return int.from_bytes(hashlib.sha256(os.fsencode(person)).digest()[:8]) / 2**64
 
 
@@ -111,10 +104,10 @@ def _rank(person: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--input_dir", type=Path, required=True, nargs="+", help="folders of processed clips")
-    parser.add_argument("--output", type=Path, required=True, help="list of the clips to train on; replaced if there")
-    parser.add_argument("--val_output", type=Path, help="list of the clips to validate on, of people of their own")
-    parser.add_argument("--val_share", type=float, default=0.05, help="share of the people to validate on, in (0, 1)")
-    parser.add_argument("--person_pattern", help="regular expression that finds the person in a path; else the folder")
+    parser.add_argument("--output", type=Path, required=True, help="list of training clips to write")
+    parser.add_argument("--val_output", type=Path, help="list of validation clips to write, of other people")
+    parser.add_argument("--val_share", type=float, default=0.05, help="share of people for validation (default: 0.05)")
+    parser.add_argument("--person_pattern", help="regular expression for the person in a path (default: the folder)")
     args = parser.parse_args(argv)
     if not 0 < args.val_share < 1:
         raise UserError(f"--val_share must be between 0 and 1, got {args.val_share:g}")

@@ -6,7 +6,7 @@ people at once.
 Letters: T frames of a track, R working resolution.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -67,7 +67,7 @@ def read_faces(
     face: str = "largest",
     detector: str | FaceDetector = "auto",
     device: str = "cpu",
-) -> Iterator[TrackedFrame]:
+) -> Generator[TrackedFrame, None, None]:
     """Yield every frame of a video file with the aligned face of one person, in constant memory.
 
     Args:

@@ -10,19 +10,19 @@ from latentsync.faces.mask import MASK_SIDE, REGENERATED_OUTLINE
 
 NUM_POINTS = 512
 REACH = 24 / 256  # of the face's side: how far from the outline blending may move the edge
-NEIGHBOR = 3 / 256  # a visible edge is steeper than the profile this far beside it
+NEIGHBOR = 3 / 256  # of the face's side: distance at which an edge is compared with its surroundings
 
 
 class BoundaryMetric:
     """Steepness across the outline of the mask, at every distance from it, averaged over a clip.
 
-    With g(o) the mean of |dI/dn| over the outline moved outwards by o pixels (I the luma, n the outline's normal), and
-    D(o) = g_result(o) - g_source(o), the visibility is
+    Let g(o) be the mean of |dI/dn| over the outline moved outwards by o pixels (I the luma, n the outline's normal),
+    and D(o) = g_result(o) - g_source(o). The visibility is
 
         max over o of  D(o) - (D(o - d) + D(o + d)) / 2,   in gray levels per pixel.
 
     An edge that the source lacks is a peak of D. Texture lost or gained on one side of the outline is a step of D and
-    counts little. Equal images give 0.
+    contributes little. Equal images give 0.
     """
 
     def __init__(self, resolution: int, outline: np.ndarray = REGENERATED_OUTLINE, outline_side: int = MASK_SIDE):
@@ -30,7 +30,7 @@ class BoundaryMetric:
         self.reach, self.distance = max(2, round(REACH * resolution)), max(1, round(NEIGHBOR * resolution))
         samples = sampled_outline(outline * (resolution / outline_side), NUM_POINTS)
         self._map = _sample_positions(*samples, self.reach + 1)
-        inside = ((self._map >= 0) & (self._map <= resolution - 1)).all(axis=-1)
+        inside = np.all((self._map >= 0) & (self._map <= resolution - 1), axis=-1)
         self._valid = inside[:, 2:] & inside[:, :-2]  # both pixels of a difference are inside the face
         self._sums = {"result": np.zeros(2 * self.reach + 1), "source": np.zeros(2 * self.reach + 1)}
         self._frames = 0
@@ -38,7 +38,9 @@ class BoundaryMetric:
     def update(self, results: np.ndarray, sources: np.ndarray) -> None:
         """Add frames of both, aligned by the same transforms: (T, R, R, 3) uint8."""
         if results.shape != sources.shape:
-            raise ValueError(f"two equal (T, R, R, 3) are needed, not {results.shape} and {sources.shape}")
+            raise ValueError(
+                f"expected two arrays of equal shape (T, R, R, 3), got {results.shape} and {sources.shape}"
+            )
         for result, source in zip(results, sources, strict=True):
             self._sums["result"] += self._steepness(result)
             self._sums["source"] += self._steepness(source)
@@ -52,7 +54,7 @@ class BoundaryMetric:
         return (self._sums["result"] - self._sums["source"]) / self._frames
 
     def compute(self) -> float:
-        """Visibility as the class defines it; NaN without frames."""
+        """Visibility as defined by the class; NaN without frames."""
         profile, d = self.profile(), self.distance
         return float((profile[d:-d] - (profile[: -2 * d] + profile[2 * d :]) / 2).max())
 

@@ -1,6 +1,6 @@
-"""Audio-visual sync of a video: one interface to the published SyncNet and to the one that ships with this project.
+"""Audio-visual sync of a video, scored by the published SyncNet or by the SyncNet of the embedded model.
 
-Legend: T frames at 25 a second, R pixels, N samples at 16 kHz, W windows.
+Legend: T frames at 25 frames/s, R pixels, N samples at 16 kHz, W windows.
 """
 
 import logging
@@ -26,7 +26,7 @@ from latentsync.media.audio import load_audio
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.metrics.face_tracks import MIN_FACE, MIN_FRAMES, FaceTrack, crop_faces, find_tracks
-from latentsync.metrics.faces import aligned_runs, clip_frames, is_aligned_clip
+from latentsync.metrics.faces import aligned_tracks, clip_frames, is_aligned_clip
 from latentsync.metrics.published_sync import PublishedScore, score_faces
 from latentsync.metrics.sync import SyncScorer, offset_score
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 SCORERS = ("auto", "syncnet_v2", "embedded")
 PUBLISHED_THRESHOLD = 3.0  # smallest confidence of training clips in the reference
-EMBEDDED_THRESHOLD = 0.15  # real clips have 0.2 to 0.9 in footage like its training data, shuffled audio 0.05 to 0.15
+EMBEDDED_THRESHOLD = 0.15  # 0.2 to 0.9 for real clips like its training data, 0.05 to 0.15 for shuffled audio
 EMBEDDED_CONFIG = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
 
 
@@ -51,7 +51,7 @@ class ClipSync:
 
     Args:
         offset: frames by which the audio is early, see `latentsync.metrics.sync`.
-        confidence, min_distance: Sync-C and Sync-D, comparable only between values of the same scorer.
+        confidence, min_distance: Sync-C and Sync-D; comparable only if computed by the same scorer.
         window_confidences: (W,).
         start, frames: first frame and number of frames scored.
     """
@@ -69,9 +69,9 @@ class ClipSyncScorer(Protocol):
     """A sync scorer.
 
     Attributes:
-        min_frames: length of the shortest clip it accepts.
-        default_threshold: smallest confidence of good clips.
-        files: weights and configs that its scores depend on.
+        min_frames: length of the shortest clip that can be scored.
+        default_threshold: lowest confidence of a good clip.
+        files: weights and configs that the scores depend on.
     """
 
     name: str
@@ -83,13 +83,13 @@ class ClipSyncScorer(Protocol):
         """Score aligned faces (T, R, R, 3) uint8 with audio (N,). Raises UserError for a clip that is too short."""
 
     def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
-        """Score each face of a video, the one longest in view first. A clip of aligned faces is not aligned again.
+        """Score each face of a video, starting with the longest track. A clip of aligned faces is not aligned again.
 
         Args:
-            wave: audio (N,) to score instead of the file's own, mono at 16 kHz, from the first frame on.
+            wave: audio (N,) to score instead of the file's own, mono at 16 kHz, starting at the first frame.
 
         Raises:
-            UserError: no video, no audio, or no face for long enough.
+            UserError: the file has no video or no audio, or no face is in view for long enough.
         """
 
 
@@ -102,7 +102,7 @@ def open_sync_scorer(
         model_path: path of `syncnet_v2.model`, if not under `checkpoints`.
 
     Raises:
-        UserError: unknown name, or its weights are missing.
+        UserError: unknown name, or missing weights.
     """
     if name not in SCORERS:
         raise UserError(f"sync scorer {name!r} is unknown: choose one of {', '.join(SCORERS)}")
@@ -113,12 +113,12 @@ def open_sync_scorer(
             raise UserError(f"the published SyncNet is missing ({place}); run `{DOWNLOAD_COMMAND} auxiliary`")
         return PublishedScorer(published, registry.S3FD.find(checkpoints), device)
     if name == "auto":
-        logger.info("sync is scored by the embedded SyncNet; the published one is not in %s", CHECKPOINTS_DIR)
+        logger.info("scoring sync with the embedded SyncNet, since the published one is not in %s", CHECKPOINTS_DIR)
     return EmbeddedScorer(device)
 
 
 class PublishedScorer:
-    """SyncNet of Chung & Zisserman. S3FD finds the faces if `s3fd_path` is given, else MediaPipe."""
+    """SyncNet of Chung & Zisserman. Faces are detected by S3FD if `s3fd_path` is given, else by MediaPipe."""
 
     min_frames = WINDOW_FRAMES + 1
     default_threshold = PUBLISHED_THRESHOLD
@@ -130,7 +130,7 @@ class PublishedScorer:
         self.files = tuple(Path(path) for path in (model_path, s3fd_path) if path)
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
-        """The whole aligned face takes the place of the published crop: both show the face from brow to chin."""
+        """Scores the whole aligned face, which like the published crop shows the face from brow to chin."""
         if min(len(faces), len(wave) // SAMPLES_PER_FRAME) < self.min_frames:
             raise UserError(f"the clip has {len(faces)} frames, sync needs {self.min_frames} with audio; leave it out")
         track = FaceTrack(0, np.tile([0.0, 0.0, faces.shape[2], faces.shape[1]], (len(faces), 1)))
@@ -140,7 +140,7 @@ class PublishedScorer:
     def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
         info, wave = _open(path, wave)
         if is_aligned_clip(info):
-            return [self.score_faces(faces, wave) for _, faces in aligned_runs(info, FACE_SIZE)]
+            return [self.score_faces(faces, wave) for _, faces in aligned_tracks(info, FACE_SIZE)]
         with closing(create_detector("mediapipe")) as detector, closing(clip_frames(info)) as frames:
             boxes = [self._boxes(frame, detector) for frame in frames]
         tracks = find_tracks(boxes)
@@ -173,7 +173,7 @@ class PublishedScorer:
 
 
 class EmbeddedScorer:
-    """SyncNet of the embedded model, on aligned faces. Its distances are of unit vectors: confidence from 0 to 2."""
+    """SyncNet of the embedded model, on aligned faces. It compares unit vectors, so the confidence is 0 to 2."""
 
     name = "embedded"
     default_threshold = EMBEDDED_THRESHOLD
@@ -204,9 +204,9 @@ class EmbeddedScorer:
     def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
         info, wave = _open(path, wave)
         found = []
-        for start, faces in aligned_runs(info, self.scorer.resolution):
+        for start, faces in aligned_tracks(info, self.scorer.resolution):
             audio = wave[start * SAMPLES_PER_FRAME : (start + len(faces)) * SAMPLES_PER_FRAME]
-            if self.scorer.frames_of(faces, audio) >= self.min_frames:
+            if self.scorer.frames_of(len(faces), audio) >= self.min_frames:
                 found.append(replace(self.score_faces(faces, audio), start=start))
         if not found:
             raise UserError(f"{path}: no face is in view for {self.min_frames} frames with audio; leave it out")
@@ -221,7 +221,7 @@ def _open(path: str | Path, wave: np.ndarray | None) -> tuple[VideoInfo, np.ndar
 
 
 def _along(distances: np.ndarray, offset: int) -> np.ndarray:
-    """(W,) distance of each window to the audio `offset` frames before it, NaN where there is none."""
+    """(W,) distance of each window to the audio `offset` frames before it; NaN outside the clip."""
     count = len(distances)
     result = np.full(count, np.nan)
     rows = np.arange(max(0, offset), min(count, count + offset))

@@ -1,6 +1,6 @@
-"""Face tracks and square crops as the published SyncNet takes them.
+"""Face tracks and square crops as in the published SyncNet pipeline (Chung & Zisserman 2016).
 
-Chung & Zisserman (2016). Letters: T frames of a track. Boxes are (x0, y0, x1, y1) in pixels of the frame.
+Legend: T frames of a track. Boxes are (x0, y0, x1, y1) in pixels of the frame.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,10 +71,10 @@ def _filled(track: list[tuple[int, np.ndarray]]) -> FaceTrack:
 
 
 def crop_faces(frames: Iterable[np.ndarray], track: FaceTrack) -> Iterator[np.ndarray]:
-    """(224, 224, 3) uint8 of each frame of a track, from the frames (H, W, 3) uint8 of that track in order.
+    """Crop each frame of a track: frames (H, W, 3) uint8 in order -> crops (224, 224, 3) uint8.
 
-    The crop is square: 1 + 2 * 0.4 times the face's longer side, centered horizontally on the face and starting at
-    its upper edge; position and size are smoothed by a median over 13 frames.
+    The crop is square: 1 + 2 * 0.4 times the face's longer side, centered horizontally on the face and starting at its
+    upper edge. Position and size are smoothed by a median over 13 frames.
     """
     boxes = track.boxes
     half = medfilt((boxes[:, 2:] - boxes[:, :2]).max(axis=1) / 2, SMOOTHING)

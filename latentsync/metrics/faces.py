@@ -1,9 +1,9 @@
-"""Aligned faces of a video, for metrics: those that inference would find, or the frames of a clip aligned before.
+"""Aligned faces of a video, for metrics: found as in inference, or the frames of a clip that is already aligned.
 
 Legend: T frames at 25 frames/s, R side of an aligned face in pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
 from itertools import islice
@@ -11,6 +11,7 @@ from itertools import islice
 import cv2
 import numpy as np
 
+from latentsync.constants import FPS
 from latentsync.faces.align import crop_size, template_anchors
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
@@ -19,22 +20,22 @@ from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo
 from latentsync.media.timeline import Timeline, available_frames, open_timeline
 
-FPS = 25
-ALIGNED_TOLERANCE = 0.05  # of the side: how far the anchors of an aligned clip may be from the template's
+ALIGNED_TOLERANCE = 0.05  # largest mean distance of an aligned clip's anchors from the template, as a share of the side
 CHECKED_FRAMES, CHECK_INTERVAL = 5, 10
-MAX_RUN = 15000  # frames of one face kept in memory: ten minutes
+MAX_TRACK = 15000  # frames kept in memory, ten minutes; longer tracks are split
 
 
 def square_template(resolution: int) -> np.ndarray:
-    """Anchors (3, 2) of an aligned face: those of the crop, resized to R x R as the crop is."""
+    """Template anchors (3, 2) in an aligned face of R x R pixels."""
     width, height = crop_size(resolution)
     return template_anchors(resolution) * np.array([resolution / width, resolution / height])
 
 
 def alignment_error(image: np.ndarray, detector: FaceDetector) -> float:
-    """Mean distance of the anchors from the template in an aligned face (R, R, 3), as a share of R; inf without a face.
+    """Mean distance of a face's anchors in an aligned face (R, R, 3) from the template, as a share of R; inf without a
+    face.
 
-    Of several faces the nearest counts. `detector` is reset first.
+    If several faces are found, the nearest one counts. `detector` is reset first.
     """
     detector.reset()
     side = image.shape[1]
@@ -43,9 +44,9 @@ def alignment_error(image: np.ndarray, detector: FaceDetector) -> float:
 
 
 def is_aligned_clip(info: VideoInfo) -> bool:
-    """Whether a video already shows an aligned face, as data processing writes it.
+    """Whether a video shows an aligned face already, as clips of data processing do.
 
-    Such a clip has square frames with the anchors in their places. Aligning it again would shrink and pad the face.
+    Its frames are square with the anchors at the template's. Aligning it again would shrink and pad the face.
     """
     if info.width != info.height:
         return False
@@ -57,12 +58,12 @@ def is_aligned_clip(info: VideoInfo) -> bool:
 
 def read_clip_faces(
     info: VideoInfo, resolution: int, face: str = "largest", num_frames: int | None = None
-) -> Iterator[TrackedFrame]:
-    """Frames at 25 frames/s with the aligned face of one person; an aligned clip's faces are its frames.
+) -> Generator[TrackedFrame, None, None]:
+    """Frames at 25 frames/s with the aligned face of one person. In an aligned clip, each frame is the face.
 
     Args:
-        face: which person, see `latentsync.faces.video.track_faces`.
-        num_frames: how many; a shorter video is played forward and backward, as inference does. All by default.
+        face: which face, see `latentsync.faces.video.track_faces`.
+        num_frames: number of frames (default: all); a shorter video is played forward and backward, as in inference.
 
     Raises:
         UserError: the video cannot be read.
@@ -78,7 +79,7 @@ def read_clip_faces(
 
 
 def whole_frame(frame: VideoFrame, resolution: int, starts: bool = False) -> AlignedFace:
-    """A frame that is an aligned face, at another resolution."""
+    """Resize a frame that is an aligned face."""
     image, (width, height) = frame.rgb(), crop_size(resolution)
     pixels = image
     if len(image) != resolution:
@@ -90,12 +91,13 @@ def whole_frame(frame: VideoFrame, resolution: int, starts: bool = False) -> Ali
     return AlignedFace(pixels, np.column_stack([np.diag(scales), (scales - 1) / 2]), starts)
 
 
-def aligned_runs(info: VideoInfo, resolution: int, face: str = "largest") -> Iterator[tuple[int, np.ndarray]]:
-    """Runs in which one person is in view without a cut: index of the first frame, faces (T, R, R, 3) uint8."""
+def aligned_tracks(info: VideoInfo, resolution: int, face: str = "largest") -> Iterator[tuple[int, np.ndarray]]:
+    """Tracks of one person, in view without a cut or gap: index of the first frame, faces (T, R, R, 3) uint8."""
     with closing(read_clip_faces(info, resolution, face)) as frames:
-        for run in face_runs(frames, MAX_RUN):
-            if run[0].face is not None:
-                yield run[0].index, np.stack([item.face.pixels for item in run])
+        for track in face_runs(frames, MAX_TRACK):
+            faces = [item.face.pixels for item in track if item.face is not None]
+            if faces:
+                yield track[0].index, np.stack(faces)
 
 
 def clip_frames(info: VideoInfo, num_frames: int | None = None) -> Timeline:

@@ -1,4 +1,4 @@
-"""Features of FID (Heusel et al. 2017): single faces through `latentsync.pretrained.inception`.
+"""Features for FID (Heusel et al. 2017), by `latentsync.pretrained.inception`.
 
 Legend: N frames, R pixels.
 """

@@ -1,4 +1,4 @@
-"""Temporal flicker of the mouth: change from frame to frame that motion does not explain.
+"""Temporal flicker of the mouth: frame-to-frame change that motion does not explain.
 
 Legend: F frames of a chunk, R pixels. Faces are aligned (see `latentsync.faces.align`), uint8 RGB (F, R, R, 3).
 """
@@ -12,20 +12,20 @@ from latentsync.faces.align import require_aligned
 from latentsync.faces.mask import mouth_slices
 from latentsync.media.optical_flow import warp
 
-# Settings of the flow are the metric's own: its values must not change when frame interpolation is improved.
-SMOOTHNESS = 40.0  # of the flow, twice OpenCV's default; with less it follows the noise
-LARGE = 480  # pixels of R above which the flow is computed at half the resolution, for the same reason
-CONSISTENT = 1.0  # pixels, plus a twentieth of the motion: forward-backward error of visible points
-BLUR = 1.5  # pixels: sigma of the blur before the flow, so that noise is not taken for motion
+# The flow settings are independent of frame interpolation, so that improving that does not change this metric.
+SMOOTHNESS = 40.0  # of the flow, twice OpenCV's default; with less it follows noise
+LARGE = 480  # side R above which the flow is computed at half the resolution, for the same reason
+CONSISTENT = 1.0  # largest forward-backward error of visible points: this many pixels plus a twentieth of the motion
+BLUR = 1.5  # pixels: sigma of the blur before the flow, so that noise is not mistaken for motion
 MIN_VISIBLE = 0.05  # share of the region that must be visible in both frames
 
 
 class FlickerMetric:
     """Mean absolute difference of luma between a frame and the previous one warped along the optical flow.
 
-    Only points of the mouth box that are visible in both frames count. Motion that the flow explains gives 0, whatever
-    its speed. Independent noise of standard deviation s gives 2 s / sqrt(pi) = 1.13 s, slightly less where warping
-    smooths it. Points uncovered by opening lips are left out.
+    Only points of the mouth box that are visible in both frames count, which excludes those uncovered by opening lips.
+    Motion that the flow explains gives 0 at any speed. Independent noise of standard deviation s gives
+    2 s / sqrt(pi) = 1.13 s, slightly less where warping smooths it.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class FlickerMetric:
         self._sum, self._count = 0.0, 0
 
     def update(self, faces: np.ndarray, starts: np.ndarray) -> None:
-        """Add the next frames (F, R, R, 3) uint8; `starts` (F,): True where one does not continue the last."""
+        """Add the next frames (F, R, R, 3) uint8; `starts` (F,): True after a cut or a gap."""
         require_aligned(faces)
         for face, new in zip(faces, starts, strict=True):
             luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)

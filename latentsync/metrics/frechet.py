@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features modeled as normal distributions, for FID and FVD.
+"""Frechet distance between two sets of features modeled as Gaussians, for FID and FVD.
 
 Legend: N samples, D width of the features.
 """
@@ -10,18 +10,17 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)) of features (N1, D) and (N2, D); 0 for equal sets, never below.
 
     m are the means, S the unbiased covariances (Dowson and Landau 1982; Heusel et al. 2017). The square root of the
-    product, a nearly singular asymmetric matrix, is not formed: with S = F^T F its trace is the sum of the singular
-    values of F1 F2^T. This is exact to rounding, even with fewer samples than features. All in float64.
+    product, a nearly singular asymmetric matrix, is not computed: with S = F^T F its trace is the sum of the singular
+    values of F1 F2^T. This is exact up to rounding, even with fewer samples than features. All in float64.
 
-    With few samples, the distance between two samples of one distribution is well above 0; compare values of equal N
-    only.
+    With few samples, two sets of one distribution have a distance well above 0. Compare values of equal N only.
 
     Raises:
         ValueError: not two matrices of equal width, fewer than two samples, or values that are not finite.
     """
     first, second = _checked(first), _checked(second)
     if first.shape[1] != second.shape[1]:
-        raise ValueError(f"features of equal width are needed, not {first.shape} and {second.shape}")
+        raise ValueError(f"expected features of equal width, got {first.shape} and {second.shape}")
     shift = first.mean(axis=0) - second.mean(axis=0)
     factor1, factor2 = covariance_factor(first), covariance_factor(second)
     spread = np.square(factor1).sum() + np.square(factor2).sum()  # both traces
@@ -31,14 +30,14 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 def covariance_factor(features: np.ndarray) -> np.ndarray:
     """F with F^T F the unbiased covariance of features (N, D): (min(N, D), D)."""
-    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    return centred if len(features) <= features.shape[1] else np.linalg.qr(centred, mode="r")
+    centered = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    return centered if len(features) <= features.shape[1] else np.asarray(np.linalg.qr(centered, mode="r"))
 
 
 def _checked(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"two or more samples (N, D) are needed, not {features.shape}")
+        raise ValueError(f"expected two or more samples (N, D), got {features.shape}")
     if not np.isfinite(features).all():
         raise ValueError("some features are not finite numbers")
     return features

@@ -1,4 +1,4 @@
-"""Features of FVD (Unterthiner et al. 2018): windows of 16 face crops through an I3D network given as TorchScript.
+"""Features for FVD (Unterthiner et al. 2018): windows of 16 face crops, embedded by an I3D network in TorchScript.
 
 Legend: T frames of a clip, W windows, D width of the features. Faces are (224, 224, 3) uint8 RGB, 25 frames/s.
 """
@@ -26,27 +26,27 @@ class VideoFeatures:
     """I3D features, logits of Kinetics-400 in the published file."""
 
     def __init__(self, net: torch.nn.Module, device: str | torch.device = "cpu", batch_size: int = 4) -> None:
-        """`net` is called as net(x, rescale=False, resize=False, return_features=True), x (B, 3, 16, 224, 224) in
-        [-1, 1], and gives (B, D)."""
+        """`net` is called as net(x, rescale=False, resize=False, return_features=True) with x (B, 3, 16, 224, 224) in
+        [-1, 1], and returns (B, D)."""
         self.net, self.device, self.batch_size = net.eval(), torch.device(device), batch_size
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path = I3D, device: str | torch.device = "cpu", *, trust: bool = False
     ) -> "VideoFeatures":
-        """Load a TorchScript file, which executes the code in it: only a published one, by its SHA-256.
+        """Load a TorchScript file. Since that executes the code in it, only published files are accepted.
 
         Args:
-            path: the file.
-            device: where the network runs.
-            trust: execute the code of an unknown file as well.
+            path: TorchScript file, identified by its SHA-256.
+            device: device of the network.
+            trust: load an unknown file as well.
 
         Raises:
             UserError: the file is missing, damaged, not TorchScript, or not a published one.
         """
         if not Path(path).is_file():
             raise UserError(f"{path}: the I3D network of FVD is missing; run `{DOWNLOAD_COMMAND} auxiliary`")
-        content = Path(path).read_bytes()  # the bytes that are checked are the bytes that are executed
+        content = Path(path).read_bytes()  # read once: the bytes that are checked are those that are executed
         if not trust and hashlib.sha256(content).hexdigest() not in known_digests():
             raise UserError(
                 f"{path}: is not the published I3D network (its SHA-256 is unknown), and a TorchScript file executes "
@@ -54,7 +54,7 @@ class VideoFeatures:
             )
         try:
             net = torch.jit.load(io.BytesIO(content), map_location=device)
-        except (RuntimeError, ValueError) as error:  # what the archive reader and the compiler raise
+        except (RuntimeError, ValueError) as error:  # raised by the archive reader and by the compiler
             raise UserError(f"{path}: is damaged or not a TorchScript file; download it again") from error
         return cls(net, device)
 
@@ -67,9 +67,10 @@ class VideoFeatures:
 
 
 class ClipFeatures:
-    """Windows of one clip, `stride` frames apart over its whole length, embedded as its faces arrive.
+    """Embeds windows of one clip, `stride` frames apart, while faces are added.
 
-    The last window of a run ends at its last face, so that no frame of a run is left out.
+    A track is a sequence of faces without a cut or a gap. Its last window ends at its last face, so that every frame is
+    covered.
     """
 
     def __init__(self, network: VideoFeatures, stride: int = STRIDE) -> None:
@@ -82,23 +83,23 @@ class ClipFeatures:
         self._count, self._next_end, self._last_end = 0, WINDOW_FRAMES, 0
 
     def add(self, face: np.ndarray) -> None:
-        """The next face, (224, 224, 3) uint8."""
+        """Add the next face, (224, 224, 3) uint8."""
         self._recent = [*self._recent[1 - WINDOW_FRAMES :], face]
         self._count += 1
         if self._count == self._next_end:
             self._add_window()
             self._next_end += self._stride
 
-    def end_run(self) -> None:
-        """End a run, at a cut or a frame without a face: no window spans two runs."""
+    def end_track(self) -> None:
+        """End a track, at a cut or a frame without a face. No window spans two tracks."""
         if self._count >= WINDOW_FRAMES and self._last_end < self._count:
             self._add_window()
         self._recent = []
         self._count, self._next_end, self._last_end = 0, WINDOW_FRAMES, 0
 
     def features(self) -> np.ndarray:
-        """Features of all windows, (W, D) float32; (0, 0) without a run of 16 faces. Ends the clip."""
-        self.end_run()
+        """End the clip; returns the features of all windows, (W, D) float32, or (0, 0) if no track has 16 faces."""
+        self.end_track()
         self._embed()
         return np.concatenate(self._rows) if self._rows else np.zeros((0, 0))
 

@@ -12,12 +12,12 @@ from latentsync.pretrained.face_embedding import FaceEmbedder
 
 @torch.no_grad()
 def identity_similarity(embedder: FaceEmbedder, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """<e(first_i), e(second_i)> of aligned faces (N, R, R, 3) uint8, e a unit vector (ArcFace): (N,) in [-1, 1].
+    """Cosine similarity of the ArcFace embeddings of aligned faces (N, R, R, 3) uint8: (N,) in [-1, 1].
 
-    About 0 for two people, 1 for equal images.
+    About 0 for different people, 1 for equal images.
     """
     if first.shape != second.shape:
-        raise ValueError(f"two equal (N, R, R, 3) are needed, not {first.shape} and {second.shape}")
+        raise ValueError(f"expected two arrays of equal shape (N, R, R, 3), got {first.shape} and {second.shape}")
     device = next(embedder.buffers()).device
     embeddings = [embedder(to_pixel_values(faces).to(device)).double().cpu() for faces in (first, second)]
     return (embeddings[0] * embeddings[1]).sum(dim=1).numpy()

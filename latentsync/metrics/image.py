@@ -3,6 +3,8 @@
 Legend: N images, H W pixels. Images are RGB uint8 (N, H, W, 3). A box is a pair of slices: rows, columns.
 """
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import torch.nn.functional as F
@@ -10,11 +12,12 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 Box = tuple[slice, slice]
+Filter = Callable[[np.ndarray], np.ndarray]
 WHOLE: Box = (slice(None), slice(None))
 PEAK = 255
 SSIM_SIGMA, SSIM_BORDER = 1.5, 5  # Gaussian window of 11 pixels, as in Wang et al. 2004
 SSIM_WINDOW = 2 * SSIM_BORDER + 1
-DETAIL_WINDOW = 5  # pixels: what a mean over this window removes counts as detail
+DETAIL_WINDOW = 5  # pixels: detail is the difference from the mean over this window
 MIN_PATCH = 64  # pixels: side of the patches that LPIPS was calibrated on
 
 
@@ -33,8 +36,8 @@ def psnr(first: np.ndarray, second: np.ndarray, box: Box = WHOLE) -> np.ndarray:
 def ssim(first: np.ndarray, second: np.ndarray, box: Box = WHOLE) -> np.ndarray:
     """Structural similarity (Wang et al. 2004) by scikit-image, (N,); 1 for equal images.
 
-    Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, mean of the color channels. With a box, the map is
-    averaged over the windows that fit into the image and whose centers lie in the box.
+    Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, mean of the color channels. The map is averaged over
+    the windows that are inside the image and whose centers are in the box.
 
     Raises:
         ValueError: as `psnr`, or the images are smaller than the window.
@@ -76,14 +79,17 @@ def laplacian_ratio(result: np.ndarray, source: np.ndarray, box: Box = WHOLE) ->
     )
 
 
-def _ratio(result: np.ndarray, source: np.ndarray, box: Box, filter_, measure) -> np.ndarray:
+def _ratio(
+    result: np.ndarray, source: np.ndarray, box: Box, filter_: Filter, reduce: Callable[[np.ndarray], np.floating]
+) -> np.ndarray:
     _check(result, source, box)
-    amounts = [
-        [float(measure(filter_(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32))[box])) for image in images]
-        for images in (result, source)
-    ]
-    made, real = np.array(amounts)
-    return np.divide(made, real, out=np.full_like(made, np.nan), where=real > 0)
+
+    def amounts(images: np.ndarray) -> np.ndarray:
+        lumas = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) for image in images)
+        return np.array([float(reduce(filter_(luma)[box])) for luma in lumas])
+
+    above, below = amounts(result), amounts(source)
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
 def crop_box(pixels: Tensor, box: Box, smallest: int = MIN_PATCH) -> Tensor:
@@ -98,6 +104,9 @@ def crop_box(pixels: Tensor, box: Box, smallest: int = MIN_PATCH) -> Tensor:
 
 def _check(first: np.ndarray, second: np.ndarray, box: Box) -> None:
     if first.ndim != 4 or first.shape != second.shape or first.dtype != np.uint8 or second.dtype != np.uint8:
-        raise ValueError(f"two equal uint8 (N, H, W, 3) are needed, not {first.shape} and {second.shape}")
+        raise ValueError(
+            f"expected two uint8 arrays of equal shape (N, H, W, 3), got {first.dtype} {first.shape} and "
+            f"{second.dtype} {second.shape}"
+        )
     if not first[:, *box].size:
         raise ValueError("the box is empty")

@@ -1,4 +1,4 @@
-"""Landmark metrics: LMD, the distance from the real face's landmarks, and jitter.
+"""Landmark metrics: LMD, the distance from the landmarks of the real face, and jitter.
 
 Legend: T frames, F frames of a chunk, R pixels, P points. Faces are aligned (see `latentsync.faces.align`), uint8 RGB
 (T, R, R, 3). Points are (T, P, 2) in pixels of the aligned face, NaN where no face is found.
@@ -47,21 +47,21 @@ def openings(points: np.ndarray) -> np.ndarray:
     return np.array([mouth_opening(frame[MESH_POINTS]) for frame in points])
 
 
-def landmark_distance(made: np.ndarray, real: np.ndarray, indices: list[int] | None = None) -> np.ndarray:
-    """LMD (Chen et al. 2018): mean over the points of |made_p - real_p|, in per cent of the real face's eye distance.
+def landmark_distance(result: np.ndarray, source: np.ndarray, indices: list[int] | None = None) -> np.ndarray:
+    """LMD (Chen et al. 2018): mean landmark distance in percent of the source's eye distance.
 
-    The eye distance is that of the outer corners, so that the value does not depend on the image's size.
+    The eye distance is that of the outer corners. Dividing by it makes the value independent of the image size.
 
     Args:
-        made, real: (T, 468, 2) in one coordinate system.
+        result, source: (T, 468, 2) in one coordinate system.
         indices: landmarks to use; all by default.
 
     Returns:
-        (T,), NaN unless both show a face.
+        (T,), NaN unless both have a face.
     """
     left, right = EYE_CORNERS
-    eyes = np.linalg.norm(real[:, right] - real[:, left], axis=-1)
-    distances = np.linalg.norm(made - real, axis=-1)
+    eyes = np.linalg.norm(source[:, right] - source[:, left], axis=-1)
+    distances = np.linalg.norm(result - source, axis=-1)
     chosen = distances if indices is None else distances[:, indices]
     return 100 * chosen.mean(axis=1) / eyes
 
@@ -69,9 +69,9 @@ def landmark_distance(made: np.ndarray, real: np.ndarray, indices: list[int] | N
 class JitterMetric:
     """Jitter of a result's landmarks relative to its source's.
 
-    The root of  sum |p(t+1) - 2 p(t) + p(t-1)|^2  of the result over that of the source, on the same frames and points:
-    1 is as steady as the source. Second differences cancel uniform motion, so that a smoothly moving head counts
-    little. Memory does not grow with the clip.
+    The square root of  sum |p(t+1) - 2 p(t) + p(t-1)|^2  of the result, divided by that of the source, on the same
+    frames and points. 1 means as steady as the source. Second differences cancel uniform motion, so that smooth head
+    motion contributes little. Memory use is constant.
     """
 
     def __init__(self, indices: list[int]) -> None:
@@ -80,9 +80,9 @@ class JitterMetric:
         self._last = np.zeros((2, 0, len(indices), 2))  # result and source, up to two frames before
         self._sums = np.zeros(2)
 
-    def update(self, made: np.ndarray, real: np.ndarray, starts: np.ndarray) -> None:
-        """Add the next landmarks (F, 468, 2) of result and source; `starts` (F,): True where a new run begins."""
-        for pair, new in zip(np.stack([made, real], axis=1), starts, strict=True):
+    def update(self, result: np.ndarray, source: np.ndarray, starts: np.ndarray) -> None:
+        """Add the next landmarks (F, 468, 2) of result and source; `starts` (F,): True after a cut or a gap."""
+        for pair, new in zip(np.stack([result, source], axis=1), starts, strict=True):
             points = pair[:, self._indices]
             seen = np.isfinite(points).all()
             if new or not seen:

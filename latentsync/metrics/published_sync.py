@@ -16,14 +16,14 @@ from latentsync.constants import SAMPLE_RATE
 from latentsync.pretrained.syncnet_v2 import MFCC_COLUMNS, WINDOW_FRAMES, SyncNetV2
 
 COLUMNS_PER_FRAME = 4  # 100 MFCC columns per second
-REACH = 15  # frames: offsets are searched this far either way
+REACH = 15  # frames: largest offset searched in either direction
 
 
 @dataclass(frozen=True)
 class PublishedScore:
     """Distances (W, 2 * reach + 1) of each window to the audio `reach` frames before to `reach` frames after it.
 
-    Column j belongs to the offset reach - j, in the sign of `latentsync.metrics.sync`: + means that the audio is early.
+    Column j is the offset reach - j, with the sign of `latentsync.metrics.sync`: + means that the audio is early.
     """
 
     distances: np.ndarray
@@ -56,13 +56,15 @@ class PublishedScore:
 
 
 def score_embeddings(vision: Tensor, audio: Tensor, reach: int = REACH) -> PublishedScore:
-    """Score (W, D) embeddings; the audio is padded with zero vectors, as in the published script.
+    """Score embeddings (W, D). As in the published script, the audio is padded with zero vectors.
 
     Raises:
         ValueError: shapes differ or there is no window.
     """
     if vision.shape != audio.shape or vision.ndim != 2 or not len(vision):
-        raise ValueError(f"two equal (W, D) are needed, not {tuple(vision.shape)} and {tuple(audio.shape)}")
+        raise ValueError(
+            f"expected two tensors of equal shape (W, D), got {tuple(vision.shape)} and {tuple(audio.shape)}"
+        )
     near = F.pad(audio, (0, 0, reach, reach)).unfold(0, 2 * reach + 1, 1).transpose(1, 2)  # (W, 2 reach + 1, D)
     distances = [F.pairwise_distance(one[None], other) for one, other in zip(vision, near, strict=True)]
     return PublishedScore(torch.stack(distances).cpu().numpy())
@@ -83,40 +85,40 @@ def mfcc_windows(wave: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def score_faces(net: SyncNetV2, faces: Iterable[np.ndarray], wave: np.ndarray, batch_size: int = 32) -> PublishedScore:
-    """Score a stream of face crops; memory does not grow with the clip's length.
+    """Score a stream of face crops in constant memory.
 
     Args:
         faces: (224, 224, 3) RGB uint8, one per frame.
-        wave: (N,) audio from the first frame on.
+        wave: (N,) audio starting at the first frame.
 
     Raises:
-        ValueError: fewer than five frames or 0.2 s.
+        ValueError: fewer than five frames, or less than 0.2 s of audio.
     """
     device = next(net.parameters()).device
     mfccs = mfcc_windows(wave)
     batches = batched_windows(faces, batch_size, limit=len(mfccs))
-    vision = [net.embed_images(batch.to(device)).float().cpu() for batch in batches]
-    if not vision:
+    embedded = [net.embed_images(batch.to(device)).float().cpu() for batch in batches]
+    if not embedded:
         raise ValueError("fewer than five frames, or less than 0.2 s of audio")
-    vision = torch.cat(vision)
+    vision = torch.cat(embedded)
     audio = [net.embed_audio(part[:, None].to(device)).float().cpu() for part in mfccs[: len(vision)].split(batch_size)]
     return score_embeddings(vision, torch.cat(audio))
 
 
 def batched_windows(faces: Iterable[np.ndarray], batch_size: int, limit: int) -> Iterator[Tensor]:
     """The first `limit` windows of five frames, (B, 3, 5, 224, 224) float BGR in 0..255."""
-    held: list[np.ndarray] = []
-    given = 0
+    buffer: list[np.ndarray] = []
+    count = 0
     for face in faces:
-        held.append(face[..., ::-1])
-        if len(held) == batch_size + WINDOW_FRAMES - 1:
-            yield _windows(held)[: limit - given]
-            given += batch_size
-            if given >= limit:
+        buffer.append(face[..., ::-1])
+        if len(buffer) == batch_size + WINDOW_FRAMES - 1:
+            yield _windows(buffer)[: limit - count]
+            count += batch_size
+            if count >= limit:
                 return
-            held = held[batch_size:]
-    if len(held) >= WINDOW_FRAMES and given < limit:
-        yield _windows(held)[: limit - given]
+            buffer = buffer[batch_size:]
+    if len(buffer) >= WINDOW_FRAMES and count < limit:
+        yield _windows(buffer)[: limit - count]
 
 
 def _windows(frames: list[np.ndarray]) -> Tensor:

@@ -3,9 +3,9 @@
 Legend: T frames of a clip, F frames of a window, W windows, D width of the embeddings, R pixels.
 The metrics are those of Chung & Zisserman, "Out of time" (2016), on unit vectors.
 
-Sign of every offset in this project: +k means that the audio is k frames EARLY, so that the mouth at frame i belongs to
-the audio at frame i - k. The script of the published SyncNet prints the same sign. To fix it, delay the
-audio by k frames.
+Sign of every offset in this project: +k means that the audio is k frames EARLY, so the mouth at frame i belongs to the
+audio at frame i - k. The script of the published SyncNet prints the same sign. To correct it, delay the audio by k
+frames.
 """
 
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
 from latentsync.whisper.windows import count_frames
 
-OFFSET_REACH = 15  # frames: offsets are searched this far either way
-NEGATIVE_GAP = 6  # frames: windows this far apart do not match
-RUN_WINDOWS = 128  # windows embedded together where they share frames
+OFFSET_REACH = 15  # frames: largest offset searched in either direction
+NEGATIVE_GAP = 6  # frames: smallest distance of windows that count as mismatched
+CHUNK_WINDOWS = 128  # windows embedded together if they share frames
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,23 @@ class SyncScore:
 
     @property
     def confidence(self) -> float:
-        """Median minus minimum of the distances: 0 without any relation, at most 2."""
+        """Median minus minimum of the distances: 0 for unrelated audio, at most 2."""
         return float(np.median(self.distances) - self.distances.min())
 
 
 def offset_score(vision: Tensor, audio: Tensor, reach: int = OFFSET_REACH) -> SyncScore:
-    """Distance at each offset, averaged over the windows that have a counterpart there.
+    """Mean distance at each offset, over the windows that have a counterpart there.
 
     Args:
         vision, audio: (W, D) unit vectors of the windows starting at frame 0, 1, 2, ...
 
     Raises:
-        ValueError: shapes differ, or W <= reach, so that some offset has no pair.
+        ValueError: the shapes differ, or W <= reach, so that some offset has no pair.
     """
     if vision.shape != audio.shape or vision.ndim != 2:
-        raise ValueError(f"two equal (W, D) are needed, not {tuple(vision.shape)} and {tuple(audio.shape)}")
+        raise ValueError(
+            f"expected two tensors of equal shape (W, D), got {tuple(vision.shape)} and {tuple(audio.shape)}"
+        )
     count = len(vision)
     if count <= reach:
         raise ValueError(f"{count} windows are too few for offsets of {reach} frames")
@@ -86,8 +88,8 @@ def preference(vision: Tensor, audio: Tensor, gap: int = NEGATIVE_GAP) -> Tensor
         gap: smallest distance in frames to the other window.
 
     Returns:
-        (W',) in [0, 1], for each window that has others that far away: the share of them with a lower cosine
-        similarity than its own audio. The mean is the accuracy on randomly drawn pairs.
+        (W',) in [0, 1], for each window with others at that distance: the share of them whose audio has a lower cosine
+        similarity than the window's own. The mean is the accuracy on randomly drawn pairs.
     """
     similarity = vision.double() @ audio.double().T
     index = torch.arange(len(vision), device=vision.device)
@@ -98,12 +100,12 @@ def preference(vision: Tensor, audio: Tensor, gap: int = NEGATIVE_GAP) -> Tensor
 
 
 class SyncScorer:
-    """Embeds the windows of a clip with a SyncNet, as it was trained.
+    """Embeds the windows of a clip with a SyncNet, with the inputs it was trained on.
 
     Args:
         net: one of `latentsync.models.syncnets`: `embed_images` and `embed_audio`, (B, C, H, W) -> unit vectors (B, D).
         num_frames: F.
-        resolution: side of the faces that `net` was trained with; others are resized.
+        resolution: side of the faces that `net` was trained on; other faces are resized.
         lower_half: `net` takes the lower half of the face (or of its latents).
         latent_space: `net` takes latents, encoded by `codec`.
         audio_features: "mel" or "whisper"; the latter needs `audio`.
@@ -127,9 +129,9 @@ class SyncScorer:
         batch_size: int = 16,
     ):
         if latent_space and codec is None:
-            raise UserError("this SyncNet takes latents: pass the autoencoder that encodes them")
+            raise UserError("this SyncNet takes latents; pass the autoencoder")
         if audio_features == "whisper" and audio is None:
-            raise UserError("this SyncNet takes Whisper features: pass the Whisper checkpoint")
+            raise UserError("this SyncNet takes Whisper features; pass the Whisper checkpoint")
         self.net = net.eval()
         self.num_frames, self.resolution = num_frames, resolution
         self.lower_half, self.batch_size = lower_half, batch_size
@@ -155,7 +157,7 @@ class SyncScorer:
         audio: Audio2Feature | None = None,
         device: str | torch.device = "cpu",
     ) -> "SyncScorer":
-        """A SyncNet from its config and checkpoint; `codec` and `audio` as the class takes them.
+        """Load a SyncNet from its config and checkpoint; `codec` and `audio` as in the constructor.
 
         Raises:
             UserError: a file is missing or damaged, or config, weights, codec and audio do not match.
@@ -172,9 +174,9 @@ class SyncScorer:
         codec: LatentCodec | None = None,
         audio: Audio2Feature | None = None,
     ) -> "SyncScorer":
-        """Around a loaded network, given the `data` section of the config that it was trained with."""
+        """Wrap a loaded network, given the `data` section of its training config."""
         if data.video_fps != FPS:
-            raise UserError(f"clips have {FPS} frames/s, this SyncNet was trained at {data.video_fps:g}; give another")
+            raise UserError(f"this SyncNet was trained at {data.video_fps:g} frames/s; use one trained at {FPS}")
         return cls(
             net,
             data.num_frames,
@@ -186,16 +188,16 @@ class SyncScorer:
             audio=audio,
         )
 
-    def frames_of(self, faces: Tensor, wave: np.ndarray) -> int:
+    def frames_of(self, num_faces: int, wave: np.ndarray) -> int:
         """Number of frames covered by both video and audio."""
-        return min(len(faces), count_frames(len(wave), FPS))
+        return min(num_faces, count_frames(len(wave), FPS))
 
     @torch.no_grad()
     def embed_faces(self, faces: Tensor) -> Tensor:
         """Embeddings of the windows starting at frame 0, 1, 2, ...: (W, D) on the CPU, W = T - F + 1.
 
         Args:
-            faces: (T, 3, R, R) aligned, in [-1, 1], 25 a second.
+            faces: (T, 3, R, R) aligned, in [-1, 1], at 25 frames/s.
 
         Raises:
             UserError: fewer frames than one window.
@@ -203,18 +205,18 @@ class SyncScorer:
         self._check_length(len(faces), self.num_frames)
         inputs = self._visual_inputs(faces)
         if isinstance(self.net, FramewiseSyncNet):
-            return self._embed_runs(inputs)
+            return self._embed_chunks(inputs)
         windows = inputs.unfold(0, self.num_frames, 1).movedim(-1, 1)  # (W, F, C, H, W)
         batches = windows.split(self.batch_size)
         images = (visual_input(batch, self.lower_half).to(self.device) for batch in batches)
         return torch.cat([self.net.embed_images(image).float().cpu() for image in images])
 
-    def _embed_runs(self, inputs: Tensor) -> Tensor:
-        """As `embed_faces`, for a network that processes each frame of a run once: (T, C, H, W) -> (W, D)."""
-        beyond = self.num_frames - 1
-        starts = range(0, len(inputs) - beyond, RUN_WINDOWS)
-        runs = (inputs[None, start : start + RUN_WINDOWS + beyond] for start in starts)
-        images = (visual_input(run, self.lower_half).to(self.device) for run in runs)
+    def _embed_chunks(self, inputs: Tensor) -> Tensor:
+        """As `embed_faces`, for a network that processes each frame of a chunk once: (T, C, H, W) -> (W, D)."""
+        overlap = self.num_frames - 1
+        starts = range(0, len(inputs) - overlap, CHUNK_WINDOWS)
+        chunks = (inputs[None, start : start + CHUNK_WINDOWS + overlap] for start in starts)
+        images = (visual_input(chunk, self.lower_half).to(self.device) for chunk in chunks)
         return torch.cat([self.net.embed_images(image, stride=1).float().cpu() for image in images])
 
     @torch.no_grad()
@@ -222,7 +224,7 @@ class SyncScorer:
         """Embeddings of the audio of the same windows: (W, D) on the CPU, W = frames - F + 1.
 
         Args:
-            wave: (N,) audio from the first frame on, mono at 16 kHz in [-1, 1].
+            wave: (N,) audio starting at the first frame, mono at 16 kHz in [-1, 1].
             frames: number of video frames.
 
         Raises:
@@ -235,7 +237,7 @@ class SyncScorer:
 
     def embed(self, faces: Tensor, wave: np.ndarray) -> tuple[Tensor, Tensor]:
         """(vision, audio), both (W, D): `embed_faces` and `embed_audio` over the frames covered by both."""
-        frames = self.frames_of(faces, wave)
+        frames = self.frames_of(len(faces), wave)
         return self.embed_faces(faces[:frames]), self.embed_audio(wave, frames)
 
     def score(self, faces: Tensor, wave: np.ndarray) -> SyncScore:
@@ -244,7 +246,7 @@ class SyncScorer:
         Raises:
             UserError: the clip is shorter than `shortest_clip`.
         """
-        self._check_length(self.frames_of(faces, wave), self.shortest_clip)
+        self._check_length(self.frames_of(len(faces), wave), self.shortest_clip)
         return offset_score(*self.embed(faces, wave))
 
     def _check_length(self, frames: int, needed: int) -> None:
@@ -262,7 +264,7 @@ class SyncScorer:
         return torch.cat([self.codec.encode(part).float().cpu() for part in faces.split(self.batch_size)])
 
     def _audio_inputs(self, wave: np.ndarray, frames: int) -> Tensor:
-        """Audio features of each window, as in training: mel (W, 1, 80, columns) or Whisper rows (W, 2F, L, D)."""
+        """Audio features of each window, as in training: mel (W, 1, 80, T) or Whisper rows (W, 2F, L, D)."""
         starts = range(frames - self.num_frames + 1)
         if self.audio is None:
             mel = syncnet_mel(torch.as_tensor(wave))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from typing import Any
 
 from latentsync.utils.errors import UserError, one_line
 
@@ -22,7 +23,7 @@ GRACE_SECONDS = 3.0
 
 def command(
     main: Main | None = None, *, interrupted: str | None = "interrupted", interrupted_code: int = INTERRUPTED
-) -> Callable[..., int]:
+) -> Callable[..., Any]:
     """Decorate the `main(argv)` of a command line, which then returns the exit code and raises no error of the user.
 
     Args:

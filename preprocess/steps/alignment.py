@@ -21,7 +21,7 @@ def alignment(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
     """
     errors = []
     for index in np.linspace(0, clip.num_frames - 1, min(CHECKED_FRAMES, clip.num_frames)).astype(int):
-        errors.append(alignment_error(clip.faces[index], tools.still_detector))
+        errors.append(alignment_error(clip.kept_faces[index], tools.still_detector))
         if not np.isfinite(errors[-1]):
             return clip.dropped(STEP, f"no face in the aligned frame {index}")
     error = round(float(max(errors)), 4)

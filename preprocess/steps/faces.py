@@ -1,4 +1,4 @@
-"""Step 5: every person of a segment tracked and aligned at the training resolution.
+"""Step 5: track and align every person in a segment at the training resolution.
 
 Legend: T frames, R side of an aligned face. Only the aligned faces are kept in memory, never the frames.
 """
@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from latentsync.faces.video import PeopleTracker, PersonTrack
-from preprocess.clip import FPS, Clip, Segment
+from preprocess.clip import FPS, Clip, Figure, Segment
 from preprocess.settings import ProcessSettings
 from preprocess.tools import Tools
 
@@ -38,13 +38,13 @@ def _clip(
     track: PersonTrack, segment: Segment, settings: ProcessSettings, most: int, needed: int, largest: int
 ) -> Clip:
     """The clip of a track; dropped if it is shorter than `needed` or the settings exclude it."""
-    figures = {
+    figures: dict[str, Figure] = {
         "faces": most,
         "face_size": round(float(np.mean(track.widths)), 1),
         "jitter": round(track.jitter, 5),
     }
     start = segment.start + Fraction(track.start, FPS)
-    wave = segment.sound(len(track), track.start)
+    wave = segment.audio(len(track), track.start)
     clip = Clip(segment.source, segment.index, track.person, start, np.stack(track.pixels), wave, figures)
     if clip.num_frames < needed:
         return clip.dropped(STEP, f"a face in view for {clip.num_frames} frames, {needed} are needed")

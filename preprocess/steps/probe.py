@@ -1,4 +1,4 @@
-"""Step 1, broken files out: whether a source can be used at all, found from its header and first packets."""
+"""Step 1: drop unusable files, judged by their header and first packets."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,21 +17,20 @@ from preprocess.clip import Figure
 
 
 class SourceError(UserError):
-    """This source cannot be used; others can."""
+    """This source cannot be used; the run continues with the others."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source fit for use. sound_delay: seconds from its first picture to its first sample, negative where sound
-    leads; None without sound."""
+    """A usable source. audio_delay: seconds from its first frame to its first audio sample; None without audio."""
 
     info: VideoInfo
     audio_track: int
-    sound_delay: Fraction | None
+    audio_delay: Fraction | None
 
     @property
-    def has_sound(self) -> bool:
-        return self.sound_delay is not None
+    def has_audio(self) -> bool:
+        return self.audio_delay is not None
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -43,7 +42,7 @@ class Source:
             "source_seconds": round(info.duration or 0.0, 3),
             "rotation": info.rotation,
             "variable_fps": int(info.variable_frame_rate),
-            "has_sound": int(self.has_sound),
+            "has_sound": int(self.has_audio),
         }
 
 
@@ -59,15 +58,15 @@ def probe(path: Path, audio_track: int = 0, keep_silent: bool = False) -> Source
 def _examine(path: Path, audio_track: int, keep_silent: bool) -> Source:
     info = probe_video(path)
     if info.is_animated_webp or (info.is_still and not keep_silent):
-        raise UserError(f"{path}: this is a picture, without sound; give a video")
+        raise UserError(f"{path}: is an image; give a video, or --keep_silent")
     if keep_silent and (info.is_still or not has_audio(path)):
         return Source(info, audio_track, None)
-    return Source(info, audio_track, _first_sample(path, audio_track) - _first_picture(path))
+    return Source(info, audio_track, _first_sample(path, audio_track) - _first_frame(path))
 
 
 @contextlib.contextmanager
 def source_errors() -> Iterator[None]:
-    """What is wrong with a source becomes a SourceError."""
+    """Turn any UserError into a SourceError."""
     try:
         yield
     except SourceError:
@@ -77,22 +76,22 @@ def source_errors() -> Iterator[None]:
 
 
 def reason(error: UserError, path: Path) -> str:
-    """The message without the file's own name in front, on one line."""
+    """The message on one line, without the file name it starts with."""
     text = str(error).removeprefix(f"{path}: ")
     return " ".join(text.split())
 
 
-def _first_picture(path: Path) -> Fraction:
-    """Time stamp of the first picture in the file's own time; 0 for AVI, whose stamps say nothing."""
+def _first_frame(path: Path) -> Fraction:
+    """Timestamp of the first frame; 0 for AVI, which stores none."""
     with open_input(path) as container:
         frame = first_picture(container, first_video_stream(container, path), path)
-        if frame.pts is None or container.format.name == "avi":
+        if frame.pts is None or frame.time_base is None or container.format.name == "avi":
             return Fraction(0)
         return frame.pts * frame.time_base
 
 
 def _first_sample(path: Path, track: int) -> Fraction:
-    """Time stamp, in the file's own time, of the first sample that a player gives. Raises UserError without sound."""
+    """Timestamp of the first audio sample that can be decoded. Raises UserError if there is none."""
     with open_input(path, "audio") as container:
         stream = first_audio_stream(container, path, track)
         try:
@@ -102,11 +101,11 @@ def _first_sample(path: Path, track: int) -> Fraction:
                     return Fraction(0) if container.format.name == "avi" else stamp
         except av.error.FFmpegError as error:
             raise UserError(f"{path}: the audio cannot be read ({error.strerror}); the file is damaged") from error
-    raise UserError(f"{path}: the audio has no samples that can be decoded; give a file with sound")
+    raise UserError(f"{path}: the audio has no samples that can be decoded; give a file with audio")
 
 
 def _stamp_of_first(packet: av.Packet) -> Fraction | None:
-    """Time of the first sample in a packet, None when it has none or is damaged."""
+    """Timestamp of the first sample in a packet; None for an empty or damaged packet."""
     try:
         frames = packet.decode()
     except MemoryError:
@@ -115,4 +114,5 @@ def _stamp_of_first(packet: av.Packet) -> Fraction | None:
         return None
     if not frames:
         return None
-    return Fraction(0) if frames[0].pts is None else frames[0].pts * frames[0].time_base
+    pts, time_base = frames[0].pts, frames[0].time_base
+    return Fraction(0) if pts is None or time_base is None else pts * time_base

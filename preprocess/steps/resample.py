@@ -1,8 +1,8 @@
-"""Step 2: pictures at 25 frames/s and sound at 16 kHz, on one clock, decoded once and in step."""
+"""Step 2: resample frames to 25 frames/s and audio to 16 kHz, on one clock, while decoding once."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,12 +13,13 @@ from latentsync.media.reader import Picture, VideoReader
 from latentsync.media.timeline import nearest_samples
 from preprocess.steps.probe import Source, source_errors
 
-# A picture that stands longer than this is a hole in the recording or a slide, nobody who speaks.
-MAX_STANDING_FRAMES = 2 * FPS
+# A frame that is shown for longer than this is a gap in the recording or a slide, not a speaking person.
+MAX_REPEATS = 2 * FPS
 
 
-class Sample(NamedTuple):
-    """A frame of the source: its number at 25 frames/s, and whether a new shot begins with it."""
+@dataclass(frozen=True)
+class Sample:
+    """A frame of the source, its index at 25 frames/s, and whether it starts a new shot."""
 
     index: int
     frame: VideoFrame
@@ -26,37 +27,37 @@ class Sample(NamedTuple):
 
 
 def resample(source: Source) -> Iterator[Sample]:
-    """The frames of a source at 25 frames/s, to its real end, whatever its header says.
+    """Frames of a source at 25 frames/s, up to its last frame, whatever duration its header states.
 
-    Of a picture that stands for more than 2 s the rest is left out, and what follows is a new shot. Raises SourceError
-    when not one picture can be decoded.
+    A frame that is shown for more than 2 s is cut to 2 s, and the next one starts a new shot. Raises SourceError if no
+    frame can be decoded.
     """
     with source_errors(), VideoReader(source.info) as reader:
         shown: Picture | None = None
-        standing = 0
+        repeats = 0
         limit = 1 if source.info.is_still else None
-        for index, picture in enumerate(nearest_samples(reader.pictures(), Fraction(FPS), limit)):
-            was_left_out = standing > MAX_STANDING_FRAMES
-            standing = standing + 1 if picture is shown else 1
-            shown = picture
-            if standing <= MAX_STANDING_FRAMES:
-                yield Sample(index, picture.frame, index == 0 or was_left_out)
+        for index, decoded in enumerate(nearest_samples(reader.pictures(), Fraction(FPS), limit)):
+            was_cut = repeats > MAX_REPEATS
+            repeats = repeats + 1 if decoded is shown else 1
+            shown = decoded
+            if repeats <= MAX_REPEATS:
+                yield Sample(index, decoded.frame, index == 0 or was_cut)
 
 
-class SoundReader:
-    """The sound of a source: float32, mono, 16 kHz, time 0 at the first picture. Read forward, a stretch in memory.
+class AudioReader:
+    """Audio of a source: float32, mono, 16 kHz, time 0 at the first frame; zeros for a source without audio.
 
-    Of a source without sound: zeros.
+    Read forward with bounded memory.
     """
 
     def __init__(self, source: Source) -> None:
         frames = decoded_frames(source.info.path, source.audio_track)
         self._pieces = resampled(frames, "flt", "mono", SAMPLE_RATE)
         self._kept = np.zeros(0, np.float32)
-        self._begin = round((source.sound_delay or 0) * SAMPLE_RATE)  # place of the first sample kept
-        self._ended = not source.has_sound
+        self._begin = round((source.audio_delay or 0) * SAMPLE_RATE)  # position of the first sample kept
+        self._ended = not source.has_audio
 
-    def __enter__(self) -> "SoundReader":
+    def __enter__(self) -> "AudioReader":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -66,7 +67,7 @@ class SoundReader:
         self._pieces.close()
 
     def read(self, start: Fraction, samples: int) -> np.ndarray:
-        """float32 (samples,) in [-1, 1] from `start` (seconds) on; zeros before the first and after the last one."""
+        """float32 (samples,) in [-1, 1] from `start` (seconds) on; zeros outside the recording."""
         first = round(start * SAMPLE_RATE)
         self._read_until(first + samples)
         wave = np.zeros(samples, np.float32)
@@ -77,7 +78,7 @@ class SoundReader:
         return wave
 
     def forget(self, start: Fraction) -> None:
-        """Nothing before `start` (seconds) will be asked for any more."""
+        """Discard the samples before `start` (seconds)."""
         self._read_until(round(start * SAMPLE_RATE))
         self._drop(round(start * SAMPLE_RATE))
 

@@ -1,4 +1,4 @@
-"""Step 4: shots divided into segments of equal length, frame by frame, while they are decoded."""
+"""Step 4: split shots into segments of equal length while they are decoded."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -6,24 +6,24 @@ from fractions import Fraction
 from latentsync.constants import FPS
 from latentsync.media.frame import VideoFrame
 from preprocess.clip import Segment
-from preprocess.steps.resample import Sample, SoundReader
+from preprocess.steps.resample import AudioReader, Sample
 
-KEPT_SECONDS = 1  # of sound from before a segment, for steps that shift it
+KEPT_SECONDS = 1  # audio kept from before a segment, for steps that shift it
 
 
 def segments(
-    samples: Iterator[Sample], source: str, sound: SoundReader, length: int, is_still: bool = False
+    samples: Iterator[Sample], source: str, audio: AudioReader, length: int, is_still: bool = False
 ) -> Iterator[Segment]:
     """Segments of at most `length` frames of one shot, in order, numbered from 0.
 
-    Each must be done with before the next is taken: frames nobody took are then decoded and dropped.
+    Use each segment before taking the next one, which decodes and discards the frames that were not read.
     """
     cutter = _Cutter(samples)
     index = 0
     while cutter.next is not None:
         start = Fraction(cutter.next.index, FPS)
-        sound.forget(start - KEPT_SECONDS)
-        segment = Segment(source, index, start, cutter.take(length), sound.read, is_still)
+        audio.forget(start - KEPT_SECONDS)
+        segment = Segment(source, index, start, cutter.take(length), audio.read, is_still)
         yield segment
         for _ in segment:
             pass
@@ -31,7 +31,7 @@ def segments(
 
 
 class _Cutter:
-    """The samples with a look at the next one, which tells where a shot ends."""
+    """Iterates over samples with a lookahead of one, to find the end of a shot."""
 
     def __init__(self, samples: Iterator[Sample]) -> None:
         self._samples = samples

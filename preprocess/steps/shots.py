@@ -1,7 +1,8 @@
-"""Step 3: where shots begin, found while the frames pass by (PySceneDetect's adaptive detector)."""
+"""Step 3: detect shot boundaries with PySceneDetect's adaptive detector while frames are decoded."""
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
@@ -9,14 +10,13 @@ from scenedetect.detectors import AdaptiveDetector
 from latentsync.constants import FPS
 from preprocess.steps.resample import Sample
 
-THUMBNAIL_SIDE = 256  # what PySceneDetect scales to by itself
+THUMBNAIL_SIDE = 256  # the size that PySceneDetect itself scales to
 
 
 def shots(samples: Iterator[Sample], threshold: float) -> Iterator[Sample]:
-    """The same samples, marked where a new shot begins.
+    """Mark the samples that start a new shot. The output lags behind by two frames.
 
-    threshold: how many times the usual change of the frames around (two on each side) a cut changes. Frames are passed
-    on two behind: that many are held.
+    threshold: ratio of a frame's change to the mean change of two frames on each side, above which it is a cut.
     """
     detector = _Detector(threshold)
     held: deque[Sample] = deque()
@@ -35,19 +35,19 @@ def shots(samples: Iterator[Sample], threshold: float) -> Iterator[Sample]:
 
 
 class _Detector:
-    """PySceneDetect's detector over one stretch without holes."""
+    """PySceneDetect's detector over consecutive frames without gaps."""
 
     def __init__(self, threshold: float) -> None:
-        # Also of shots shorter than PySceneDetect's usual minimum nothing may get into the clip before.
+        # No minimum length: frames of a very short shot must not end up in the previous clip.
         self._detector = AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=1)
         self.delay = self._detector.event_buffer_length
 
     def update(self, sample: Sample) -> int | None:
-        """Take the next frame; the number of the frame a shot begins with, if one has been found."""
+        """Add the next frame; returns the index of the frame that starts a shot, if one was detected."""
         bgr = sample.frame.rgb(THUMBNAIL_SIDE)[..., ::-1]
         found = self._detector.process_frame(FrameTimecode(sample.index, fps=float(FPS)), bgr)
         return found[0].frame_num if found else None
 
 
 def _marked(sample: Sample, cut: int) -> Sample:
-    return sample._replace(starts_shot=sample.starts_shot or sample.index == cut)
+    return replace(sample, starts_shot=True) if sample.index == cut else sample

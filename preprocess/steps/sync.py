@@ -31,9 +31,10 @@ def sync(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
         return clip.dropped(STEP, "no audio")
     if clip.num_frames < scorer.min_frames:
         return clip.dropped(STEP, f"{clip.num_frames} frames are too few to score sync, {scorer.min_frames} needed")
-    found = scorer.score_faces(clip.faces, clip.wave)
-    figures = {"offset": found.offset, "confidence": round(found.confidence, 4), "sync_scorer": found.scorer}
-    clip = replace(clip, figures={**clip.figures, **figures})
+    found = scorer.score_faces(clip.kept_faces, clip.wave)
+    confidence = round(found.confidence, 4)
+    figures = {**clip.figures, "offset": found.offset, "confidence": confidence, "sync_scorer": found.scorer}
+    clip = replace(clip, figures=figures)
     threshold = settings.sync_conf_threshold
     threshold = scorer.default_threshold if threshold is None else threshold
     if found.confidence < threshold:
@@ -48,9 +49,9 @@ def sync(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
 
 def shift_audio(clip: Clip, offset: int) -> Clip:
     """Delay the audio by `offset` frames (advance it if negative), without padding."""
-    if offset == 0:
+    faces, wave = clip.kept_faces, clip.wave
+    if offset == 0 or wave is None:
         return clip
-    faces, wave = clip.faces, clip.wave
     if offset > 0:  # the mouth at frame i belongs to the audio at i - offset
         return replace(
             clip,

@@ -1,4 +1,4 @@
-"""What all places for sources and results have in common."""
+"""Interface of storages, and what they share."""
 
 import contextlib
 import hashlib
@@ -9,13 +9,13 @@ from typing import Protocol
 
 from latentsync.constants import VIDEO_SUFFIXES
 
-PICTURES = frozenset(".png .jpg .jpeg .webp .bmp .tif .tiff".split())
-WORK_FOLDER = ".work"  # unfinished files, and the lock of the run that makes them
+IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .webp .bmp .tif .tiff".split())
+WORK_FOLDER = ".work"  # unfinished files, and the lock of the run that writes them
 
 
 @dataclass(frozen=True)
 class FileStamp:
-    """A file as a listing shows it. stamp: changes when the content does (time of change, or the store's tag)."""
+    """A file of a listing. stamp: changes with the content (modification time, or the ETag of an object)."""
 
     name: str
     size: int
@@ -23,48 +23,48 @@ class FileStamp:
 
 
 class Storage(Protocol):
-    """A folder, near or far. All methods raise OutputError when something cannot be written."""
+    """A local or remote folder. All methods raise OutputError if something cannot be written."""
 
     url: str
 
-    def sources(self, besides: str | None = None, pictures: bool = False) -> list[FileStamp]:
-        """All videos (and pictures) beneath, by suffix, sorted by name; not those of `besides`, a folder within."""
+    def sources(self, excluded: str | None = None, images: bool = False) -> list[FileStamp]:
+        """All videos (and images) by suffix, sorted by name, without those in the subfolder `excluded`."""
 
     def fetched(self, name: str, scratch: Path) -> contextlib.AbstractContextManager[Path]:
-        """A local file with the content of `name`; not to be changed."""
+        """A local file with the content of `name`; do not change it."""
 
     def sha256(self, name: str) -> str: ...
 
     def put(self, local: Path, name: str) -> None:
-        """Move a finished local file to its place."""
+        """Move a finished local file to `name`."""
 
     def read_text(self, name: str) -> str | None: ...
 
     def write_text(self, name: str, text: str) -> None: ...
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files that lie directly in a folder, sorted."""
+        """Names of the files directly in a folder, sorted."""
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, None when there is none."""
+        """Size of a file in bytes; None if it does not exist."""
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder that is empty then; nothing happens when there is none."""
+        """Remove a file or an empty folder, if it exists."""
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other runs from writing here. Raises UserError when one does."""
+        """Lock the folder against other runs. Raises UserError if one holds the lock."""
 
     def scratch_root(self, temp_dir: Path | None) -> Path:
         """The local folder for unfinished files."""
 
 
-def is_source(name: str, pictures: bool) -> bool:
-    """Whether a file is a video (or a picture) by its suffix; hidden files do not count."""
+def is_source(name: str, images: bool) -> bool:
+    """Whether a file is a video (or an image) by its suffix, and not hidden."""
     suffix = os.path.splitext(name)[1].lower()
-    wanted = suffix in VIDEO_SUFFIXES or (pictures and suffix in PICTURES)
+    wanted = suffix in VIDEO_SUFFIXES or (images and suffix in IMAGE_SUFFIXES)
     return wanted and not os.path.basename(name).startswith(".")
 
 
 def private_folder(temp_dir: Path, url: str) -> Path:
-    """A folder in `temp_dir` for one output alone: nothing else there is touched."""
+    """A subfolder of `temp_dir` for one output folder, so that nothing else in `temp_dir` is touched."""
     return temp_dir / f"latentsync-preprocess-{hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"

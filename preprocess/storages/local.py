@@ -25,15 +25,15 @@ class LocalStorage:
         self.root = root
         self.url = os.path.abspath(root)
 
-    def sources(self, besides: str | None = None, pictures: bool = False) -> list[FileStamp]:
+    def sources(self, excluded: str | None = None, images: bool = False) -> list[FileStamp]:
         if not self.root.is_dir():
-            kind = "this is a file; give the folder that it lies in" if self.root.exists() else "no such folder"
-            raise UserError(f"{self.root}: {kind}")
-        skipped = None if besides is None or "://" in besides else os.path.realpath(besides)
+            problem = "is a file; give the folder it is in" if self.root.exists() else "no such folder"
+            raise UserError(f"{self.root}: {problem}")
+        skipped = None if excluded is None or "://" in excluded else os.path.realpath(excluded)
         found = []
         for folder, names in _walk(self.root, skipped):
             for name in names:
-                if is_source(name, pictures):
+                if is_source(name, images):
                     found.append(self._stamp(os.path.join(folder, name)))
         return sorted(found, key=lambda stamp: os.fsencode(stamp.name))
 
@@ -62,14 +62,14 @@ class LocalStorage:
             return None
 
     def write_text(self, name: str, text: str) -> None:
-        arriving = self._arriving()
+        staged = self._staged()
         try:
             with output_errors(self.root / name):
-                arriving.parent.mkdir(parents=True, exist_ok=True)
-                arriving.write_text(text, encoding="utf-8")
-            self.put(arriving, name)
+                staged.parent.mkdir(parents=True, exist_ok=True)
+                staged.write_text(text, encoding="utf-8")
+            self.put(staged, name)
         finally:
-            arriving.unlink(missing_ok=True)
+            staged.unlink(missing_ok=True)
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -88,7 +88,7 @@ class LocalStorage:
         path = self.root / name
         with output_errors(path):
             if path.is_dir():
-                with contextlib.suppress(OSError):  # somebody uses it
+                with contextlib.suppress(OSError):  # not empty
                     path.rmdir()
             else:
                 path.unlink(missing_ok=True)
@@ -112,25 +112,25 @@ class LocalStorage:
         name = os.path.relpath(path, self.root)
         try:
             status = os.stat(path)
-        except OSError:  # a link that leads nowhere: examining it will say so
+        except OSError:  # a broken link: the probe step reports it
             return FileStamp(name, 0, "unreadable")
         return FileStamp(name, status.st_size, str(status.st_mtime_ns))
 
-    def _arriving(self) -> Path:
+    def _staged(self) -> Path:
         return self.root / WORK_FOLDER / f"{uuid.uuid4().hex}.part"
 
     def _copy_into_place(self, local: Path, target: Path) -> None:
-        arriving = self._arriving()
+        staged = self._staged()
         try:
-            arriving.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(local, arriving)
-            os.replace(arriving, target)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(local, staged)
+            os.replace(staged, target)
             local.unlink()
         finally:
-            arriving.unlink(missing_ok=True)
+            staged.unlink(missing_ok=True)
 
     def _clear_work(self) -> None:
-        """Remove what killed workers left. The lock is held: nobody else is at work here."""
+        """Remove leftovers of killed workers. The lock is held, so no other run uses the folder."""
         with os.scandir(self.root / WORK_FOLDER) as entries:
             leftovers = [entry for entry in entries if entry.name != "lock"]
         for entry in leftovers:
@@ -141,13 +141,13 @@ class LocalStorage:
 
 
 def _walk(root: Path, skipped: str | None) -> Iterator[tuple[str, list[str]]]:
-    """(folder, file names) of each folder beneath, each once however many links lead to it, hidden ones left out."""
+    """(folder, file names) of each visible folder. Links are followed, but each folder is visited once."""
     seen: set[tuple[int, int]] = set()
 
-    def tell(error: OSError) -> None:
+    def warn(error: OSError) -> None:
         logger.warning("%s: the folder cannot be read (%s) and is left out", error.filename, error.strerror)
 
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=tell):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=warn):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen or os.path.realpath(folder) == skipped:
             folders.clear()

@@ -1,4 +1,4 @@
-"""A folder behind an address that fsspec knows."""
+"""A remote folder, accessed through fsspec."""
 
 import contextlib
 import hashlib
@@ -14,30 +14,30 @@ from latentsync.utils.errors import UserError
 from preprocess.storages.base import FileStamp, is_source, private_folder
 from preprocess.write import OutputError, output_errors
 
-# Stores that show an object only when all of it has arrived.
+# Stores in which an object appears only when its upload is complete.
 _WHOLE_OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"})
 
 
 class RemoteStorage:
-    """A folder behind an fsspec address. Several runs may share it: the same work gives the same files, each put whole.
+    """A folder at an fsspec address. Several runs may share it: equal work gives equal files, written atomically.
 
-    Sources are fetched to scratch files; results are put after they have been finished there.
+    Sources are downloaded to scratch files; results are uploaded when finished.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:  # an unknown address, or a package for it that is not installed
+        except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
             raise UserError(f"{url}: cannot be opened ({error})") from error
         self._root = root.rstrip("/")
         protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
         self._whole_objects = bool(_WHOLE_OBJECTS & set(protocols))
 
-    def sources(self, besides: str | None = None, pictures: bool = False) -> list[FileStamp]:
+    def sources(self, excluded: str | None = None, images: bool = False) -> list[FileStamp]:
         skipped = None
-        if besides is not None and besides.startswith(f"{self.url}/"):
-            skipped = besides.removeprefix(f"{self.url}/").rstrip("/") + "/"
+        if excluded is not None and excluded.startswith(f"{self.url}/"):
+            skipped = excluded.removeprefix(f"{self.url}/").rstrip("/") + "/"
         with self._user_errors(self.url):
             if not self._fs.exists(self._root):
                 raise UserError(f"{self.url}: no such folder")
@@ -47,7 +47,7 @@ class RemoteStorage:
             name = path.removeprefix(self._root).lstrip("/")
             hidden = any(part.startswith(".") for part in name.split("/"))
             inside = skipped is not None and name.startswith(skipped)
-            if not hidden and not inside and is_source(name, pictures):
+            if not hidden and not inside and is_source(name, images):
                 found.append(FileStamp(name, int(info.get("size") or 0), _tag(info)))
         return sorted(found, key=lambda stamp: stamp.name)
 
@@ -78,9 +78,9 @@ class RemoteStorage:
                 self._fs.put_file(str(local), target)
             else:
                 folder, _, last = target.rpartition("/")
-                arriving = f"{folder}/.{uuid.uuid4().hex}-{last}"
-                self._fs.put_file(str(local), arriving)
-                self._fs.mv(arriving, target)
+                staged = f"{folder}/.{uuid.uuid4().hex}-{last}"
+                self._fs.put_file(str(local), staged)
+                self._fs.mv(staged, target)
         local.unlink(missing_ok=True)
 
     def read_text(self, name: str) -> str | None:
@@ -98,9 +98,9 @@ class RemoteStorage:
             if self._whole_objects:
                 self._fs.pipe_file(target, text.encode())
             else:
-                arriving = f"{folder}/.{uuid.uuid4().hex}-{last}"
-                self._fs.pipe_file(arriving, text.encode())
-                self._fs.mv(arriving, target)
+                staged = f"{folder}/.{uuid.uuid4().hex}-{last}"
+                self._fs.pipe_file(staged, text.encode())
+                self._fs.mv(staged, target)
 
     def names(self, folder: str) -> list[str]:
         with self._user_errors(f"{self.url}/{folder}"):
@@ -120,7 +120,7 @@ class RemoteStorage:
     def remove(self, name: str) -> None:
         with output_errors(f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
             if self._fs.isdir(self._path(name)):
-                with contextlib.suppress(OSError):  # not empty, or one that exists through its files only
+                with contextlib.suppress(OSError):  # not empty, or implied by its files only
                     self._fs.rmdir(self._path(name))
             else:
                 self._fs.rm_file(self._path(name))
@@ -146,7 +146,7 @@ class RemoteStorage:
 
 
 def _tag(info: dict) -> str:
-    """What the store says of an object's version."""
+    """Version of an object, as the store reports it."""
     for key in ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created", "last_modified"):
         if info.get(key):
             return str(info[key])

@@ -38,7 +38,7 @@ def clips(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(offset_curve, "open_sync_scorer", lambda *args: SeesEarlySoundOnly())
     monkeypatch.setattr(offset_curve, "probe_video", lambda path: path)
     monkeypatch.setattr(offset_curve, "load_audio", lambda path, rate: waves[path.name])
-    monkeypatch.setattr(offset_curve, "aligned_runs", lambda info, resolution: iter([(0, faces)]))
+    monkeypatch.setattr(offset_curve, "aligned_tracks", lambda info, resolution: iter([(0, faces)]))
     monkeypatch.setattr(offset_curve, "face_pixels", lambda path: 20 if path.name == "small.mp4" else 120)
     return tmp_path
 
@@ -49,7 +49,7 @@ def test_share_of_shifts_that_are_found(clips, tmp_path, capsys):
     shown = capsys.readouterr()
     right = REACH + 2  # 0 to 8, and -1 for which 0 is near enough
     assert f"{right / (2 * REACH + 1):.1%} of 34 cases (2 clips)" in shown.out
-    assert "off.mp4: face 120 pixels, own offset +5: left out" in shown.err and "small.mp4" in shown.err
+    assert "off.mp4: face 120 pixels, own offset +5: skipped" in shown.err and "small.mp4" in shown.err
     rows = list(csv.DictReader((out / "offsets.csv").open(newline="")))
     assert len(rows) == 34 and sum(int(row["right"]) for row in rows) == 2 * right
     assert (out / "offsets.png").stat().st_size > 5000

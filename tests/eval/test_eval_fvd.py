@@ -77,7 +77,7 @@ def test_what_is_wrong_is_told(i3d, tmp_path, capsys):
     assert main([*words, "--i3d_path", str(i3d)]) == 1
     assert "pass --trust" in capsys.readouterr().err
     assert main([*words, "--i3d_path", str(i3d), "--trust"]) == 1
-    assert "FVD needs more of them" in capsys.readouterr().err
+    assert "FVD needs more windows" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main([*words, "--stride", "0"])
     assert stop.value.code == 2

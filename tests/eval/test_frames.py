@@ -11,7 +11,7 @@ from latentsync.faces import video
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import pingpong_index
 from latentsync.metrics import faces
-from latentsync.metrics.faces import aligned_runs
+from latentsync.metrics.faces import aligned_tracks
 from latentsync.utils.errors import UserError
 from preprocess.write import write_faces
 from tests.pipelines.scenes import clip, picture
@@ -74,7 +74,7 @@ def test_files_that_do_not_belong_together(tmp_path):
 
 
 def test_a_clip_of_aligned_faces_is_not_aligned_again(tmp_path):
-    ((_, aligned),) = aligned_runs(probe_video(clip(tmp_path / "s.mp4", 4)), 96)
+    ((_, aligned),) = aligned_tracks(probe_video(clip(tmp_path / "s.mp4", 4)), 96)
     for name, images in {"a": aligned, "b": np.stack([cv2.GaussianBlur(face, (0, 0), 2) for face in aligned])}.items():
         write_faces(tmp_path / f"{name}.mp4", images, None, crf=0)
     indices, starts, result, source = gather(tmp_path / "a.mp4", tmp_path / "b.mp4")

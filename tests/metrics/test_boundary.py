@@ -69,5 +69,5 @@ def test_the_outline_is_sampled_evenly_with_normals_outwards():
 
 def test_nothing_added_is_nan_and_shapes_must_agree(faces):
     assert np.isnan(BoundaryMetric(SIDE).compute())
-    with pytest.raises(ValueError, match="two equal"):
+    with pytest.raises(ValueError, match="of equal shape"):
         BoundaryMetric(SIDE).update(faces, faces[:2])

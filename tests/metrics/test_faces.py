@@ -6,7 +6,7 @@ import pytest
 from latentsync.faces import video
 from latentsync.media.probe import probe_video
 from latentsync.metrics import faces
-from latentsync.metrics.faces import aligned_runs, alignment_error, is_aligned_clip, read_clip_faces, square_template
+from latentsync.metrics.faces import aligned_tracks, alignment_error, is_aligned_clip, read_clip_faces, square_template
 from preprocess.write import write_faces
 from tests.pipelines.scenes import clip, picture
 
@@ -25,7 +25,7 @@ def one_detector(detector, monkeypatch):
 def aligned(tmp_path):
     """The faces of a clip, written as data processing does: path and frames."""
     source = clip(tmp_path / "source.mp4", 6)
-    ((_, found),) = aligned_runs(probe_video(source), SIDE)
+    ((_, found),) = aligned_tracks(probe_video(source), SIDE)
     write_faces(tmp_path / "aligned.mp4", found, np.zeros(6 * 640, np.float32), crf=0)
     return tmp_path / "aligned.mp4", found
 

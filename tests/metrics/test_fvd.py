@@ -21,7 +21,7 @@ def windows(network: VideoFeatures, count: int, stride: int, ends: tuple[int, ..
     clip = ClipFeatures(network, stride)
     for number in range(count):
         if number in ends:
-            clip.end_run()
+            clip.end_track()
         clip.add(np.full((224, 224, 3), number, np.uint8))
     return first_and_last(clip.features())
 

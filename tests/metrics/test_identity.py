@@ -35,5 +35,5 @@ def test_1_for_the_same_and_the_cosine_for_others():
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="two equal"):
+    with pytest.raises(ValueError, match="of equal shape"):
         identity_similarity(FaceEmbedder(Mean()), painted((0, 0, 0)), painted((0, 0, 0), (1, 1, 1)))

@@ -45,7 +45,7 @@ def test_unrelated_sound_gives_little_confidence():
 def test_too_few_windows_are_refused():
     with pytest.raises(ValueError, match="too few"):
         offset_score(unit(15), unit(15))
-    with pytest.raises(ValueError, match="two equal"):
+    with pytest.raises(ValueError, match="of equal shape"):
         offset_score(unit(30), unit(31))
 
 
@@ -155,7 +155,7 @@ def test_scorer_asks_for_what_the_network_needs():
 
 def test_frames_seen_once_give_the_same_embeddings(monkeypatch):
     """Windows on both sides of where two runs meet are those that the network gives one by one."""
-    monkeypatch.setattr("latentsync.metrics.sync.RUN_WINDOWS", 8)
+    monkeypatch.setattr("latentsync.metrics.sync.CHUNK_WINDOWS", 8)
     torch.manual_seed(0)
     config = FramewiseSyncNetConfig(
         window_stride=2, frame_channels=3, frame_size=(4, 8), frame_widths=(8, 8, 8), window_widths=(8, 8)

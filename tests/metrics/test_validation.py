@@ -7,7 +7,7 @@ import torch
 from latentsync.faces import video
 from latentsync.media.probe import probe_video
 from latentsync.metrics import faces
-from latentsync.metrics.faces import aligned_runs
+from latentsync.metrics.faces import aligned_tracks
 from latentsync.metrics.sync import OFFSET_REACH, SyncScore, SyncScorer
 from latentsync.metrics.validation import VideoSyncScorer
 from latentsync.utils.errors import UserError
@@ -27,7 +27,7 @@ def one_detector(detector, monkeypatch):
 def test_confidence_of_a_video(tmp_path):
     frames = FRAMES + OFFSET_REACH
     path = clip(tmp_path / "clip.mp4", frames, tone_seconds=frames / 25)
-    ((start, found),) = aligned_runs(probe_video(path), 64)
+    ((start, found),) = aligned_tracks(probe_video(path), 64)
     assert start == 0 and found.shape == (frames, 64, 64, 3) and found.std() > 12
     scorer = VideoSyncScorer(SyncScorer(tiny_syncnet(), FRAMES, 64))
     measures = scorer(path)

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def here(monkeypatch):
-    """Sources are worked on in this process."""
+    """Sources are processed in this process."""
 
     def run(files, job, workers):
         with Tools(job.settings) as tools:
@@ -126,7 +126,7 @@ def small_files_only(size: int) -> Iterator[None]:
 def test_a_disk_that_is_full_in_the_middle_of_a_clip(here, tmp_path):
     (tmp_path / "in").mkdir()
     write_clip(tmp_path / "in" / "a.mp4", 50, tone_seconds=2.0)
-    with small_files_only(2000), pytest.raises(UserError, match=r"cannot be written \(.*; make room there"):
+    with small_files_only(2000), pytest.raises(UserError, match=r"cannot be written \(.*; free space or"):
         process(RunOptions(tmp_path / "in", tmp_path / "out"), FAST)
     assert not list((tmp_path / "out").rglob("*.mp4")) and not (tmp_path / "out" / "manifest.csv").exists()
     assert process(RunOptions(tmp_path / "in", tmp_path / "out"), FAST).kept == 3
@@ -182,7 +182,7 @@ def resident_mib() -> float:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(here, tmp_path, monkeypatch):
-    """An hour without a cut: held in memory its pictures would be 400 MiB, its sound 220."""
+    """An hour without a cut: in memory its frames would take 400 MiB, its audio 220."""
     (tmp_path / "in").mkdir()
     still = [np.full((48, 64, 3), 90, np.uint8)] * 1500
     options = {"crf": "30", "preset": "ultrafast", "bf": "0"}

@@ -1,4 +1,4 @@
-"""Both ways of the bench come to the same clips."""
+"""Both ways of the benchmark keep the same clips."""
 
 import cv2
 import pytest
@@ -9,7 +9,7 @@ from tests.pipelines.scenes import clip, picture
 
 
 def test_rows_of_the_table():
-    assert Cost(30.0, 48.0).row("one pass", 10) == "| one pass | 30.0 | 48.0 | 20.0 |"
+    assert Cost(30.0, 48.0).row("single pass", 10) == "| single pass | 30.0 | 48.0 | 20.0 |"
 
 
 @pytest.mark.slow
@@ -21,5 +21,5 @@ def test_both_ways_keep_the_same(tmp_path):
         resolution=128, min_seconds=1.4, sync_conf_threshold=-1.0, max_offset=0, min_quality=0.0, crf=18
     )
     lines = measure(str(tmp_path), 2, 1, settings)
-    assert lines[2].startswith("| one pass,") and lines[3].startswith("| one step after the other,")
+    assert lines[2].startswith("| single pass,") and lines[3].startswith("| stepwise,")
     assert "ratio" in lines[-2] and "faces" in lines[-1]

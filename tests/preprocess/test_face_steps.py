@@ -30,16 +30,16 @@ def tools(detector):
 
 
 def segment(scenes: list[tuple], width: int = 290, background=(90, 110, 130)) -> Segment:
-    """A segment whose sound at frame i is i / 1000 (and is i frames into the source's second second)."""
+    """A segment whose audio at frame i is i / 1000, and which starts one second into the source."""
     frames = (
         VideoFrame.from_rgb(cv2.resize(picture(places, background, width), None, fx=2, fy=2)) for places in scenes
     )
 
-    def sound(start: Fraction, samples: int) -> np.ndarray:
+    def read_audio(start: Fraction, samples: int) -> np.ndarray:
         first = int(start * 25)
         return np.repeat(np.arange(first, first + samples // 640) / 1000, 640).astype(np.float32)
 
-    return Segment("a.mp4", 3, Fraction(1), frames, sound)
+    return Segment("a.mp4", 3, Fraction(1), frames, read_audio)
 
 
 def run(scenes: list[tuple], tools: Tools, **changes) -> list[Clip]:

@@ -56,7 +56,7 @@ def test_patterns_fit_names_and_paths():
 
 def test_what_is_not_heard_takes_nobodys_place():
     rows = [kept("anna", index) for index in range(6)] + [kept("anna", 10, 0), kept("anna", 11)]
-    lists = choose(rows, ListOptions(4, distrust_sound=("anna_011",)))
+    lists = choose(rows, ListOptions(4, ignore_audio=("anna_011",)))
     assert [row["clip"][-12:-9] for row in lists.train] == ["000", "002", "003", "005"]
     assert len(lists.faces) == 6
 

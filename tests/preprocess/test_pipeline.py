@@ -39,7 +39,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 @pytest.fixture
 def here(monkeypatch, detector):
-    """Sources are worked on in this process, with the one detector of all tests."""
+    """Sources are processed in this process, with the detector that all tests share."""
     monkeypatch.setattr(detector, "close", lambda: None)
     monkeypatch.setattr("preprocess.tools.create_detector", lambda *args, **options: detector)
 
@@ -233,7 +233,7 @@ def test_two_runs_at_once_and_places_that_cannot_be_used(here, sources, tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         process(RunOptions(sources, tmp_path / "file" / "out"), FAST)
-    with pytest.raises(UserError, match="the sources lie there"):
+    with pytest.raises(UserError, match="is the input folder"):
         RunOptions(sources, sources)
 
 
@@ -296,7 +296,7 @@ def test_the_command(here, sources, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     words += ["--segment_seconds", "0.8", "--min_seconds", "0.2", "--report", "--max_clips_per_person", "2"]
     assert main(words) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "3 clips kept; 5 sources worked on, 0 done before"
+    assert capsys.readouterr().out.splitlines()[0] == "3 clips kept; 5 sources processed, 0 finished before"
     assert len((tmp_path / "out" / "train.txt").read_text().splitlines()) == 2
     page = (tmp_path / "out" / "report.html").read_text()
     assert "3 of 4 clips kept" in page and page.count("data:image/jpeg") == 4 and "<script" not in page

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentsync.metrics.clip_sync import ClipSync
-from latentsync.metrics.picture_quality import SharpnessMetric, center_crop, open_quality_metric
+from latentsync.metrics.image_quality import SharpnessMetric, center_crop, open_quality_metric
 from latentsync.utils.errors import UserError
 from preprocess.clip import Clip
 from preprocess.settings import ProcessSettings

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentsync.metrics.picture_quality import HyperIQAMetric
+from latentsync.metrics.image_quality import HyperIQAMetric
 from latentsync.pretrained.hyperiqa import HyperIQA
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_, seeded_input

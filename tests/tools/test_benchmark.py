@@ -61,7 +61,7 @@ def test_looped_clip_decodes_to_its_length(tmp_path, clip):
 
 
 def test_voice_has_exactly_the_length_asked_for(tmp_path):
-    assert audio_duration(inputs.make_voice(tmp_path / "voice.wav", 7.25)) == 7.25
+    assert audio_duration(inputs.make_speech(tmp_path / "voice.wav", 7.25)) == 7.25
 
 
 def test_peak_memory_is_the_childs(tmp_path):

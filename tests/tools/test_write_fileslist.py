@@ -63,7 +63,7 @@ def test_people_by_pattern(folder):
     [
         (["--input_dir", "{}/none"], "no such folder"),
         (["--input_dir", "{}/.part"], None),
-        (["--input_dir", "{}/empty"], "no clips here"),
+        (["--input_dir", "{}/empty"], "no clips found"),
         (["--input_dir", "{}", "--person_pattern", "("], "not a valid regular expression"),
         (["--input_dir", "{}", "--person_pattern", "zoe"], "not found in"),
         (["--input_dir", "{}", "--person_pattern", "x*"], "names nobody in"),

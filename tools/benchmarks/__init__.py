@@ -1,1 +1,1 @@
-"""Parts of `tools.benchmark`: one module a section, its inputs and the report."""
+"""Parts of `tools.benchmark`: a module for each benchmark, the inputs and the report."""

@@ -1,4 +1,4 @@
-"""Milliseconds per frame of alignment and paste-back, as the pipeline does them."""
+"""Time per frame of alignment and paste-back, as in the pipeline."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from tools.benchmarks.report import Figure
 ALIGN_LIMIT_MS = 8.0
 PASTE_LIMIT_MS = {"720p": 20.0, "1080p": 25.0}
 RESOLUTIONS = (128, 256)
-FRAMES = 10  # different ones, so that no cache holds them all
+FRAMES = 10  # distinct frames, more than fit into a cache
 REPEATS = 60
 
 
 def measure(
     sizes: Sequence[str] = tuple(SIZES), resolutions: Sequence[int] = RESOLUTIONS, repeats: int = REPEATS
 ) -> list[Figure]:
-    """Align and paste-back at every frame size and working resolution."""
+    """Measure alignment and paste-back at each frame size and face resolution."""
     figures = []
     for name in sizes:
         frames = list(moving_frames(SIZES[name], CROP_WIDTHS[name], min(FRAMES, repeats)))
@@ -53,7 +53,7 @@ def _measure(name: str, resolution: int, frames: list[tuple[VideoFrame, np.ndarr
 
 
 def _figure(name: str, call: Callable[[int], object], repeats: int, limit: float, size: str) -> Figure:
-    """Median wall time of `repeats` calls; the CPU time of all threads beside it."""
+    """Median wall-clock time of `repeats` calls; the note holds the CPU time of all threads."""
     for index in range(3):
         call(index)
     walls = []

@@ -1,4 +1,4 @@
-"""Speed of the full-size UNet on a GPU. Weights are random: the time does not depend on them."""
+"""Speed of the full-size UNet on a GPU, with random weights, which do not affect it."""
 
 import time
 
@@ -16,7 +16,7 @@ REPEATS = 5
 
 
 def measure() -> list[Figure]:
-    """Seconds of one guided step of 16 frames, and frames per second of the denoiser at 20 steps."""
+    """Time of a guided step on 16 frames, and frames per second at 20 steps."""
     if not torch.cuda.is_available():
         return [Figure("gpu", "full-size UNet", None, "", None, "no CUDA device")]
     config = load_unet_config(PROJECT_ROOT / "configs" / "unet" / "stage2.yaml", UNetConfig)

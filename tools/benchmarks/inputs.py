@@ -1,4 +1,4 @@
-"""Pictures, clips and voices to measure with, made from the demo's portrait and voice."""
+"""Inputs of the benchmarks: frames, clips and audio made from the demo's portrait and speech."""
 
 import math
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import av
 import cv2
 import numpy as np
 
+from latentsync import constants
 from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.align import TEMPLATE_ANCHORS, TEMPLATE_SIZE, similarity_from_anchors
 from latentsync.faces.factory import create_detector
@@ -21,15 +22,15 @@ from latentsync.media.writer import VideoWriter
 from latentsync.utils.paths import PROJECT_ROOT
 
 PORTRAIT = PROJECT_ROOT / "assets" / "demo_portrait.png"
-VOICE = PROJECT_ROOT / "assets" / "demo_voice.wav"
-FPS = Fraction(25)
+SPEECH = PROJECT_ROOT / "assets" / "demo_voice.wav"
+FPS = Fraction(constants.FPS)
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
-# Width in pixels of the part of the frame that becomes the aligned crop: a speaker from the chest up.
+# Width of the aligned crop in pixels of the frame, typical for a speaker shown from the chest up.
 CROP_WIDTHS = {"720p": 300, "1080p": 450}
 
-GRAIN = 1.5  # standard deviation of the luma noise, 8-bit steps: a good camera indoors
+GRAIN = 1.5  # standard deviation of the luma noise in 8-bit steps, as of a good camera indoors
 GRAIN_FIELDS = 8
-PERIOD_SECONDS = 5.0  # of the movement; clips of whole periods loop without a jump
+PERIOD_SECONDS = 5.0  # of the motion; clips of whole periods loop seamlessly
 SWAY = 0.02  # of the frame's width
 TILT_DEGREES = 2.0
 BT709_LIMITED = ColorTags(1, 1, 1, 1)
@@ -48,23 +49,23 @@ def _portrait() -> tuple[np.ndarray, np.ndarray]:
 
 
 def portrait_frame(size: tuple[int, int], crop_width: float) -> tuple[VideoFrame, np.ndarray]:
-    """A frame (`size` = width, height) with the portrait's face in its middle, and the face's anchors (3, 2).
+    """A frame (`size` = width, height) with the portrait's face at its center, and the face's anchors (3, 2).
 
-    The face is scaled so that its aligned crop covers `crop_width` pixels of the frame; around the portrait lies a
-    blurred enlargement of it.
+    The face is scaled so that its aligned crop is `crop_width` pixels wide in the frame. The background is a blurred
+    enlargement of the portrait.
     """
     image, anchors = _portrait()
     matrix, _ = similarity_from_anchors(anchors, TEMPLATE_ANCHORS, smooth=False)
     scale = crop_width * float(np.hypot(*matrix[0, :2])) / TEMPLATE_SIZE[0]
     shift = np.array(size) / 2 - scale * anchors.mean(axis=0)
-    behind = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), (0, 0), size[0] / 40)
+    background = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), (0, 0), size[0] / 40)
     placed = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-    picture = cv2.warpAffine(image, placed, size, behind, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
-    return VideoFrame.from_rgb(picture, BT709_LIMITED), scale * anchors + shift
+    frame = cv2.warpAffine(image, placed, size, background, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
+    return VideoFrame.from_rgb(frame, BT709_LIMITED), scale * anchors + shift
 
 
 def moving_frames(size: tuple[int, int], crop_width: float, count: int) -> Iterator[tuple[VideoFrame, np.ndarray]]:
-    """The frame of `portrait_frame` swaying and tilting, with fresh grain, and the anchors in each."""
+    """Frames with a swaying and tilting portrait and new grain in each, and their anchors."""
     still, anchors = portrait_frame(size, crop_width)
     random = np.random.default_rng(0)
     width, height = size
@@ -84,7 +85,7 @@ def moving_frames(size: tuple[int, int], crop_width: float, count: int) -> Itera
 
 
 def make_clip(path: Path, size: tuple[int, int], crop_width: float, seconds: float) -> Path:
-    """Write a moving, grainy clip without sound."""
+    """Write a moving, grainy clip without audio."""
     with VideoWriter(path, *size, FPS, color=BT709_LIMITED, crf=INPUT_CRF, preset="veryfast") as writer:
         for frame, _ in moving_frames(size, crop_width, max(1, round(seconds * FPS))):
             writer.write(frame)
@@ -92,27 +93,26 @@ def make_clip(path: Path, size: tuple[int, int], crop_width: float, seconds: flo
 
 
 def loop_clip(source: Path, path: Path, seconds: float) -> Path:
-    """Repeat the packets of `source` until `seconds` are reached; nothing is encoded again."""
+    """Repeat the packets of `source`, without encoding, until the clip is `seconds` long."""
     with av.open(str(source)) as given, av.open(str(path), "w") as output:
         stream = first_video_stream(given, source)
-        packets = [packet for packet in given.demux(stream) if packet.dts is not None]
-        length = sum(packet.duration for packet in packets)
-        copy = output.add_stream_from_template(stream)
-        for turn in range(math.ceil(seconds / float(length * stream.time_base))):
+        packets = [packet for packet in given.demux(stream) if packet.pts is not None and packet.dts is not None]
+        length = sum(packet.duration or 0 for packet in packets)
+        target = output.add_stream_from_template(stream)
+        for turn in range(math.ceil(seconds / float(length * (stream.time_base or 0)))):
             for packet in packets:
-                again = av.Packet(bytes(packet))
-                again.pts, again.dts = packet.pts + turn * length, packet.dts + turn * length
-                again.duration, again.time_base = packet.duration, packet.time_base
-                again.is_keyframe = packet.is_keyframe
-                again.stream = copy
-                output.mux(again)
+                copy = av.Packet(bytes(packet))
+                copy.pts, copy.dts = (packet.pts or 0) + turn * length, (packet.dts or 0) + turn * length
+                copy.duration, copy.time_base = packet.duration, packet.time_base
+                copy.is_keyframe = packet.is_keyframe
+                copy.stream = target
+                output.mux(copy)
     return path
 
 
-def make_voice(path: Path, seconds: float) -> Path:
-    """The demo's voice, repeated to exactly `seconds`, as 16-bit PCM."""
-    voice = load_audio(VOICE, SAMPLE_RATE)
-    samples = np.resize(voice, round(seconds * SAMPLE_RATE))
+def make_speech(path: Path, seconds: float) -> Path:
+    """Write the demo's speech, repeated to exactly `seconds`, as 16-bit PCM."""
+    samples = np.resize(load_audio(SPEECH, SAMPLE_RATE), round(seconds * SAMPLE_RATE))
     with av.open(str(path), "w") as output:
         stream = output.add_stream("pcm_s16le", rate=SAMPLE_RATE, layout="mono")
         frame = av.AudioFrame.from_ndarray((samples[None] * 32767).astype(np.int16), format="s16", layout="mono")

@@ -1,9 +1,10 @@
-"""Everything but the networks, against decoding and encoding alone."""
+"""Speed of the pipeline without its networks, relative to decoding and encoding alone."""
 
 import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.paths import PROJECT_ROOT
 from latentsync.whisper.windows import count_frames
-from tools.benchmarks.inputs import CROP_WIDTHS, FPS, SAMPLE_RATE, SIZES, make_clip, make_voice
+from tools.benchmarks.inputs import CROP_WIDTHS, FPS, SAMPLE_RATE, SIZES, make_clip, make_speech
 from tools.benchmarks.report import Figure
 
 RATIO_LIMIT = 1.5
@@ -31,7 +32,7 @@ AUDIO_TOKENS = 50
 
 
 class _SilentFeatures:
-    """In the place of the Whisper encoder: zeros."""
+    """Replaces the Whisper encoder: returns zeros."""
 
     width = AUDIO_WIDTH
 
@@ -51,7 +52,7 @@ class _SilentStream:
 
 
 class PipelineWithoutNetworks(LipsyncPipeline):
-    """The real pipeline, whose networks (tiny ones, for their shapes) are never run: faces come back as they were."""
+    """The pipeline with networks that are never run: generated faces are the input faces."""
 
     def __init__(self, resolution: int):
         model = load_unet_config(PROJECT_ROOT / "configs" / "unet" / "debug.yaml", UNetConfig).model
@@ -62,24 +63,25 @@ class PipelineWithoutNetworks(LipsyncPipeline):
             norm_num_groups=8,
         )
         unet = UNet3DConditionModel(model)
-        super().__init__(vae, _SilentFeatures(), unet, load_scheduler(SCHEDULER_CONFIG), resolution)
+        audio: Any = _SilentFeatures()
+        super().__init__(vae, audio, unet, load_scheduler(SCHEDULER_CONFIG), resolution)
 
-    def speak(self, faces: np.ndarray, audio: Tensor, *_: object, **settings: object) -> Tensor:
-        """To [-1, 1] and back as for the networks, which are left out."""
+    def speak(self, faces: np.ndarray, audio: Tensor, *_: object, **settings: object) -> Tensor:  # type: ignore[override]
+        """Convert to [-1, 1] and back, without the networks in between."""
         pixels = torch.from_numpy(faces).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         return ((pixels.clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2)
 
 
 def measure(folder: Path, video: Path | None, seconds: float, repeats: int, resolution: int = 256) -> list[Figure]:
-    """Ratios of wall and of CPU time, medians over `repeats` alternating pairs of runs."""
+    """Ratios of wall-clock and CPU time, medians over `repeats` alternating pairs of runs."""
     if video is None:
         source = make_clip(folder / "source.mp4", SIZES["1080p"], CROP_WIDTHS["1080p"], seconds)
     else:
         source = video
-    voice = make_voice(folder / "voice.wav", seconds)
+    voice = make_speech(folder / "voice.wav", seconds)
     pipeline = PipelineWithoutNetworks(resolution)
     pairs = []
-    _run_pipeline(pipeline, source, make_voice(folder / "warm_up.wav", 0.5), folder / "warm_up.mp4")
+    _run_pipeline(pipeline, source, make_speech(folder / "warm_up.wav", 0.5), folder / "warm_up.mp4")
     for _ in range(repeats):
         alone = _timed(lambda: _decode_and_encode(source, voice, folder / "alone.mp4"))
         whole = _timed(lambda: _run_pipeline(pipeline, source, voice, folder / "whole.mp4"))
@@ -91,15 +93,15 @@ def measure(folder: Path, video: Path | None, seconds: float, repeats: int, reso
     info = probe_video(source)
     note = f"{info.width}x{info.height}, {frames} frames, faces {resolution} px, median of {repeats} pairs"
     return [
-        Figure("overhead", "all but the networks / decode + encode, wall time", ratios[0], "x", RATIO_LIMIT, note),
+        Figure("overhead", "without networks / decode + encode, wall-clock time", ratios[0], "x", RATIO_LIMIT, note),
         Figure("overhead", "the same, CPU time of all threads", ratios[1], "x", RATIO_LIMIT, note),
         Figure("overhead", "decode + encode", alone_wall, "ms/frame", None, f"CPU {alone_cpu:.1f} ms"),
-        Figure("overhead", "all but the networks", whole_wall, "ms/frame", None, f"CPU {whole_cpu:.1f} ms"),
+        Figure("overhead", "without networks", whole_wall, "ms/frame", None, f"CPU {whole_cpu:.1f} ms"),
     ]
 
 
 def _decode_and_encode(source: Path, voice: Path, target: Path) -> None:
-    """What any program has to do that reads this video and writes another with this sound."""
+    """Decode the video and encode it again with other audio: the minimum of any such program."""
     info = probe_video(source)
     duration = Fraction(len(load_audio(voice, SAMPLE_RATE)), SAMPLE_RATE)
     with (
@@ -117,7 +119,7 @@ def _run_pipeline(pipeline: LipsyncPipeline, source: Path, voice: Path, target: 
 
 
 def _timed(call: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of wall time and of CPU time, all threads of this process together."""
+    """Wall-clock and CPU seconds of all threads of this process."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - cpu

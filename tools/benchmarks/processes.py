@@ -1,4 +1,4 @@
-"""Figures of whole runs in processes of their own: peak memory of the command line, duration of the demo."""
+"""Benchmarks of whole processes: peak memory of the command line, duration of the demo."""
 
 import json
 import shlex
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
-from tools.benchmarks.inputs import CROP_WIDTHS, SIZES, loop_clip, make_clip, make_voice
+from tools.benchmarks.inputs import CROP_WIDTHS, SIZES, loop_clip, make_clip, make_speech
 from tools.benchmarks.report import Figure
 
 GROWTH_LIMIT = 1.1
@@ -20,7 +20,7 @@ SHORT_SECONDS, LONG_SECONDS = 30.0, 600.0
 CLIP_SECONDS = 10.0
 CHEAP = ["--model", "embedded", "--inference_steps", "1", "--guidance_scale", "1", "--quiet"]
 
-# A small process between: Linux counts what the parent held before `exec` as the child's own peak.
+# A small process in between, because Linux counts the parent's memory before `exec` as the child's peak.
 LAUNCHER = """
 import json, resource, subprocess, sys
 code = subprocess.run(sys.argv[2:], stdout=subprocess.DEVNULL).returncode
@@ -38,7 +38,7 @@ def measure_memory(folder: Path, long_seconds: float, options: Sequence[str] = (
     peaks, walls = [], []
     for seconds in (short_seconds, long_seconds):
         video = loop_clip(clip, folder / f"video_{seconds:g}.mp4", seconds)
-        voice = make_voice(folder / f"voice_{seconds:g}.wav", seconds)
+        voice = make_speech(folder / f"voice_{seconds:g}.wav", seconds)
         start = time.perf_counter()
         peaks.append(peak_memory(_command(video, voice, folder / "result.mp4", options), folder) / 1e9)
         walls.append(time.perf_counter() - start)
@@ -57,17 +57,17 @@ def _command(video: Path, voice: Path, target: Path, options: Sequence[str]) -> 
 
 
 def peak_memory(command: Sequence[str], folder: Path) -> int:
-    """Bytes of the largest resident set of a command; UserError when it fails."""
+    """Largest resident set of a command in bytes. Raises UserError if the command fails."""
     report = folder / "peak.json"
     subprocess.run([sys.executable, "-c", LAUNCHER, str(report), *command], cwd=PROJECT_ROOT, check=True)
     result = json.loads(report.read_text())
     if result["code"]:
-        raise UserError(f"{shlex.join(command)}: ended with exit code {result['code']}; it said why above")
+        raise UserError(f"{shlex.join(command)}: failed with exit code {result['code']}, see its message above")
     return result["peak"]
 
 
 def measure_demo(folder: Path, options: Sequence[str] = ()) -> list[Figure]:
-    """Wall time of the demo from the command line on, in an environment that stands."""
+    """Wall-clock time of the demo in an environment that is already set up."""
     start = time.perf_counter()
     subprocess.run(
         ["bash", str(PROJECT_ROOT / "inference.sh"), *options], cwd=folder, check=True, stdout=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""Figures, the machine they belong to, and how both are shown."""
+"""Figures, the machine they were measured on, and their formats."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number. `limit` is the most it may be; `value` is None where it could not be measured."""
+    """One measured number. `limit` is its target, an upper bound; `value` is None if it could not be measured."""
 
     section: str
     name: str
@@ -45,7 +45,7 @@ def _number(value: float) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on."""
+    """The machine and the versions that figures depend on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -76,7 +76,7 @@ def _os_name() -> str:
 
 
 def as_text(figures: Sequence[Figure], about: dict[str, str], command: str) -> str:
-    """The table for a terminal."""
+    """A table for a terminal."""
     rows = [HEADINGS, *(figure.cells for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = [f"{key}: {value}" for key, value in about.items()] + [f"command: {command}", ""]
@@ -91,7 +91,7 @@ def as_text(figures: Sequence[Figure], about: dict[str, str], command: str) -> s
 
 
 def as_markdown(figures: Sequence[Figure], about: dict[str, str], command: str) -> str:
-    """The same for the documentation."""
+    """A Markdown table for the documentation."""
     lines = [f"- {key}: {value}" for key, value in about.items()] + [f"- Command: `{command}`", ""]
     lines += ["| section | measured | figure | target | | conditions |", "|---|---|---|---|---|---|"]
     lines += [f"| {' | '.join((figure.section, *figure.cells))} |" for figure in figures]
@@ -99,6 +99,6 @@ def as_markdown(figures: Sequence[Figure], about: dict[str, str], command: str) 
 
 
 def as_json(figures: Sequence[Figure], about: dict[str, str], command: str) -> str:
-    """The same for programs."""
+    """JSON for programs."""
     rows = [asdict(figure) | {"verdict": figure.verdict} for figure in figures]
     return json.dumps({"machine": about, "command": command, "figures": rows}, indent=2) + "\n"

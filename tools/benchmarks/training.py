@@ -1,7 +1,7 @@
-"""Speed and memory of training the full-size UNet on a GPU: the trainer itself, on clips made here.
+"""Speed and memory of training the full-size UNet on a GPU, with the real trainer on synthetic clips.
 
-All networks have random weights: neither time nor memory depends on them. Clips are read from the disk and decoded as
-in any training, so that the share of time spent waiting for them is the loader's.
+All networks have random weights, which affect neither time nor memory. Clips are read and decoded from disk as in any
+training, so that the time spent waiting for data is realistic.
 """
 
 import gc
@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from latentsync.checkpoints.loading import save_checkpoint
-from latentsync.checkpoints.registry import EMBEDDED_WHISPER
+from latentsync.checkpoints.registry import resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
@@ -34,10 +34,10 @@ from latentsync.trepa.loss import VIT_G
 from latentsync.utils.paths import PROJECT_ROOT
 from latentsync.whisper.audio2feature import Audio2Feature
 from preprocess.write import write_faces
-from tools.benchmarks.inputs import FPS, PORTRAIT, SAMPLE_RATE, VOICE
+from tools.benchmarks.inputs import FPS, PORTRAIT, SAMPLE_RATE, SPEECH
 from tools.benchmarks.report import Figure
 
-# Of configs/unet/; that of the throughput first.
+# Of configs/unet/.
 CONFIGS = ("stage2", "stage2_512", "stage2_efficient", "fine_tune_lora", "stage1", "stage1_512")
 WARM_UP, STEPS = 4, 10
 CLIPS, CLIP_SECONDS = 4, 4
@@ -54,7 +54,7 @@ VAE_LAYOUT = {
 
 
 class TimedTrainer(Trainer):
-    """A run of `WARM_UP` and `STEPS` steps, a row for each, which leaves no weights behind."""
+    """Runs `WARM_UP` + `STEPS` steps and logs a row after each part; saves no checkpoint."""
 
     def _log_and_save(self) -> None:
         if self.progress.step in (WARM_UP, WARM_UP + STEPS):
@@ -62,7 +62,7 @@ class TimedTrainer(Trainer):
 
 
 def measure(folder: Path, names: Sequence[str] = CONFIGS) -> list[Figure]:
-    """Steps a second, peak memory and share of waiting time of each config of `configs/unet/`."""
+    """Steps per second, peak memory and time spent waiting for data, for each config of `configs/unet/`."""
     if not torch.cuda.is_available():
         return [Figure("training", "full-size UNet", None, "", None, "no CUDA device")]
     weights = folder / "videomae.pt"
@@ -71,7 +71,7 @@ def measure(folder: Path, names: Sequence[str] = CONFIGS) -> list[Figure]:
     for name in names:
         config = make_config(folder / name, weights, name)
         what = f"{name}.yaml"
-        gc.collect()  # the run before: its parts know each other
+        gc.collect()  # the parts of the previous run are in reference cycles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
@@ -101,20 +101,21 @@ def as_figures(what: str, config: UNetFileConfig, timings: Mapping[str, float], 
 
 
 def time_run(task: Task, config: UNetFileConfig) -> dict[str, float]:
-    """The report's row of the steps after the warm-up: losses, `steps_per_second`, `data_wait`."""
+    """Values logged for the steps after the warm-up: losses, `steps_per_second`, `data_wait`."""
     config = replace(config, run=replace(config.run, max_train_steps=WARM_UP + STEPS, max_train_epochs=-1))
     accelerator = make_accelerator(config.run)
     try:
         with StopRequest(0.0) as stop:
             trainer = TimedTrainer(task, config, accelerator)
             trainer.run(stop)
+        assert trainer.report.train is not None
         return trainer.report.train.rows[-1]
     finally:
         release(accelerator)
 
 
 def make_config(folder: Path, trepa_weights: Path, name: str) -> UNetFileConfig[UNetConfig]:
-    """configs/unet/`name`.yaml, its files in `folder`: clips, a SyncNet of random weights, the output."""
+    """configs/unet/`name`.yaml with clips, a random SyncNet and the output in `folder`."""
     folder.mkdir()
     config = load_unet_config(PROJECT_ROOT / "configs" / "unet" / f"{name}.yaml", UNetConfig)
     sync = PROJECT_ROOT / config.data.syncnet_config_path
@@ -133,10 +134,10 @@ def make_config(folder: Path, trepa_weights: Path, name: str) -> UNetFileConfig[
 
 
 def write_clips(folder: Path, resolution: int) -> Path:
-    """Clips of the demo's portrait with its voice and fresh grain, as processed clips lie on the disk; their list."""
-    picture = cv2.cvtColor(cv2.imread(str(PORTRAIT), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    face = cv2.resize(picture, (resolution, resolution), interpolation=cv2.INTER_AREA).astype(np.float32)
-    wave = np.resize(load_audio(VOICE, SAMPLE_RATE), CLIP_SECONDS * SAMPLE_RATE)
+    """Write clips of the demo's portrait and speech in the format of data processing; returns their file list."""
+    image = cv2.cvtColor(cv2.imread(str(PORTRAIT), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    face = cv2.resize(image, (resolution, resolution), interpolation=cv2.INTER_AREA).astype(np.float32)
+    wave = np.resize(load_audio(SPEECH, SAMPLE_RATE), CLIP_SECONDS * SAMPLE_RATE)
     names = [f"clip{index}.mp4" for index in range(CLIPS)]
     for index, name in enumerate(names):
         rng = np.random.default_rng(index)
@@ -148,8 +149,8 @@ def write_clips(folder: Path, resolution: int) -> Path:
 
 
 def make_task(config: UNetFileConfig[UNetConfig]) -> UNetTask:
-    """What scripts/train_unet.py builds, of networks that nobody trained."""
-    whisper = EMBEDDED_WHISPER.find()
+    """The training task of scripts/train_unet.py, with random networks."""
+    whisper = resolve("embedded").whisper
     codec = LatentCodec(AutoencoderKL(**VAE_LAYOUT, scaling_factor=LATENT_SCALE))
     audio = Audio2Feature(whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
     parts = FrozenParts(codec, audio, load_scheduler(PROJECT_ROOT / "configs" / "scheduler_config.json"))

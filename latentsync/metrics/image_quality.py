@@ -19,16 +19,16 @@ from latentsync.utils.paths import CHECKPOINTS_DIR
 logger = logging.getLogger(__name__)
 
 QUALITY_METRICS = ("auto", "hyperiqa", "sharpness")
-HYPERIQA_THRESHOLD = 40.0  # of the reference's data processing
-# Measured at 128 pixels a side: 35 real faces 0.6 to 2.6; the same blurred by a Gaussian of one pixel 0.24 to 0.43, of
-# two pixels 0.14 to 0.23.
+HYPERIQA_THRESHOLD = 40.0  # of LatentSync's data processing
+# Measured on 35 real faces of 128 x 128 pixels: 0.6 to 2.6; after a Gaussian blur of one pixel 0.24 to 0.43, of two
+# pixels 0.14 to 0.23.
 SHARPNESS_THRESHOLD = 0.45
 SHARPNESS_SIDE = 128  # pixels: faces are resized to this
 NOISE_FLOOR = 1.0  # gray levels of edges below which an image is flat
 
 
 class QualityMetric(Protocol):
-    """`default_threshold`: smallest value of good training images."""
+    """`default_threshold`: lowest value of good training images."""
 
     name: str
     default_threshold: float
@@ -55,7 +55,7 @@ def open_quality_metric(name: str = "auto", device: str = "cpu", checkpoints: Pa
 
 
 class HyperIQAMetric:
-    """hyperIQA of the center, 224 x 224; smaller images are enlarged."""
+    """hyperIQA of the central 224 x 224 pixels; smaller images are enlarged."""
 
     name = "hyperiqa"
     default_threshold = HYPERIQA_THRESHOLD
@@ -93,7 +93,7 @@ class SharpnessMetric:
 
 
 def center_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """The middle (side, side, 3) of an image; a smaller one is enlarged to fit."""
+    """Central crop (side, side, 3) of an image; a smaller image is enlarged."""
     shortest = min(image.shape[:2])
     if shortest < side:
         image = cv2.resize(image, None, fx=side / shortest, fy=side / shortest, interpolation=cv2.INTER_CUBIC)
