@@ -8,7 +8,7 @@ from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.wav2lip_syncnet import Wav2LipSyncNet, Wav2LipSyncNetConfig
 
 SyncNetConfig = StableSyncNetConfig | FramewiseSyncNetConfig | Wav2LipSyncNetConfig
-# The first is meant where a config names no architecture.
+# The first is the default of configs that name no architecture.
 SYNCNET_SCHEMAS = (StableSyncNetConfig, FramewiseSyncNetConfig, Wav2LipSyncNetConfig)
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes and file digests."""
 
 import errno
 import hashlib
@@ -23,7 +23,7 @@ def file_sha256(path: str | Path) -> str:
         OSError: the file cannot be read.
     """
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
         raise OSError(errno.EINVAL, "not a regular file")
     return _sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
@@ -36,14 +36,14 @@ def _sha256(path: str, size: int, modified: int) -> str:
 
 @contextmanager
 def staged_output(target: str | Path, temp_dir: str | Path | None) -> Iterator[Path]:
-    """Where to write what shall become `target`: itself, or a file in a private folder under `temp_dir`.
+    """The path to write `target` to: `target` itself, or a file in a private folder under `temp_dir`.
 
-    With `temp_dir` the finished file is moved to `target` (where it leads to, if it is a link) at the end, by a rename
-    even across file systems, and the private folder is removed in any case. Nothing else in `temp_dir` is touched. An
-    exception moves nothing.
+    With `temp_dir` the finished file replaces `target` (or the file that it links to) at the end, atomically even
+    across file systems, and the private folder is always removed. Nothing else in `temp_dir` is touched. On an
+    exception `target` is unchanged.
 
     Raises:
-        UserError: `temp_dir` cannot be used, or the finished file cannot be moved to its place.
+        UserError: `temp_dir` cannot be written to, or the finished file cannot be moved to `target`.
     """
     if temp_dir is None:
         yield Path(target)
@@ -61,7 +61,7 @@ def staged_output(target: str | Path, temp_dir: str | Path | None) -> Iterator[P
 
 @contextmanager
 def parent_folders(path: str | Path) -> Iterator[None]:
-    """Create the folders that `path` shall lie in; on an exception those created here are removed again.
+    """Create the parent folders of `path`; on an exception the created ones are removed again.
 
     Raises:
         UserError: they cannot be created.
@@ -72,7 +72,7 @@ def parent_folders(path: str | Path) -> Iterator[None]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         _remove_if_empty(missing)
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: the folder for it cannot be made ({reason}); choose another") from error
+        raise UserError(f"{path}: its folder cannot be created ({reason}); choose another") from error
     try:
         yield
     except BaseException:
@@ -120,17 +120,17 @@ def _move_into_place(staged: Path, target: str | Path) -> None:
         shutil.move(staged, arriving)
         os.replace(arriving, real)
     except OSError as error:
-        raise UserError(f"{target}: the finished video could not be put there ({error.strerror})") from error
+        raise UserError(f"{target}: the finished video cannot be moved there ({error.strerror})") from error
     finally:
         arriving.unlink(missing_ok=True)
 
 
 def _remove_if_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, up to the first that somebody uses by now."""
+    """Remove folders, innermost first, up to the first that is in use."""
     for folder in folders:
         try:
             folder.rmdir()
-        except (FileNotFoundError, ValueError):  # could not be made in the first place
+        except (FileNotFoundError, ValueError):  # was not created
             continue
         except OSError:
             return

@@ -314,7 +314,7 @@ def test_bad_checkpoints(cli, tmp_path, prior, tiny_files):
         ("o.avi", "cannot write .avi"),
         ("o", "cannot write a file without extension"),
         ("", "the output is a folder"),
-        ("o.mp4/x.mp4", "the folder for it cannot be made"),
+        ("o.mp4/x.mp4", "its folder cannot be created"),
         (f"{'n' * 300}.mp4", "cannot be written (File name too long)"),
     ],
 )

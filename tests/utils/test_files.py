@@ -116,6 +116,6 @@ def test_parent_folders_that_were_there_or_are_in_use_stay(tmp_path):
 @pytest.mark.parametrize("name", ["file/a.mp4", "file/x/a.mp4", f"{'n' * 300}/a.mp4", "new/nul\0/a.mp4"])
 def test_impossible_parent_folders(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"), parent_folders(os.path.join(tmp_path, name)):
+    with pytest.raises(UserError, match="cannot be created"), parent_folders(os.path.join(tmp_path, name)):
         pass
     assert names(tmp_path) == ["file"]
