@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from latentsync.faces.sharpen import sharpen
 from latentsync.faces.video import TrackedFrame
+from latentsync.media.audio_stream import AudioSource
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.probe import VideoInfo
@@ -95,7 +95,7 @@ class ResultFile:
     path: str | Path
     info: VideoInfo
     fps: Fraction
-    audio: str | PathLike
+    audio: AudioSource
     options: GenerationOptions
     temp_dir: str | Path | None = None
 
