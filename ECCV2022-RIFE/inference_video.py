@@ -18,7 +18,6 @@ from latentsync.media.interpolation import INTERPOLATORS, change_frame_rate  # n
 from latentsync.media.writer import DEFAULT_CRF  # noqa: E402
 from latentsync.utils.commands import command  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
-from latentsync.utils.rates import exact_rate  # noqa: E402
 from latentsync.utils.files import parent_folders  # noqa: E402
 
 MAX_EXP = 5

@@ -166,7 +166,7 @@ class GenerationOptions(BaseModel):
     ] = Field(
         None,
         pattern=TRACK_PATTERN,
-        description="Audio track to use, by number (0, 1, ...) or language (eng, deu, ...).",
+        description="Audio track to use: a number (0, 1, ...) or a language (eng, deu, ...).",
     )
     on_short_video: Annotated[OnShortVideo, Show(Group.TIMING)] = Field(
         "loop", description="What to do when the audio is longer than the video."
