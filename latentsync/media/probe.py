@@ -20,6 +20,7 @@ from latentsync.media.convert import (
     has_alpha,
 )
 from latentsync.media.paths import IMAGE_ERRORS, check_input_path, open_image, open_input
+from latentsync.media.tone_map import HDR_TRANSFERS
 from latentsync.media.webp import AnimatedWebp, decode_frames, read_animated_webp
 from latentsync.utils.errors import UserError
 from latentsync.utils.rates import MAX_DENOMINATOR, NTSC_RATES
@@ -58,6 +59,8 @@ class VideoInfo:
     variable_frame_rate: bool
     color: ColorTags
     sample_aspect_ratio: Fraction
+    hdr: str | None = None  # PQ or HLG: frames are tone-mapped to SDR
+    is_interlaced: bool = False  # frames are deinterlaced
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
@@ -91,6 +94,8 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
             variable_frame_rate=not is_still and _has_variable_rate(stream),
             color=converted_tags(frame),
             sample_aspect_ratio=_aspect_ratio(stream, orientation),
+            hdr=HDR_TRANSFERS.get(int(frame.color_trc)),
+            is_interlaced=not is_still and bool(frame.interlaced_frame),
         )
 
 

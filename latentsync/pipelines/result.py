@@ -58,7 +58,7 @@ class Paste:
         pixels = sharpen(pixels, self.sharpness_factor)
         size = (item.frame.height, item.frame.width)
         box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, self.weight)
-        return item.frame.blend_rgb(box[0], box[1], rgb, alpha)
+        return item.frame.blend_rgb(box[0], box[1], rgb, alpha, luma_only=item.frame.is_gray)
 
 
 class Finisher:
