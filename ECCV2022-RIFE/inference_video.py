@@ -27,12 +27,12 @@ SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--video", type=Path, required=True, help="video to interpolate; its sound is kept")
+    add("--video", type=Path, required=True, help="video to interpolate; its audio is kept")
     add("--output", type=Path, help="result (default: <video>_<fps>fps.mp4 beside it)")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--exp", type=int, default=1, help="2^EXP times as many frames (default: 1, 25 becomes 50)")
     rate.add_argument("--fps", type=float, help="frames a second of the result, any number")
-    scale_help = "0.5 for 4K: motion is looked at half as finely (RIFE only)"
+    scale_help = "resolution at which motion is estimated; 0.5 for 4K (RIFE only)"
     add("--scale", type=float, choices=SCALES, default=1.0, help=scale_help)
     add("--model", type=Path, help="RIFE's flownet.pkl")
     add("--interpolator", choices=INTERPOLATORS, default="auto")
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def default_output(args: argparse.Namespace) -> Path:
-    rate = f"{args.fps:g}fps" if args.fps else f"{2**args.exp}x"
+    rate = f"{float(args.fps):g}fps" if args.fps else f"{2**args.exp}x"
     return args.video.with_name(f"{args.video.stem}_{rate}.mp4")
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("latentsync").setLevel(logging.INFO)
     output = args.output or default_output(args)
     if not 1 <= args.exp <= MAX_EXP:
-        raise UserError(f"--exp must lie between 1 and {MAX_EXP}, not {args.exp}")
+        raise UserError(f"--exp must be between 1 and {MAX_EXP}, not {args.exp}")
     # Which interpolator runs stands on a line of its own, not in the progress bar.
     with parent_folders(output), logging_redirect_tqdm(), tqdm(unit="frame", leave=False) as bar:
 

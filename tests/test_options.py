@@ -45,7 +45,7 @@ OTHER: dict[str, Any] = {
     "match_color": "true", "enable_upscale": "true", "enhancer": "gfpgan", "sharpness_factor": "1.5", "face": "left",
     "detector": "mediapipe", "paste_mask": "box",
     "mask_image_path": "mask.png", "video_fps": "30", "keep_fps": "true", "interpolate": "50",
-    "on_short_video": "freeze", "max_seconds": "2.5", "crf": "20",
+    "audio_track": "deu", "on_short_video": "freeze", "max_seconds": "2.5", "crf": "20",
 }  # fmt: skip
 NEEDS = {"lora_scale": {"lora": "me"}, "enhancer": {"enable_upscale": "true"}}
 NUMBERS = [option for option in OPTIONS.values() if option.type in (int, float)]

@@ -43,7 +43,8 @@ NOTICEABLE_DELAY = Fraction(1, 25)
 class AudioSource:
     """An audio stream of a file, and when its first audible sample is due.
 
-    track: number of the audio stream, 0 first; None for the default one. delay: seconds; negative where that much of its start is left out.
+    track: number of the audio stream, 0 first; None for the default one.
+    delay: seconds; negative to leave that much of the start out.
     """
 
     path: Path
