@@ -23,14 +23,10 @@ logger = logging.getLogger("train_syncnet")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--config_path", type=Path, required=True, help="configs/syncnet/*.yaml")
-    add("--dry_run", action="store_true", help="build everything, run one step, keep nothing")
-    add(
-        "--vae_path",
-        type=Path,
-        help="diffusers VAE folder (default: of the registered model with the same latents)",
-    )
-    add("--whisper_path", type=Path, help="Whisper checkpoint (default: as for --vae_path)")
+    add("--config_path", type=Path, required=True, help="Training config, see configs/syncnet/.")
+    add("--dry_run", action="store_true", help="Build everything, run one step, and save nothing.")
+    add("--vae_path", type=Path, help="Diffusers VAE folder (default: that of ckpt.base_model).")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model).")
     return parser
 
 
@@ -47,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     path = train(args)
-    logger.info("%s", "dry run: everything works" if args.dry_run else f"saved to {path}")
+    logger.info("%s", "dry run: no errors" if args.dry_run else f"saved to {path}")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from latentsync.checkpoints.registry import resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
@@ -22,7 +23,7 @@ from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.training.loop import run_training
-from latentsync.training.unet_setup import FrozenParts, build_dataset, find_model_files, load_loss_networks
+from latentsync.training.unet_setup import FrozenParts, build_dataset, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.paths import project_path
@@ -34,11 +35,11 @@ logger = logging.getLogger("train_unet")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--unet_config_path", type=Path, required=True, help="configs/unet/*.yaml")
-    add("--dry_run", action="store_true", help="build everything, run one step, keep nothing")
-    add("--vae_path", type=Path, help="diffusers VAE folder (default: of the registered model with the same latents)")
-    add("--whisper_path", type=Path, help="Whisper checkpoint (default: as for --vae_path)")
-    add("--scheduler_config_path", type=Path, help="noise schedule and prediction type (default: as for --vae_path)")
+    add("--unet_config_path", type=Path, required=True, help="Training config, see configs/unet/.")
+    add("--dry_run", action="store_true", help="Build everything, run one step, and save nothing.")
+    add("--vae_path", type=Path, help="Diffusers VAE folder (default: that of ckpt.base_model).")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model).")
+    add("--scheduler_config_path", type=Path, help="Scheduler config, JSON (default: that of ckpt.base_model).")
     return parser
 
 
@@ -49,7 +50,7 @@ def make_scorer(config: UNetFileConfig, parts: FrozenParts) -> VideoSyncScorer |
     path = project_path(config.data.syncnet_config_path)
     weights = load_syncnet_config(path, *SYNCNET_SCHEMAS).ckpt.inference_ckpt_path
     if not weights or not project_path(weights).is_file():
-        logger.info("validation videos get no sync confidence: %s names no trained weights", path)
+        logger.info("no sync confidence of validation videos: %s names no trained weights", path)
         return None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return VideoSyncScorer(SyncScorer.from_pretrained(path, project_path(weights), parts.codec, parts.audio, device))
@@ -58,13 +59,13 @@ def make_scorer(config: UNetFileConfig, parts: FrozenParts) -> VideoSyncScorer |
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_unet_config(args.unet_config_path, UNetConfig)
-    files = find_model_files(
-        config.model.out_channels,
-        vae=args.vae_path,
-        whisper=args.whisper_path,
-        scheduler_config=args.scheduler_config_path,
-        unet=args.unet_config_path,  # not read: the UNet is trained
-    )
+    given = {
+        "vae": args.vae_path,
+        "whisper": args.whisper_path,
+        "scheduler_config": args.scheduler_config_path,
+        "unet": args.unet_config_path,  # not read: the UNet is trained
+    }
+    files = resolve(config.ckpt.base_model, own={part: path for part, path in given.items() if path})
     audio = Audio2Feature(files.whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
     parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
     networks = load_loss_networks(config, audio.num_layers)
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     path = train(args)
-    logger.info("%s", "dry run: everything works" if args.dry_run else f"saved to {path}")
+    logger.info("%s", "dry run: no errors" if args.dry_run else f"saved to {path}")
     return 0
 
 

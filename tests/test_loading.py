@@ -1,5 +1,6 @@
 """Pipelines from names and files: what fits, what is refused, and which parts a base lends."""
 
+import hashlib
 import json
 import logging
 from dataclasses import replace
@@ -150,12 +151,14 @@ def test_parts_that_do_not_fit_each_other(tiny_files, tmp_path, model, message):
         load_pipeline(wrong, "cpu")
 
 
-def test_a_released_checkpoint_with_the_config_of_another_resolution(tiny_files, tmp_path):
-    entry = parts.REGISTRY["latentsync-1.6"].model
-    with (tmp_path / "unet.pt").open("wb") as file:
-        file.truncate(entry.unet.size)  # sparse: takes no space
-    with pytest.raises(UserError, match="this is latentsync-1.6, made for 512 px faces, the config is for 64"):
-        load_pipeline(paths(tiny_files, unet=tmp_path / "unet.pt"), "cpu")
+def test_a_released_checkpoint_with_the_config_of_another_resolution(tiny_files, tmp_path, monkeypatch):
+    path = tmp_path / "unet.pt"
+    path.write_bytes(b"weights")
+    entry = parts.REGISTRY["latentsync-1.6"]
+    unet = replace(entry.model.unet, size=len(b"weights"), sha256=hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setitem(parts.REGISTRY, "latentsync-1.6", replace(entry, model=replace(entry.model, unet=unet)))
+    with pytest.raises(UserError, match="this is latentsync-1.6, trained on 512 px faces, but the config is for 64 px"):
+        load_pipeline(paths(tiny_files, unet=path), "cpu")
 
 
 @pytest.mark.parametrize(

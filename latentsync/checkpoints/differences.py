@@ -1,4 +1,5 @@
-"""Differences between a checkpoint and a UNet that training may start from, each with its name and its effect.
+"""Tolerated differences between a checkpoint and a model: a prefix of all names, and those that training of a UNet may
+start from, each with its name and its effect.
 
 Legend: a state is a mapping of tensor names to tensors; `expected` is the model's (possibly on the meta device).
 """
@@ -15,15 +16,15 @@ SHOWN_KEYS = 3
 
 AUDIO_PROJECTION = re.compile(r"\.attn2\.to_[kv]\.weight$")
 CHANNEL_AXES = {"conv_in.weight": 1, "conv_out.weight": 0, "conv_out.bias": 0}
-TEXT_WIDTH = 768  # what Stable Diffusion 1.5's cross-attention reads
+TEXT_WIDTH = 768  # of the text features of Stable Diffusion 1.5
 IMAGE_LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A tolerated difference: which keys it explains, and how it makes the checkpoint's state fit.
+    """A tolerated difference: the tensor names it explains, and how the checkpoint's state is changed to fit.
 
-    keys: (expected, given) -> the differing names this patch accounts for, none when it does not apply.
+    keys: (expected, given) -> the differing names that it explains, none when it does not apply.
     fit: (state, expected, names) changes `state` in place.
     """
 
@@ -34,6 +35,31 @@ class Patch:
 
     def apply(self, state: dict[str, Tensor], expected: State) -> None:
         self.fit(state, expected, self.keys(expected, state))
+
+
+def without_prefix(expected: State, given: State) -> tuple[str, State]:
+    """The prefix that all given names have and no expected one has, and the tensors by their names without it.
+
+    DistributedDataParallel adds `module.`, torch.compile `_orig_mod.`, trainers the attribute that holds the model.
+    """
+    prefix, names = "", list(given)
+    while True:
+        heads = {name.partition(".")[0] for name in names}
+        head = f"{heads.pop()}." if len(heads) == 1 else ""
+        if not head or not all(n.startswith(head) for n in names) or any(n.startswith(head) for n in expected):
+            break
+        prefix, names = prefix + head, [name.removeprefix(head) for name in names]
+    stripped = dict(zip(names, given.values(), strict=True))
+    return (prefix, stripped) if expected.keys() & stripped.keys() else ("", given)
+
+
+def prefix_of_model(expected: State, given: State) -> str:
+    """The prefix under which a larger state holds all expected tensors; empty where it does not."""
+    first = next(iter(expected))
+    for prefix in (name.removesuffix(first) for name in given if name.endswith(f".{first}")):
+        if all(prefix + name in given and given[prefix + name].shape == expected[name].shape for name in expected):
+            return prefix
+    return ""
 
 
 def mismatched(expected: State, given: State) -> list[str]:
@@ -135,33 +161,33 @@ def _stable_diffusion_keys(expected: State, given: State) -> list[str]:
 
 
 def _keep(state: dict[str, Tensor], expected: State, names: list[str]) -> None:
-    """The patches that explain the single differences do the work."""
+    """Nothing to do: the patches of the single differences change the state."""
 
 
 UNET_PATCHES = (
     Patch(
         "stable diffusion 1.5",
-        "weights of an image model that knows text, not audio; only a start for training",
+        "an image model conditioned on text instead of audio; only a start for training",
         _stable_diffusion_keys,
         _keep,
     ),
     Patch(
         "conv_in channels",
-        "another number of input channels: the channels both have are kept in order, the others start at zero",
+        "another number of input channels: the common channels are kept in order, the others start at zero",
         _channel_keys("conv_in"),
         _fit_channels,
     ),
     Patch(
         "conv_out channels",
-        "another number of output channels: the channels both have are kept in order, the others start at zero",
+        "another number of output channels: the common channels are kept in order, the others start at zero",
         _channel_keys("conv_out"),
         _fit_channels,
     ),
     Patch(
         "cross-attention width",
-        "attn2.to_k and attn2.to_v read features of another width: they start fresh",
+        "attn2.to_k and attn2.to_v take features of another width: they start from fresh weights",
         _audio_keys,
         _drop,
     ),
-    Patch("motion modules absent", "an image model: the motion modules start fresh", _motion_keys, _drop),
+    Patch("motion modules absent", "an image model: the motion modules start from fresh weights", _motion_keys, _drop),
 )

@@ -92,10 +92,13 @@ class DataSection:
 
 @section
 class CkptSection:
-    """resume_ckpt_path: weights to start from, empty for none. save_ckpt_steps: optimizer steps between checkpoints,
-    each with an export and a validation."""
+    """resume_ckpt_path: weights to start from, empty for none.
+    base_model: registered model whose autoencoder, audio encoder and noise schedule are used.
+    save_ckpt_steps: optimizer steps between checkpoints, each with an export and a validation.
+    """
 
     resume_ckpt_path: str = ""
+    base_model: str = "latentsync-1.6"
     save_ckpt_steps: int = 10000
 
     def __post_init__(self) -> None:

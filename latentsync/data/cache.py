@@ -1,6 +1,5 @@
 """A cache of tensors in safetensors files that are named by the content they were computed from."""
 
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from latentsync.checkpoints.loading import write_safetensors
 from latentsync.utils.errors import UserError
-from latentsync.utils.files import file_sha256
+from latentsync.utils.files import file_sha256, replaced
 
 DIGEST_DIGITS = 16
 
@@ -36,13 +35,10 @@ def store(entry: Path, tensors: dict[str, Tensor]) -> None:
     Raises:
         CacheWriteError: it cannot be written (the disk is full, the folder is read-only).
     """
-    temporary = entry.with_name(f".{entry.stem}-{os.getpid()}.part")
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(temporary, tensors)
-        os.replace(temporary, entry)
+        with replaced(entry) as temporary:
+            write_safetensors(temporary, tensors)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise CacheWriteError(
             f"{entry}: the cache entry cannot be written ({error}); free space, or choose another folder"
         ) from error

@@ -1,23 +1,29 @@
-"""Audio: decoding to the samples the models read, and the same cleaned frames for re-encoding.
-
-Everything is decoded as a stream: limits apply while decoding, and nothing a header says is relied on.
-"""
+"""Audio as the samples that the models read."""
 
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
-from pathlib import Path
+from functools import partial
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
-from av.container import InputContainer
 
-from latentsync.media.paths import check_input_path, open_input
+from latentsync.media.audio_stream import AudioSource, decoded_frames, first_audio_stream, has_audio
+from latentsync.media.paths import check_input_path
 from latentsync.utils.errors import UserError
 
+__all__ = [
+    "SpooledAudio",
+    "audio_duration",
+    "decoded_frames",
+    "first_audio_stream",
+    "has_audio",
+    "is_silent",
+    "load_audio",
+    "resampled",
+]
 logger = logging.getLogger(__name__)
 
 MIN_AUDIO_SECONDS = 0.1
@@ -26,16 +32,9 @@ SILENCE_PEAK = 10.0 ** (-60.0 / 20.0)  # -60 dB of full scale
 _FULL_SCALE = 32767 / 32768
 _CLIPPED_SHARE = 0.001  # lossy decoders overshoot a little on loud audio; that is normal
 
-# A jump of the time stamps beyond this is a gap in the recording; below, rounding of the container.
-_HOLE_SECONDS = Fraction(1, 25)
-_MAX_HOLES_SECONDS = 3600  # of all gaps together
-_SAMPLE_RATES = (1000, 768_000)  # Hz
-_MAX_CHANNELS = 64
-_DEFAULT_LAYOUTS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 12, 14, 16, 24))  # numbers that swresample knows how to mix
-
 
 def load_audio(path: str | os.PathLike, sample_rate: int = 16000, max_seconds: float | None = None) -> np.ndarray:
-    """Decode the first audio stream of an audio or video file to mono float32 (samples,) in [-1, 1].
+    """Decode the default audio stream of an audio or video file to mono float32 (samples,) in [-1, 1].
 
     16-bit mono input at `sample_rate` gives exactly int16 / 32768. Channels are mixed by swresample's weights, scaled
     to add up to 1 (stereo: the mean of both; 5.1: mostly the center). Gaps in the recording are filled with silence,
@@ -52,25 +51,28 @@ def load_audio(path: str | os.PathLike, sample_rate: int = 16000, max_seconds: f
             number of channels out of range, or gaps of more than an hour in total.
     """
     data = bytearray()
-    for samples in _decoded_samples(check_input_path(path, "audio"), sample_rate, max_seconds):
+    for samples in _decoded_samples(audio_source(path), sample_rate, max_seconds):
         data += samples.tobytes()
     return np.frombuffer(data, dtype=np.float32)
 
 
 class SpooledAudio:
-    """What `load_audio` returns, in a temporary file instead of memory: slices of it are read as they are needed.
+    """The samples of `load_audio` in a temporary file instead of memory, read slice by slice.
 
     A slice without a step is an array (samples,) float32. `peak` is the largest magnitude of all samples.
     """
 
     ndim = 1
 
-    def __init__(self, path: str | os.PathLike, sample_rate: int = 16000, max_seconds: float | None = None) -> None:
-        """Decode; arguments and errors as of `load_audio`, and UserError when the temporary folder is full."""
+    def __init__(
+        self, source: str | os.PathLike | AudioSource, sample_rate: int = 16000, max_seconds: float | None = None
+    ) -> None:
+        """Decode. Arguments and errors as of `load_audio`; also UserError when the temporary folder is full."""
+        source = audio_source(source)
         self.peak = 0.0
         self._length = 0
         self._file = tempfile.TemporaryFile()
-        for samples in _decoded_samples(check_input_path(path, "audio"), sample_rate, max_seconds):
+        for samples in _decoded_samples(source, sample_rate, max_seconds):
             self.peak = max(self.peak, float(np.abs(samples).max(initial=0)))
             self._length += len(samples)
             try:
@@ -78,12 +80,16 @@ class SpooledAudio:
                 self._file.flush()
             except OSError as error:
                 raise UserError(
-                    f"{path}: the decoded audio cannot be kept in {tempfile.gettempdir()} ({error.strerror}); "
+                    f"{source.path}: the decoded audio cannot be kept in {tempfile.gettempdir()} ({error.strerror}); "
                     "free space there, or set TMPDIR to another folder"
                 ) from error
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self._length,)
 
     def __getitem__(self, samples: slice) -> np.ndarray:
         start, stop, step = samples.indices(self._length)
@@ -94,7 +100,7 @@ class SpooledAudio:
 
     @property
     def is_silent(self) -> bool:
-        """Whether no sample exceeds -60 dB of full scale: there can be no speech in it."""
+        """Whether no sample exceeds -60 dB of full scale, so that there can be no speech."""
         return self.peak < SILENCE_PEAK
 
     def close(self) -> None:
@@ -102,11 +108,17 @@ class SpooledAudio:
         self._file.close()
 
 
-def _decoded_samples(path: Path, sample_rate: int, max_seconds: float | None) -> Iterator[np.ndarray]:
+def audio_source(source: str | os.PathLike | AudioSource) -> AudioSource:
+    """The default audio stream of a file; an `AudioSource` itself. Raises UserError for a path that is no file."""
+    return source if isinstance(source, AudioSource) else AudioSource(check_input_path(source, "audio"))
+
+
+def _decoded_samples(source: AudioSource, sample_rate: int, max_seconds: float | None) -> Iterator[np.ndarray]:
     """Pieces of mono float32 samples, to the end or to `max_seconds`; errors as of `load_audio`."""
+    path = source.path
     limit = None if max_seconds is None else round(max_seconds * sample_rate)
     length, clipped = 0, 0
-    for frame in resampled(decoded_frames(path), "flt", "mono", sample_rate):
+    for frame in resampled(decoded_frames(path, source.track, source.delay), "flt", "mono", sample_rate):
         samples = frame.to_ndarray().reshape(-1)
         if limit is not None:
             samples = samples[: limit - length]
@@ -125,7 +137,7 @@ def _decoded_samples(path: Path, sample_rate: int, max_seconds: float | None) ->
 
 
 def audio_duration(path: str | os.PathLike) -> float:
-    """Exact seconds of audio: samples decoded over their rate. Raises UserError as `load_audio`, but for no length."""
+    """Exact seconds of audio: decoded samples over their rate. Raises UserError as `load_audio`, but for no length."""
     path = check_input_path(path, "audio")
     seconds = sum((Fraction(frame.samples, frame.sample_rate) for frame in decoded_frames(path)), Fraction(0))
     if seconds == 0:
@@ -134,112 +146,27 @@ def audio_duration(path: str | os.PathLike) -> float:
 
 
 def is_silent(audio: np.ndarray) -> bool:
-    """Whether samples (in [-1, 1]) never exceed -60 dB of full scale: there can be no speech in them."""
+    """Whether no sample (in [-1, 1]) exceeds -60 dB of full scale, so that there can be no speech."""
     return audio.size == 0 or float(np.max(np.abs(audio))) < SILENCE_PEAK
 
 
-def first_audio_stream(container: InputContainer, path: Path, track: int = 0) -> AudioStream:
-    """The audio stream number `track`, 0 first. Raises UserError when there is none, or none that can be decoded."""
-    streams = container.streams.audio
-    if not streams:
-        raise UserError(f"{path}: the file has no audio stream; give a file with sound")
-    if track >= len(streams):
-        raise UserError(f"{path}: the file has {len(streams)} audio streams, none with number {track} (0 is the first)")
-    stream = streams[track]
-    if stream.codec_context is None or not stream.codec_context.sample_rate:
-        raise UserError(f"{path}: the audio codec is not supported; convert the file to WAV first")
-    _check_format(path, stream.codec_context.sample_rate, stream.codec_context.channels)
-    return stream
-
-
-def _check_format(path: Path, sample_rate: int, channels: int) -> None:
-    lowest, highest = _SAMPLE_RATES
-    if not lowest <= sample_rate <= highest:
-        raise UserError(
-            f"{path}: a sample rate of {sample_rate} Hz is not supported ({lowest} to {highest}); convert it first"
-        )
-    if not 1 <= channels <= _MAX_CHANNELS:
-        raise UserError(
-            f"{path}: {channels} audio channels are not supported (1 to {_MAX_CHANNELS}); mix it to stereo first"
-        )
-
-
-def has_audio(path: str | os.PathLike) -> bool:
-    """Whether a file has an audio stream. Raises UserError for a file that cannot be opened."""
-    path = check_input_path(path)
-    with open_input(path) as container:
-        return bool(container.streams.audio)
-
-
-def decoded_frames(path: Path, track: int = 0) -> Iterator[av.AudioFrame]:
-    """Decoded frames of an audio stream without gaps and with finite samples only, time stamps counted from 0.
-
-    Damaged packets are skipped, counted in the log, and filled with silence as far as the time stamps tell. Raises
-    UserError when the stream cannot be decoded, or has gaps of more than an hour in total.
-    """
-    position = Fraction(0)
-    filled = Fraction(0)
-    origin: Fraction | None = None
-    not_finite = 0
-    damaged = 0
-    with open_input(path, "audio") as container:
-        stream = first_audio_stream(container, path, track)
-        for frame in _raw_frames(container, stream):
-            if frame is None:
-                damaged += 1
-                continue
-            _check_frame(path, frame)
-            if frame.pts is not None:
-                stamp = frame.pts * frame.time_base
-                origin = stamp if origin is None else origin
-                hole = stamp - origin - position
-                if _HOLE_SECONDS < hole < _MAX_HOLES_SECONDS:
-                    filled += hole
-                    if filled > _MAX_HOLES_SECONDS:
-                        raise UserError(
-                            f"{path}: the audio has gaps of more than {_MAX_HOLES_SECONDS} s in total; re-encode it"
-                        )
-                    for silence in _silence(frame, hole):
-                        yield _stamped(silence, position)
-                        position += Fraction(silence.samples, silence.sample_rate)
-            frame, replaced = _finite(frame)
-            not_finite += replaced
-            yield _stamped(frame, position)
-            position += Fraction(frame.samples, frame.sample_rate)
-    if damaged:
-        logger.warning("%s: %d damaged audio packets were skipped", path, damaged)
-    if not_finite:
-        logger.warning("%s: %d audio samples that are not numbers were set to 0", path, not_finite)
-
-
-def _check_frame(path: Path, frame: av.AudioFrame) -> None:
-    """What a decoder delivers may differ from what the header says, from frame to frame."""
-    channels = frame.layout.nb_channels
-    _check_format(path, frame.sample_rate, channels)
-    if frame.layout.name == f"{channels} channels" and channels not in _DEFAULT_LAYOUTS:
-        raise UserError(f"{path}: {channels} audio channels of unknown positions; mix it to stereo first")
-
-
 class _Resampler:
-    """swresample behind one iterator; follows a stream whose own rate or layout changes on the way."""
+    """swresample as an iterator, for streams whose rate or layout may change."""
 
     def __init__(self, sample_format: str, layout: str, rate: int, frame_size: int = 0) -> None:
         # Unlike its default for float output, channels are mixed with weights that add up to 1: nothing clips.
         options = {"rematrix_maxval": "1.0"}
-        self._target = {
-            "format": sample_format, "layout": layout, "rate": rate, "frame_size": frame_size, "options": options
-        }  # fmt: skip
+        self._create = partial(av.AudioResampler, sample_format, layout, rate, frame_size, options=options)
         self._source: tuple[str, str, int] | None = None
         self._resampler: av.AudioResampler | None = None
 
-    def run(self, frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
+    def run(self, frames: Iterator[av.AudioFrame]) -> Generator[av.AudioFrame]:
         """All of `frames` in the target format, to the last sample."""
         for frame in frames:
             source = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if source != self._source:
+            if self._resampler is None or source != self._source:
                 yield from self._flush()
-                self._source = source
-                self._resampler = av.AudioResampler(**self._target)
+                self._source, self._resampler = source, self._create()
             yield from self._resampler.resample(frame)
         yield from self._flush()
 
@@ -249,62 +176,6 @@ class _Resampler:
 
 def resampled(
     frames: Iterator[av.AudioFrame], sample_format: str, layout: str, rate: int, frame_size: int = 0
-) -> Iterator[av.AudioFrame]:
-    """Audio frames converted by swresample; each of `frame_size` samples but the last, where it is not 0."""
+) -> Generator[av.AudioFrame]:
+    """Convert audio frames with swresample. Unless it is 0, all but the last have `frame_size` samples."""
     return _Resampler(sample_format, layout, rate, frame_size).run(frames)
-
-
-def _raw_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame | None]:
-    """Frames as decoded; None stands for a packet that could not be."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            yield None
-            yield from stream.codec_context.decode(None)
-            return
-        if packet is None:
-            return
-        try:
-            yield from stream.codec_context.decode(packet)
-        except MemoryError:
-            raise
-        except av.error.FFmpegError:  # decoders report damage with codes of their own, too
-            yield None
-
-
-def _finite(frame: av.AudioFrame) -> tuple[av.AudioFrame, int]:
-    """The frame with NaN and infinite samples set to 0, and how many there were.
-
-    Only uncompressed float sound can hold them, and that is packed. (PyAV 18 must not be asked for the planes of
-    planar frames with 8 channels or more: it reads past their end.)
-    """
-    if frame.format.name not in ("flt", "dbl"):
-        return frame, 0
-    samples = frame.to_ndarray()
-    bad = ~np.isfinite(samples)
-    count = int(np.count_nonzero(bad))
-    if not count:
-        return frame, 0
-    clean = av.AudioFrame.from_ndarray(np.where(bad, 0, samples), frame.format.name, frame.layout.name)
-    clean.sample_rate = frame.sample_rate
-    return clean, count
-
-
-def _silence(like: av.AudioFrame, seconds: Fraction) -> Iterator[av.AudioFrame]:
-    """Silent frames with the rate and layout of `like`, at most a second each, for `seconds`."""
-    remaining = round(seconds * like.sample_rate)
-    while remaining > 0:
-        length = min(remaining, like.sample_rate)
-        frame = av.AudioFrame("s16", like.layout.name, length)
-        frame.planes[0].update(bytes(frame.planes[0].buffer_size))
-        frame.sample_rate = like.sample_rate
-        remaining -= length
-        yield frame
-
-
-def _stamped(frame: av.AudioFrame, position: Fraction) -> av.AudioFrame:
-    frame.time_base = Fraction(1, frame.sample_rate)
-    frame.pts = round(position * frame.sample_rate)
-    return frame

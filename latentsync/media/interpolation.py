@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from latentsync.checkpoints import registry
-from latentsync.checkpoints.loading import Checkpoint, load_checkpoint, load_into
-from latentsync.media.audio import has_audio
+from latentsync.checkpoints.formats import Checkpoint
+from latentsync.checkpoints.loading import load_checkpoint, load_into
+from latentsync.media.audio_stream import has_audio, select_audio
 from latentsync.media.frame_rate import FrameRateConverter, Interpolator
 from latentsync.media.optical_flow import FlowInterpolator
 from latentsync.media.paths import check_output_path
@@ -189,7 +190,7 @@ def change_frame_rate(
     target = wanted if target_fps is None else Fraction(wanted).limit_denominator(1001)
     total = available_frames(info, info.fps)
     converter = FrameRateConverter(open_interpolator(interpolator, device, scale, rife_path), info.fps, target)
-    sound = video_path if has_audio(video_path) else None
+    audio = select_audio(video_path, video=video_path) if has_audio(video_path) else None
     with (
         closing(open_timeline(info, total / info.fps, info.fps)) as frames,
         VideoWriter(
@@ -200,7 +201,7 @@ def change_frame_rate(
             color=info.color,
             sample_aspect_ratio=info.sample_aspect_ratio,
             crf=crf,
-            audio=sound,
+            audio=audio,
         ) as writer,
     ):
         for index, frame in enumerate(frames):

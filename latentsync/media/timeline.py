@@ -15,6 +15,7 @@ from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+HALF = Fraction(1, 2)
 ON_SHORT_CHOICES = ("loop", "freeze", "error")
 
 # Frames held while a stretch is played backward: this many bytes of 4:2:0 samples, within these counts.
@@ -50,18 +51,22 @@ def pingpong_index(index: int, length: int) -> int:
 
 
 def nearest_samples(items: Iterable[T], fps: Fraction, limit: int | None = None) -> Iterator[T]:
-    """For i = 0, 1, ... yield the item whose time is nearest to i / fps (the earlier of two equally near).
+    """Sample timed items at a constant rate: for i = 0, 1, ... yield the item shown at i / fps.
 
-    Ends after `limit` samples or when the items' length, the last one's duration included, is covered: a last sample
-    counts when at least half of its time lies inside. `items` come in order, the first at time 0; needs one of
-    look-ahead.
+    That is the nearest one less than half an output interval away (the earlier of two equally near), which absorbs the
+    rounding of time stamps; where there is none, the previous one, so that a frozen image stays until the next one is
+    due. Ends after `limit` samples, or where the last item ends, rounded to the nearest sample. Reads one item ahead.
+
+    Args:
+        items: in order, the first at time 0.
+        fps: samples per second.
     """
     previous: T | None = None
     index = 0
     for item in items:
         if previous is not None:
-            middle = (previous.time + item.time) / 2
-            while index <= middle * fps:
+            middle = (previous.time + item.time) / 2 * fps
+            while index <= middle or index <= item.time * fps - HALF:
                 if index == limit:
                     return
                 yield previous
@@ -71,7 +76,7 @@ def nearest_samples(items: Iterable[T], fps: Fraction, limit: int | None = None)
         previous = item
     if previous is None:
         return
-    total = max(1, math.floor((previous.time + previous.duration) * fps + Fraction(1, 2)))
+    total = max(1, math.floor((previous.time + previous.duration) * fps + HALF))
     for _ in range(index, total if limit is None else min(total, limit)):
         yield previous
 
@@ -105,7 +110,7 @@ def available_frames(info: VideoInfo, fps: Fraction) -> int:
     if info.is_still:
         return 1
     if info.is_animated_webp:
-        return max(1, math.floor(Fraction(info.duration).limit_denominator(1000) * fps + Fraction(1, 2)))
+        return max(1, math.floor(Fraction(info.duration).limit_denominator(1000) * fps + HALF))
     stamps = (_Stamp(time, duration) for time, duration in packet_times(info.path))
     return sum(1 for _ in nearest_samples(stamps, fps))
 

@@ -1,4 +1,4 @@
-"""Writing the result: one H.264 encode, the sound beside it, and an output that appears only when it is complete."""
+"""Writing the result: encoded once as H.264, with its audio, in a file that appears only when it is complete."""
 
 import contextlib
 import os
@@ -9,6 +9,8 @@ from types import TracebackType
 
 import av
 
+from latentsync.media.audio import audio_source
+from latentsync.media.audio_stream import AudioSource
 from latentsync.media.audio_track import AudioTrack
 from latentsync.media.color import ColorTags
 from latentsync.media.convert import plane_samples
@@ -40,19 +42,31 @@ class VideoWriter:
         sample_aspect_ratio: Fraction = Fraction(1),
         crf: float = DEFAULT_CRF,
         preset: str = DEFAULT_PRESET,
-        audio: str | os.PathLike | None = None,
+        audio: str | os.PathLike | AudioSource | None = None,
         max_audio_seconds: float | None = None,
     ) -> None:
-        """`crf`: x264's 0 (lossless) to 51. `audio`: a sound file, or a video whose first audio stream is taken; of it
-        the packets that begin before `max_audio_seconds`.
+        """Open the file.
 
-        Raises UserError for an output that cannot be written, a bad `crf` or `preset`, or an `audio` without sound.
+        Args:
+            path: .mp4, .mov or .mkv.
+            width, height: even, in pixels.
+            fps: frame rate.
+            color: how the samples are to be read.
+            sample_aspect_ratio: of a pixel.
+            crf: x264's quality, 0 (lossless) to 51.
+            preset: x264's trade-off between speed and size.
+            audio: an audio or video file (its default audio stream), or one of its streams.
+            max_audio_seconds: where the audio is cut off.
+
+        Raises:
+            UserError: the output cannot be written, `crf` or `preset` is not valid, or `audio` has no audio stream.
         """
         if not 0 <= crf <= 51:
             raise UserError(f"crf {crf}: choose a number from 0 (lossless) to 51 (worst)")
         if preset not in PRESETS:
             raise UserError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}")
-        self._target = check_output_path(path, [audio] if audio is not None else [])
+        source = None if audio is None else audio_source(audio)
+        self._target = check_output_path(path, [] if source is None else [source.path])
         self._name = os.fspath(path)
         self._fps = Fraction(fps)
         self._size = (width, height)
@@ -63,7 +77,7 @@ class VideoWriter:
         try:
             with self._user_errors():
                 options = {"crf": f"{crf:g}", "preset": preset}
-                self._open(color or ColorTags(), sample_aspect_ratio, options, audio, max_audio_seconds)
+                self._open(color or ColorTags(), sample_aspect_ratio, options, source, max_audio_seconds)
         except BaseException:
             self.abort()
             raise
@@ -129,7 +143,7 @@ class VideoWriter:
         color: ColorTags,
         aspect_ratio: Fraction,
         options: dict[str, str],
-        audio: str | os.PathLike | None,
+        audio: AudioSource | None,
         max_audio_seconds: float | None,
     ) -> None:
         suffix = self._temporary.suffix

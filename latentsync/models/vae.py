@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentsync.checkpoints.differences import describe_difference
-from latentsync.checkpoints.loading import load_state_dict
+from latentsync.checkpoints.formats import Checkpoint
+from latentsync.checkpoints.loading import load_into, load_state_dict
 from latentsync.config.diffusers_config import build_from_config
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import AutoencoderKL
@@ -54,14 +54,13 @@ class LatentCodec(nn.Module):
             raise UserError(f"{path}: no autoencoder here (config.json is missing); give a diffusers VAE folder")
         weights = next((path / name for name in WEIGHTS_NAMES if (path / name).is_file()), path / WEIGHTS_NAMES[0])
         state = {_current_name(name): tensor for name, tensor in load_state_dict(weights).items()}
-        with torch.device("meta"):
-            vae = build_from_config(AutoencoderKL, path / "config.json")
-        try:
-            vae.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            difference = describe_difference(vae.state_dict(), state)
-            raise UserError(f"{weights}: does not fit the config.json beside it ({difference})") from error
-        codec = cls(vae.float())
+        vae = load_into(
+            lambda: build_from_config(AutoencoderKL, path / "config.json"),
+            Checkpoint(weights, state),
+            exact=True,
+            config="the config.json beside it",
+        )
+        codec = cls(vae)
         codec.patches = linear_patches(codec.vae, codec.factor)
         return codec.to(dtype)
 

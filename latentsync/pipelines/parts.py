@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from latentsync.checkpoints.files import REVISIONS
-from latentsync.checkpoints.registry import REGISTRY, ResolvedModel, default_name, resolve
+from latentsync.checkpoints.registry import REGISTRY, ResolvedModel, default_name, identify, resolve
 from latentsync.config.diffusers_config import build_from_config
 from latentsync.config.unet import load_unet_config
 from latentsync.faces.sharpen import Sharpener
@@ -212,14 +212,14 @@ def _own_files(paths: ModelPaths, device: torch.device) -> ResolvedModel:
 
 
 def _check_resolution(unet: Path, resolution: int) -> None:
-    """Refuse a released UNet with the config of another resolution: shapes do not tell, but sizes in bytes do."""
-    size = unet.stat().st_size if unet.is_file() else None
-    for name, entry in REGISTRY.items():
-        if entry.model and size == entry.model.unet.size is not None and resolution != entry.model.resolution:
-            raise UserError(
-                f"{unet}: this is {name}, made for {entry.model.resolution} px faces, the config is for {resolution}; "
-                f"give {entry.model.unet_config}"
-            )
+    """Refuse a released UNet with the config of another resolution, which its shapes do not show."""
+    name = identify(unet)
+    model = REGISTRY[name].model if name else None
+    if model and resolution != model.resolution:
+        raise UserError(
+            f"{unet}: this is {name}, trained on {model.resolution} px faces, but the config is for {resolution} px; "
+            f"give {model.unet_config}"
+        )
 
 
 def _base_of(unet_config: str | Path | None, device: torch.device) -> str:

@@ -76,7 +76,9 @@ class GFPGAN(nn.Module):
         Raises:
             UserError: the file is missing or holds something else; the differing tensors are named.
         """
-        return load_into(cls, load_checkpoint(path), exact=True).float().eval().requires_grad_(False)
+        return (
+            load_into(cls, load_checkpoint(path), exact=True, network="GFPGAN 1.4").float().eval().requires_grad_(False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> the same, not clamped."""

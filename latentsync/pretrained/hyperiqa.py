@@ -90,7 +90,7 @@ class HyperIQA(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "HyperIQA":
         """The public weights, for inference. Raises UserError where the file is missing or is another's."""
-        return load_into(cls, load_checkpoint(path), exact=True).eval()
+        return load_into(cls, load_checkpoint(path), exact=True, network="hyperIQA").eval()
 
     def forward(self, pictures: Tensor) -> Tensor:
         values, features = self.res(pictures)

@@ -8,6 +8,7 @@ Legend: N images, C channels, H W pixels.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync.checkpoints import registry
-from latentsync.checkpoints.loading import load_state_dict
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 CHECKPOINT = CHECKPOINTS_DIR / registry.INCEPTION.path
 SOURCE = registry.INCEPTION.url
+NETWORK = "FID's Inception-v3"
 SIDE = 299
 FEATURES, CLASSES = 2048, 1008
 
@@ -155,17 +157,12 @@ class FIDInception(nn.Module):
         """Raises UserError when the file is missing, damaged, or holds something else."""
         if not Path(path).is_file():
             raise UserError(f"{path}: the Inception network of FID is not there; put the file of {SOURCE} in its place")
-        state = load_state_dict(path)
+        found = load_checkpoint(path)
         with torch.device("meta"):
-            net = cls()
-        for name, tensor in net.state_dict().items():  # counters of batches, which old files lack and nothing reads
-            if name.endswith("num_batches_tracked"):
-                state.setdefault(name, torch.zeros_like(tensor, device="cpu"))
-        try:
-            net.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise UserError(f"{path}: these are not the weights of FID's Inception-v3; download it again") from error
-        return net.float().eval().requires_grad_(False)
+            names = [name for name in cls().state_dict() if name.endswith("num_batches_tracked")]
+        counters = dict.fromkeys(names, torch.zeros((), dtype=torch.long))  # not in old files, and never read
+        net = load_into(cls, replace(found, state_dict=counters | found.state_dict), exact=True, network=NETWORK)
+        return net.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         # TensorFlow's graph took 0..255 and computed (x - 128) / 128.

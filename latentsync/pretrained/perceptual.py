@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync.checkpoints import registry
-from latentsync.checkpoints.loading import load_state_dict
+from latentsync.checkpoints.formats import Checkpoint
+from latentsync.checkpoints.loading import load_into, load_state_dict
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
@@ -45,7 +46,7 @@ class VGG16Trunk(nn.Module):
         self.ends = tuple(ends)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """(N, 3, H, W), standardised -> five maps (N, C, H / 2^k, W / 2^k), k = 0 .. 4."""
+        """(N, 3, H, W), standardized -> five maps (N, C, H / 2^k, W / 2^k), k = 0 .. 4."""
         maps, start = [], 0
         for end in self.ends:
             pixels = self.features[start:end](pixels)
@@ -59,7 +60,7 @@ class LPIPS(nn.Module):
 
     `LPIPS()` reads torchvision's VGG16 file from its place under `checkpoints/`, `LPIPS(path)` from elsewhere,
     `LPIPS(trunk_state=tensors)` takes the tensors themselves. `LPIPS(random_trunk=True, seed=0)` compares features of
-    an untrained VGG16 (He initialisation), the paper's "random network": weaker, and it needs no file.
+    an untrained VGG16 (He initialization), the paper's "random network": weaker, and it needs no file.
     """
 
     def __init__(
@@ -70,16 +71,15 @@ class LPIPS(nn.Module):
         random_trunk: bool = False,
         seed: int = 0,
     ):
-        """Raises UserError when the VGG16 file or the lpips package is missing, or holds something else."""
+        """Raises UserError when the VGG16 file or the lpips package is missing, or the file holds other weights."""
         super().__init__()
-        with torch.device("meta"):  # no weight is drawn: building this must not move the run's random numbers
-            self.trunk = VGG16Trunk()
+        with torch.device("meta"):  # draws no random numbers, which belong to the training run
             self.heads = nn.ModuleList(nn.Conv2d(stage[-1], 1, 1, bias=False) for stage in STAGES)
+        path = Path(vgg_path or VGG16)
         if random_trunk:
-            _initialise(self.trunk.to_empty(device="cpu"), seed)
+            self.trunk = _random_trunk(seed)
         else:
-            state = _read_trunk(vgg_path or VGG16) if trunk_state is None else trunk_state
-            _load_trunk(self.trunk, state, vgg_path or VGG16)
+            self.trunk = _load_trunk(path, _read_trunk(path) if trunk_state is None else trunk_state)
         self.heads.load_state_dict(_read_heads(), assign=True)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[None, :, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD)[None, :, None, None], persistent=False)
@@ -96,44 +96,45 @@ class LPIPS(nn.Module):
         """(N, 3, H, W) in [-1, 1] -> five float32 maps whose every position is a unit vector over channels."""
         if min(pixels.shape[-2:]) < MIN_SIDE:
             raise ValueError(f"LPIPS needs images of at least {MIN_SIDE} pixels a side, got {tuple(pixels.shape)}")
-        standardised = (pixels.to(self.mean) - self.mean) / self.std
-        return [F.normalize(map_.float(), dim=1, eps=1e-10) for map_ in self.trunk(standardised)]
+        standardized = (pixels.to(self.mean) - self.mean) / self.std
+        return [F.normalize(map_.float(), dim=1, eps=1e-10) for map_ in self.trunk(standardized)]
 
 
-def _read_trunk(path: str | Path) -> dict[str, Tensor]:
-    if not Path(path).is_file():
+def _read_trunk(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
         raise UserError(
-            f"{path}: the VGG16 weights of the perceptual loss are not there; put torchvision's file ({VGG16_SOURCE}) "
-            "in that place, set run.perceptual_random_trunk to true to compare features of an untrained VGG16, or "
+            f"{path}: the VGG16 weights of the perceptual loss are missing; save torchvision's file ({VGG16_SOURCE}) "
+            "there, set run.perceptual_random_trunk to true to compare features of an untrained VGG16, or "
             "run.perceptual_loss_weight to 0 to train without this loss"
         )
     return load_state_dict(path)
 
 
-def _load_trunk(trunk: VGG16Trunk, state: Mapping[str, Tensor], source: str | Path) -> None:
+def _load_trunk(path: Path, state: Mapping[str, Tensor]) -> VGG16Trunk:
     """The published file also holds the classifier, which is not used."""
-    convolutions = {name: tensor.float() for name, tensor in state.items() if name.startswith("features.")}
-    try:
-        trunk.load_state_dict(convolutions, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{source}: these are not the weights of torchvision's VGG16; download it again") from error
+    convolutions = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    return load_into(VGG16Trunk, Checkpoint(path, convolutions), exact=True, network="torchvision's VGG16")
 
 
-def _initialise(trunk: VGG16Trunk, seed: int) -> None:
-    """He initialisation, the same for the same seed whatever was drawn before."""
+def _random_trunk(seed: int) -> VGG16Trunk:
+    """He initialization, which depends on the seed alone."""
+    with torch.device("meta"):
+        trunk = VGG16Trunk()
+    trunk.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for layer in trunk.features:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             nn.init.zeros_(layer.bias)
+    return trunk
 
 
 def _read_heads() -> dict[str, Tensor]:
     """Non-negative weights (1, C, 1, 1) of the five stages by name, from the installed lpips package.
 
-    Only its data are read: the package itself imports torchvision, which cannot stand beside CPU torch.
+    Only its data file is read: importing the package needs torchvision, which is not installed.
     """
-    package = find_spec("lpips")  # finds it without running it
+    package = find_spec("lpips")  # does not import it
     if package is None or package.origin is None:
         raise UserError(
             "the perceptual loss needs the lpips package for its linear heads; run `pip install --no-deps lpips==0.1.4`"

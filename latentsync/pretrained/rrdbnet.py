@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync.checkpoints import registry
-from latentsync.checkpoints.loading import load_state_dict
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
@@ -66,16 +66,8 @@ class RRDBNet(nn.Module):
         Raises:
             UserError: the file is missing or holds something else.
         """
-        state = load_state_dict(path)
-        with torch.device("meta"):
-            net = cls()
-        try:
-            net.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise UserError(
-                f"{path}: these are not the weights of RealESRGAN x4plus; download the file again"
-            ) from error
-        return net.float().eval().requires_grad_(False)
+        net = load_into(cls, load_checkpoint(path), exact=True, network="RealESRGAN x4plus")
+        return net.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.conv_first(x)

@@ -58,7 +58,7 @@ class S3FD(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "S3FD":
         """The published weights, for inference. Raises UserError where the file is missing or is another's."""
-        return load_into(cls, load_checkpoint(path), exact=True).eval()
+        return load_into(cls, load_checkpoint(path), exact=True, network="S3FD").eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) RGB less `MEAN_RGB` -> boxes (B, A, 4) in shares of W and H, probability of a face (B, A)."""

@@ -50,7 +50,7 @@ class SyncNetV2(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "SyncNetV2":
         """The published weights, for inference. Raises UserError where the file is missing or is another's."""
-        return load_into(cls, load_checkpoint(path), exact=True).eval()
+        return load_into(cls, load_checkpoint(path), exact=True, network="SyncNet v2").eval()
 
     def embed_images(self, faces: Tensor) -> Tensor:
         """(B, 3, 5, 224, 224) BGR in 0..255 -> (B, D)."""

@@ -14,9 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentsync.checkpoints.differences import describe_difference
-from latentsync.checkpoints.loading import load_state_dict
-from latentsync.utils.errors import UserError
+from latentsync.checkpoints.loading import load_checkpoint, load_into
 
 NORM_EPS = 1e-6
 POSITION_BASE = 10000  # of the sinusoidal position table (Vaswani et al. 2017)
@@ -137,14 +135,8 @@ class VideoMAE(nn.Module):
         Raises:
             UserError: the file is missing, damaged, or holds another network.
         """
-        state = load_state_dict(path)
-        with torch.device("meta"):
-            net = cls(config, with_cp)
-        try:
-            net.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-        except RuntimeError as error:
-            difference = describe_difference(net.state_dict(), state)
-            raise UserError(f"{path}: these are not the weights of VideoMAEv2 ViT-g ({difference})") from error
+        checkpoint = load_checkpoint(path)
+        net = load_into(lambda: cls(config, with_cp), checkpoint, exact=True, network="VideoMAEv2 ViT-g")
         return net.eval().requires_grad_(False)
 
     def forward_features(self, videos: Tensor) -> Tensor:

@@ -1,15 +1,12 @@
-"""Losses of the trainers. What one UNet step offers them (`Estimate`), the losses on it, and how they are weighted; the
-losses on SyncNet embeddings, which both trainers use.
+"""Losses of the UNet: their input (`Estimate`), the losses on it, and their weights.
 
 Legend: B samples of a batch, K of them counted by losses on the one-step estimate, C latent channels, F frames,
-h latent cells, R pixels, N images, D embedding width, T audio columns.
+h latent cells, R pixels, N images, S audio tokens, D width, T audio columns.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +14,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentsync.config.unet import RunConfig
-from latentsync.constants import RGB
 from latentsync.faces.mask import MOUTH_BOX, mouth_slices
-from latentsync.models.syncnet_input import AudioFeatures, audio_input, visual_input, whisper_rows
+from latentsync.training.sync_losses import SyncSupervision, WindowedSyncLoss
 
 # Parts of an aligned face as fractions of its side: top, bottom, left, right.
 REGIONS = {"whole": (0.0, 1.0, 0.0, 1.0), "lower_half": (0.5, 1.0, 0.0, 1.0), "mouth": MOUTH_BOX}
-PROBABILITY_MARGIN = 1e-6  # keeps the logarithms, and the gradient of a confident mistake, finite
-IN_SYNC_THRESHOLD = 0.5
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right exclusive
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One step of the UNet as the losses see it.
+    """The result of one step of the UNet, input of the losses.
 
     prediction, target (B, C, F, h, h). The rest covers the K samples that count, none when K is 0: latents
     (K, C, F, h, h), the one-step estimate, and real_latents, its target; frames and real_frames (K, F', 3, R, R) in
@@ -70,7 +64,7 @@ class LossNetworks:
 
     lpips: nn.Module | None = None
     trepa: nn.Module | None = None
-    sync: "SyncSupervision | None" = None
+    sync: SyncSupervision | None = None
 
     @property
     def needs_mel(self) -> bool:
@@ -186,79 +180,17 @@ class TemporalLoss(nn.Module):
         return self.trepa(made, real).float()
 
 
-class SyncSupervision(nn.Module):
-    """A frozen SyncNet with a description of its inputs.
-
-    Args:
-        syncnet: takes stacked frames and audio, gives two unit vectors per sample.
-        num_frames: length of its windows.
-        channels: of one frame: 3, or those of the latents.
-        latent_space: its input is latents instead of pixels.
-        lower_half: its input is the lower half of a face.
-        resolution: side of the faces it was trained on, pixels; others are resized to it.
-        audio_features: mel, or whisper for the UNet's own audio tokens.
-        num_layers: Whisper states per row (`Audio2Feature.num_layers`).
-        audio_feat_length: frames of context before and after, of the UNet's tokens.
-    """
-
-    def __init__(
-        self,
-        syncnet: nn.Module,
-        *,
-        num_frames: int,
-        latent_space: bool,
-        lower_half: bool,
-        resolution: int,
-        audio_features: AudioFeatures,
-        num_layers: int,
-        columns_per_frame: Fraction,
-        channels: int = RGB,
-        audio_feat_length: tuple[int, int] = (2, 2),
-    ):
-        super().__init__()
-        self.syncnet = syncnet.eval().requires_grad_(False)
-        self.num_frames, self.channels, self.columns_per_frame = num_frames, channels, columns_per_frame
-        self.latent_space, self.lower_half, self.resolution = latent_space, lower_half, resolution
-        self.audio_features, self.num_layers = audio_features, num_layers
-        self.audio_feat_length = audio_feat_length
-
-    @property
-    def batch_key(self) -> str:
-        """The entry of a batch that `Estimate.audio` must be."""
-        return "audio" if self.audio_features == "whisper" else "mel"
-
-    def images(self, estimate: Estimate) -> Tensor:
-        """The estimated latents (K, C, F, h, h) or frames (K, F, 3, R, R) as input of the visual encoder."""
-        if self.latent_space:
-            return visual_input(estimate.latents.transpose(1, 2), self.lower_half)
-        frames = estimate.frames
-        if frames.shape[-1] != self.resolution:
-            size = (self.resolution, self.resolution)
-            resized = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", antialias=True)
-            frames = resized.unflatten(0, frames.shape[:2])
-        return visual_input(frames, self.lower_half)
-
-    def audio(self, audio: Tensor) -> Tensor:
-        """Mel (K, 1, 80, T) or the UNet's tokens (K, F, S, D) as input of the audio encoder."""
-        if self.audio_features == "whisper":
-            audio = whisper_rows(audio, self.num_layers, self.audio_feat_length)
-        return audio_input(audio, self.audio_features)
-
-
 class SyncLoss(nn.Module):
     """Binary cross-entropy against "in sync", mean over the K samples; those without audio count as 0.
 
-    Samples longer than the SyncNet's window are judged in half-overlapping windows.
-
-    Args:
-        supervision: the SyncNet.
-        scales: see `WindowedSyncLoss`.
+    Samples longer than the SyncNet's window are split into half-overlapping windows. For `scales` see
+    `WindowedSyncLoss`.
     """
 
     def __init__(self, supervision: SyncSupervision, scales: Sequence[int] = (1,)):
         super().__init__()
         self.supervision = supervision
-        self.judge = WindowedSyncLoss(
+        self.windowed_loss = WindowedSyncLoss(
             {supervision.num_frames: supervision.syncnet}, supervision.columns_per_frame, supervision.channels, scales
         )
 
@@ -266,136 +198,13 @@ class SyncLoss(nn.Module):
         if not estimate.has_audio.any():
             return estimate.latents.new_zeros(())
         picked = estimate.has_audio.nonzero().flatten().to(estimate.latents.device)
-        images = self.supervision.images(estimate)[picked]
+        images = self.supervision.images(estimate.latents, estimate.frames)[picked]
         audio = self.supervision.audio(estimate.audio[picked])
-        return self.judge(images, audio) * (len(picked) / len(estimate.has_audio))
-
-
-class WindowedSyncLoss(nn.Module):
-    """Sync loss over several window lengths and image scales.
-
-    Every SyncNet judges all half-overlapping windows of its own length: short windows pin the moment, long ones the
-    rhythm. At scale s the frames are blurred to remove detail finer than s pixels, which rewards the opening and shape
-    of the mouth instead of textures that a frozen network happens to like.
-
-    Args:
-        nets: window length in frames -> trained SyncNet of that length; all take the same kind of audio.
-        columns_per_frame: audio columns per frame: 80 / 25 of the mel, 2 of Whisper.
-        channels: of one frame: 3, or those of the latents.
-        scales: 1 leaves the frames as they are.
-    """
-
-    def __init__(
-        self,
-        nets: Mapping[int, nn.Module],
-        columns_per_frame: Fraction,
-        channels: int = RGB,
-        scales: Sequence[int] = (1,),
-    ):
-        super().__init__()
-        if not nets or not scales or min(scales) < 1:
-            raise ValueError("the sync loss needs at least one SyncNet and scales of at least 1")
-        self.nets = nn.ModuleDict({str(length): net.eval().requires_grad_(False) for length, net in nets.items()})
-        self.columns_per_frame, self.channels, self.scales = columns_per_frame, channels, tuple(scales)
-
-    def forward(self, images: Tensor, audio: Tensor) -> Tensor:
-        """Mean over nets, windows and scales of the cross-entropy against "in sync": a scalar.
-
-        Args:
-            images: stacked frames (B, F * C, H, W), the input of a SyncNet's visual encoder.
-            audio: (B, ..., T), the input of its audio encoder for all F frames.
-
-        Raises:
-            ValueError: there are fewer frames than the shortest window has.
-        """
-        views = [blur(images, scale) for scale in self.scales]
-        frames = images.shape[1] // self.channels
-        losses = []
-        for length, net in ((int(name), net) for name, net in self.nets.items()):
-            for start in half_overlapping(frames, length):
-                columns = self._columns(audio, start, length)
-                channels = slice(start * self.channels, (start + length) * self.channels)
-                for view in views:
-                    vision, voice = net(view[:, channels], columns)
-                    losses.append(cosine_loss(vision, voice, torch.ones(len(vision), device=vision.device)))
-        if not losses:
-            raise ValueError(f"{frames} frames are fewer than every SyncNet's window ({', '.join(self.nets)})")
-        return torch.stack(losses).mean()
-
-    def _columns(self, audio: Tensor, start: int, length: int) -> Tensor:
-        """The audio columns of a window, of the same width wherever it starts."""
-        width = min(math.ceil(length * self.columns_per_frame), audio.shape[-1])
-        first = min(int(start * self.columns_per_frame), audio.shape[-1] - width)
-        return audio[..., first : first + width]
-
-
-def half_overlapping(frames: int, length: int) -> list[int]:
-    """First frames of half-overlapping windows that cover all frames, the last flush with the end; [] if too short."""
-    if frames < length:
-        return []
-    return sorted({*range(0, frames - length, max(length // 2, 1)), frames - length})
-
-
-def blur(images: Tensor, scale: int) -> Tensor:
-    """(B, C, H, W) without detail finer than `scale` pixels, same size."""
-    if scale == 1:
-        return images
-    height, width = images.shape[-2:]
-    small = F.interpolate(images, size=(max(height // scale, 1), max(width // scale, 1)), mode="area")
-    return F.interpolate(small, size=(height, width), mode="bilinear")
-
-
-def similarity(vision: Tensor, audio: Tensor) -> Tensor:
-    """Cosine similarity of (B, D) and (B, D): (B,) float32, in [0, 1] for the non-negative embeddings of a SyncNet."""
-    return F.cosine_similarity(vision.float(), audio.float(), dim=1)
-
-
-def cosine_loss(vision: Tensor, audio: Tensor, y: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
-    """Binary cross-entropy of the cosine similarity, read as the probability of being in sync (Wav2Lip); in float32.
-
-    Args:
-        vision: (B, D), audio: (B, D).
-        y: (B,) or (B, 1), 1 for a pair in sync and 0 for one that is not.
-
-    Returns:
-        A scalar, or (B,) with `reduction="none"`.
-    """
-    with torch.autocast(vision.device.type, enabled=False):
-        probability = similarity(vision, audio).clamp(PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
-        y = y.reshape(-1).float()
-        # F.binary_cross_entropy ends the process on a NaN; the loop must see it and skip the batch.
-        losses = -(y * probability.log() + (1 - y) * (-probability).log1p())
-        return losses if reduction == "none" else getattr(losses, reduction)()
-
-
-def contrastive_loss(vision: Tensor, audio: Tensor, temperature: float, excluded: Tensor | None = None) -> Tensor:
-    """Symmetric InfoNCE over the batch: row i of one side belongs to row i of the other (CLIP, Radford et al. 2021).
-
-    Args:
-        vision: (B, D) unit vectors, audio: (B, D) unit vectors; B at least 2.
-        temperature: divides the similarities, above 0; 0.07 is usual.
-        excluded: (B, B) bool, pairs that are no negatives (the same moment twice in a batch); its diagonal is ignored.
-
-    Returns:
-        A scalar in float32; ln B for an untrained network.
-    """
-    with torch.autocast(vision.device.type, enabled=False):
-        logits = vision.float() @ audio.float().T / temperature
-        if excluded is not None:
-            own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-            logits = logits.masked_fill(excluded & ~own, float("-inf"))
-        target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def pair_accuracy(vision: Tensor, audio: Tensor, y: Tensor) -> Tensor:
-    """Share of pairs where (similarity > 0.5) agrees with y (B,) or (B, 1): a scalar in [0, 1]."""
-    predicted = similarity(vision, audio) > IN_SYNC_THRESHOLD
-    return (predicted == (y.reshape(-1) > 0.5)).float().mean()
+        return self.windowed_loss(images, audio) * (len(picked) / len(estimate.has_audio))
 
 
 def mouth_mse(estimate: Estimate) -> Tensor:
-    """Unweighted squared error of the cells of the lips, without gradients: to watch, not to minimize."""
+    """Unweighted squared error of the latent cells of the mouth, without gradients: logged, not minimized."""
     error = F.mse_loss(estimate.prediction.detach().float(), estimate.target.float(), reduction="none")
     return error[..., *mouth_slices(error.shape[-1])].mean()
 

@@ -3,16 +3,20 @@
 import csv
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from latentsync.utils.errors import UserError
+from latentsync.utils.files import replaced
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 TIMINGS = ("data_wait", "steps_per_second")
@@ -61,12 +65,10 @@ class ValueTable:
                     self.rows.append({**values, "step": int(values["step"])})
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replaced(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.names)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.path)
 
 
 class Report:
@@ -151,10 +153,9 @@ class Report:
             axes.set_title(name if table is self.train else f"{name} (validation)", fontsize=9)
             axes.grid(alpha=0.3)
         path = self.folder / "loss_chart.png"
-        temporary = path.with_suffix(".tmp")
         try:
-            figure.savefig(temporary, format="png", dpi=90)
-            os.replace(temporary, path)
+            with replaced(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=90)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); free space") from error
 
@@ -178,7 +179,7 @@ class Report:
                 self.board.add_scalar(f"{group}/{name}", value, step)
 
 
-def _open_tensorboard(folder: Path, first_step: int):
+def _open_tensorboard(folder: Path, first_step: int) -> "SummaryWriter | None":
     """A writer that discards what an earlier run wrote from `first_step` on; None without the package."""
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentsync.checkpoints.registry import ResolvedModel
+from latentsync.checkpoints.registry import ResolvedModel, resolve
 from latentsync.config.syncnet import SyncNetFileConfig
 from latentsync.data.audio import AudioReader, MelReader, WhisperReader
 from latentsync.data.clip_dataset import draw_shifted
@@ -16,7 +16,6 @@ from latentsync.faces.mask import load_mask
 from latentsync.models.syncnets import SyncNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.training.recipe import recipe_of
-from latentsync.training.unet_setup import find_model_files
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
@@ -122,18 +121,16 @@ def find_parts(
     vae_path: Path | None = None,
     whisper_path: Path | None = None,
 ) -> ResolvedModel | None:
-    """Files of the autoencoder and the audio encoder: those given, else of the registered model with as many latent
-    channels; None when the SyncNet takes pixels and mel.
+    """Files of the autoencoder and the audio encoder: the given ones, otherwise those of `ckpt.base_model`; None when
+    the SyncNet takes pixels and mel.
 
     Raises:
-        UserError: a file is missing; says how to get it.
+        UserError: a file is missing; the message says how to get it.
     """
-    data = config.data
-    if not data.latent_space and data.audio_features == "mel":
+    if not config.data.latent_space and config.data.audio_features == "mel":
         return None
-    channels = config.model.visual_encoder.in_channels // data.num_frames if data.latent_space else None
-    # The UNet is not read, so any file will do.
-    return find_model_files(channels, vae=vae_path, whisper=whisper_path, unet=config_path)
+    given = {"vae": vae_path, "whisper": whisper_path, "unet": config_path}  # the UNet is not read
+    return resolve(config.ckpt.base_model, own={part: path for part, path in given.items() if path})
 
 
 def open_data(

@@ -25,7 +25,7 @@ from latentsync.models.syncnet_input import audio_input, visual_input
 from latentsync.models.syncnets import make_syncnet
 from latentsync.models.vae import LatentCodec
 from latentsync.training.distributed import gather_with_gradient
-from latentsync.training.losses import IN_SYNC_THRESHOLD, contrastive_loss, cosine_loss, pair_accuracy, similarity
+from latentsync.training.sync_losses import IN_SYNC_THRESHOLD, contrastive_loss, cosine_loss, pair_accuracy, similarity
 from latentsync.training.syncnet_setup import SyncNetData
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path

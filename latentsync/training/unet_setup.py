@@ -9,10 +9,9 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from latentsync.checkpoints.loading import load_checkpoint, load_into
-from latentsync.checkpoints.registry import DEFAULT_MODEL, RELEASED_MODELS, ResolvedModel, entry, resolve
 from latentsync.config.audio import syncnet_mel_config
 from latentsync.config.syncnet import SyncNetFileConfig, load_syncnet_config
-from latentsync.config.unet import UNetFileConfig, load_unet_config
+from latentsync.config.unet import UNetFileConfig
 from latentsync.constants import WHISPER_ROWS_PER_FRAME
 from latentsync.data.audio import MelReader
 from latentsync.data.clips import read_fileslist
@@ -22,15 +21,15 @@ from latentsync.faces.mask import load_mask
 from latentsync.models.lora import add_lora
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.unet import UNet3DConditionModel
-from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.pretrained.perceptual import LPIPS
-from latentsync.training.losses import LossNetworks, SyncSupervision
+from latentsync.training.losses import LossNetworks
 from latentsync.training.recipe import recipe_of
+from latentsync.training.sync_losses import SyncSupervision
 from latentsync.trepa.loss import CHECKPOINT as TREPA_CHECKPOINT
 from latentsync.trepa.loss import TREPALoss
 from latentsync.utils.errors import UserError
-from latentsync.utils.paths import PROJECT_ROOT, project_path
+from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
 WITHOUT_SYNC = "set run.use_syncnet to false to train without this loss"
@@ -43,18 +42,6 @@ class FrozenParts:
     codec: LatentCodec
     audio: Audio2Feature
     scheduler: DDIMScheduler
-
-
-def find_model_files(latent_channels: int | None, **given: Path | None) -> ResolvedModel:
-    """Files of a model's parts: those given, else of the registered model with as many latent channels (None: any).
-
-    Raises:
-        UserError: a file is missing; says how to get it.
-    """
-    embedded = load_unet_config(PROJECT_ROOT / entry(DEFAULT_MODEL).model.unet_config, UNetConfig)
-    is_embedded = latent_channels in (None, embedded.model.out_channels)
-    own = {part: path for part, path in given.items() if path}
-    return resolve(DEFAULT_MODEL if is_embedded else RELEASED_MODELS[0], own=own)
 
 
 def build_unet(config: UNetFileConfig) -> UNet3DConditionModel:

@@ -80,22 +80,34 @@ def parent_folders(path: str | Path) -> Iterator[None]:
         raise
 
 
-def write_text(path: str | Path, write: Callable[[TextIO], object]) -> None:
-    """`write(file)` fills a text file (UTF-8, line ends as given) that appears whole or not at all.
+@contextmanager
+def replaced(path: str | Path) -> Iterator[Path]:
+    """A hidden path beside `path` to write to; at the end it replaces `path`, on an exception it is removed.
 
-    Raises:
-        UserError: it cannot be written; what was there before stays.
+    Folders are created as needed. Raises OSError when it cannot be written; `path` is then unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                write(file)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, write: Callable[[TextIO], object]) -> None:
+    """Write a text file (UTF-8, line ends as given) atomically: `write(file)` fills it.
+
+    Raises:
+        UserError: it cannot be written; the previous file is unchanged.
+    """
+    try:
+        with (
+            replaced(path) as temporary,
+            temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            write(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another place") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from latentsync.checkpoints.loading import READ_ERRORS, named_tensors
+from latentsync.checkpoints.formats import READ_ERRORS, named_tensors
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_whisper import AudioEncoder
 

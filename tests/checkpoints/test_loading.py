@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from latentsync.checkpoints.formats import Checkpoint
 from latentsync.checkpoints.loading import load_checkpoint, load_into, load_state_dict, save_checkpoint
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
@@ -206,7 +208,10 @@ UNFIT = {
     "more motion than the model": (lambda: weights(CONFIG), r"\d+ unknown: down_blocks.0.motion_modules"),
     "some motion modules": (lambda: without_some_motion(weights()), r"\d+ missing: down_blocks.0.motion_modules"),
     "more blocks": (lambda: weights(replace(CONFIG, layers_per_block=2)), r"\d+ unknown: "),
-    "a prefix": (lambda: {f"module.{k}": v for k, v in weights().items()}, r"unknown: module.conv_in.weight, "),
+    "a prefix beside other tensors": (
+        lambda: {f"unet.{k}": v for k, v in weights().items()} | {"vae.w": torch.zeros(2)},
+        r"holds this model under the prefix 'unet.', and other tensors .*save the model alone",
+    ),
     "another table": (
         lambda: {k: v[:, :9] if k.endswith("pe") else v for k, v in weights().items()},
         r"pe \[1, 9, 4\] instead of \[1, 24, 4\]",
@@ -331,7 +336,7 @@ def test_steps_in_any_form(tmp_path, step):
 def test_whole_numbers_are_no_weights(tmp_path):
     state = nn.Linear(2, 2).state_dict()
     torch.save({name: tensor.to(torch.int64) for name, tensor in state.items()}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="weight is stored as int64, which no weights of this model are"):
+    with pytest.raises(UserError, match="weight is stored as int64, which does not fit this model"):
         load_into(lambda: nn.Linear(2, 2), load_checkpoint(tmp_path / "a.pt"))
 
 
@@ -384,3 +389,81 @@ def test_any_other_model_loads_strictly(tmp_path):
     assert torch.equal(model(torch.ones(1, 2)), torch.full((1, 3), 3.0))
     with pytest.raises(UserError, match="of another shape: weight"):
         load_into(lambda: nn.Linear(3, 3), load_checkpoint(tmp_path / "linear.pt"))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "unet.", "model.", "ema.", "module._orig_mod."])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_prefix_of_all_names_is_removed_and_logged(tmp_path, patches, caplog, prefix, exact):
+    state = weights()
+    save_checkpoint(tmp_path / "unet.safetensors", {prefix + name: tensor for name, tensor in state.items()})
+    assert_same(loaded(tmp_path / "unet.safetensors", exact=exact), state)
+    assert patches() == ["prefix"] and f"removed '{prefix}'" in caplog.text
+
+
+def test_a_prefix_and_another_difference(tmp_path, patches):
+    state = weights(IMAGE_ONLY)
+    save_checkpoint(tmp_path / "unet.pt", {f"module.{name}": tensor for name, tensor in state.items()})
+    given = loaded(tmp_path / "unet.pt")
+    assert patches() == ["prefix", "motion modules absent"]
+    assert_same({name: given[name] for name in state}, state)
+
+
+class Trunk(nn.Module):
+    """A model whose own names share their first part."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+
+
+def test_a_prefix_that_the_model_has_as_well_stays(patches):
+    state = Trunk().state_dict()
+    assert_same(load_into(Trunk, Checkpoint(Path("a.pt"), state)).state_dict(), state)
+    load_into(Trunk, Checkpoint(Path("a.pt"), {f"_orig_mod.{name}": tensor for name, tensor in state.items()}))
+    assert patches() == ["prefix"]
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "params_ema", "params", "model", "module"])
+def test_usual_wrappers(tmp_path, key, patches):
+    state = weights()
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}
+    torch.save({key: state, "optimizer": optimizer, "epoch": 3, "global_step": 5}, tmp_path / "a.pt")
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert_same(checkpoint.state_dict, state)
+    assert checkpoint.global_step == 5 and patches() == []
+
+
+def test_other_wrappers_are_logged_or_refused(tmp_path, caplog, patches):
+    state, other = weights(), {"w": torch.zeros(2)}
+    torch.save({"generator": state, "epoch": 3}, tmp_path / "one.pt")
+    assert_same(load_checkpoint(tmp_path / "one.pt").state_dict, state)
+    assert patches() == ["wrapper"] and "the weights in 'generator'" in caplog.text
+    caplog.clear()
+    torch.save({"model": state, "ema": other}, tmp_path / "usual.pt")
+    assert_same(load_checkpoint(tmp_path / "usual.pt").state_dict, state)
+    assert patches() == ["wrapper"] and "the weights in 'model'; not loading 'ema'" in caplog.text
+    torch.save({"state_dict": {"model": state}, "global_step": 4}, tmp_path / "nested.pt")
+    assert load_checkpoint(tmp_path / "nested.pt").global_step == 4
+    torch.save({"generator": state, "critic": other}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match=r"several sets of weights \(generator, critic\); save one of them alone"):
+        load_checkpoint(tmp_path / "two.pt")
+
+
+@pytest.mark.parametrize("step", [np.int64(7), np.int32(7), np.uint8(7), np.float64(7), np.float32(7)])
+def test_numpy_steps(tmp_path, step):
+    torch.save({"state_dict": weights(), "global_step": step}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt").global_step == 7
+
+
+@pytest.mark.parametrize("step", [np.float64("nan"), np.int64(-1), np.float32(1.5)])
+def test_numpy_steps_that_are_none(tmp_path, step):
+    torch.save({"state_dict": weights(), "global_step": step}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="global_step is"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), np.str_("a"), np.datetime64("2020-01-01"), np.complex64(1)])
+def test_other_numpy_objects_are_never_built(tmp_path, value):
+    torch.save({"state_dict": weights(), "global_step": value}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="holds Python objects besides weights"):
+        load_checkpoint(tmp_path / "a.pt")

@@ -48,7 +48,7 @@ def test_the_published_file_loads_and_its_classifier_is_left_out(lpips, tmp_path
     x, y = pictures()
     assert torch.equal(LPIPS(tmp_path / "vgg16.pth")(x, y), lpips(x, y))
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="other.pth: these are not the weights"):
+    with pytest.raises(UserError, match="other.pth: not the weights"):
         LPIPS(tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"none.pth: .*download.pytorch.org.*perceptual_loss_weight to 0"):
         LPIPS(tmp_path / "none.pth")

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from latentsync.checkpoints.loading import load_checkpoint
+from latentsync.checkpoints.registry import resolve
 from latentsync.config.unet import load_unet_config
 from latentsync.models.unet_config import UNetConfig
-from latentsync.training.unet_setup import find_model_files
 from latentsync.utils.paths import PROJECT_ROOT
 from scripts.train_unet import main
 from tests.tiny_model import RESOLUTION, UNET, TinyFiles
@@ -78,7 +78,7 @@ def test_bad_input_is_one_clear_line(tmp_path, tiny_files, capsys, list_text, ru
 def test_defaults_follow_the_model():
     def parts(name: str, **given: Path):
         path = PROJECT_ROOT / "configs" / "unet" / f"{name}.yaml"
-        return find_model_files(load_unet_config(path, UNetConfig).model.out_channels, unet=path, **given)
+        return resolve(load_unet_config(path, UNetConfig).ckpt.base_model, own={"unet": path, **given})
 
     small = parts("embedded")
     assert small.vae.parts[-2:] == ("embedded", "vae") and small.scheduler_config.parent.name == "embedded"

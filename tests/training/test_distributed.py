@@ -15,7 +15,7 @@ from latentsync.training.distributed import gather_with_gradient
 from latentsync.training.loop import run_training
 from latentsync.utils.errors import UserError
 from tests.training.forked import run_forked
-from tests.training.tiny_run import TinyTask, arm, run_config, tiny_settings
+from tests.training.tiny_run import TinyTask, arm, run_config
 from tests.waiting import HANG_SECONDS
 
 
@@ -196,5 +196,5 @@ def test_as_it_is_launched(tmp_path, launcher):
     options = ["--multi_gpu", "--num_processes=2"] if launcher.startswith("accelerate") else ["--nproc_per_node=2"]
     command = [sys.executable, "-m", launcher, *options, "-m", "tests.training.tiny_run", str(tmp_path / "two")]
     subprocess.run(command, check=True, timeout=HANG_SECONDS, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    run_training(TinyTask(), tiny_settings(tmp_path / "one", batch_size=4))
+    run_training(TinyTask(), run_config(tmp_path / "one", batch_size=4))
     assert_close(tmp_path / "one", tmp_path / "two")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latentsync.training.losses import contrastive_loss, cosine_loss, pair_accuracy
+from latentsync.training.sync_losses import contrastive_loss, cosine_loss, pair_accuracy
 from tests.conformance.seeded import seeded_input
 
 CASE = Path(__file__).parents[1] / "conformance" / "cosine_loss.npz"

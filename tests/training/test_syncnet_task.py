@@ -20,7 +20,7 @@ from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.loop import run_training
-from latentsync.training.losses import contrastive_loss
+from latentsync.training.sync_losses import contrastive_loss
 from latentsync.training.syncnet_setup import SyncNetData, ValidationPairs
 from latentsync.training.syncnet_task import (
     GradientCache,

@@ -16,7 +16,7 @@ from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.pretrained.videomae import VideoMAE, VideoMAEConfig
-from latentsync.training.losses import SyncSupervision
+from latentsync.training.sync_losses import SyncSupervision
 from latentsync.training.unet_setup import FrozenParts
 from latentsync.trepa.loss import TREPALoss
 from latentsync.whisper.audio2feature import Audio2Feature

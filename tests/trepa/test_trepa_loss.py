@@ -128,7 +128,7 @@ def test_missing_weights_are_named_with_their_source_and_the_way_out(tmp_path):
 
 def test_another_network_is_told(tmp_path):
     torch.save({"module": {"head.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="other.pth: these are not the weights of VideoMAEv2"):
+    with pytest.raises(UserError, match="other.pth: not the weights of VideoMAEv2"):
         TREPALoss("cpu", tmp_path / "other.pth", True, SMALL)
 
 

@@ -79,7 +79,7 @@ install_model() {
 # on the held-out source videos, as users would run it.
 evaluate() {
     "$PYTHON" -m eval.eval_syncnet_clips --fileslist "$DATA/held_out/train.txt" --output "$WORK/report/syncnet.csv" \
-        --reference configs/syncnet/embedded_latent.yaml
+        --reference "$RECIPE/configs/syncnet_training.yaml"
     local names=() videos=() pattern video
     for pattern in "${HELD_OUT[@]}"; do
         names+=(-o -name "${pattern%'*'}*")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.pretrained.perceptual import LPIPS
-from latentsync.training.losses import WindowedSyncLoss, blur, crop, half_overlapping, region_box
+from latentsync.training.losses import crop, region_box
+from latentsync.training.sync_losses import WindowedSyncLoss, blur, half_overlapping
 from recipes.embedded.first_generation.losses import (
     AdversarialLoss,
     DiscriminatorLoss,

@@ -1,0 +1,27 @@
+"""Times of packets and frames, exact, in seconds."""
+
+from fractions import Fraction
+from typing import Protocol
+
+
+class Stamped(Protocol):
+    """A packet or a frame of libav."""
+
+    @property
+    def pts(self) -> int | None: ...
+
+    @property
+    def duration(self) -> int | None: ...
+
+    @property
+    def time_base(self) -> Fraction | None: ...
+
+
+def time_of(item: Stamped) -> Fraction | None:
+    """When it is due, by its time stamp; None without one."""
+    return None if item.pts is None or item.time_base is None else item.pts * item.time_base
+
+
+def duration_of(item: Stamped) -> Fraction:
+    """How long it lasts; 0 where that is not known."""
+    return (item.duration or 0) * (item.time_base or Fraction(0))
