@@ -7,13 +7,12 @@ wrong with what was given (one line says what), 2 wrong usage.
 import argparse
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.options import AUTO
-from latentsync.serving.settings import GIB, MIB, ServingSettings, add_worker_arguments
-from latentsync.utils.commands import command, configure_server_logging, size
+from latentsync.serving.settings import GIB, MIB, ServingSettings, add_service_arguments
+from latentsync.utils.commands import command, configure_server_logging, exit_now, size
 from latentsync.utils.errors import UserError
 
 KEY_VARIABLE = "LATENTSYNC_API_KEY"
@@ -56,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="largest workspace in GiB; the oldest results are deleted first (default: %(default)s)",
     )
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
-    add_worker_arguments(parser)
+    add_service_arguments(parser)
     return parser
 
 
@@ -139,9 +138,12 @@ def run(options: argparse.Namespace) -> None:
 
     from latentsync.serving.api import ApiServer, create_app
     from latentsync.serving.api.fetch import Fetcher
+    from latentsync.serving.database import repair
     from latentsync.serving.service import JobService
 
     settings = build_settings(options)
+    if options.repair:
+        repair(settings.workspace)
     with listen(options.host, options.port) as sock, JobService(settings) as service:
         app = create_app(
             service,
@@ -164,4 +166,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_now(main())
