@@ -317,12 +317,16 @@ def read_stored(text: str | bytes) -> GenerationOptions:
     """Options of a job that this or an earlier version stored as JSON.
 
     Earlier versions had wider ranges (guidance_scale up to 10): such values count as the nearest valid one.
+
+    Raises:
+        ValueError: an option is unknown (a later version stored it) or has no valid value.
+        TypeError, AttributeError: the text is not a JSON object, or a value has the wrong type.
     """
     values = {}
     for stored, value in from_json(text).items():
         option = OPTIONS.get(RENAMED.get(stored, stored))
         if option is None:
-            continue
+            raise ValueError(f"unknown option {_shorten(stored)}")
         if value is not None and option.low is not None and option.high is not None:
             value = min(max(value, option.low), option.high)
         values[option.name] = value

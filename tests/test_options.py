@@ -289,7 +289,6 @@ def test_jobs_that_earlier_versions_stored(tmp_path):
         "model": "auto", "lora": None, "inference_steps": None, "guidance_scale": 7.5, "seed": 5, "solver": "dpm++",
         "face": "12,30.5", "detector": "auto", "keep_fps": True, "on_short_video": "freeze", "match_colour": True,
         "enable_upscale": False, "sharpness_factor": 2.0, "interpolate": 60.0, "crf": 20, "preview_seconds": 2.0,
-        "of_another_version": 1,
     }  # fmt: skip
     store = JobStore(tmp_path / "jobs.sqlite")
     store.add("a", JobKind.LIPSYNC, GenerationOptions(), {"video": "a"}, {"video": "video.mp4"}, 10)
