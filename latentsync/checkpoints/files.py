@@ -59,6 +59,10 @@ class CheckpointFile:
                     return path
         return None
 
+    def location(self, checkpoints: Path | None = None) -> Path:
+        """Path of the file, or where it belongs if it is missing."""
+        return self.find(checkpoints) or search_roots(checkpoints)[0] / self.path
+
     def may_be(self, path: Path) -> bool:
         """Whether an existing file can be this one, without reading it.
 

@@ -125,7 +125,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """
     path.touch()
     mode = path.stat().st_mode
-    safetensors.torch.save_file(dict(tensors), path, metadata=metadata and dict(metadata))
+    safetensors.torch.save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
     path.chmod(mode)
 
 

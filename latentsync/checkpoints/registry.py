@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -225,8 +226,8 @@ def identify(path: Path) -> str | None:
 
     The file is read only if its size is that of a published one.
     """
-    for name in model_names():
-        unet = REGISTRY[name].model.unet
+    for name, model in _models().items():
+        unet = model.unet
         if unet.sha256 and path.is_file() and unet.may_be(path) and file_sha256(path) == unet.sha256:
             return name
     return None
@@ -234,7 +235,7 @@ def identify(path: Path) -> str | None:
 
 def model_names() -> list[str]:
     """Names that `resolve` accepts."""
-    return [name for name, item in REGISTRY.items() if item.model]
+    return list(_models())
 
 
 def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] | None = None) -> ResolvedModel:
@@ -256,11 +257,11 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
     model = item.model
     found = ResolvedModel(
         name=name,
-        unet=model.unet.find(checkpoints),
+        unet=model.unet.location(checkpoints),
         vae=model.find_vae(checkpoints),
-        whisper=model.whisper.find(checkpoints),
+        whisper=model.whisper.location(checkpoints),
         unet_config=PROJECT_ROOT / model.unet_config,
-        scheduler_config=model.scheduler.find(checkpoints) if model.scheduler else SCHEDULER_CONFIG,
+        scheduler_config=model.scheduler.location(checkpoints) if model.scheduler else SCHEDULER_CONFIG,
         resolution=model.resolution,
         inference_steps=model.inference_steps,
         guidance_scale=model.guidance_scale,
@@ -268,7 +269,7 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
         blend_inset=model.blend_inset,
         match_color=model.match_color,
     )
-    return replace(found, **own)
+    return replace(found, **dict[str, Any](own))
 
 
 def part_of(file: CheckpointFile, model: ModelSettings) -> str:
@@ -290,7 +291,7 @@ def default_name(device: str | torch.device, checkpoints: Path | None = None) ->
     if not present:
         return DEFAULT_MODEL, _why_none_present(checkpoints or CHECKPOINTS_DIR)
     memory = device_memory_gb(device)
-    fitting = [name for name in present if REGISTRY[name].model.memory_gb <= memory]
+    fitting = [name for name in present if _models()[name].memory_gb <= memory]
     if fitting:
         return fitting[0], f"released checkpoint found, {device.type} has {memory:.0f} GB"
     return present[-1], f"released checkpoint found, but {device.type} has only {memory:.0f} GB: try --vram_efficient"
@@ -316,11 +317,15 @@ def describe_missing(missing: list[CheckpointFile], checkpoints: Path) -> str:
     return "; ".join(parts)
 
 
+def _models() -> dict[str, ModelSettings]:
+    return {name: item.model for name, item in REGISTRY.items() if item.model}
+
+
 def _why_none_present(root: Path) -> str:
     for name in RELEASED_MODELS:
         item = REGISTRY[name]
         missing = item.missing(root)
-        if item.model.unet not in missing:
+        if _models()[name].unet not in missing:
             return f"{name} is incomplete ({describe_missing(missing, root)}); run `{DOWNLOAD_COMMAND} {name}`"
     stray = next((path for path in (root / name for name in _unet_names()) if path.is_file()), None)
     if stray:
@@ -329,5 +334,5 @@ def _why_none_present(root: Path) -> str:
 
 
 def _unet_names() -> set[str]:
-    unets = [REGISTRY[name].model.unet for name in RELEASED_MODELS]
+    unets = [_models()[name].unet for name in RELEASED_MODELS]
     return {name for unet in unets for name in (unet.path, *unet.other_names)}

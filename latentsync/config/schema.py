@@ -58,7 +58,7 @@ class SchemaError(UserError):
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def section(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass of keyword arguments that raises `SchemaError` for values that do not fit."""
-    made = pydantic_dataclass(frozen=True, kw_only=True, config=CONFIG)(cls)
+    made: Any = pydantic_dataclass(frozen=True, kw_only=True, config=CONFIG)(cls)
     init = made.__init__
 
     @functools.wraps(init)
@@ -106,7 +106,7 @@ def build(schema: type[T], values: object, key: Key = ()) -> T:
 
 def _argument(hint: Any, value: Any, key: Key) -> Any:
     """Groups of keys as sections, lists as tuples, everything else as it is."""
-    if dataclasses.is_dataclass(hint) and not dataclasses.is_dataclass(value):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not dataclasses.is_dataclass(value):
         return build(hint, value, key)
     return _as_tuple(value)
 

@@ -58,7 +58,7 @@ def read_yaml(path: str | Path) -> YamlFile:
             raise UserError(f"{following}: base must be the path of a YAML file")
         following = None if base is None else following.parent / base
     try:
-        values = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)), resolve=True)
+        values: Any = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)), resolve=True)
         check_numbers(values)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_one_line(error)}") from error

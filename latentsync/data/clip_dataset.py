@@ -58,7 +58,7 @@ class ClipDataset(torch.utils.data.Dataset):
             IndexError: the index is beyond the clips.
         """
         sample = item if isinstance(item, SampleId) else SampleId(item, item)
-        tried, failed = [sample.index], []
+        tried, failed = [sample.index], list[str]()
         while True:
             clip, rng = self.clips[tried[-1]], item_rng(self.seed, sample.key, len(failed))
             try:

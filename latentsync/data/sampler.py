@@ -5,7 +5,7 @@ number of processes, sees the same samples.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ ORDER_STREAM, WEIGHT_STREAM, ITEM_STREAM = 1, 2, 3
 class SampleId(NamedTuple):
     """One sample: the index of its clip, and its position in the endless stream, which seeds its random numbers."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     key: int
 
 
@@ -111,7 +111,7 @@ def collate(items: list[dict]) -> dict:
     errors = [item["error"] for item in items if "error" in item]
     if errors:
         return {"error": errors[0]}
-    batch = {}
+    batch: dict[str, Any] = {}
     for name in items[0]:
         values = [item[name] for item in items]
         if isinstance(values[0], Tensor):

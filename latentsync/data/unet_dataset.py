@@ -132,7 +132,8 @@ class LatentClipDataset(ClipDataset):
         self.audio_feat_length, self.num_frames, self.fps = tuple(audio_feat_length), num_frames, fps
         self.mels, self.with_pixels, self.draw_window = mels, with_pixels, draw_window
 
-    def make_item(self, clip: EncodedClip, key: int, rng: np.random.Generator) -> dict:
+    def make_item(self, clip: Clip, key: int, rng: np.random.Generator) -> dict:
+        assert isinstance(clip, EncodedClip)
         window = self.draw_window(clip, rng) if self.draw_window is not None else None
         window = window or self._speech_window(clip, rng)
         frames, reference = window.frames, window.reference

@@ -64,11 +64,10 @@ class BasicTransformerBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attn1 = Attention(width, heads)
+        self.attn2: Attention | None = None
         if context_width is not None:
             self.norm2 = nn.LayerNorm(width)
             self.attn2 = Attention(width, heads, context_width)
-        else:
-            self.attn2 = None
         self.ff = FeedForward(width)
         self.norm3 = nn.LayerNorm(width)
 

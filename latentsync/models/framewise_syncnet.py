@@ -9,7 +9,7 @@ Legend: B sequences, R frames of a sequence, F frames of a window, W windows of 
 D widths, A values of an audio row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -69,14 +69,14 @@ class FramewiseSyncNetConfig:
     def audio_encoder(self) -> InputChannels:
         return InputChannels(self.audio_channels)
 
-    def check_visual_input(self, channels: int, size: tuple[int, int]) -> None:
+    def check_visual_input(self, channels: int, size: tuple[int, ...]) -> None:
         """Raise SchemaError for images (channels, *size) that are not a window or a longer sequence of frames."""
         frames, rest = divmod(channels, self.frame_channels)
         if rest or frames < self.num_frames or tuple(size) != tuple(self.frame_size):
             wanted = f"{self.num_frames} or more frames of {self.frame_channels} x {_by(self.frame_size)}"
             raise SchemaError(("model",), f"framewise_syncnet takes {wanted}; got {channels} x {_by(size)}")
 
-    def check_audio_input(self, channels: int, size: tuple[int, int]) -> None:
+    def check_audio_input(self, channels: int, size: tuple[int, ...]) -> None:
         """Raise SchemaError for audio (channels, *size) that is not a sequence of Whisper states."""
         if channels != self.audio_channels or size[0] != 1 or size[1] < WHISPER_ROWS_PER_FRAME * self.num_frames:
             wanted = f"{self.audio_channels} x 1 x {WHISPER_ROWS_PER_FRAME * self.num_frames} or more (Whisper states)"
@@ -96,7 +96,7 @@ class ResBlock(nn.Module):
 
     def __init__(
         self,
-        conv: type[nn.Conv1d] | type[nn.Conv2d],
+        conv: Callable[..., nn.Module],
         in_channels: int,
         out_channels: int,
         stride: int | tuple[int, int],

@@ -187,20 +187,20 @@ def is_adapter(state: Mapping[str, Tensor]) -> bool:
 @torch.no_grad()
 def _merge(unet: nn.Module, tensors: Mapping[str, Tensor], factor: float) -> None:
     for name in _modules(tensors):
-        weight = unet.get_submodule(name).weight
+        weight = unet.get_parameter(f"{name}.weight")
         down, up = (tensors[f"{name}.lora_{matrix}.weight"].to(weight.device, torch.float32) for matrix in "AB")
         # Not in place: the weights may be memory-mapped from a file.
         weight.data = (weight.float() + factor * (up @ down)).to(weight.dtype)
 
 
-def _config_difference(unet: nn.Module, trained: Mapping[str, Any]) -> str:
+def _config_difference(unet: "UNet3DConditionModel", trained: Mapping[str, Any]) -> str:
     """Keys of the model config whose values differ, in one phrase; empty if none differs."""
     config = _plain_config(unet)
     changed = [key for key in config if key not in HARMLESS_KEYS and trained.get(key, config[key]) != config[key]]
     return "; ".join(f"{key} {trained[key]} instead of {config[key]}" for key in changed)
 
 
-def _shape_difference(unet: nn.Module, tensors: Mapping[str, Tensor], rank: int) -> str:
+def _shape_difference(unet: "UNet3DConditionModel", tensors: Mapping[str, Tensor], rank: int) -> str:
     """The first tensor of the adapter that does not fit the UNet, in one phrase; empty if all fit."""
     expected = _expected_shapes(unet, _modules(tensors), rank)
     for name in tensors:
@@ -220,7 +220,7 @@ def _expected_shapes(unet: nn.Module, modules: Iterable[str], rank: int) -> dict
     shapes: dict[str, list[int]] = {}
     for name in modules:
         if name in projections:
-            out_width, in_width = unet.get_submodule(name).weight.shape
+            out_width, in_width = unet.get_parameter(f"{name}.weight").shape
             shapes |= {f"{name}.lora_A.weight": [rank, in_width], f"{name}.lora_B.weight": [out_width, rank]}
     return shapes
 

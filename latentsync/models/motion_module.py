@@ -20,6 +20,8 @@ MAX_SEQUENCES = 32768
 class PositionalEncoding(nn.Module):
     """Adds the sinusoidal position table of Vaswani et al. 2017; the table is part of the published weights."""
 
+    pe: Tensor
+
     def __init__(self, width: int, max_len: int):
         super().__init__()
         cpu = torch.device("cpu")  # on the meta device this arithmetic would import torch._dynamo, which takes a second

@@ -5,11 +5,19 @@ E time embedding. Maps are (N, C, H, W) in channels-last memory format: convolut
 over all frames and the token view of the attention layers are then views of the same memory, not copies.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "gelu": F.gelu, "relu": F.relu, "mish": F.mish}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "mish": F.mish,
+}
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -19,7 +27,7 @@ class FrameGroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps)
         self.per_frame = per_frame
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
         """(N, C, H, W) -> same shape; N = B * `frames`."""
         if self.per_frame or frames == 1:
             return super().forward(x)
@@ -29,6 +37,8 @@ class FrameGroupNorm(nn.GroupNorm):
 
 class ResnetBlock3D(nn.Module):
     """Norm, activation, 3x3 convolution, twice; the time embedding is added after the first convolution."""
+
+    activation: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -49,10 +59,7 @@ class ResnetBlock3D(nn.Module):
         self.time_emb_proj = nn.Linear(embedding, out_channels)
         self.norm2 = FrameGroupNorm(groups, out_channels, eps, per_frame_norm)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-        else:
-            self.conv_shortcut = None
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, time_embedding: Tensor, frames: int) -> Tensor:
         """x (N, C_in, H, W), time_embedding (B, E) -> (N, C_out, H, W)."""

@@ -90,18 +90,19 @@ class EncoderConfig:
         """Whether attention follows, for each block."""
         return tuple(map(bool, self.attn_blocks)) or (False,) * len(self.block_out_channels)
 
-    def map_sizes(self, size: Size) -> list[Size]:
+    def map_sizes(self, size: tuple[int, ...]) -> list[Size]:
         """Size of the map after each block, for an input of `size`; stops where an axis has no cells left."""
+        height, width = size
         sizes = []
         for factor in self.downsample_factors:
             if strides(factor) != (1, 1):
-                size = tuple(downsampled(*axis) for axis in zip(size, strides(factor), strict=True))
-            sizes.append(size)
-            if min(size) < 1:
+                height, width = downsampled(height, strides(factor)[0]), downsampled(width, strides(factor)[1])
+            sizes.append((height, width))
+            if min(height, width) < 1:
                 break
         return sizes
 
-    def check_input(self, channels: int, size: Size) -> None:
+    def check_input(self, channels: int, size: tuple[int, ...]) -> None:
         """Raise UserError for an input (channels, *size) that this encoder does not reduce to a 1x1 map."""
         got = f"got an input of {channels} channels, {size[0]}x{size[1]}"
         require(channels == self.in_channels, f"in_channels is {self.in_channels}, {got}")
@@ -157,16 +158,16 @@ class StableSyncNetConfig:
         """Width D of both embeddings."""
         return self.audio_encoder.block_out_channels[-1]
 
-    def check_visual_input(self, channels: int, size: Size) -> None:
+    def check_visual_input(self, channels: int, size: tuple[int, ...]) -> None:
         """Raise SchemaError, at visual_encoder, for images (channels, *size) that do not fit."""
         _check(self.visual_encoder, "visual_encoder", channels, size)
 
-    def check_audio_input(self, channels: int, size: Size) -> None:
+    def check_audio_input(self, channels: int, size: tuple[int, ...]) -> None:
         """Raise SchemaError, at audio_encoder, for audio (channels, *size) that does not fit."""
         _check(self.audio_encoder, "audio_encoder", channels, size)
 
 
-def _check(encoder: EncoderConfig, name: str, channels: int, size: Size) -> None:
+def _check(encoder: EncoderConfig, name: str, channels: int, size: tuple[int, ...]) -> None:
     try:
         encoder.check_input(channels, size)
     except UserError as error:

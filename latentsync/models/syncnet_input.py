@@ -30,7 +30,7 @@ def visual_input(frames: Tensor, halve: bool) -> Tensor:
     return stack_frames(lower_half(frames) if halve else frames)
 
 
-def whisper_rows(tokens: Tensor, num_layers: int, audio_feat_length: tuple[int, int] = (2, 2)) -> Tensor:
+def whisper_rows(tokens: Tensor, num_layers: int, audio_feat_length: tuple[int, ...] = (2, 2)) -> Tensor:
     """The UNet's audio tokens (B, F, S, D) -> the audio rows of the frames themselves (B, 2F, L, D), without context.
 
     Of each frame's 2(l + r + 1) rows, the two that begin at its own time are kept, so that the rows of consecutive

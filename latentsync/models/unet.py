@@ -5,11 +5,11 @@ D audio width.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.models.deepcache import DeepCache
-from latentsync.models.lora import is_adapter
+from latentsync.models.lora import LoraSettings, is_adapter
 from latentsync.models.resnet import ACTIVATIONS, FrameGroupNorm
 from latentsync.models.unet_blocks import (
     Block3D,
@@ -44,6 +44,8 @@ class UNet3DConditionOutput:
 class TimestepEmbedding(nn.Module):
     """Sinusoidal features of the timestep, then two linear layers."""
 
+    activation: Callable[[Tensor], Tensor]
+
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.features, width = config.block_out_channels[0], time_embedding_width(config)
@@ -65,11 +67,14 @@ class TimestepEmbedding(nn.Module):
 class UNet3DConditionModel(nn.Module):
     """UNet over chunks of frames. Parameter names and shapes are those of the published checkpoints."""
 
+    activation: Callable[[Tensor], Tensor]
+
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
         self.activation = ACTIVATIONS[config.act_fn]
         self._deepcache: DeepCache | None = None
+        self.lora_settings: LoraSettings | None = None  # of the adapter in training
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(config)
@@ -92,8 +97,8 @@ class UNet3DConditionModel(nn.Module):
         )
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
         for convolution in (self.conv_in, self.conv_out) if config.zero_initialize_conv_in else (self.conv_out,):
-            nn.init.zeros_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+            for parameter in convolution.parameters():
+                nn.init.zeros_(parameter)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | UNetConfig) -> "UNet3DConditionModel":
@@ -198,14 +203,14 @@ class UNet3DConditionModel(nn.Module):
         cache = None if torch.is_grad_enabled() else self._deepcache
         features = cache.lookup(x) if cache else None
         x = self.conv_in(x)
-        last = self.up_blocks[-1]
-        first_outer = len(last.resnets) - (cache.branch + 1 if cache else 0)
+        last, branch = cast(UpBlock3D, self.up_blocks[-1]), cache.branch if cache else -1
+        first_outer = len(last.resnets) - branch - 1
         if features is None:
             x, skips = self._deep_features(x, condition, first_outer)
             if cache:
                 cache.store(x)
         else:
-            x, skips = features, self._outer_skips(x, condition, cache.branch)
+            x, skips = features, self._outer_skips(x, condition, branch)
         x = last.layers(range(first_outer, len(last.resnets)), x, skips, condition)
         return self.conv_out(self.activation(self.conv_norm_out(x, condition.frames)))
 
@@ -218,13 +223,13 @@ class UNet3DConditionModel(nn.Module):
         x = self.mid_block(x, condition)
         for block in self.up_blocks[:-1]:
             x = block(x, skips, condition)
-        return self.up_blocks[-1].layers(range(first_outer), x, skips, condition), skips
+        return cast(UpBlock3D, self.up_blocks[-1]).layers(range(first_outer), x, skips, condition), skips
 
     def _outer_skips(self, x: Tensor, condition: Condition, branch: int) -> list[Tensor]:
         """The skip connections of the outermost layers: the first convolution and the first `branch` layers."""
         skips = [x]
         for index in range(branch):
-            skips.append(self.down_blocks[0].layer(index, skips[-1], condition))
+            skips.append(cast(DownBlock3D, self.down_blocks[0]).layer(index, skips[-1], condition))
         return skips
 
     def _check_inputs(self, sample: Tensor, tokens: Tensor) -> None:

@@ -165,8 +165,9 @@ def linear_patches(vae: AutoencoderKL, factor: int) -> nn.Conv2d | None:
         return None
     pixels = torch.eye(3 * factor**2).unflatten(1, (3, factor, factor))
     patches = nn.Conv2d(3, encoded.shape[1], factor, factor).requires_grad_(False)
-    patches.bias.copy_(at_zero[0, :, 0, 0])
-    patches.weight.copy_((encode(pixels).flatten(1) - patches.bias).T.unflatten(1, (3, factor, factor)))
+    bias = at_zero[0, :, 0, 0]
+    patches.get_parameter("bias").copy_(bias)
+    patches.weight.copy_((encode(pixels).flatten(1) - bias).T.unflatten(1, (3, factor, factor)))
     return patches if torch.allclose(patches(image), encoded, rtol=0, atol=tolerance) else None
 
 

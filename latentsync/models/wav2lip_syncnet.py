@@ -60,11 +60,11 @@ class Wav2LipSyncNetConfig:
     audio_encoder: ClassVar[InputChannels] = InputChannels(AUDIO_INPUT[0])
     embedding_width: ClassVar[int] = EMBEDDING_WIDTH
 
-    def check_visual_input(self, channels: int, size: tuple[int, int]) -> None:
+    def check_visual_input(self, channels: int, size: tuple[int, ...]) -> None:
         """Raise SchemaError for images of another shape."""
         _check("lower halves of 5 frames of 256 px", VISUAL_INPUT, (channels, *size))
 
-    def check_audio_input(self, channels: int, size: tuple[int, int]) -> None:
+    def check_audio_input(self, channels: int, size: tuple[int, ...]) -> None:
         """Raise SchemaError for audio of another shape."""
         _check("a mel of 5 frames at 25 fps", AUDIO_INPUT, (channels, *size))
 

@@ -8,6 +8,7 @@ Legend: N images, C channels, H W pixels, D embedding width.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -28,7 +29,7 @@ SIDE = 112  # pixels of the network's input
 # to the five points of ArcFace's alignment; the largest error is 0.6 pixels.
 ARCFACE_SCALE = 1.1626  # input pixels per template unit
 ARCFACE_SHIFT = (12, 19)  # x, y of the aligned face's corner, input pixels
-Attributes = dict[str, object]
+Attributes = dict[str, Any]
 
 
 class FaceEmbedder(nn.Module):

@@ -7,9 +7,10 @@ block has max pooling.
 Legend: N images, C channels, H W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,14 @@ FEATURES, CLASSES = 2048, 1008
 class Conv(nn.Module):
     """Convolution without bias, batch norm, ReLU."""
 
-    def __init__(self, channels: int, width: int, kernel: int | tuple[int, int], stride: int = 1, padding=0):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ):
         super().__init__()
         self.conv = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(width, eps=0.001)
@@ -83,7 +91,8 @@ class BlockC(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        row, column = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+        row: dict[str, Any] = {"kernel": (1, 7), "padding": (0, 3)}
+        column: dict[str, Any] = {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = Conv(768, 192, 1)
         self.branch7x7_1, self.branch7x7_2 = Conv(768, width, 1), Conv(width, width, **row)
         self.branch7x7_3 = Conv(width, 192, **column)
@@ -116,9 +125,10 @@ class BlockD(nn.Module):
 class BlockE(nn.Module):
     """8 x 8: 1x1, 3x3 and 3x3 twice, each ending in a row and a column side by side, pooling by `pool`."""
 
-    def __init__(self, channels: int, pool):
+    def __init__(self, channels: int, pool: Callable[[Tensor], Tensor]):
         super().__init__()
-        row, column = {"kernel": (1, 3), "padding": (0, 1)}, {"kernel": (3, 1), "padding": (1, 0)}
+        row: dict[str, Any] = {"kernel": (1, 3), "padding": (0, 1)}
+        column: dict[str, Any] = {"kernel": (3, 1), "padding": (1, 0)}
         self.pool = pool
         self.branch1x1 = Conv(channels, 320, 1)
         self.branch3x3_1 = Conv(channels, 384, 1)

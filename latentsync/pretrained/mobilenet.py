@@ -8,6 +8,7 @@ Legend: N images, C feature channels, H W pixels.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,6 +89,9 @@ class MobileNetDistance(nn.Module):
         UserError: the weights are missing, or are not MobileNetV2's.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, trunk_state: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         found = _read_weights() if trunk_state is None else Checkpoint(Path(FILE_NAME), dict(trunk_state))
@@ -106,9 +110,10 @@ class MobileNetDistance(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """(N, 3, H, W) twice, RGB in [-1, 1], sides of at least 32 pixels -> distances (N, 1, 1, 1), 0 when equal."""
         pairs = zip(self.features(x), self.features(y), strict=True)
-        return sum(
+        distances = (
             (one - other).square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True) for one, other in pairs
         )
+        return reduce(torch.add, distances)
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """(N, 3, H, W) in [-1, 1] -> five float32 maps whose every position is a unit vector over channels."""

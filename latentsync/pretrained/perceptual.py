@@ -4,6 +4,7 @@ Legend: N images, C feature channels, H W pixels.
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,6 +67,9 @@ class LPIPS(nn.Module):
     an untrained VGG16 (He initialization), the paper's "random network": weaker, and it needs no file.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         vgg_path: str | Path | None = None,
@@ -94,8 +98,10 @@ class LPIPS(nn.Module):
         """(N, 3, H, W) twice, RGB in [-1, 1], sides of at least 16 pixels -> distances (N, 1, 1, 1), 0 when equal."""
         maps = zip(self.heads, self.features(x), self.features(y), strict=True)
         with torch.autocast(x.device.type, enabled=False):
-            stages = [F.conv2d((map_x - map_y) ** 2, head.weight.float()) for head, map_x, map_y in maps]
-            return sum(stage.mean(dim=(2, 3), keepdim=True) for stage in stages)
+            stages = [
+                F.conv2d((map_x - map_y) ** 2, head.get_parameter("weight").float()) for head, map_x, map_y in maps
+            ]
+            return reduce(torch.add, (stage.mean(dim=(2, 3), keepdim=True) for stage in stages))
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """(N, 3, H, W) in [-1, 1] -> five float32 maps whose every position is a unit vector over channels."""
@@ -120,7 +126,7 @@ def _random_trunk(seed: int) -> VGG16Trunk:
     for layer in trunk.features:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))
     return trunk
 
 

@@ -30,7 +30,8 @@ class ResidualDenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = [x]
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+        for index in range(1, 5):
+            conv = self.get_submodule(f"conv{index}")
             features.append(F.leaky_relu(conv(torch.cat(features, dim=1)), 0.2))
         return x + RESIDUAL_SCALE * self.conv5(torch.cat(features, dim=1))
 

@@ -94,7 +94,7 @@ class S3FD(nn.Module):
         height, width = image.shape[:2]
         small = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
         pixels = torch.from_numpy(small).permute(2, 0, 1).float() - torch.tensor(MEAN_RGB).view(3, 1, 1)
-        boxes, scores = self(pixels[None].to(self.loc[0].weight))
+        boxes, scores = self(pixels[None].to(next(self.parameters())))
         boxes, scores = boxes[0].float().cpu(), scores[0].float().cpu()
         best = scores.topk(min(CANDIDATES, len(scores))).indices
         boxes = (boxes[best] * torch.tensor([width, height, width, height])).numpy()
@@ -109,7 +109,7 @@ def _trunk() -> list[nn.Module]:
     layers: list[nn.Module] = []
     channels = 3
     for width in VGG16:
-        if width == "pool":
+        if isinstance(width, str):  # "pool"
             layers.append(nn.MaxPool2d(2, 2, ceil_mode=len(layers) == 16))
         else:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]

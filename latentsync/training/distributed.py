@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -120,14 +120,14 @@ class _Gather(torch.autograd.Function):
     """All processes' rows in the order of the processes; the gradient of each row goes back to its process."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.count = len(rows)
         gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
         dist.all_gather(list(gathered.split(len(rows))), rows.contiguous())
         return gathered
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         first = dist.get_rank() * ctx.count

@@ -101,7 +101,9 @@ class Exporter:
     def newest_export(self) -> Path | None:
         """The export of the latest step."""
         found = self.config.checkpoint_dir.glob(f"{self.task.name}-*.*")
-        return max((path for path in found if _step_in(path) is not None), key=_step_in, default=None)
+        return max(
+            (path for path in found if _step_in(path) is not None), key=lambda path: _step_in(path) or 0, default=None
+        )
 
     def _validate(self, step: int) -> None:
         model = self.model if is_sharded(self.accelerator) else self.accelerator.unwrap_model(self.model)

@@ -9,11 +9,12 @@ import logging
 import pickle
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -118,11 +119,12 @@ class Trainer:
         """Wrap the model and make the optimizers; nothing is restored yet."""
         self.task, self.config, self.accelerator = task, config, accelerator
         self.progress, self.saved_step = Progress(), 0
-        self.skips_in_a_row, self.bad_files = 0, set()
+        self.skips_in_a_row, self.bad_files = 0, set[str]()
         shared_folder(accelerator, Path(config.data.train_output_dir))
         self.store = CheckpointStore(config.checkpoint_dir, config.run.keep_last, accelerator)
         self.dataset = task.dataset()
-        self.total_steps = config.total_steps(len(self.dataset), accelerator.num_processes)
+        self.num_clips = len(cast(Sized, self.dataset))
+        self.total_steps = config.total_steps(self.num_clips, accelerator.num_processes)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             task.model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model)
         self.trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
@@ -181,7 +183,7 @@ class Trainer:
         failure, folder = None, self.store.newest()
         while folder is not None:
             try:
-                together(self.accelerator, lambda folder=folder: self._load(folder))
+                together(self.accelerator, partial(self._load, folder))
             except UserError as error:
                 failure = failure or error
                 folder = self.store.newest(before=folder)
@@ -217,7 +219,7 @@ class Trainer:
         count = self.accelerator.num_processes
         logger.info(
             "%s: %.2f M trained parameters, %d clips, %d processes x batch %d x accumulation %d, %s, step %d of %d",
-            *(self.task.name, trained / 1e6, len(self.dataset), count, self.config.data.batch_size),
+            *(self.task.name, trained / 1e6, self.num_clips, count, self.config.data.batch_size),
             *(self.config.run.gradient_accumulation_steps, self.accelerator.mixed_precision),
             *(self.progress.step, self.total_steps),
         )
@@ -225,7 +227,7 @@ class Trainer:
     def _loader(self) -> DataLoader:
         data, accelerator = self.config.data, self.accelerator
         sampler = StepBatchSampler(
-            len(self.dataset),
+            self.num_clips,
             data.batch_size,
             self.config.run.seed,
             weights=self.task.sample_weights(),

@@ -5,8 +5,10 @@ h latent cells, R pixels, N images, S audio tokens, D width, T audio columns.
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,12 @@ class Estimate:
     has_audio: Tensor | None = None
     audio: Tensor | None = None
     real_latents: Tensor | None = None
+
+    @property
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """frames and real_frames; for losses of runs that decode frames."""
+        assert self.frames is not None and self.real_frames is not None
+        return self.frames, self.real_frames
 
     @property
     def share(self) -> float:
@@ -98,7 +106,7 @@ class UNetLosses(nn.Module):
 
     def forward(self, estimate: Estimate) -> dict[str, Tensor]:
         values = {name: self._value(term, estimate) for name, term in self.terms.items()}
-        loss = sum(term.weight * values[name] for name, term in self.terms.items())
+        loss = reduce(operator.add, (term.weight * values[name] for name, term in self.terms.items()))
         for name, discriminator_loss in self.discriminator_losses.items():
             values[f"{name}_loss"] = self._discriminate(discriminator_loss, estimate)
         return {"loss": loss, **values, "mouth_mse": mouth_mse(estimate)}
@@ -107,8 +115,8 @@ class UNetLosses(nn.Module):
     def _discriminate(loss: nn.Module, estimate: Estimate) -> Tensor:
         """The discriminator's own loss; a zero with gradients where no sample counts."""
         if not len(estimate.latents):
-            return sum(parameter.sum() * 0 for parameter in loss.parameters())
-        return loss(estimate.frames, estimate.real_frames) * estimate.share
+            return reduce(operator.add, (parameter.sum() * 0 for parameter in loss.parameters()))
+        return loss(*estimate.decoded) * estimate.share
 
     @staticmethod
     def _value(term: Term, estimate: Estimate) -> Tensor:
@@ -137,6 +145,8 @@ def build_losses(
 class ReconstructionLoss(nn.Module):
     """Mean squared error of the prediction. weights: (1, 1, 1, h, h) of mean 1 for its cells; None: all alike."""
 
+    weights: Tensor | None
+
     def __init__(self, weights: Tensor | None = None):
         super().__init__()
         self.register_buffer("weights", weights, persistent=False)
@@ -157,7 +167,7 @@ class PerceptualLoss(nn.Module):
         self.lpips, self.region = lpips.eval().requires_grad_(False), region
 
     def forward(self, estimate: Estimate) -> Tensor:
-        made, real = (self._compared(frames) for frames in (estimate.frames, estimate.real_frames))
+        made, real = (self._compared(frames) for frames in estimate.decoded)
         return self.lpips(made, real).float().mean()
 
     def _compared(self, frames: Tensor) -> Tensor:
@@ -176,7 +186,7 @@ class TemporalLoss(nn.Module):
         self.trepa = trepa  # registered where it is a module
 
     def forward(self, estimate: Estimate) -> Tensor:
-        made, real = (rearrange(frames, "k f c h w -> k c f h w") for frames in (estimate.frames, estimate.real_frames))
+        made, real = (rearrange(frames, "k f c h w -> k c f h w") for frames in estimate.decoded)
         return self.trepa(made, real).float()
 
 
@@ -195,6 +205,7 @@ class SyncLoss(nn.Module):
         )
 
     def forward(self, estimate: Estimate) -> Tensor:
+        assert estimate.has_audio is not None and estimate.audio is not None
         if not estimate.has_audio.any():
             return estimate.latents.new_zeros(())
         picked = estimate.has_audio.nonzero().flatten().to(estimate.latents.device)

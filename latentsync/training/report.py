@@ -28,7 +28,8 @@ class ValueTable:
 
     def __init__(self, path: Path, last_step: int) -> None:
         """Continue an existing file without its rows after `last_step`, which the interrupted run had not saved."""
-        self.path, self.names, self.rows = path, ["step"], []
+        self.path, self.names = path, ["step"]
+        self.rows: list[dict[str, float]] = []
         if path.is_file():
             try:
                 self._read(last_step)
@@ -121,6 +122,7 @@ class Report:
 
     def write_validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row of metrics; in the main process."""
+        assert self.validation is not None
         self._write(self.validation, step, metrics)
         self._show("validation", step, metrics)
         if metrics:
@@ -128,7 +130,8 @@ class Report:
             logger.info("validation at step %d  %s", step, shown)
 
     def validated(self, step: int) -> bool:
-        """Whether there is a row of metrics for a step."""
+        """Whether there is a row of metrics for a step; in the main process."""
+        assert self.validation is not None
         return any(row["step"] == step for row in self.validation.rows)
 
     def draw_chart(self) -> None:
@@ -136,7 +139,8 @@ class Report:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        panels = [(table, name) for table in (self.train, self.validation) for name in table.names]
+        tables = [table for table in (self.train, self.validation) if table is not None]
+        panels = [(table, name) for table in tables for name in table.names]
         panels = [(table, name) for table, name in panels if name not in ("step", *TIMINGS)]
         panels = [panel for panel in panels if panel[0].column(panel[1])[0]]
         if not panels:

@@ -4,6 +4,7 @@ import logging
 import signal
 import time
 from types import FrameType
+from typing import Any
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -19,7 +20,7 @@ class StopRequest:
     def __init__(self, after_minutes: float = 0.0) -> None:
         self._deadline = time.monotonic() + after_minutes * 60 if after_minutes else float("inf")
         self._signalled = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:

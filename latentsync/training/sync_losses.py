@@ -47,7 +47,7 @@ class SyncSupervision(nn.Module):
         num_layers: int,
         columns_per_frame: Fraction,
         channels: int = RGB,
-        audio_feat_length: tuple[int, int] = (2, 2),
+        audio_feat_length: tuple[int, ...] = (2, 2),
     ):
         super().__init__()
         self.syncnet = syncnet.eval().requires_grad_(False)
@@ -65,6 +65,7 @@ class SyncSupervision(nn.Module):
         """Latents (K, C, F, h, h) or, for a SyncNet on pixels, frames (K, F, 3, R, R) -> visual encoder input."""
         if self.latent_space:
             return visual_input(latents.transpose(1, 2), self.lower_half)
+        assert frames is not None
         if frames.shape[-1] != self.resolution:
             size = (self.resolution, self.resolution)
             resized = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", antialias=True)

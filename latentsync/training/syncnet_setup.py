@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from latentsync.whisper.audio2feature import Audio2Feature
 class ValidationPairs(SyncNetDataset):
     """Items of the contrastive mode with `other_samples`, audio of the same clip at least 6 frames off."""
 
-    def __init__(self, clips: Sequence[Clip], audio: AudioReader, num_frames: int, seed: int, **options) -> None:
+    def __init__(self, clips: Sequence[Clip], audio: AudioReader, num_frames: int, seed: int, **options: Any) -> None:
         super().__init__(clips, audio, num_frames, seed, **options)
         self.contrastive = True
 
@@ -86,11 +87,12 @@ class SyncNetData:
         encodes_later = data.latent_space and not data.cache_latents
         return {"resolution": data.resolution, "use_lower_half": data.lower_half and not encodes_later}
 
-    def _clips(self, fileslist: str, folder: str, copies: bool = False) -> list[Clip]:
+    def _clips(self, fileslist: str, folder: str, copies: bool = False) -> Sequence[Clip]:
         data = self.config.data
         clips = read_fileslist(project_path(fileslist), folder or None)
         if not data.cache_latents:
             return clips
+        assert self.vae_path and self.whisper_path and self.codec and self._encoder  # see `find_parts`
         mask = load_mask(data.resolution)
         key = cache_key(self.vae_path, self.whisper_path, mask)
         usable = examine_clips(
@@ -112,6 +114,7 @@ class SyncNetData:
         data = self.config.data
         if data.audio_features == "mel" and not data.cache_latents:
             return None
+        assert self.whisper_path  # see `find_parts`
         return Audio2Feature(self.whisper_path, "cpu", data.audio_embeds_cache, data.num_frames)
 
 
@@ -137,6 +140,6 @@ def open_data(
     config: SyncNetFileConfig[SyncNetConfig], files: ResolvedModel | None
 ) -> tuple[SyncNetData, LatentCodec | None]:
     """The datasets of a config, and the autoencoder if it takes latents."""
-    codec = LatentCodec.from_pretrained(files.vae) if config.data.latent_space else None
+    codec = LatentCodec.from_pretrained(files.vae) if files is not None and config.data.latent_space else None
     vae, whisper = (files.vae, files.whisper) if files is not None else (None, None)
     return SyncNetData(config, codec, vae, whisper), codec

@@ -157,7 +157,8 @@ class SyncNetTask:
         self.config, self.codec = config, codec
         self.model = GradientCache(build_syncnet(config), config.run.gradient_cache_chunk).train()
         self.discriminators: dict[str, nn.Module] = {}
-        self._data, self._dataset = data, None
+        self._data = data
+        self._dataset: SyncNetDataset | None = None
         self.validation_pairs = data.validation()
         if self.validation_pairs is None:
             logger.warning("data.val_fileslist is empty: there will be no accuracy on held-out clips")
@@ -207,6 +208,7 @@ class SyncNetTask:
         data = self.config.data
         if not data.latent_space or data.cache_latents:
             return visual_input(frames, halve=False)  # halved by the dataset if asked for
+        assert self.codec is not None
         autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
         with autocast, torch.no_grad():
             batches = rearrange(frames, "b f c h w -> (b f) c h w").split(ENCODING_BATCH)
@@ -249,9 +251,11 @@ class SyncNetTask:
 
     def _validation_batches(self) -> Iterator[dict[str, Any]]:
         """The same samples each time, in batches on the CPU; unreadable ones are logged and left out."""
-        samples = [SampleId(key % len(self.validation_pairs), key) for key in range(self.config.data.num_val_samples)]
+        pairs = self.validation_pairs
+        assert pairs is not None
+        samples = [SampleId(key % len(pairs), key) for key in range(self.config.data.num_val_samples)]
         loader = DataLoader(
-            Subset(self.validation_pairs, samples),
+            Subset(pairs, samples),  # type: ignore[arg-type]  # indexed by SampleId
             VALIDATION_BATCH,
             num_workers=self.config.data.num_workers,
             collate_fn=collate,

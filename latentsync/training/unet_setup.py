@@ -19,7 +19,7 @@ from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_all
 from latentsync.data.unet_dataset import LatentClipDataset, UNetDataset
 from latentsync.faces.mask import load_mask
 from latentsync.models.lora import add_lora
-from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
+from latentsync.models.syncnets import SYNCNET_SCHEMAS, SyncNetConfig, make_syncnet
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.pretrained.perceptual import LPIPS
@@ -117,7 +117,7 @@ def load_sync_supervision(config: UNetFileConfig, num_layers: int) -> SyncSuperv
     if not config.data.syncnet_config_path:
         raise UserError(f"data.syncnet_config_path is empty: name the config of a trained SyncNet, or {WITHOUT_SYNC}")
     path = project_path(config.data.syncnet_config_path)
-    syncnet = load_syncnet_config(path, *SYNCNET_SCHEMAS)
+    syncnet: SyncNetFileConfig[SyncNetConfig] = load_syncnet_config(path, *SYNCNET_SCHEMAS)
     _check_fit(config, syncnet)
     weights = syncnet.ckpt.inference_ckpt_path
     if not weights or not project_path(weights).is_file():

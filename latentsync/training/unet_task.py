@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.unet import UNetFileConfig
+from latentsync.data.clip_dataset import ClipDataset
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.models.lora import save_lora
+from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import decode_frames, encode_frames, unet_input
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
@@ -66,7 +67,7 @@ class UNetTask:
         config: UNetFileConfig,
         parts: FrozenParts,
         networks: LossNetworks,
-        make_dataset: Callable[[], Dataset],
+        make_dataset: Callable[[], ClipDataset],
         scorer: Scorer | None = None,
     ):
         self.config, self.run = config, config.run
@@ -93,7 +94,8 @@ class UNetTask:
         if self.needs_estimate:
             check_one_step(self.scheduler)
         self._draw_timesteps = recipe.timestep_sampler(self.scheduler, self.run.inference_steps)
-        self._make_dataset, self._dataset = make_dataset, None
+        self._make_dataset = make_dataset
+        self._dataset: ClipDataset | None = None
         self._scorer = scorer
         self._device, self._dtype = torch.device("cpu"), torch.float32
         self._validation = self._validation_files()
@@ -109,7 +111,7 @@ class UNetTask:
                 raise UserError(f"data.{key}: {path} does not exist; give a file, or set run.validate to false")
         return video, audio
 
-    def dataset(self) -> Dataset:
+    def dataset(self) -> ClipDataset:
         if self._dataset is None:
             self._dataset = self._make_dataset()
         return self._dataset
@@ -154,10 +156,12 @@ class UNetTask:
         """Clean, masked and reference latents (B, C, F, h, h), float32."""
         if "latents" in batch:
             names = ("latents", "masked_latents", "ref_latents")
-            return tuple(rearrange(batch[name], "b f c h w -> b c f h w").float() for name in names)
+            clean, masked, reference = (rearrange(batch[name], "b f c h w -> b c f h w").float() for name in names)
+            return clean, masked, reference
         names = ("gt_pixel_values", "masked_pixel_values", "ref_pixel_values")
         with self._autocast(), torch.no_grad():
-            return tuple(encode_frames(self.codec, batch[name]).float() for name in names)
+            clean, masked, reference = (encode_frames(self.codec, batch[name]).float() for name in names)
+        return clean, masked, reference
 
     def _estimate(
         self,
@@ -205,7 +209,7 @@ class UNetTask:
         pipeline = LipsyncPipeline(
             self.codec,
             self.audio,
-            model,
+            cast(UNet3DConditionModel, model),
             deepcopy(self.scheduler),
             self.config.data.resolution,
             num_inference_steps=self.run.inference_steps,
@@ -311,14 +315,14 @@ def decode_onto(codec: LatentCodec, latents: Tensor, real: Tensor, region: str) 
     if region == "whole":
         return decode_frames(codec, latents).float()
     size = latents.shape[-1]
-    box = region_box(region, size)
-    margins = (-DECODE_MARGIN, DECODE_MARGIN) * 2
-    wide = tuple(min(max(edge + shift, 0), size) for edge, shift in zip(box, margins, strict=True))
+    top, bottom, left, right = region_box(region, size)
+    above, before = max(top - DECODE_MARGIN, 0), max(left - DECODE_MARGIN, 0)
+    wide = (above, min(bottom + DECODE_MARGIN, size), before, min(right + DECODE_MARGIN, size))
     decoded = decode_frames(codec, crop(latents, wide)).float()
-    inner = [codec.factor * (edge - wide[axis]) for edge, axis in zip(box, (0, 0, 2, 2), strict=True)]
-    top, bottom, left, right = (codec.factor * edge for edge in box)
+    factor = codec.factor
+    inner = (factor * (top - above), factor * (bottom - above), factor * (left - before), factor * (right - before))
     frames = real.float().clone()
-    frames[..., top:bottom, left:right] = crop(decoded, tuple(inner))
+    crop(frames, (factor * top, factor * bottom, factor * left, factor * right)).copy_(crop(decoded, inner))
     return frames
 
 

@@ -131,6 +131,7 @@ class _Helper:
         with theirs, self._lock:
             for last in (False, True):
                 self._ensure_running()
+                assert self._control is not None
                 try:
                     socket.send_fds(self._control, [b"c"], [theirs.fileno()])
                     return ours
@@ -157,7 +158,7 @@ class _Helper:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "latentsync.utils.sandbox"],
-                stdin=theirs, stdout=subprocess.DEVNULL, env=environment, start_new_session=True,
+                stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment, start_new_session=True,
             )  # fmt: skip
         self._owner = os.getpid()
 

@@ -45,7 +45,7 @@ class FramesLoss(nn.Module):
         self.compare = compare
 
     def forward(self, estimate: Estimate) -> Tensor:
-        return self.compare(estimate.frames, estimate.real_frames).float()
+        return self.compare(*estimate.decoded).float()
 
 
 class AdversarialLoss(nn.Module):
