@@ -15,7 +15,7 @@ AUDIO_CONFIG = CONFIGS_DIR / "audio.yaml"
 
 @section
 class WhisperMelConfig:
-    """The log-mel of openai-whisper, which knows no other; lengths in samples."""
+    """The log-mel of openai-whisper, whose settings are fixed; lengths in samples."""
 
     sample_rate: Literal[16000]
     n_fft: Literal[400]
@@ -59,7 +59,7 @@ class SyncNetMelConfig:
 
 @section
 class AudioConfig:
-    """A whole audio config."""
+    """A complete audio config."""
 
     whisper: WhisperMelConfig
     syncnet: SyncNetMelConfig

@@ -1,4 +1,4 @@
-"""Diffusers' JSON configs, read strictly: nothing unknown passes, nothing is looked up on a network."""
+"""Diffusers' JSON configs, read strictly and offline; unknown keys are errors."""
 
 import inspect
 import json
@@ -9,8 +9,8 @@ from latentsync.config.schema import check_numbers
 from latentsync.utils.errors import UserError
 
 T = TypeVar("T")
-MAX_LAYERS, MAX_BLOCKS, MAX_SIZE = 64, 16, 2**20  # of a block, of a network, of anything else that is counted
-# What diffusers' constructors raise, unchecked, on values they cannot use.
+MAX_LAYERS, MAX_BLOCKS, MAX_SIZE = 64, 16, 2**20  # layers of a block, blocks of a network, any other number
+# Raised by diffusers' constructors for invalid values.
 VALUE_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError)
 
 
@@ -37,7 +37,7 @@ def build_from_config(kind: type[T], path: str | Path) -> T:
 
 
 def _check_sizes(path: Path, values: dict[str, Any]) -> None:
-    """Refuse what would take forever to build: diffusers itself checks no sizes."""
+    """Raise UserError for sizes that could not be built in reasonable time; diffusers does not check them."""
     for name, value in values.items():
         for number in value if isinstance(value, list) else [value]:
             most = MAX_LAYERS if name == "layers_per_block" else MAX_SIZE
@@ -57,7 +57,7 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise UserError(f"{path}: is not a JSON file ({error})") from error
     if not values or not isinstance(values, dict):
-        raise UserError(f"{path}: is not a config of keys and values; give a JSON file that diffusers wrote")
+        raise UserError(f"{path}: is not a config of keys and values; give a JSON file in the format of diffusers")
     try:
         check_numbers(values)
     except ValueError as error:

@@ -19,7 +19,7 @@ from latentsync.utils.errors import UserError
 T = TypeVar("T")
 Key = tuple[str, ...]
 
-# Strict, because YAML has types: "16" is text. Model sections are checked by whoever knows their schema.
+# Strict, because YAML has types: "16" is text. Model sections are validated with the schema of their network.
 CONFIG = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 EXPECTED = {
     "int_type": "a whole number",
@@ -120,7 +120,7 @@ def _first_problem(error: ValidationError, schema: type) -> SchemaError:
     problems = error.errors(include_url=False)
     if problems[0]["type"] == "value_error":  # raised by a __post_init__
         return _as_schema_error(problems[0]["ctx"]["error"])
-    # Of the members of a union the one that got furthest is meant.
+    # For a union, report the member that was validated furthest.
     same_field = [each for each in problems if each["loc"][0] == problems[0]["loc"][0]]
     details = max(same_field, key=lambda each: len(each["loc"]))
     kind, value, key = details["type"], details["input"], _key(details["loc"])

@@ -187,7 +187,7 @@ class OptimizerSection:
 
 @section
 class TrainingConfig:
-    """What the training loop reads of a config: the sections that every kind of training has.
+    """The sections of every training config, which the training loop uses.
 
     recipe: a `latentsync.training.recipe.Recipe`, changes to training that are not part of the core; None for none.
     """
@@ -226,6 +226,6 @@ def build_recipe(values: object) -> Any:
 
 
 def build_sections(schema: type, values: Mapping[str, Any], model: Any) -> Any:
-    """A whole training config from plain values, its model section built already. Raises SchemaError."""
+    """A training config from plain values and the validated model section. Raises SchemaError."""
     recipe = build_recipe(values["recipe"]) if values.get("recipe") is not None else None
     return build(schema, {**values, "model": model, "recipe": recipe})

@@ -27,14 +27,14 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 
 class EncoderSection(Protocol):
-    """What the other sections need to know of an encoder."""
+    """The interface of an encoder config that the other sections use."""
 
     @property
     def in_channels(self) -> int: ...
 
 
 class ModelSection(Protocol):
-    """What the other sections need to know of a model config."""
+    """The interface of a model config that the other sections use."""
 
     @property
     def architecture(self) -> str: ...
@@ -151,7 +151,7 @@ class SyncNetRunConfig(RunSection):
 
 @section
 class SyncNetFileConfig(TrainingConfig, Generic[Model]):
-    """A whole SyncNet config. `model` is of the schema the caller gave, beside the model it describes."""
+    """A complete SyncNet config. The schema of `model` is passed by the caller and defined next to the network."""
 
     model: SkipValidation[Model]
     data: SyncNetDataConfig = field(default_factory=SyncNetDataConfig)

@@ -22,7 +22,7 @@ from latentsync.config.yaml_files import read_yaml
 
 
 class ModelSection(Protocol):
-    """What the other sections need to know of a model config."""
+    """The interface of a model config that the other sections use."""
 
     @property
     def max_frames(self) -> int | None: ...
@@ -129,7 +129,7 @@ class RunConfig(RunSection):
 
 @section
 class UNetFileConfig(TrainingConfig, Generic[Model]):
-    """A whole UNet config. `model` is of the schema the caller gave, beside the model it describes."""
+    """A complete UNet config. The schema of `model` is passed by the caller and defined next to the network."""
 
     model: SkipValidation[Model]
     data: DataConfig = field(default_factory=DataConfig)

@@ -209,7 +209,7 @@ def _probe_or_none(clip: Clip) -> ClipInfo | None:
 def _complaint(clip: Clip, info: ClipInfo, fps: float, resolution: int | None, audio: bool) -> str:
     """Why a readable clip cannot be used; empty when it can."""
     if audio and not info.has_audio:
-        return f"{clip.path}: has no audio; use clips in which the person shown is heard"
+        return f"{clip.path}: has no audio; use clips with the speech of the person shown"
     size = "" if resolution is None else wrong_size(clip.path, info.width, info.height, resolution)
     return wrong_rate(clip.path, info.fps, fps) or size
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # The others wait while the main process validates and saves.
 TIMEOUT = timedelta(hours=3)
-THREADS_SETTLE = 0.1  # seconds in which the threads of a finished collective come to rest
+THREADS_SETTLE = 0.1  # seconds until the threads of a finished collective are idle
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 

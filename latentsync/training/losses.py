@@ -143,7 +143,7 @@ def build_losses(
 
 
 class ReconstructionLoss(nn.Module):
-    """Mean squared error of the prediction. weights: (1, 1, 1, h, h) of mean 1 for its cells; None: all alike."""
+    """Mean squared error of the prediction. weights: (1, 1, 1, h, h) of mean 1, one per cell; None for equal ones."""
 
     weights: Tensor | None
 

@@ -56,16 +56,16 @@ class Recipe:
         return ExtraLosses()
 
     def encoding_jobs(self, encoder: ClipEncoder, clips: Sequence[Clip], with_mel: bool) -> list[EncodingJob]:
-        """What is encoded, and trained on, where clips are encoded once. `with_mel`: the mel of the files is used."""
+        """Jobs that encode clips, or copies of them, into the cache. `with_mel`: training uses the mel of the files."""
         return encoder.jobs(clips)
 
     def draw_window(
         self, config: UNetFileConfig, clips: Sequence[EncodedClip], audio: Audio2Feature
     ) -> DrawWindow | None:
-        """Replaces some of the windows of `LatentClipDataset`; None for none."""
+        """A function that replaces some windows of `LatentClipDataset`; None for no replacement."""
         return None
 
 
 def recipe_of(config: TrainingConfig) -> Recipe:
-    """The recipe of a config; the published one where it names none."""
+    """The recipe of a config; the published training if it names none."""
     return config.recipe or Recipe()

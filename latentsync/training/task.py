@@ -1,4 +1,4 @@
-"""The interface between a trainer and the loop: a task knows its model, data and losses; the loop does the rest."""
+"""The interface between a trainer and the loop: a task defines model, data and losses."""
 
 from collections.abc import Mapping
 from pathlib import Path

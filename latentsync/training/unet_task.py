@@ -74,7 +74,7 @@ class UNetTask:
         self.codec, self.audio, self.scheduler = parts.codec, parts.audio, parts.scheduler
         recipe = recipe_of(config)
         self.model = build_unet(config)
-        # Refuses parts that do not belong together, and is what validation runs.
+        # Checks that the parts fit together.
         LipsyncPipeline(self.codec, self.audio, self.model, self.scheduler, config.data.resolution)
         self.codec.vae.train(False)
         if self.run.enable_gradient_checkpointing and self.run.pixel_space_supervise:
@@ -174,7 +174,7 @@ class UNetTask:
     ) -> Estimate:
         if not self.needs_estimate:
             return Estimate(prediction, target, prediction[:0])
-        # Chosen on the CPU, so that there is no waiting for the device.
+        # Selected on the CPU, without waiting for the device.
         counted = (drawn.timesteps <= self.run.sync_max_timestep).nonzero().flatten()
         picked = counted.to(prediction.device)
         timesteps = drawn.timesteps.to(prediction.device)[picked]
@@ -187,7 +187,7 @@ class UNetTask:
             frames = decode_onto(self.codec, chosen, real, self.run.decode_region)
         audio = batch[self.sync.batch_key][picked] if self.sync is not None else None
         has_audio = drawn.has_audio[counted]
-        if "has_speech" in batch:  # of a mouth at rest nothing could be in sync
+        if "has_speech" in batch:  # a mouth at rest cannot be in sync
             has_audio &= batch["has_speech"][counted].to(has_audio.device) == 1
         return Estimate(prediction, target, latents, frames, real, has_audio, audio, clean[picked])
 

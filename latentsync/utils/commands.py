@@ -1,6 +1,6 @@
-"""What every command line does alike: signals, logging, errors, exit codes.
+"""Common parts of all command lines: signals, logging, errors, exit codes.
 
-Exit codes: 0 done, 1 an error that the user can fix (one line on standard error says what), 2 wrong usage,
+Exit codes: 0 success, 1 an error that the user can fix (described in one line on standard error), 2 wrong usage,
 130 interrupted.
 """
 
@@ -26,12 +26,12 @@ GRACE_SECONDS = 3.0
 def command(
     main: Main | None = None, *, interrupted: str | None = "interrupted", interrupted_code: int = INTERRUPTED
 ) -> Callable[..., Any]:
-    """Decorate the `main(argv)` of a command line, which then returns the exit code and raises no error of the user.
+    """Decorator of the `main(argv)` of a command line: it returns an exit code, and prints UserErrors as one line.
 
     Args:
-        main: takes the words of the command line (None: those of the process) and returns an exit code; None is 0.
+        main: takes the arguments (None for those of the process) and returns an exit code; None means 0.
         interrupted: message on Ctrl-C and SIGTERM; None for no message.
-        interrupted_code: exit code then; 0 for servers, which end no other way.
+        interrupted_code: exit code on Ctrl-C and SIGTERM; 0 for servers, which are always stopped this way.
     """
     if main is None:
         return partial(command, interrupted=interrupted, interrupted_code=interrupted_code)
@@ -55,22 +55,22 @@ def command(
 def exit_now(code: int) -> NoReturn:
     """End the process without the interpreter's cleanup, which takes seconds when PyTorch is loaded.
 
-    For servers, whose own cleanup is done by then.
+    For servers, after their own cleanup.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
+        with suppress(OSError, ValueError):  # closed, or a broken pipe
             stream.flush()
     os._exit(code)
 
 
 def configure_server_logging() -> None:
-    """Log to standard error as the servers do: time, level, logger, message."""
+    """Log to standard error in the format of the servers: time, level, logger, message."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def size(text: str) -> float:
-    """Type of an argparse option that gives a size: a finite number. The error message names this function."""
+    """An argparse type: a finite number. argparse's error message contains the name of this function."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)

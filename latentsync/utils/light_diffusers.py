@@ -1,4 +1,4 @@
-"""The classes of diffusers that a run needs, without its other models, loaders and optional packages."""
+"""The classes of diffusers that a lip-sync run needs, without its other models, loaders and optional dependencies."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 else:
-    # torch._dynamo: only for a decorator, without which diffusers works as well. It imports sympy.
+    # torch._dynamo imports sympy; diffusers uses it only for a decorator and works without it.
     import_light("diffusers", absent=("torch._dynamo",))
     AutoencoderKL = import_light(
         "diffusers.models.autoencoders.autoencoder_kl",

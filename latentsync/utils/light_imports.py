@@ -2,11 +2,10 @@
 
 diffusers, mediapipe and openai-whisper import all of their subpackages, and through them transformers, peft, sympy,
 matplotlib and numba: seconds of CPU time and hundreds of megabytes that a lip-sync run never uses. Here a package is
-entered without running its `__init__`, and modules that are needed only for names in unused code are replaced for the
-duration of the import by placeholders. Afterwards the libraries are left as if untouched: whoever imports them later
-gets them whole.
+imported without running its `__init__`, and modules that only unused code refers to are replaced by placeholders during
+the import. Afterwards `sys.modules` is restored: a later import of the library gets the complete one.
 
-A library that is already imported, or whose layout has changed, is imported in the ordinary way.
+A library that is already imported, or whose layout has changed, is imported normally.
 """
 
 import importlib
@@ -26,15 +25,15 @@ def import_light(
     absent: Sequence[str] = (),
     forget: str = "",
 ) -> ModuleType:
-    """Import `module` without the modules that it does not need.
+    """Import `module` without the modules that a lip-sync run does not need.
 
     Args:
         module: full name.
-        bare: packages to enter without running their `__init__`.
+        bare: packages to import without running their `__init__`.
         placeholders: modules replaced by ones that have an empty class for every name.
-        absent: modules that cannot be imported meanwhile; for libraries that handle their absence.
-        forget: package whose modules first imported here are removed from `sys.modules`, because placeholders went
-            into them. A later import creates them anew.
+        absent: modules whose import fails meanwhile; for optional dependencies.
+        forget: package whose newly imported modules are removed from `sys.modules`, because they refer to placeholders.
+            A later import loads them again.
     """
     if module in sys.modules:
         return sys.modules[module]
@@ -42,7 +41,7 @@ def import_light(
     try:
         with _prepared(bare, placeholders, absent):
             imported = importlib.import_module(module)
-    except Exception:  # another version with another layout: whatever went wrong, the whole library works
+    except Exception:  # another version with another layout: import the complete library
         _forget(before, module.partition(".")[0])
         return importlib.import_module(module)
     if forget:

@@ -1,4 +1,4 @@
-"""One process per folder: an advisory lock that the system releases however the process ends."""
+"""One process per folder: an advisory lock, which the system releases when the process ends for any reason."""
 
 import fcntl
 import os

@@ -6,12 +6,12 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGE_PARENT = _PACKAGE.parent  # the entry of sys.path that the package is imported from
-_INSTALLED_TREE = _PACKAGE / "_project"  # what a wheel carries of the project besides the package, see pyproject.toml
+_INSTALLED_TREE = _PACKAGE / "_project"  # files of the project besides the package in a wheel, see pyproject.toml
 
 IS_CHECKOUT = not _INSTALLED_TREE.is_dir()
 PROJECT_ROOT = PACKAGE_PARENT if IS_CHECKOUT else _INSTALLED_TREE
 CONFIGS_DIR = PROJECT_ROOT / "configs"
-BUNDLED_CHECKPOINTS = PROJECT_ROOT / "checkpoints"  # embedded/ ships with the project
+BUNDLED_CHECKPOINTS = PROJECT_ROOT / "checkpoints"  # embedded/ is part of the project
 
 
 def _checkpoints_dir() -> Path:

@@ -1,4 +1,4 @@
-"""Two ways to let stages of a stream overlap, both with bounded buffers and honest errors."""
+"""Threads that overlap the stages of a stream, with bounded buffers; errors reach the caller."""
 
 import threading
 from collections import deque
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Yield `items`, produced up to `depth` ahead in a thread of their own.
+    """Yield `items`, produced up to `depth` ahead in a background thread.
 
     An error in the producer is raised at the consumer, after the items that came before it. When the consumer stops
     early (close, an exception, Ctrl-C), the producer's generator is closed and its thread has ended before this one
-    returns, so files and decoders can be released; what the producer had ready, an error included, is dropped.
+    returns, so that files and decoders can be released; items and errors that were not yet consumed are dropped.
     """
     buffer: _Buffer[T] = _Buffer(depth)
     errors: list[BaseException] = []
@@ -28,7 +28,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
             finally:
                 if hasattr(iterator, "close"):
                     iterator.close()
-        except BaseException as error:  # handed over, not swallowed: raised again by the consumer
+        except BaseException as error:  # raised again in the consumer
             errors.append(error)
         finally:
             buffer.close()
@@ -45,10 +45,10 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
 
 
 class Sink(Generic[T]):
-    """Calls `consume(item)` for each item in order in a thread of its own; at most `depth` items wait.
+    """Calls `consume(item)` for each item, in order, in a background thread; at most `depth` items are queued.
 
-    A context manager: leaving it normally waits until all is consumed and raises the consumer's error, if any;
-    leaving it by an exception drops what waits. Either way `consume` is not running any more afterwards.
+    A context manager: a normal exit waits until all items are consumed and raises the consumer's error, if any; an
+    exit by an exception drops the queued items. In both cases `consume` is no longer running afterwards.
     """
 
     def __init__(self, consume: Callable[[T], None], depth: int):
@@ -58,7 +58,7 @@ class Sink(Generic[T]):
         self._worker = _Worker(self._run, "sink")
 
     def put(self, item: T) -> None:
-        """Hand over one item; blocks while `depth` items wait. Raises what the consumer raised."""
+        """Queue one item; blocks while `depth` items are queued. Raises the consumer's error."""
         if not self._waiting.put(item):
             raise self._error or RuntimeError("the sink is closed")
 
@@ -66,7 +66,7 @@ class Sink(Generic[T]):
         try:
             for item in self._waiting:
                 self._consume(item)
-        except BaseException as error:  # raised again by put() or on leaving
+        except BaseException as error:  # raised again by put() or __exit__()
             self._error = error
         finally:
             self._waiting.close(drop=True)
@@ -83,7 +83,7 @@ class Sink(Generic[T]):
 
 
 class _Buffer(Generic[T]):
-    """A bounded queue between two threads. Once closed, by either side, neither waits for the other any more."""
+    """A bounded queue between two threads, which either side can close; then neither waits for the other."""
 
     def __init__(self, depth: int):
         self._depth = depth
@@ -92,7 +92,7 @@ class _Buffer(Generic[T]):
         self._changed = threading.Condition()
 
     def put(self, item: T) -> bool:
-        """Add an item, when there is room; False (and nothing added) when the buffer is closed."""
+        """Add an item as soon as there is room; False, without adding it, if the buffer is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
             if not self._closed:
@@ -101,7 +101,7 @@ class _Buffer(Generic[T]):
             return not self._closed
 
     def __iter__(self) -> Iterator[T]:
-        """Take items as they come; ends when the buffer is closed and empty."""
+        """Remove and yield items; ends when the buffer is closed and empty."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._items)
@@ -112,7 +112,7 @@ class _Buffer(Generic[T]):
             yield item
 
     def close(self, drop: bool = False) -> None:
-        """No more items; with `drop` those that wait are forgotten. Safe to call again."""
+        """Accept no more items; with `drop` remove the queued ones. May be called repeatedly."""
         with self._changed:
             self._closed = True
             if drop:
@@ -121,10 +121,10 @@ class _Buffer(Generic[T]):
 
 
 class _Worker:
-    """A thread whose end can be waited for, Ctrl-C or not.
+    """A thread that can be waited for despite Ctrl-C.
 
-    An interrupted `Thread.join` takes the thread for ended while it still runs (Python 3.11 and 3.12); what it uses
-    would be released under its hands.
+    After an interrupted `Thread.join`, Python 3.11 and 3.12 consider the thread finished while it is still running, so
+    that its resources would be released too early.
     """
 
     def __init__(self, work: Callable[[], None], name: str):
@@ -142,8 +142,8 @@ class _Worker:
         self._thread.start()
 
     def wait(self, on_interrupt: Callable[[], None] = lambda: None) -> None:
-        """Return when the work is done. What a signal raises meanwhile (Ctrl-C, the end of a job) calls `on_interrupt`
-        and is raised once the work is done."""
+        """Wait for the end of the work. An exception from a signal (Ctrl-C, end of a job) calls `on_interrupt` and is
+        raised after the work has ended."""
         if self._thread.ident is None:  # never started
             return
         interrupt: BaseException | None = None
