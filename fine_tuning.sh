@@ -51,7 +51,7 @@ done
 [ -d "$clips" ] || fail "$clips: no such folder of clips"
 if [ -z "$model" ]; then
     if nvidia-smi -L >/dev/null 2>&1; then model=latentsync-1.5; else model=embedded; fi
-    echo "fine_tuning.sh: model $model; --model takes another" >&2
+    echo "fine_tuning.sh: using model $model; choose another with --model" >&2
 fi
 
 case "$model-$method" in

@@ -30,7 +30,7 @@ def test_images_do_not_depend_on_each_other():
     torch.testing.assert_close(net(images)[1:2], net(images[1:2]))
 
 
-def test_weights_are_spectrally_normalised():
+def test_weights_are_spectrally_normalized():
     torch.manual_seed(0)
     net = PatchDiscriminator(4, 1)
     for _ in range(20):

@@ -37,7 +37,7 @@ def test_whisper_rows_refuse_another_layout():
         whisper_rows(torch.zeros(1, 2, 50, 8), 4)
 
 
-def test_stack_whisper_normalises_each_state():
+def test_stack_whisper_normalizes_each_state():
     rows = torch.randn(2, 6, 3, 16) * torch.tensor([1.0, 100.0, 0.01])[:, None] + 5
     stacked = stack_whisper(rows)
     assert stacked.shape == (2, 48, 1, 6)

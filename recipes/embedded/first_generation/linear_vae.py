@@ -5,7 +5,7 @@ the linear code of that size with the least error). The decoder starts as a smoo
 patch's mean color and learns the rest. Training both from random weights takes many times longer.
 
 Two facts make a network of group norms and SiLUs linear. silu(z) - silu(-z) = z, so a signal travels as a pair of
-channels. And a group that also holds constants of +A and -A, large against the signal, is normalised by A alone.
+channels. And a group that also holds constants of +A and -A, large against the signal, is normalized by A alone.
 
 Legend: N images, P pixels of a patch times 3, C latent channels.
 """
@@ -60,7 +60,7 @@ def pair_layout(
     width: int, groups: int, signals: int, constant: float, pairs: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Where signals go: weight (width, signals) of +1 and -1, bias (width,) of the constants, the mask (width,)
-    of channels in use, and the standard deviation their groups are normalised by.
+    of channels in use, and the standard deviation their groups are normalized by.
 
     `pairs` signals share a group; by default they are spread over all groups."""
     size, pairs = width // groups, pairs or pairs_per_group(width, groups, signals)
@@ -158,7 +158,7 @@ def set_decoder(vae: AutoencoderKL, code: PatchCode) -> None:
 
 
 def _set_downsampler(conv: nn.Conv2d, level: int, code: PatchCode) -> None:
-    """Gather 2x2 neighbours into channels, ordered as `PatchCode` orders a patch; the last level takes the products."""
+    """Gather 2x2 neighbors into channels, ordered as `PatchCode` orders a patch; the last level takes the products."""
     _zero(conv)
     side = 2**level  # of the patches gathered so far
     if 2 * side < PATCH:
