@@ -80,7 +80,7 @@ def test_every_node_has_what_comfyui_calls():
 def test_a_batch_of_audios_is_refused(pipeline):
     sound = audio(0.2)
     sound["waveform"] = sound["waveform"].repeat(2, 1, 1)
-    with pytest.raises(ValueError, match="one audio at a time"):
+    with pytest.raises(ValueError, match="must be one waveform"):
         nodes.LipSync().run(pipeline, torch.zeros(2, 16, 16, 3), sound, 25.0)
 
 
