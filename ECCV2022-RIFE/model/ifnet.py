@@ -1,4 +1,4 @@
-"""IFNet of RIFE in the "HDv3" layout, which interpolates the middle of two frames by refining flow and mask three times,
+"""IFNet of RIFE ("HDv3" layout): interpolates the middle of two frames by refining flow and mask three times,
 from coarse to fine. Huang et al. 2022, "Real-Time Intermediate Flow Estimation for Video Frame Interpolation".
 
 Parameter names are those of the published `flownet.pkl`. Legend: B pairs, H W pixels, multiples of 32 / scale.
