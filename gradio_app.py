@@ -8,13 +8,12 @@ the environment variables LATENTSYNC_PAGE_USER and LATENTSYNC_PAGE_PASSWORD, or 
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.options import AUTO
-from latentsync.serving.settings import MIB, ServingSettings, add_worker_arguments
-from latentsync.utils.commands import command, configure_server_logging, size
+from latentsync.serving.settings import MIB, ServingSettings, add_service_arguments
+from latentsync.utils.commands import command, configure_server_logging, exit_now, size
 from latentsync.utils.errors import UserError
 
 USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASSWORD"
@@ -38,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default=AUTO, help="model of jobs that name none (default: the best present)")
     add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
-    add_worker_arguments(parser)
+    add_service_arguments(parser)
     return parser
 
 
@@ -68,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
     login = read_login()
     check_exposure(options, login)
 
+    from latentsync.serving.database import repair
     from latentsync.serving.models import find_model
     from latentsync.serving.service import JobService
 
@@ -81,6 +81,8 @@ def run(options: argparse.Namespace) -> None:
         max_upload_bytes=int(options.max_upload_mb * MIB),
         ray_address=options.ray_address,
     )
+    if options.repair:
+        repair(settings.workspace)
     service = JobService(settings)
     # Read by Gradio when it is imported: uploads age out with the workspace's, and nothing is sent home.
     os.environ["GRADIO_TEMP_DIR"] = str(service.upload_folder())
@@ -100,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_now(main())

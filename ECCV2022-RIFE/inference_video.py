@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def default_output(args: argparse.Namespace) -> Path:
-    rate = f"{args.fps:g}fps" if args.fps else f"{2**args.exp}x"
+    rate = f"{float(args.fps):g}fps" if args.fps else f"{2**args.exp}x"
     return args.video.with_name(f"{args.video.stem}_{rate}.mp4")
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 
 from latentsync.constants import DEFAULT_SEED
 from latentsync.utils.errors import UserError, did_you_mean
+from latentsync.utils.rates import exact_rate
 
 AUTO: Final = "auto"
 MAX_SEED = 2**63 - 1
@@ -27,6 +28,8 @@ MAX_REPORTED = 5  # problems in one message
 MAX_SHOWN = 40  # characters of a refused value
 FACE_PATTERN = r"^(largest|left|right|\d{1,3}|\d{1,5}(\.\d+)?,\d{1,5}(\.\d+)?)$"
 FACE_VALUES = "largest, left, right, an index from the left (0, 1, ...), or x,y"
+TRACK_PATTERN = r"^(\d{1,3}|[A-Za-z]{2,8})$"
+TRACK_VALUES = "the number of a track (0, 1, ...) or a language such as eng"
 DTYPES = ("float32", "float16", "bfloat16")  # of a process, not of a generation
 
 Solver = Literal["ddim", "dpm++"]
@@ -39,6 +42,14 @@ DETECTORS: tuple[str, ...] = get_args(Detector)
 ENHANCERS: tuple[str, ...] = get_args(Enhancer)
 # Former names, still accepted everywhere.
 RENAMED = {"match_colour": "match_color", "preview_seconds": "max_seconds"}
+
+
+def _rate(value: Any) -> Any:
+    """A rate given as a fraction, such as 30000/1001, as a number."""
+    return float(exact_rate(value)) if isinstance(value, str) and "/" in value else value
+
+
+Rate = Annotated[float, BeforeValidator(_rate)]
 
 
 class Group(StrEnum):
@@ -147,14 +158,22 @@ class GenerationOptions(BaseModel):
         "background inside the mask.",
     )
 
-    video_fps: Annotated[float, Show(Group.TIMING, advanced=True)] = Field(
-        25.0, ge=1, le=120, description="Frame rate of the output."
+    video_fps: Annotated[Rate, Show(Group.TIMING, advanced=True)] = Field(
+        25.0, ge=1, le=120, description="Frame rate of the output, such as 25, 29.97 or 30000/1001."
     )
     keep_fps: Annotated[bool, Show(Group.TIMING)] = Field(
         False, description="Keep the frame rate of the source instead of video_fps."
     )
-    interpolate: Annotated[float | None, Show(Group.TIMING, unset="off", metavar="FPS")] = Field(
+    interpolate: Annotated[Rate | None, Show(Group.TIMING, unset="off", metavar="FPS")] = Field(
         None, ge=1, le=MAX_FPS, description="Interpolate the output to this frame rate."
+    )
+    audio_track: Annotated[
+        str | None,
+        Show(Group.TIMING, advanced=True, unset="the default track", metavar="N|LANGUAGE", expects=TRACK_VALUES),
+    ] = Field(
+        None,
+        pattern=TRACK_PATTERN,
+        description="Audio track to use: a number (0, 1, ...) or a language (eng, deu, ...).",
     )
     on_short_video: Annotated[OnShortVideo, Show(Group.TIMING)] = Field(
         "loop", description="What to do when the audio is longer than the video."
@@ -298,12 +317,16 @@ def read_stored(text: str | bytes) -> GenerationOptions:
     """Options of a job that this or an earlier version stored as JSON.
 
     Earlier versions had wider ranges (guidance_scale up to 10): such values count as the nearest valid one.
+
+    Raises:
+        ValueError: an option is unknown (a later version stored it) or has no valid value.
+        TypeError, AttributeError: the text is not a JSON object, or a value has the wrong type.
     """
     values = {}
     for stored, value in from_json(text).items():
         option = OPTIONS.get(RENAMED.get(stored, stored))
         if option is None:
-            continue
+            raise ValueError(f"unknown option {_shorten(stored)}")
         if value is not None and option.low is not None and option.high is not None:
             value = min(max(value, option.low), option.high)
         values[option.name] = value

@@ -21,7 +21,7 @@ from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
 from preprocess.report import write_report
 from preprocess.runner import RunOptions, find_work, process
-from preprocess.settings import ProcessSettings
+from preprocess.settings import DEFAULT_STEPS, ProcessSettings
 from preprocess.storage import open_storage
 
 
@@ -64,7 +64,7 @@ def add_setting_arguments(group: Any) -> None:
     for item in dataclasses.fields(ProcessSettings):
         text = item.metadata["help"]
         if item.name == "steps":
-            group.add_argument("--steps", default=",".join(item.default), help=f"{text} (default: %(default)s)")
+            group.add_argument("--steps", default=",".join(DEFAULT_STEPS), help=f"{text} (default: %(default)s)")
         elif item.name == "smooth":
             group.add_argument("--no_smoothing", dest="smooth", action="store_false", help=text)
         elif types[item.name] is bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import OptionError, parse_options
-from latentsync.serving.settings import ServingSettings, add_worker_arguments
+from latentsync.serving.settings import ServingSettings, add_service_arguments
 from latentsync.utils.commands import command
 from latentsync.utils.errors import one_line
 
@@ -28,7 +28,7 @@ def build_parser() -> OptionParser:
     add("--list", type=Path, required=True, help="CSV with the columns video, audio, out; paths start at its folder")
     add("--workspace", type=Path, help="folder of the jobs until they are done (default: beside the list)")
     add("--job_timeout_seconds", type=float, default=21600, help="longest duration of a job (default: %(default)s)")
-    add_worker_arguments(parser)
+    add_service_arguments(parser)
     add_option_arguments(parser)
     return parser
 
@@ -36,6 +36,7 @@ def build_parser() -> OptionParser:
 def run(options: argparse.Namespace) -> int:
     """Run the list; returns the number of rows that are not done."""
     from latentsync.serving.batch import FAILED, Batch, RowResult, read_list
+    from latentsync.serving.database import repair
     from latentsync.serving.service import JobService
 
     defaults = given_options(options)
@@ -52,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         job_timeout_seconds=options.job_timeout_seconds,
     )
+    if options.repair:
+        repair(settings.workspace)
     count = 0
 
     def show(result: RowResult) -> None:

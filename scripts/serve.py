@@ -1,38 +1,37 @@
 """Serve lip-sync jobs over HTTP: `python -m scripts.serve`, then http://127.0.0.1:8000/docs.
 
-The API key is read from the environment variable LATENTSYNC_API_KEY. Exit codes: 0 stopped by a signal, 1 something is
-wrong with what was given (one line says what), 2 wrong usage.
+The API key is read from the environment variable LATENTSYNC_API_KEY, further ones from --keys_file. Exit codes: 0
+stopped by a signal, 1 invalid input or settings (with a one-line message), 2 wrong usage.
 """
 
 import argparse
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.options import AUTO
-from latentsync.serving.settings import GIB, MIB, ServingSettings, add_worker_arguments
-from latentsync.utils.commands import command, configure_server_logging, size
+from latentsync.serving.settings import GIB, MIB, ServingSettings, add_service_arguments
+from latentsync.utils.commands import command, configure_server_logging, exit_now, size
 from latentsync.utils.errors import UserError
 
 KEY_VARIABLE = "LATENTSYNC_API_KEY"
-MIN_KEY = 16  # characters
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.serve",
         usage="%(prog)s [--option value ...], all optional; --help lists them",
-        description=f"HTTP API for lip-sync jobs. Its key is taken from {KEY_VARIABLE}.",
+        description=f"REST API for lip-sync jobs. Its key is read from {KEY_VARIABLE}.",
         allow_abbrev=False,
     )
     add = parser.add_argument_group("network").add_argument
     add("--host", default="127.0.0.1", help="address to listen on; anything but a loopback address needs a key")
     add("--port", type=int, default=8000, help="0 for any free one (default: %(default)s)")
+    add("--keys_file", type=Path, help="file with one `name: key` per line; each key sees only its own jobs")
     add("--no_auth", action="store_true", help="serve other machines without a key")
-    add("--allowed_hosts", nargs="+", metavar="NAME", help="names the Host header may have (default: any with a key)")
-    add("--allow_urls", action="store_true", help="also accept public web addresses as inputs")
+    add("--allowed_hosts", nargs="+", metavar="NAME", help="accepted Host names (default: any with a key)")
+    add("--allow_urls", action="store_true", help="also accept public URLs as inputs")
 
     add = parser.add_argument_group("jobs").add_argument
     add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
@@ -56,31 +55,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="largest workspace in GiB; the oldest results are deleted first (default: %(default)s)",
     )
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
-    add_worker_arguments(parser)
+    add_service_arguments(parser)
     return parser
 
 
 def read_key() -> str | None:
-    """The API key of the environment. Raises UserError for one that is too short or cannot be sent in a header."""
+    """The API key of the environment. Raises UserError for one that is not valid."""
+    from latentsync.serving.api.keys import check_key
+
     key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key:
-        return None
-    if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(
-            f"{KEY_VARIABLE} must have {MIN_KEY} or more ASCII characters without spaces; make one with "
-            "`python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
-        )
-    return key
+    return check_key(key, KEY_VARIABLE) if key else None
 
 
-def check_exposure(host: str, key: str | None, no_auth: bool) -> bool:
-    """Whether `host` is this machine's own address. Raises UserError when others could use the server without a key."""
+def check_exposure(host: str, has_key: bool, no_auth: bool) -> bool:
+    """Whether `host` is a loopback address. Raises UserError if others could use the server without a key."""
     from latentsync.serving.api.access import is_loopback
 
     local = is_loopback(host)
-    if not local and key is None and not no_auth:
+    if not local and not has_key and not no_auth:
         raise UserError(
-            f"--host {host} can be reached from other machines: set {KEY_VARIABLE}, or give --no_auth to let anyone in"
+            f"--host {host} can be reached from other machines: set {KEY_VARIABLE}, give --keys_file, or allow anyone "
+            "with --no_auth"
         )
     return local
 
@@ -108,7 +103,7 @@ def build_settings(options: argparse.Namespace) -> ServingSettings:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound. Raises UserError when the address cannot be had."""
+    """A bound socket. Raises UserError if the address is not available."""
     from latentsync.serving.api.access import check_port
 
     check_port(port)
@@ -121,32 +116,41 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host} port {port} ({reason}); choose another --host or --port") from error
 
 
-def allowed_hosts(options: argparse.Namespace, key: str | None, local: bool) -> Sequence[str] | None:
-    """Names the Host header may have; None for any. A key keeps out what a browser may be tricked into sending."""
+def allowed_hosts(options: argparse.Namespace, has_key: bool, local: bool) -> Sequence[str] | None:
+    """Accepted names in the Host header; None for any. With a key, a browser cannot be tricked into a request."""
     from latentsync.serving.api.access import LOOPBACK_NAMES
 
     if options.allowed_hosts:
         return options.allowed_hosts
-    return (*LOOPBACK_NAMES, options.host) if local and key is None else None
+    return (*LOOPBACK_NAMES, options.host) if local and not has_key else None
 
 
 def run(options: argparse.Namespace) -> None:
-    """Serve until a signal comes; running jobs then go back to the queue."""
+    """Serve until a signal arrives; running jobs then return to the queue."""
     key = read_key()
-    if key and options.no_auth:
-        raise UserError(f"{KEY_VARIABLE} is set and --no_auth is given; drop one of them")
-    local = check_exposure(options.host, key, options.no_auth)
+    if options.no_auth and (key or options.keys_file):
+        raise UserError("--no_auth is given together with a key; drop one of them")
+
+    from latentsync.serving.api.keys import read_keys_file
+
+    named = read_keys_file(options.keys_file) if options.keys_file else {}
+    has_key = bool(key or named)
+    local = check_exposure(options.host, has_key, options.no_auth)
 
     from latentsync.serving.api import ApiServer, create_app
     from latentsync.serving.api.fetch import Fetcher
+    from latentsync.serving.database import repair
     from latentsync.serving.service import JobService
 
     settings = build_settings(options)
+    if options.repair:
+        repair(settings.workspace)
     with listen(options.host, options.port) as sock, JobService(settings) as service:
         app = create_app(
             service,
             api_key=key,
-            allowed_hosts=allowed_hosts(options, key, local),
+            named_keys=named,
+            allowed_hosts=allowed_hosts(options, has_key, local),
             fetcher=Fetcher(settings.max_upload_bytes) if options.allow_urls else None,
         )
         try:
@@ -164,4 +168,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_now(main())

@@ -55,7 +55,7 @@ def test_without_weights_upscaling_is_sharpening_and_says_so(tiny_files, tmp_pat
     pipeline = load_pipeline(paths(tiny_files), "cpu", upscale=True)
     assert pipeline.enhancer.name == "sharpness filter"
     assert f"{weights}: generated faces are only sharpened by a filter" in caplog.text
-    with pytest.raises(UserError, match="weights are not there"):
+    with pytest.raises(UserError, match="missing weights"):
         load_pipeline(paths(tiny_files), "cpu", upscale=True, enhancer="gfpgan")  # asked for by name: strict
     assert load_pipeline(paths(tiny_files), "cpu").enhancer is None
     weights.touch()

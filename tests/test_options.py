@@ -45,7 +45,7 @@ OTHER: dict[str, Any] = {
     "match_color": "true", "enable_upscale": "true", "enhancer": "gfpgan", "sharpness_factor": "1.5", "face": "left",
     "detector": "mediapipe", "paste_mask": "box",
     "mask_image_path": "mask.png", "video_fps": "30", "keep_fps": "true", "interpolate": "50",
-    "on_short_video": "freeze", "max_seconds": "2.5", "crf": "20",
+    "audio_track": "deu", "on_short_video": "freeze", "max_seconds": "2.5", "crf": "20",
 }  # fmt: skip
 NEEDS = {"lora_scale": {"lora": "me"}, "enhancer": {"enable_upscale": "true"}}
 NUMBERS = [option for option in OPTIONS.values() if option.type in (int, float)]
@@ -289,7 +289,6 @@ def test_jobs_that_earlier_versions_stored(tmp_path):
         "model": "auto", "lora": None, "inference_steps": None, "guidance_scale": 7.5, "seed": 5, "solver": "dpm++",
         "face": "12,30.5", "detector": "auto", "keep_fps": True, "on_short_video": "freeze", "match_colour": True,
         "enable_upscale": False, "sharpness_factor": 2.0, "interpolate": 60.0, "crf": 20, "preview_seconds": 2.0,
-        "of_another_version": 1,
     }  # fmt: skip
     store = JobStore(tmp_path / "jobs.sqlite")
     store.add("a", JobKind.LIPSYNC, GenerationOptions(), {"video": "a"}, {"video": "video.mp4"}, 10)

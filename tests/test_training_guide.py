@@ -10,6 +10,7 @@ from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import load_unet_config
 from latentsync.models.stable_syncnet import StableSyncNetConfig
 from latentsync.models.unet_config import UNetConfig
+from scripts.inference import build_parser
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (PROJECT_ROOT / "docs" / "training.md").read_text(encoding="utf-8")
@@ -33,7 +34,7 @@ def source_of(command: str) -> str:
 def test_commands(command: str) -> None:
     known = source_of(command)
     if command.startswith("./inference.sh"):
-        known += source_of("-m scripts.inference")
+        known += build_parser().format_help()
     unknown = [option for option in re.findall(r"--\w+", command) if option not in known]
     assert [option for option in unknown if option not in FOREIGN_OPTIONS] == []
     for path in re.findall(r"configs/[\w/.]+", command):

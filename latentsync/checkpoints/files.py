@@ -1,6 +1,6 @@
-"""Every checkpoint file that the code can load: its path under `checkpoints/`, its source, how to recognize it.
+"""All checkpoint files that the code loads: path under `checkpoints/`, source, and how to recognize them.
 
-Sources are repositories of the public model hub, pinned to a revision, or the download address of the authors' release.
+Sources are repositories of the public model hub, pinned to a revision, or the download URL of the authors' release.
 `latentsync.checkpoints.registry` names groups of these files.
 """
 
@@ -19,7 +19,7 @@ REVISIONS = {
 
 
 def search_roots(checkpoints: Path | None = None) -> tuple[Path, ...]:
-    """Folders to look for checkpoint files in: the given one alone, else the user's and then what ships here."""
+    """Folders to search for checkpoint files: the given one alone, otherwise the user's, then the bundled one."""
     return (checkpoints,) if checkpoints else tuple(dict.fromkeys((CHECKPOINTS_DIR, BUNDLED_CHECKPOINTS)))
 
 
@@ -27,10 +27,10 @@ def search_roots(checkpoints: Path | None = None) -> tuple[Path, ...]:
 class CheckpointFile:
     """One file under `checkpoints/`.
 
-    repo, repo_path: where it is on the model hub.
-    url: where it is published otherwise.
+    repo, repo_path: its location on the model hub.
+    url: its location if it is published elsewhere.
     size: in bytes, None if unknown.
-    sha256: the hash of its content or the first digits of it, None if unknown.
+    sha256: hash of its content or the first digits of it, None if unknown.
     other_names: paths under which the same content is accepted.
     """
 
@@ -51,7 +51,7 @@ class CheckpointFile:
         return REVISIONS[self.repo] if self.repo else None
 
     def find(self, checkpoints: Path | None = None) -> Path | None:
-        """Path of the file under its own or another accepted name, None if it is not there."""
+        """Path of the file under its own or another accepted name; None if it is missing."""
         for root in search_roots(checkpoints):
             for name in (self.path, *self.other_names):
                 path = root / name
@@ -62,8 +62,8 @@ class CheckpointFile:
     def may_be(self, path: Path) -> bool:
         """Whether an existing file can be this one, without reading it.
 
-        A link into the hub's cache is judged by its hash, which is the name of the file there, any other file by its
-        size. `identify` is certain.
+        A link into the hub's cache is compared by hash, which is the file name there, any other file by its size.
+        `registry.identify` compares the content.
         """
         if self.sha256 and BLOB_NAME.fullmatch(blob := path.resolve().name):
             return blob.startswith(self.sha256)

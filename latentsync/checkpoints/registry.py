@@ -1,4 +1,4 @@
-"""The table of checkpoints: what each of `checkpoint_files` is for, its license, and the settings of each model."""
+"""The table of checkpoints: purpose and license of the files in `files`, and the settings of each model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -46,16 +46,16 @@ MIT = "MIT"
 APACHE = "Apache-2.0"
 BSD = "BSD-3-Clause"
 INSIGHTFACE = "InsightFace, non-commercial use only"
-SHIPPED = "it ships with the project: check it out again, or install the package again"
+SHIPPED = "it is part of the project: check it out again, or install the package again"
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How a lip-sync model is assembled and run. Paths of the parts lie under `checkpoints/`, configs under the root.
+    """Parts and settings of a lip-sync model. Paths of parts are relative to `checkpoints/`, configs to the project.
 
-    `vae` is a diffusers folder; `scheduler` is None where the released models' scheduler is meant; `resolution` is the
-    side of the aligned face in pixels; `memory_gb` the device memory that inference needs at the default settings;
-    `blend_inset` see `latentsync.faces.mask.blend_weight`, `match_color` see `latentsync.faces.color`.
+    vae: a diffusers folder. scheduler: None for that of the released models. resolution: side of the aligned face in
+    pixels. memory_gb: device memory that inference needs with default settings. blend_inset: see
+    `latentsync.faces.mask.blend_weight`. match_color: see `latentsync.faces.color`.
     """
 
     unet: CheckpointFile
@@ -71,7 +71,7 @@ class ModelSettings:
     scheduler: CheckpointFile | None = None
 
     def find_vae(self, checkpoints: Path | None = None) -> Path:
-        """Folder of the autoencoder; it may be absent."""
+        """Folder of the autoencoder, which may be missing."""
         folders = [root / self.vae for root in search_roots(checkpoints)]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
@@ -80,10 +80,10 @@ class ModelSettings:
 class Entry:
     """One name of the table.
 
-    summary: what it is, and which options need it.
+    summary: what it is, and the options that need it.
     model: settings of a lip-sync model; None for other networks.
     note: how to get files that cannot be downloaded.
-    insightface_pack: name under which InsightFace's own download has the files.
+    insightface_pack: InsightFace's model pack with the files.
     """
 
     summary: str
@@ -99,7 +99,7 @@ class Entry:
         return sum(file.size or 0 for file in self.files)
 
     def missing(self, checkpoints: Path | None = None) -> list[CheckpointFile]:
-        """Files that are not there, or are there with another size."""
+        """Files that are missing or have another size."""
         return [file for file in self.files if file.find(checkpoints) is None]
 
 
@@ -135,7 +135,7 @@ REGISTRY: dict[str, Entry] = {
         ModelSettings(UNET_15, WHISPER_TINY, "vae", "configs/unet/stage2.yaml", resolution=256, memory_gb=8),
     ),
     "embedded": Entry(
-        "small model that ships with the project, 128 px faces",
+        "small model that is part of the project, 128 px faces",
         "Apache-2.0, see checkpoints/embedded/MODEL_CARD.md",
         (EMBEDDED_UNET, EMBEDDED_WHISPER, EMBEDDED_SCHEDULER, *EMBEDDED_VAE),
         ModelSettings(
@@ -153,16 +153,18 @@ REGISTRY: dict[str, Entry] = {
         note=SHIPPED,
     ),
     "embedded-syncnet": Entry(
-        "SyncNet of the embedded model: judges it, and fine-tunes it",
+        "SyncNet of the embedded model, for evaluation and fine-tuning",
         "Apache-2.0, see checkpoints/embedded/MODEL_CARD.md",
         (EMBEDDED_SYNCNET,),
         note=SHIPPED,
     ),
     "whisper": Entry("Whisper tiny, the audio encoder of the released models", MIT, (WHISPER_TINY,)),
     "vae": Entry("sd-vae-ft-mse, the autoencoder of the released models", MIT, VAE),
-    "syncnet": Entry("StableSyncNet, supervises training in pixel space", OPENRAIL, (SYNCNET,)),
-    "auxiliary": Entry("the next five together", OPENRAIL, AUXILIARY),
-    "syncnet_v2": Entry("SyncNet of Chung and Zisserman, for sync confidence, preprocessing", OPENRAIL, (SYNCNET_V2,)),
+    "syncnet": Entry("StableSyncNet, for the sync loss in pixel space", OPENRAIL, (SYNCNET,)),
+    "auxiliary": Entry("the next five entries", OPENRAIL, AUXILIARY),
+    "syncnet_v2": Entry(
+        "SyncNet of Chung and Zisserman, for sync confidence and preprocessing", OPENRAIL, (SYNCNET_V2,)
+    ),
     "s3fd": Entry("face detector of the published sync confidence", OPENRAIL, (S3FD,)),
     "hyperiqa": Entry("image quality, for preprocessing", OPENRAIL, (HYPERIQA,)),
     "i3d": Entry("video features of FVD, for evaluation", OPENRAIL, (I3D,)),
@@ -191,14 +193,14 @@ REGISTRY: dict[str, Entry] = {
     ),
 }
 DEFAULT_MODEL = "embedded"
-RELEASED_MODELS = ("latentsync-1.6", "latentsync-1.5")  # the better one first
+RELEASED_MODELS = ("latentsync-1.6", "latentsync-1.5")  # in order of preference
 
 
 def entry(name: str) -> Entry:
-    """The entry of that name.
+    """The entry of a name.
 
     Raises:
-        UserError: there is none.
+        UserError: the name is unknown.
     """
     if name not in REGISTRY:
         near = did_you_mean(name, REGISTRY) or f"; choose one of {', '.join(REGISTRY)}"
@@ -206,13 +208,20 @@ def entry(name: str) -> Entry:
     return REGISTRY[name]
 
 
+def require_file(path: str | Path, name: str, otherwise: str = "") -> None:
+    """Raise UserError unless a file of the entry `name` exists; `otherwise` says what works without it."""
+    if not Path(path).is_file():
+        alternative = f", or {otherwise}" if otherwise else ""
+        raise UserError(f"{path}: missing weights: {entry(name).summary}; run `{DOWNLOAD_COMMAND} {name}`{alternative}")
+
+
 def known_digests() -> set[str]:
-    """SHA-256 of all files of the table for which it is known."""
+    """All known SHA-256 digests of the table."""
     return {file.sha256 for item in REGISTRY.values() for file in item.files if file.sha256}
 
 
 def identify(path: Path) -> str | None:
-    """Name of the lip-sync model whose published UNet this file is, by its SHA-256; None if it is another.
+    """Name of the lip-sync model whose published UNet this file is, by its SHA-256; None for any other file.
 
     The file is read only if its size is that of a published one.
     """
@@ -224,7 +233,7 @@ def identify(path: Path) -> str | None:
 
 
 def model_names() -> list[str]:
-    """Names that `resolve` takes."""
+    """Names that `resolve` accepts."""
     return [name for name, item in REGISTRY.items() if item.model]
 
 
@@ -232,10 +241,10 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
     """Paths and settings of a model, by default under the project's own `checkpoints/`.
 
     `own` maps fields of `ResolvedModel` (unet, vae, whisper, unet_config, scheduler_config) to files to use instead;
-    the model's own files of those parts need not be there.
+    the model's own files of those parts are not needed.
 
     Raises:
-        UserError: the name is unknown or no model, or a file is absent or has the wrong size.
+        UserError: the name is unknown or not a model, or a file is missing or has the wrong size.
     """
     item, own = entry(name), own or {}
     if item.model is None:
@@ -263,16 +272,16 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
 
 
 def part_of(file: CheckpointFile, model: ModelSettings) -> str:
-    """Field of `ResolvedModel` that a file of the model belongs to."""
+    """The field of `ResolvedModel` that a file of the model belongs to."""
     parts = {model.unet: "unet", model.whisper: "whisper", model.scheduler: "scheduler_config"}
     return parts.get(file, "vae")
 
 
 def default_name(device: str | torch.device, checkpoints: Path | None = None) -> tuple[str, str]:
-    """The model to use when none is asked for, and the reason in one line.
+    """The default model, and the reason for it in one line.
 
-    The best released model whose files are all present and which fits the device's memory (the smallest present one
-    when none fits); the embedded model on a CPU or when none is present.
+    The best released model whose files are all present and that fits the device's memory (the smallest present one if
+    none fits); the embedded model on a CPU or if none is present.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -288,7 +297,7 @@ def default_name(device: str | torch.device, checkpoints: Path | None = None) ->
 
 
 def device_memory_gb(device: torch.device) -> float:
-    """Memory of a CUDA or MPS device in units of 10^9 bytes; infinite where it cannot be asked."""
+    """Memory of a CUDA or MPS device in 10^9 bytes; infinite for other devices."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / GB
     if device.type == "mps":
@@ -297,7 +306,7 @@ def device_memory_gb(device: torch.device) -> float:
 
 
 def describe_missing(missing: list[CheckpointFile], checkpoints: Path) -> str:
-    """Which files are missing, and which are there with a wrong size, in one phrase."""
+    """The missing files and those of a wrong size, in one phrase."""
     wrong = [file for file in missing if (checkpoints / file.path).is_file()]
     absent = [file.path for file in missing if file not in wrong]
     parts = [f"missing {', '.join(absent)}"] if absent else []
@@ -315,7 +324,7 @@ def _why_none_present(root: Path) -> str:
             return f"{name} is incomplete ({describe_missing(missing, root)}); run `{DOWNLOAD_COMMAND} {name}`"
     stray = next((path for path in (root / name for name in _unet_names()) if path.is_file()), None)
     if stray:
-        return f"{stray.name} has {stray.stat().st_size} bytes, which is no released checkpoint (truncated download?)"
+        return f"{stray.name} has {stray.stat().st_size} bytes, not a released checkpoint (incomplete download?)"
     return f"no released checkpoint in {root}; `{DOWNLOAD_COMMAND} {RELEASED_MODELS[0]}` fetches one"
 
 

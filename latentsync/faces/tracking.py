@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from latentsync.constants import FPS
 from latentsync.faces.appearance import Appearance, appearance
@@ -177,6 +176,8 @@ class FaceTracker:
             costs[0] += [LOOKS_WEIGHT * self._look.distance(looks.of(face)) for face in faces]
         # A further column for each track, so that it may end: one face must not be passed on to satisfy two tracks.
         costs = np.minimum(np.hstack([costs, np.full((len(tracks), len(tracks)), NO_MATCH)]), UNREACHABLE)
+        from scipy.optimize import linear_sum_assignment  # a third of a second that only tracking needs
+
         columns = linear_sum_assignment(costs)[1]
         # Who was seen together with the person is somebody else; a face that turns up in a gap may be the person.
         self._others = [

@@ -43,7 +43,8 @@ NOTICEABLE_DELAY = Fraction(1, 25)
 class AudioSource:
     """An audio stream of a file, and when its first audible sample is due.
 
-    track: number of the audio stream, 0 first; None for the default one. delay: seconds; negative where that much of its start is left out.
+    track: number of the audio stream, 0 first; None for the default one.
+    delay: seconds; negative to leave that much of the start out.
     """
 
     path: Path
@@ -51,7 +52,9 @@ class AudioSource:
     delay: Fraction = Fraction(0)
 
 
-def select_audio(path: str | os.PathLike, track: str | None = None, video: str | os.PathLike | None = None) -> AudioSource:
+def select_audio(
+    path: str | os.PathLike, track: str | None = None, video: str | os.PathLike | None = None
+) -> AudioSource:
     """Choose the audio stream to use, and say so in the log where there is a choice.
 
     Audio that comes from the file of the video (or from a copy of it) keeps its place relative to the first frame.
@@ -171,7 +174,9 @@ def _find_stream(streams: list[AudioStream], path: Path, track: int | str | None
         return found[0]
     number = int(track)
     if number >= len(streams):
-        raise UserError(f"{path}: the file has {len(streams)} audio streams, none with number {number} (0 is the first)")
+        raise UserError(
+            f"{path}: the file has {len(streams)} audio streams, none with number {number} (0 is the first)"
+        )
     return streams[number]
 
 
@@ -253,9 +258,7 @@ class _Clock:
             return Fraction(0)
         self._gaps += step
         if self._gaps > MAX_GAP_SECONDS:
-            raise UserError(
-                f"{self._path}: the audio has gaps of more than {MAX_GAP_SECONDS} s in total; re-encode it"
-            )
+            raise UserError(f"{self._path}: the audio has gaps of more than {MAX_GAP_SECONDS} s in total; re-encode it")
         return step
 
 

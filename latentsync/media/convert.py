@@ -7,6 +7,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from latentsync.media.color import MATRIX_BT709, RANGE_FULL, RANGE_LIMITED, UNSPECIFIED, ColorTags
 from latentsync.media.frame import VideoFrame
+from latentsync.media.tone_map import SDR_TAGS, ToneMapper, is_hdr
 
 # Pictures beyond this on a side exceed what H.264 decoders commonly play; still images are scaled down to it.
 MAX_STILL_SIDE = 4096
@@ -40,11 +41,13 @@ def bit_depth(frame: av.VideoFrame) -> int:
 
 
 def converted_tags(frame: av.VideoFrame) -> ColorTags:
-    """The colour tags of the planes `FrameConverter` makes from frames like this one.
+    """The color tags of the planes that `FrameConverter` makes from frames like this one.
 
-    YUV keeps its matrix and range. RGB becomes BT.709, limited range. Gray keeps its samples, which are full range
-    unless tagged otherwise (libav's convention).
+    YUV keeps its matrix and range. RGB and HDR become BT.709, limited range. Gray keeps its samples, which are full
+    range unless tagged otherwise (libav's convention).
     """
+    if is_hdr(frame):
+        return SDR_TAGS
     primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
     if _is_rgb(frame):
         known = [MATRIX_BT709 if code in (0, UNSPECIFIED) else code for code in (primaries, transfer)]
@@ -66,6 +69,7 @@ class FrameConverter:
     """Converts every picture of one file to the size, orientation and colour description found in its first one.
 
     - 4:2:0 8-bit samples are copied as they are; any other YUV is converted once by swscale, keeping matrix and range.
+    - HDR (PQ, HLG) is tone-mapped to SDR.
     - Transparent pictures are laid over black, which is what players show.
     - Odd sides are padded to even by repeating the edge. Still images beyond 4096 on a side are scaled down.
     - A picture whose size differs from the first (a stream that changes resolution) is scaled to it.
@@ -77,9 +81,12 @@ class FrameConverter:
         self._orientation = orientation
         self._color = color
         self._reformatter = VideoReformatter()
+        self._tone_mapper = ToneMapper()
 
     def __call__(self, frame: av.VideoFrame) -> VideoFrame:
-        """Convert one decoded picture. The result holds its own copy of the samples."""
+        """Convert one decoded frame. The result holds its own copy of the samples."""
+        if is_hdr(frame):
+            frame = self._tone_mapper(frame)
         if has_alpha(frame):
             frame = self._over_black(frame)
         if frame.format.name not in _DIRECT_FORMATS or (frame.width, frame.height) != self._size:

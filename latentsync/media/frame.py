@@ -5,6 +5,8 @@ import numpy as np
 
 from latentsync.media.color import ColorTags, rgb_to_yuv_matrix, yuv_to_rgb_matrix
 
+GRAY_TOLERANCE = 2  # of chroma samples
+
 
 class VideoFrame:
     """An immutable picture: planes Y (H, W), U and V (H/2, W/2), uint8, in the source's own matrix and range.
@@ -58,6 +60,12 @@ class VideoFrame:
         """Read-only views of Y (H, W), U and V (H/2, W/2)."""
         return _split(self._data)
 
+    @property
+    def is_gray(self) -> bool:
+        """Whether the whole frame is black and white, up to what an encoder adds."""
+        chroma = self._data[self.height :]
+        return bool(chroma.max() <= 128 + GRAY_TOLERANCE and chroma.min() >= 128 - GRAY_TOLERANCE)
+
     def rgb(self, max_side: int | None = None) -> np.ndarray:
         """The whole picture as uint8 RGB (H', W', 3); scaled down, never up, so that no side exceeds `max_side`."""
         y, u, v = self.planes
@@ -87,13 +95,14 @@ class VideoFrame:
         rgb = _to_uint8(cv2.transform(yuv.astype(np.float32), self._yuv_to_rgb()))
         return np.ascontiguousarray(rgb[y0 - top : y1 - top, x0 - left : x1 - left])
 
-    def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray) -> "VideoFrame":
+    def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, luma_only: bool = False) -> "VideoFrame":
         """A new frame with `rgb` laid over the box whose upper left corner is (x0, y0); this one is not changed.
 
         `rgb`: float or uint8 (h, w, 3), 0..255. `alpha`: float (h, w), 0 keeps the picture, 1 replaces it. The box may
         reach outside the picture and is cut there. Luma samples with alpha 0, and chroma samples whose whole 2x2 cell
         has alpha 0, keep their exact values. Blending is done on Y, Cb, Cr: the same mix as in (gamma) RGB, because
         the map is affine; a chroma sample is the mean of its cell with each pixel weighted by its own alpha.
+        `luma_only` keeps all chroma samples, so that a black-and-white frame stays one.
         """
         if rgb.shape[:2] != alpha.shape or rgb.shape[2] != 3:
             raise ValueError(f"rgb {rgb.shape} and alpha {alpha.shape} do not match")
@@ -102,13 +111,12 @@ class VideoFrame:
         right, bottom = min(x0 + alpha.shape[1], self.width), min(y0 + alpha.shape[0], self.height)
         if left < right and top < bottom:
             box = slice(top - y0, bottom - y0), slice(left - x0, right - x0)
-            self._blend_box(_split(data), left, top, rgb[box], alpha[box])
+            planes = _split(data)[:1] if luma_only else _split(data)
+            self._blend_box(planes, left, top, rgb[box], alpha[box])
         return VideoFrame(data, self.color)
 
-    def _blend_box(
-        self, planes: tuple[np.ndarray, np.ndarray, np.ndarray], x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray
-    ) -> None:
-        """Blend a box that lies inside the picture into writable planes, in place."""
+    def _blend_box(self, planes: tuple[np.ndarray, ...], x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray) -> None:
+        """Blend a box inside the frame into writable planes (Y, U, V, or Y alone), in place."""
         # A border of alpha 0 completes the chroma cells at odd edges; it changes nothing.
         height, width = alpha.shape
         border = (y0 % 2, (y0 + height) % 2, x0 % 2, (x0 + width) % 2)
@@ -128,7 +136,7 @@ class VideoFrame:
         _mix(planes[0][top : top + height, left : left + width], kept, luma)
         # Both sums are averaged over each cell, so that every pixel of it counts by its own alpha.
         kept = cv2.resize(kept, cells, interpolation=cv2.INTER_AREA)
-        for plane, weighted in zip(planes[1:], chroma, strict=True):
+        for plane, weighted in zip(planes[1:], chroma, strict=False):
             box = plane[top // 2 : top // 2 + cells[1], left // 2 : left // 2 + cells[0]]
             _mix(box, kept, cv2.resize(weighted, cells, interpolation=cv2.INTER_AREA))
 

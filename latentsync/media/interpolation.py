@@ -25,6 +25,7 @@ from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.media.writer import DEFAULT_CRF, VideoWriter
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR, PROJECT_ROOT
+from latentsync.utils.rates import exact_rate
 
 __all__ = ["FrameRateConverter", "Interpolator", "change_frame_rate", "open_interpolator"]
 logger = logging.getLogger(__name__)
@@ -117,6 +118,13 @@ def load_rife(path: str | Path) -> torch.nn.Module:
     return load_into(lambda: ifnet(width, teacher), Checkpoint(found.path, state), exact=True).eval()
 
 
+def _exact(rate: float | str | Fraction) -> Fraction:
+    try:
+        return exact_rate(rate)
+    except ValueError as error:
+        raise UserError(f"the frame rate must be a number, or a fraction such as 30000/1001, not {rate}") from error
+
+
 def _rife_module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("rife_ifnet", RIFE_SOURCE)
     module = importlib.util.module_from_spec(spec)
@@ -159,7 +167,7 @@ def open_interpolator(
 def change_frame_rate(
     video_path: str | os.PathLike,
     out_path: str | os.PathLike,
-    target_fps: float | Fraction | None = None,
+    target_fps: float | str | Fraction | None = None,
     *,
     factor: int | None = None,
     interpolator: str = "auto",
@@ -184,10 +192,9 @@ def change_frame_rate(
     info = probe_video(video_path)
     if info.is_still:
         raise UserError(f"{video_path}: is a picture; there is nothing between its frames")
-    wanted = info.fps * factor if target_fps is None else target_fps
-    if not 1 <= wanted <= MAX_FPS:  # NaN is not
-        raise UserError(f"the frame rate must lie between 1 and {MAX_FPS}, not {float(wanted):g}")
-    target = wanted if target_fps is None else Fraction(wanted).limit_denominator(1001)
+    target = info.fps * (factor or 1) if target_fps is None else _exact(target_fps)
+    if not 1 <= target <= MAX_FPS:
+        raise UserError(f"the frame rate must be between 1 and {MAX_FPS}, not {float(target):g}")
     total = available_frames(info, info.fps)
     converter = FrameRateConverter(open_interpolator(interpolator, device, scale, rife_path), info.fps, target)
     audio = select_audio(video_path, video=video_path) if has_audio(video_path) else None

@@ -20,17 +20,17 @@ from latentsync.media.convert import (
     has_alpha,
 )
 from latentsync.media.paths import IMAGE_ERRORS, check_input_path, open_image, open_input
+from latentsync.media.tone_map import HDR_TRANSFERS
 from latentsync.media.webp import AnimatedWebp, decode_frames, read_animated_webp
 from latentsync.utils.errors import UserError
+from latentsync.utils.rates import MAX_DENOMINATOR, NTSC_RATES
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_FPS = Fraction(FPS)
 MAX_PIXELS = 2**28  # 16384 x 16384: beyond this one decoded picture takes gigabytes
 
-_STANDARD_RATES = tuple(
-    Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60", "120")
-)
+_STANDARD_RATES = (*NTSC_RATES, *map(Fraction, (24, 25, 30, 48, 50, 60, 120)))
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class VideoInfo:
     variable_frame_rate: bool
     color: ColorTags
     sample_aspect_ratio: Fraction
+    hdr: str | None = None  # PQ or HLG: frames are tone-mapped to SDR
+    is_interlaced: bool = False  # frames are deinterlaced
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
@@ -92,6 +94,8 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
             variable_frame_rate=not is_still and _has_variable_rate(stream),
             color=converted_tags(frame),
             sample_aspect_ratio=_aspect_ratio(stream, orientation),
+            hdr=HDR_TRANSFERS.get(int(frame.color_trc)),
+            is_interlaced=not is_still and bool(frame.interlaced_frame),
         )
 
 
@@ -137,7 +141,7 @@ def frame_rate(stream: VideoStream) -> Fraction:
     for standard in _STANDARD_RATES:
         if abs(rate / standard - 1) < Fraction(1, 2500):
             return standard
-    return Fraction(rate).limit_denominator(1001)
+    return Fraction(rate).limit_denominator(MAX_DENOMINATOR)
 
 
 def packet_times(path: Path) -> list[tuple[Fraction, Fraction]]:
@@ -249,7 +253,7 @@ def _probe_animated_webp(path: Path, animation: AnimatedWebp) -> VideoInfo:
     return VideoInfo(
         path=path,
         **_geometry(animation.width, animation.height, 1, False),
-        fps=(len(animation.durations) / total).limit_denominator(1001),
+        fps=(len(animation.durations) / total).limit_denominator(MAX_DENOMINATOR),
         duration=float(total),
         num_frames=len(animation.durations),
         is_still=False,

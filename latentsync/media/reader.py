@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import dropwhile
 
 import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from latentsync.media.convert import FrameConverter
+from latentsync.media.deinterlace import deinterlaced
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import open_input
 from latentsync.media.probe import VideoInfo, first_video_stream
@@ -57,6 +59,10 @@ class VideoReader:
         self._has_stamps = True
         self._reported_damage = False
         self.damaged_packets = 0
+        if info.hdr is not None:
+            logger.info("%s: HDR (%s) is tone-mapped to SDR", info.path, info.hdr)
+        if info.is_interlaced:
+            logger.info("%s: interlaced video is deinterlaced", info.path)
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -84,13 +90,9 @@ class VideoReader:
         if from_start:
             self._reopen()
         last_time: Fraction | None = None
-        wait_for_key = not from_start
         self.damaged_packets = 0
         try:
-            for frame in self._decoded():
-                if wait_for_key and not frame.key_frame:
-                    continue  # what precedes the keyframe in display order may lack its references
-                wait_for_key = False
+            for frame in self._progressive(from_start):
                 time, duration = self._timing(frame, last_time)
                 if last_time is None or time > last_time:
                     last_time = time
@@ -99,6 +101,17 @@ class VideoReader:
             self._report_damage()
         if last_time is None and from_start:
             raise UserError(f"{self._info.path}: the video has no frame that can be decoded; it may be truncated")
+
+    def _progressive(self, from_start: bool) -> Iterator[av.VideoFrame]:
+        """Decoded frames, deinterlaced, from the first complete one on."""
+        frames = self._decoded()
+        if not from_start:  # what precedes the keyframe in display order may lack its references
+            frames = dropwhile(lambda frame: not frame.key_frame, frames)
+        if self._info.is_interlaced:
+            frames = deinterlaced(frames)
+            if not from_start:
+                next(frames, None)  # was deinterlaced without the frame before it
+        return frames
 
     def _timing(self, frame: av.VideoFrame, last_time: Fraction | None) -> tuple[Fraction, Fraction]:
         """(time, duration) of a decoded frame; streams without time stamps are counted at the nominal rate."""

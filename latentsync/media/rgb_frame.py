@@ -6,6 +6,7 @@ import numpy as np
 from latentsync.media.color import MATRIX_BT709, RANGE_LIMITED, ColorTags
 from latentsync.media.frame import VideoFrame
 
+LUMA_WEIGHTS = np.array([[0.2126], [0.7152], [0.0722]], np.float32)  # BT.709
 RGB_TAGS = ColorTags(MATRIX_BT709, RANGE_LIMITED, MATRIX_BT709, MATRIX_BT709)  # of its planes, once it is encoded
 
 
@@ -34,6 +35,11 @@ class RGBFrame(VideoFrame):
     def planes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return VideoFrame(self.i420, self.color).planes
 
+    @property
+    def is_gray(self) -> bool:
+        red, green, blue = (self._pixels[..., channel] for channel in range(3))
+        return np.array_equal(red, green) and np.array_equal(green, blue)
+
     def rgb(self, max_side: int | None = None) -> np.ndarray:
         longest = max(self.width, self.height)
         if max_side is None or longest <= max_side:
@@ -46,9 +52,11 @@ class RGBFrame(VideoFrame):
             raise ValueError(f"box {(x0, y0, x1, y1)} is not inside {self.width}x{self.height}")
         return np.ascontiguousarray(self._pixels[y0:y1, x0:x1])
 
-    def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray) -> "RGBFrame":
+    def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, luma_only: bool = False) -> "RGBFrame":
         if rgb.shape[:2] != alpha.shape or rgb.shape[2] != 3:
             raise ValueError(f"rgb {rgb.shape} and alpha {alpha.shape} do not match")
+        if luma_only:
+            rgb = np.repeat(rgb.astype(np.float32) @ LUMA_WEIGHTS, 3, axis=2)
         pixels = self._pixels.copy()
         left, top = max(x0, 0), max(y0, 0)
         right, bottom = min(x0 + alpha.shape[1], self.width), min(y0 + alpha.shape[0], self.height)

@@ -28,6 +28,7 @@ from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.rgb_frame import RGB_TAGS, RGBFrame
 from latentsync.media.timeline import frame_count, nearest_samples, open_timeline, pingpong_index
 from latentsync.utils.errors import UserError
+from latentsync.utils.rates import exact_rate
 
 VideoInput = str | PathLike | IO[bytes] | tuple[Any, Any]
 AudioInput = str | PathLike | IO[bytes] | tuple[Any, Any]
@@ -194,8 +195,8 @@ def _pair(given: tuple[Any, ...], kind: str, form: str) -> tuple[Any, Any]:
 
 def _rate(value: Any, name: str) -> Fraction:
     try:
-        rate = Fraction(value).limit_denominator(1001)
-    except (TypeError, ValueError, OverflowError) as error:
+        rate = exact_rate(value)
+    except (TypeError, ValueError) as error:
         raise UserError(f"{name} must be a number, not {value!r}") from error
     if rate <= 0:
         raise UserError(f"{name} must be above 0, not {value!r}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import uuid
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
@@ -17,6 +16,7 @@ from latentsync.media.convert import plane_samples
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import check_output_path, file_url
 from latentsync.utils.errors import UserError
+from latentsync.utils.files import HiddenFile
 
 DEFAULT_CRF = 18  # visually lossless
 DEFAULT_PRESET = "fast"
@@ -73,7 +73,8 @@ class VideoWriter:
         self._frames = 0
         self._audio: AudioTrack | None = None
         self._container: av.container.OutputContainer | None = None
-        self._temporary = self._target.with_name(f".latentsync-{uuid.uuid4().hex}{self._target.suffix.lower()}")
+        with self._user_errors():
+            self._temporary = HiddenFile(self._target)
         try:
             with self._user_errors():
                 options = {"crf": f"{crf:g}", "preset": preset}
@@ -116,7 +117,7 @@ class VideoWriter:
                 if self._audio is not None:
                     self._audio.finish()
                 self._container.close()
-                os.replace(self._temporary, self._target)
+                self._temporary.put_in_place()
         except BaseException:
             self.abort()
             raise
@@ -129,14 +130,13 @@ class VideoWriter:
         container, self._container = self._container, None
         if self._audio is not None:
             self._audio.close()
-        if container is None:
-            return
         try:
             # Closing writes the index and can fail like any write (disk full); the file goes away anyway.
             with contextlib.suppress(av.error.FFmpegError, OSError):
-                container.close()
+                if container is not None:
+                    container.close()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._temporary.discard()
 
     def _open(
         self,
@@ -146,10 +146,10 @@ class VideoWriter:
         audio: AudioSource | None,
         max_audio_seconds: float | None,
     ) -> None:
-        suffix = self._temporary.suffix
+        suffix = self._target.suffix.lower()
         # The index goes to the front, so that the video plays while it is being downloaded.
         container_options = {"movflags": "+faststart"} if suffix in (".mp4", ".mov") else {}
-        self._container = av.open(file_url(self._temporary), "w", options=container_options)
+        self._container = av.open(file_url(self._temporary.path), "w", options=container_options)
         self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
         codec = self._stream.codec_context
         codec.width, codec.height = self._size

@@ -1,4 +1,4 @@
-"""Attention within one frame: over its own pixels, and from its pixels to the audio tokens of its moment.
+"""Spatial attention of the UNet: self-attention within a frame and cross-attention to its audio tokens.
 
 Legend: N images (batch * frames), C channels, H W latent map, L sequence length, S audio tokens, D audio width,
 Q heads.
@@ -12,7 +12,7 @@ TRANSFORMER_NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head attention. bias: whether queries, keys and values have one (the UNet's have none)."""
+    """Multi-head attention. bias: whether queries, keys and values have a bias (not in the UNet)."""
 
     def __init__(self, width: int, heads: int, context_width: int | None = None, bias: bool = False):
         super().__init__()
@@ -46,7 +46,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU and a linear layer, four times wider inside; (..., C) -> (..., C)."""
+    """GEGLU and a linear layer, with four times the width inside; (..., C) -> (..., C)."""
 
     def __init__(self, width: int, expansion: int = 4):
         super().__init__()
@@ -58,7 +58,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, audio cross-attention (`context_width` None: left out), feed-forward; each with its LayerNorm."""
+    """Self-attention, audio cross-attention (none if `context_width` is None), feed-forward; each after a LayerNorm."""
 
     def __init__(self, width: int, heads: int, context_width: int | None):
         super().__init__()

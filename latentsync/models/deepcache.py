@@ -1,9 +1,10 @@
 """Deep feature cache: between full steps, only the outermost layers of the UNet run.
 
-Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free": the deep features of neighbouring sampling steps
-are nearly equal. Every `interval`-th step runs whole and keeps the map that enters the outermost layers of the way up;
-the steps between read it again. Branch 0 (the published setting) recomputes the first convolution and the last layer;
-branch b also the first b layers of the first down block and the b layers of the last up block that read them.
+Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free": the deep features of neighboring sampling steps
+are nearly equal. Every `interval`-th step runs completely and stores the feature map that enters the outermost layers
+of the decoder; the steps after it reuse this map. Branch 0 (the published setting) recomputes the first convolution and
+the last layer; branch b also the first b layers of the first down block and the b layers of the last up block that use
+their output.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from latentsync.utils.errors import UserError
 
 @dataclass
 class DeepCache:
-    """The schedule and the kept features of one sampling run. Call `reset` before every run."""
+    """The schedule and the cached features of one sampling run. Call `reset` before every run."""
 
     interval: int = 3
     branch: int = 0
@@ -30,13 +31,13 @@ class DeepCache:
             raise UserError(f"deepcache branch must be at least 0, got {self.branch}")
 
     def reset(self) -> None:
-        """Forget everything: the next step runs whole."""
+        """Clear the cache: the next step runs completely."""
         self._step, self._key, self._features = 0, None, None
 
     def lookup(self, sample: Tensor) -> Tensor | None:
-        """Begin a step on `sample`: the kept features, or None when the step has to run whole."""
+        """Begin a step on `sample`: the cached features, or None when the step must run completely."""
         key = (tuple(sample.shape), sample.dtype, sample.device)
-        if key != self._key:  # another kind of input cannot belong to the same run
+        if key != self._key:  # another shape, dtype or device: a new run
             self.reset()
             self._key = key
         due = self._step % self.interval == 0
@@ -44,5 +45,5 @@ class DeepCache:
         return None if due else self._features
 
     def store(self, features: Tensor) -> None:
-        """Keep what a whole step computed."""
+        """Store the features of a complete step."""
         self._features = features

@@ -1,12 +1,12 @@
-"""A small SyncNet that looks at each frame by itself before it looks at their order.
+"""A small SyncNet that encodes each frame separately, then the sequence of frame features.
 
-StableSyncNet stacks the frames of a window along the channels, so its first convolution has to learn anew for each
-place in the window what a mouth looks like. Here one encoder is shared by all frames, and a second one sees how its
-features change. Of a run that is longer than a window every frame is encoded once, whatever number of windows it is in.
-Few clips and few steps are then enough.
+StableSyncNet stacks the frames of a window along the channels, so its first convolution must learn for each position in
+the window what a mouth looks like. Here one encoder is shared by all frames, and a second one encodes how its features
+change. In a sequence longer than a window each frame is encoded once for all windows that contain it. This network
+learns from less data and in fewer steps.
 
-Legend: B runs, R frames of a run, F frames of a window, W windows of a run, C channels, H W map, D widths, A values of
-an audio row.
+Legend: B sequences, R frames of a sequence, F frames of a window, W windows of a sequence, C channels, H W map,
+D widths, A values of an audio row.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ from latentsync.models.syncnet_config import InputChannels
 
 NORM_GROUPS = 8
 FRAME_STRIDES = ((1, 2), (2, 2), (2, 2))  # of a lower half, 8 x 16 cells, to 2 x 2
-STEPS = 3  # a window of frames is halved so often, one of audio rows once more
+STEPS = 3  # halvings of a window of frames; a window of audio rows is halved once more
 
 
 @section
 class FramewiseSyncNetConfig:
     """`model` section of a config file for this network.
 
-    num_frames: F. window_stride: frames between the windows of a run that is longer than F.
-    frame_channels, frame_size: C and (H, W) of one frame as the network is shown it.
+    num_frames: F. window_stride: frames between the windows of a sequence longer than F.
+    frame_channels, frame_size: C and (H, W) of one input frame.
     audio_channels: A, all Whisper states of a row.
-    frame_widths: of the three blocks that see a frame. feature_width: of what is known of a frame or an audio row.
-    window_widths: of the blocks that see a window, the last one repeated. embedding_width: of the result.
+    frame_widths: of the three blocks of the frame encoder. feature_width: of the features of a frame or an audio row.
+    window_widths: of the blocks of the window encoder, the last one repeated. embedding_width: D of the output.
     """
 
     num_frames: int = 16
@@ -62,7 +62,7 @@ class FramewiseSyncNetConfig:
 
     @property
     def visual_encoder(self) -> InputChannels:
-        """Frames of a window side by side."""
+        """Frames of a window, stacked along the channels."""
         return InputChannels(self.num_frames * self.frame_channels)
 
     @property
@@ -70,17 +70,17 @@ class FramewiseSyncNetConfig:
         return InputChannels(self.audio_channels)
 
     def check_visual_input(self, channels: int, size: tuple[int, int]) -> None:
-        """Refuse pictures (channels, *size) that are no window, nor a run of whole frames. Raises SchemaError."""
+        """Raise SchemaError for images (channels, *size) that are not a window or a longer sequence of frames."""
         frames, rest = divmod(channels, self.frame_channels)
         if rest or frames < self.num_frames or tuple(size) != tuple(self.frame_size):
             wanted = f"{self.num_frames} or more frames of {self.frame_channels} x {_by(self.frame_size)}"
             raise SchemaError(("model",), f"framewise_syncnet takes {wanted}; got {channels} x {_by(size)}")
 
     def check_audio_input(self, channels: int, size: tuple[int, int]) -> None:
-        """Refuse sound (channels, *size) that is no row of Whisper states. Raises SchemaError."""
+        """Raise SchemaError for audio (channels, *size) that is not a sequence of Whisper states."""
         if channels != self.audio_channels or size[0] != 1 or size[1] < WHISPER_ROWS_PER_FRAME * self.num_frames:
             wanted = f"{self.audio_channels} x 1 x {WHISPER_ROWS_PER_FRAME * self.num_frames} or more (Whisper states)"
-            raise SchemaError(("model",), f"framewise_syncnet takes sound of {wanted}; got {channels} x {_by(size)}")
+            raise SchemaError(("model",), f"framewise_syncnet takes audio of {wanted}; got {channels} x {_by(size)}")
 
 
 def _by(size: Sequence[int]) -> str:
@@ -88,7 +88,7 @@ def _by(size: Sequence[int]) -> str:
 
 
 class ResBlock(nn.Module):
-    """Convolution of 3, norm, SiLU, twice, with a shortcut; the first one strided.
+    """Two convolutions of kernel size 3, each with norm and SiLU, and a shortcut; the first one is strided.
 
     Args:
         conv: nn.Conv1d or nn.Conv2d.
@@ -116,7 +116,7 @@ class ResBlock(nn.Module):
 
 
 class FrameEncoder(nn.Module):
-    """A frame by itself: (N, C, H, W) -> (N, feature_width)."""
+    """Encodes single frames: (N, C, H, W) -> (N, feature_width)."""
 
     def __init__(self, config: FramewiseSyncNetConfig):
         super().__init__()
@@ -135,8 +135,10 @@ class FrameEncoder(nn.Module):
 
 
 class WindowEncoder(nn.Module):
-    """Features of a window in their order: (N, feature_width, length) -> (N, embedding_width), not negative, unit
-    vectors. The mean over the window is taken away first: what moves counts, not who is seen and heard."""
+    """Encodes the features of a window: (N, feature_width, length) -> (N, embedding_width), non-negative unit vectors.
+
+    The mean over the window is subtracted first, so that motion counts and not the speaker's identity.
+    """
 
     def __init__(self, config: FramewiseSyncNetConfig, length: int, steps: int):
         super().__init__()
@@ -154,13 +156,13 @@ class WindowEncoder(nn.Module):
 
 
 class FramewiseSyncNet(nn.Module):
-    """Embeds lips and Whisper states so that what belongs together points the same way; called as StableSyncNet is.
+    """Embeds mouth frames and Whisper states so that synchronized pairs are similar; same interface as StableSyncNet.
 
     Args:
-        config: its sizes.
+        config: layer sizes.
 
     Raises:
-        UserError: an input of another shape (at the call).
+        UserError: an input has another shape (in `forward`).
     """
 
     def __init__(self, config: FramewiseSyncNetConfig | None = None):
@@ -173,8 +175,10 @@ class FramewiseSyncNet(nn.Module):
         self.row_order = WindowEncoder(config, WHISPER_ROWS_PER_FRAME * config.num_frames, STEPS + 1)
 
     def forward(self, image_sequences: Tensor, audio_sequences: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors (vision_embeds, audio_embeds), both (B * W, D) in [0, 1], the windows of a run one after the
-        other: from frame 0, window_stride, 2 * window_stride, ... on. W is 1 where R = F.
+        """Unit vectors (vision_embeds, audio_embeds), both (B * W, D) in [0, 1].
+
+        The windows of a sequence are consecutive and start at frames 0, window_stride, 2 * window_stride, ...; W is 1
+        if R = F.
 
         Args:
             image_sequences: (B, R * C, H, W), the frames stacked along the channels.
@@ -183,7 +187,7 @@ class FramewiseSyncNet(nn.Module):
         return self.embed_images(image_sequences), self.embed_audio(audio_sequences)
 
     def embed_images(self, image_sequences: Tensor, stride: int | None = None) -> Tensor:
-        """(B, R * C, H, W) -> (B * W, D) unit vectors; `stride` takes the place of window_stride."""
+        """(B, R * C, H, W) -> (B * W, D) unit vectors; `stride` replaces window_stride."""
         self.config.check_visual_input(image_sequences.shape[1], tuple(image_sequences.shape[2:]))
         frames = rearrange(image_sequences, "b (r c) h w -> (b r) c h w", c=self.config.frame_channels)
         features = rearrange(self.frame_encoder(frames), "(b r) d -> b d r", b=len(image_sequences))
@@ -196,6 +200,6 @@ class FramewiseSyncNet(nn.Module):
         return self.row_order(self._windows(rows, self.config.window_stride, WHISPER_ROWS_PER_FRAME))
 
     def _windows(self, features: Tensor, stride: int, rows: int = 1) -> Tensor:
-        """(B, D, R * rows) -> (B * W, D, F * rows), with `rows` of them a frame."""
+        """(B, D, R * rows) -> (B * W, D, F * rows), with `rows` features per frame."""
         windows = features.unfold(-1, self.config.num_frames * rows, stride * rows)
         return rearrange(windows, "b d w t -> (b w) d t")

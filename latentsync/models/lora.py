@@ -3,7 +3,7 @@
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models": W becomes W + scale * alpha / R * B A.
 
 An adapter file is safetensors with `<projection>.lora_A.weight` (R, I) and `<projection>.lora_B.weight` (O, R) of each
-adapted projection, and metadata that says what it belongs to. Legend: R rank; I, O widths of a projection.
+adapted projection, and metadata that identifies the model it belongs to. Legend: R rank; I, O widths of a projection.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 FORMAT = "latentsync-lora-1"
-ADAPTER_NAME = "default"  # peft's name for the only adapter there is
+ADAPTER_NAME = "default"  # peft's name of a single adapter
 PEFT_KEY = re.compile(rf"(.+)\.lora_([AB])\.{ADAPTER_NAME}\.weight")
 FILE_KEY = re.compile(r"(.+)\.lora_([AB])\.weight")
-# Of the config, what may differ between the model an adapter was trained on and the one that it is merged into.
+# Config keys that may differ between the model that an adapter was trained on and the one that it is merged into.
 HARMLESS_KEYS = {"sample_size", "zero_initialize_conv_in"}
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Shape of an adapter. targets: parts of the names of the projections that it changes (see `find_projections`)."""
+    """Shape of an adapter. targets: parts of the names of the adapted projections, see `find_projections`."""
 
     rank: int
     alpha: float
@@ -53,7 +53,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """What an adapter file says of itself. base: the weights it was trained on; step: training steps."""
+    """Metadata of an adapter file. base: the weights it was trained on; step: training steps."""
 
     settings: LoraSettings
     base: str
@@ -63,8 +63,8 @@ class LoraInfo:
 def find_projections(unet: nn.Module, targets: Sequence[str]) -> list[str]:
     """Names of the attention projections (`PROJECTIONS`) with one of `targets` among the dotted parts of their name.
 
-    attn1 is attention within a frame, attn2 to the sound, attention_blocks along time; to_q, attn2.to_k, mid_block
-    and the like work as well. Raises UserError for a target that names none.
+    attn1 is attention within a frame, attn2 to the audio, attention_blocks along time; to_q, attn2.to_k, mid_block
+    and similar parts work as well. Raises UserError for a target that matches none.
     """
     endings = tuple(f".{projection}" for projection in PROJECTIONS)
     names = [name for name, module in unet.named_modules() if name.endswith(endings) and isinstance(module, nn.Linear)]
@@ -81,10 +81,10 @@ def find_projections(unet: nn.Module, targets: Sequence[str]) -> list[str]:
 def add_lora(
     unet: "UNet3DConditionModel", rank: int, alpha: float = 16.0, targets: Sequence[str] = PROJECTIONS
 ) -> list[nn.Parameter]:
-    """Put adapters on the attention projections, freeze everything else; returns what is left to train.
+    """Add adapters to the attention projections, freeze everything else, and return the trainable parameters.
 
-    The fresh adapter changes nothing (B is zero; A is drawn from the global generator). The projections become peft
-    layers: their weight is then called `base_layer.weight`.
+    A new adapter has no effect (B is zero; A is drawn from the global generator). The projections become peft layers,
+    whose weight is named `base_layer.weight`.
 
     Raises:
         UserError: a target names no projection, the rank is below 1, or peft is not installed.
@@ -106,7 +106,7 @@ def add_lora(
 
 
 def lora_state_dict(unet: "UNet3DConditionModel", state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The adapter's tensors by their names in a file; from `state` (averaged weights, say) where it is given."""
+    """The adapter's tensors by their names in a file; from `state` (such as averaged weights) if given."""
     values = unet.state_dict() if state is None else state
     found = {name: PEFT_KEY.fullmatch(name) for name in values}
     return {f"{match[1]}.lora_{match[2]}.weight": values[name] for name, match in found.items() if match}
@@ -146,11 +146,11 @@ def save_lora(
 def load_lora(unet: "UNet3DConditionModel", path: str | Path, scale: float = 1.0) -> LoraInfo:
     """Merge an adapter into the weights of a plain UNet: W + scale * alpha / R * B A, computed in float32.
 
-    Several may be merged one after the other. Names, shapes and types of the weights stay as they are.
+    Several may be merged one after the other. Names, shapes and dtypes of the weights do not change.
 
     Raises:
-        UserError: the file is no adapter, belongs to another architecture (the difference is named), or `scale` is
-            not a finite number.
+        UserError: the file is not an adapter, belongs to another architecture (the difference is named), or `scale`
+            is not a finite number.
     """
     if not math.isfinite(scale):
         raise UserError(f"LoRA scale must be a number, got {scale}")
@@ -180,7 +180,7 @@ def load_lora(unet: "UNet3DConditionModel", path: str | Path, scale: float = 1.0
 
 
 def is_adapter(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of an adapter and of nothing else."""
+    """Whether these are the tensors of an adapter."""
     return bool(state) and all(FILE_KEY.fullmatch(name) for name in state)
 
 
@@ -189,19 +189,19 @@ def _merge(unet: nn.Module, tensors: Mapping[str, Tensor], factor: float) -> Non
     for name in _modules(tensors):
         weight = unet.get_submodule(name).weight
         down, up = (tensors[f"{name}.lora_{matrix}.weight"].to(weight.device, torch.float32) for matrix in "AB")
-        # Not in place: the weights may be mapped from a file.
+        # Not in place: the weights may be memory-mapped from a file.
         weight.data = (weight.float() + factor * (up @ down)).to(weight.dtype)
 
 
 def _config_difference(unet: nn.Module, trained: Mapping[str, Any]) -> str:
-    """Keys of the model config whose values differ, in one phrase; empty when none does."""
+    """Keys of the model config whose values differ, in one phrase; empty if none differs."""
     config = _plain_config(unet)
     changed = [key for key in config if key not in HARMLESS_KEYS and trained.get(key, config[key]) != config[key]]
     return "; ".join(f"{key} {trained[key]} instead of {config[key]}" for key in changed)
 
 
 def _shape_difference(unet: nn.Module, tensors: Mapping[str, Tensor], rank: int) -> str:
-    """The first tensor of the adapter that has no place in the UNet, in one phrase; empty when all have."""
+    """The first tensor of the adapter that does not fit the UNet, in one phrase; empty if all fit."""
     expected = _expected_shapes(unet, _modules(tensors), rank)
     for name in tensors:
         if name not in expected:
@@ -239,13 +239,13 @@ def _adapter_of(unet: nn.Module) -> LoraSettings | None:
 
 
 def _modules(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the adapted projections, each once, in the file's order."""
+    """Names of the adapted projections, without repetition, in the order of the file."""
     matches = [FILE_KEY.fullmatch(name) for name in tensors]
     return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def _plain_config(unet: "UNet3DConditionModel") -> dict[str, Any]:
-    """The model config as JSON gives it back (tuples are lists)."""
+    """The model config as read from JSON (tuples are lists)."""
     return json.loads(json.dumps(asdict(unet.config)))
 
 

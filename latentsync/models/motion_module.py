@@ -13,7 +13,7 @@ from latentsync.models.attention import TRANSFORMER_NORM_EPS, Attention, FeedFor
 from latentsync.models.unet_config import MotionModuleConfig
 from latentsync.utils.errors import UserError
 
-# Attention kernels put the batch on a CUDA grid axis that holds 65535; one sequence per pixel gets there.
+# Attention kernels map the batch to a CUDA grid axis of at most 65535; one sequence per pixel can exceed that.
 MAX_SEQUENCES = 32768
 
 
@@ -34,14 +34,14 @@ class PositionalEncoding(nn.Module):
         """(P, F, K) -> same shape; raises UserError when F exceeds the table."""
         if x.shape[1] > self.pe.shape[1]:
             raise UserError(
-                f"num_frames {x.shape[1]} exceeds the {self.pe.shape[1]} frames this UNet's motion modules know;"
+                f"num_frames {x.shape[1]} exceeds the {self.pe.shape[1]} frames of this UNet's position tables;"
                 " lower num_frames"
             )
         return x + self.pe[:, : x.shape[1]]
 
 
 class TemporalAttention(Attention):
-    """Self-attention over the frames, knowing their order."""
+    """Self-attention over the frames, with their positions."""
 
     def __init__(self, width: int, heads: int, max_len: int | None):
         super().__init__(width, heads)
@@ -86,7 +86,7 @@ class TemporalTransformer3DModel(nn.Module):
             [TemporalTransformerBlock(inner, config) for _ in range(config.num_transformer_block)]
         )
         self.proj_out = nn.Linear(inner, channels)
-        if config.zero_initialize:  # a fresh module changes nothing: training starts from the image model
+        if config.zero_initialize:  # a new module has no effect: training starts from the image model
             nn.init.zeros_(self.proj_out.weight)
             nn.init.zeros_(self.proj_out.bias)
 

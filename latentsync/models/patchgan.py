@@ -1,4 +1,4 @@
-"""PatchGAN: a discriminator that judges every patch of an image on its own (Isola et al. 2017, "pix2pix").
+"""PatchGAN: a discriminator that classifies every patch of an image separately (Isola et al. 2017, "pix2pix").
 
 Legend: N images, H W pixels, h w patches.
 """
@@ -9,16 +9,16 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 KERNEL = 4
 LEAK = 0.2
-MAX_WIDENING = 8  # the widest layer against the first
-# Halvings, and the smallest side of an image that they leave a patch of: two more convolutions follow them.
+MAX_WIDENING = 8  # width of the widest layer relative to the first
+# Number of halvings -> smallest image side that leaves one patch (two more convolutions follow the halvings).
 MIN_SIDES = {1: 8, 2: 16, 3: 32}
 
 
 class PatchDiscriminator(nn.Module):
     """Logits of "real" for overlapping patches; with three halvings each sees 70 x 70 pixels.
 
-    Every convolution is spectrally normalised (Miyato et al. 2018), which bounds the slope of the logits in the
-    pixels; no other norm, so that no image depends on the rest of its batch.
+    Every convolution has spectral normalization (Miyato et al. 2018), which bounds the gradient of the logits. There is
+    no other norm, so that an image does not depend on the rest of its batch.
     """
 
     def __init__(self, width: int = 64, halvings: int = 3, channels: int = 3):
@@ -42,7 +42,7 @@ class PatchDiscriminator(nn.Module):
 
     @classmethod
     def for_images(cls, height: int, width: int, channels_wide: int = 64) -> "PatchDiscriminator":
-        """The one of the largest patches that still has several of them in an image of height x width pixels.
+        """The discriminator with the largest patches that fit into images of height x width pixels.
 
         Raises:
             ValueError: the image is smaller than any patch.

@@ -1,8 +1,8 @@
 """Residual blocks and resampling of the UNet: 2-D convolutions on every frame.
 
-Legend: B batch, F frames, N = B * F images (frames of a sample are neighbours), C channels, H W latent map,
-E time embedding. Maps are (N, C, H, W), kept channels-last in memory: convolutions run fastest so, and both the
-norm over all frames and the token view of the attention layers are then views of the same memory, not copies.
+Legend: B batch, F frames, N = B * F images (the frames of a sample are consecutive), C channels, H W latent map,
+E time embedding. Maps are (N, C, H, W) in channels-last memory format: convolutions are fastest in it, and the norm
+over all frames and the token view of the attention layers are then views of the same memory, not copies.
 """
 
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class FrameGroupNorm(nn.GroupNorm):
 
 
 class ResnetBlock3D(nn.Module):
-    """norm, activation, 3x3 convolution, twice; the time embedding is added in between."""
+    """Norm, activation, 3x3 convolution, twice; the time embedding is added after the first convolution."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Downsample3D(nn.Module):
 
 
 class Upsample3D(nn.Module):
-    """Nearest-neighbour enlargement to `size`, then a convolution."""
+    """Nearest-neighbor upsampling to `size`, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

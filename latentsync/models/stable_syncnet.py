@@ -1,6 +1,6 @@
-"""StableSyncNet: does this sound belong to these lips? Parameter names are those of the published checkpoint.
+"""StableSyncNet: scores whether audio and lips are in sync. Parameter names are those of the published checkpoint.
 
-Legend: B batch, C channels, H W map, L = H * W, D embedding width. Inputs are made by `syncnet_input`.
+Legend: B batch, C channels, H W map, L = H * W, D embedding width. Inputs come from `syncnet_input`.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock2D(nn.Module):
-    """norm, SiLU, 3x3 convolution, twice, with a shortcut; then a strided convolution unless `factor` is 1."""
+    """Norm, SiLU, 3x3 convolution, twice, with a shortcut; then a strided convolution unless `factor` is 1."""
 
     def __init__(self, in_channels: int, out_channels: int, factor: int | tuple[int, ...], dropout: float):
         super().__init__()
@@ -73,7 +73,7 @@ class AttentionBlock2D(nn.Module):
 
 
 class DownEncoder2D(nn.Module):
-    """A map, halved step by step until one cell is left: (B, C, H, W) -> (B, D), not negative, not normalised."""
+    """Downsamples a map to a single cell: (B, C, H, W) -> (B, D), non-negative, not normalized."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -96,13 +96,13 @@ class DownEncoder2D(nn.Module):
 
 
 class StableSyncNet(nn.Module):
-    """Embeds pictures and sound so that what belongs together points the same way (LatentSync, section 3.3).
+    """Embeds frames and audio so that synchronized pairs are similar (LatentSync, section 3.3).
 
     Args:
         config: a StableSyncNetConfig, or the `model` section of a SyncNet config as plain values.
 
     Raises:
-        UserError: the config is not valid (here), or an input does not come out as a 1x1 map (at the call).
+        UserError: the config is invalid, or (in `forward`) an input is not reduced to a 1x1 map.
     """
 
     def __init__(self, config: StableSyncNetConfig | Mapping[str, Any]):

@@ -1,4 +1,4 @@
-"""What a StableSyncNet is made of. Key names are those of the published configs."""
+"""Architecture of a StableSyncNet. Key names are those of the published configs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ def strides(factor: int | tuple[int, ...]) -> Size:
 
 
 def padding(factor: int | tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) zeros before a strided 3x3 convolution: one after each halved axis, else one each."""
+    """(left, right, top, bottom) zeros around the input of a strided 3x3 convolution: a halved axis only at its end."""
     height, width = strides(factor)
     return (int(width == 1), 1, int(height == 1), 1)
 
 
 def downsampled(length: int, stride: int) -> int:
-    """Length of one axis after the strided 3x3 convolution and its padding; 0 or less: too short."""
+    """Length of one axis after the strided 3x3 convolution and its padding; 0 or less if it is too short."""
     return (length + 1 + int(stride == 1) - 3) // stride + 1
 
 
 @section
 class EncoderConfig:
-    """One encoder: a residual block per width, each followed by attention where asked.
+    """One encoder: a residual block per width, each optionally followed by attention.
 
-    in_channels: channels of the input map (frames x colours, mel 1, or stacked Whisper states).
+    in_channels: channels of the input map (frames x RGB, 1 for a mel, or stacked Whisper states).
     downsample_factors: per block, 1 for none, n for both axes, or [height, width].
     attn_blocks: per block 0 or 1; empty for none.
     """
@@ -91,7 +91,7 @@ class EncoderConfig:
         return tuple(map(bool, self.attn_blocks)) or (False,) * len(self.block_out_channels)
 
     def map_sizes(self, size: Size) -> list[Size]:
-        """Size of the map after each block, for an input of `size`; ends early where an axis is used up."""
+        """Size of the map after each block, for an input of `size`; stops where an axis has no cells left."""
         sizes = []
         for factor in self.downsample_factors:
             if strides(factor) != (1, 1):
@@ -102,7 +102,7 @@ class EncoderConfig:
         return sizes
 
     def check_input(self, channels: int, size: Size) -> None:
-        """Refuse an input (channels, *size) that this encoder does not reduce to a 1x1 map. Raises UserError."""
+        """Raise UserError for an input (channels, *size) that this encoder does not reduce to a 1x1 map."""
         got = f"got an input of {channels} channels, {size[0]}x{size[1]}"
         require(channels == self.in_channels, f"in_channels is {self.in_channels}, {got}")
         sizes = self.map_sizes(size)
@@ -115,17 +115,18 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class InputChannels:
-    """What a config file needs to know of an encoder whose layout is not an `EncoderConfig`."""
+    """The input of an encoder that has no `EncoderConfig`."""
 
     in_channels: int
 
 
 @section
 class StableSyncNetConfig:
-    """The two encoders; both end in the same width, that of the embedding.
+    """The two encoders, whose last width is that of the embedding.
 
-    centred_frames: frames stacked in the visual input, whose mean is then taken away, as is the mean of the sound over
-        time: what moves counts, not who is seen and heard. 0 leaves both as they are, as in the published networks.
+    centred_frames: number of frames stacked in the visual input, whose mean is subtracted, as is the mean of the audio
+        over time, so that motion counts and not the speaker's identity. 0, as in the published networks, subtracts
+        nothing.
     """
 
     audio_encoder: EncoderConfig
@@ -157,11 +158,11 @@ class StableSyncNetConfig:
         return self.audio_encoder.block_out_channels[-1]
 
     def check_visual_input(self, channels: int, size: Size) -> None:
-        """Refuse pictures (channels, *size) that do not fit. Raises SchemaError at visual_encoder."""
+        """Raise SchemaError, at visual_encoder, for images (channels, *size) that do not fit."""
         _check(self.visual_encoder, "visual_encoder", channels, size)
 
     def check_audio_input(self, channels: int, size: Size) -> None:
-        """Refuse sound (channels, *size) that does not fit. Raises SchemaError at audio_encoder."""
+        """Raise SchemaError, at audio_encoder, for audio (channels, *size) that does not fit."""
         _check(self.audio_encoder, "audio_encoder", channels, size)
 
 

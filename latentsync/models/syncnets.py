@@ -8,8 +8,8 @@ from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.wav2lip_syncnet import Wav2LipSyncNet, Wav2LipSyncNetConfig
 
 SyncNetConfig = StableSyncNetConfig | FramewiseSyncNetConfig | Wav2LipSyncNetConfig
-# The first is meant where a config names no architecture.
-SYNCNET_SCHEMAS = (StableSyncNetConfig, FramewiseSyncNetConfig, Wav2LipSyncNetConfig)
+# The first is the default of configs that name no architecture.
+SYNCNET_SCHEMAS: tuple[type[SyncNetConfig], ...] = (StableSyncNetConfig, FramewiseSyncNetConfig, Wav2LipSyncNetConfig)
 
 
 def make_syncnet(config: SyncNetConfig) -> nn.Module:

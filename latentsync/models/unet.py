@@ -1,4 +1,4 @@
-"""The denoiser: Stable Diffusion 1.5's UNet applied to every frame, hearing the audio, with motion modules along time.
+"""The denoiser: Stable Diffusion 1.5's UNet applied per frame, with audio cross-attention and motion modules.
 
 Legend: B batch, F frames, N = B * F images, C channels, H W latent map, E time embedding, S audio tokens,
 D audio width.
@@ -97,7 +97,7 @@ class UNet3DConditionModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | UNetConfig) -> "UNet3DConditionModel":
-        """Build with fresh weights from the `model` section of a UNet config. Raises UserError for a wrong config."""
+        """Build from the `model` section of a UNet config, with fresh weights. Raises UserError if it is invalid."""
         return cls(config if isinstance(config, UNetConfig) else UNetConfig.from_dict(config))
 
     @classmethod
@@ -110,10 +110,10 @@ class UNet3DConditionModel(nn.Module):
     ) -> tuple["UNet3DConditionModel", int]:
         """Build, load weights strictly and move to `device`; returns (unet in float32, global step, 0 if not recorded).
 
-        Differences that training may start from (see `checkpoints.load_into`) are patched and logged; with
-        `exact`, which is what inference wants, they are errors too. An empty `ckpt_path` gives fresh weights.
-        Raises UserError for a bad config or file and for weights of another architecture. The resolution a
-        checkpoint was trained at leaves no trace in its shapes and cannot be checked.
+        Differences that training may start from (see `checkpoints.loading.load_into`) are patched and logged; with
+        `exact`, for inference, they are errors as well. An empty `ckpt_path` gives fresh weights. Raises UserError for
+        a bad config or file and for weights of another architecture. The resolution that a checkpoint was trained at
+        does not show in its shapes and cannot be checked.
         """
         config = model_config if isinstance(model_config, UNetConfig) else UNetConfig.from_dict(model_config)
         if not str(ckpt_path):
@@ -135,7 +135,7 @@ class UNet3DConditionModel(nn.Module):
         return self.conv_in.weight.device
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Trade time for memory in training: activations within a layer are computed again on the way back."""
+        """Trade time for memory in training: activations within a layer are recomputed in the backward pass."""
         for module in self.modules():
             if isinstance(module, Block3D):
                 module.gradient_checkpointing = enabled
@@ -146,7 +146,7 @@ class UNet3DConditionModel(nn.Module):
     def enable_deepcache(self, interval: int = 3, branch: int = 0) -> None:
         """Run only the outermost layers on all but every `interval`-th step, see `deepcache`.
 
-        Call `reset_deepcache` before each sampling run. Steps with gradients always run whole.
+        Call `reset_deepcache` before each sampling run. Steps with gradients always run completely.
         """
         if branch > self.config.layers_per_block:
             raise UserError(f"deepcache branch must be 0 to {self.config.layers_per_block}, got {branch}")
@@ -160,13 +160,13 @@ class UNet3DConditionModel(nn.Module):
         return self._deepcache is not None
 
     def reset_deepcache(self) -> None:
-        """Start of a sampling run: the next step runs whole. Does nothing when the cache is off."""
+        """Start a sampling run: the next step runs completely. Does nothing if the cache is off."""
         if self._deepcache is not None:
             self._deepcache.reset()
 
     @contextmanager
     def deepcache(self, interval: int = 3, branch: int = 0) -> Iterator[None]:
-        """The cache, on for one sampling run."""
+        """Enable the cache for one sampling run."""
         previous = self._deepcache
         self.enable_deepcache(interval, branch)
         try:
@@ -180,7 +180,7 @@ class UNet3DConditionModel(nn.Module):
         """One denoising prediction.
 
         sample (B, C_in, F, H, W); timestep a number, a scalar tensor or (B,); encoder_hidden_states
-        (B, F, S, D) audio tokens of each frame, None = silence (the same as zeros).
+        (B, F, S, D) audio tokens of each frame; None, like zeros, for no audio.
         """
         batch, _, frames, _, _ = sample.shape
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(batch)
@@ -194,7 +194,7 @@ class UNet3DConditionModel(nn.Module):
         return UNet3DConditionOutput(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
 
     def _decode_noise(self, x: Tensor, condition: Condition) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H, W), reading or feeding the feature cache where it is on."""
+        """(N, C_in, H, W) -> (N, C_out, H, W), using the feature cache if it is on."""
         cache = None if torch.is_grad_enabled() else self._deepcache
         features = cache.lookup(x) if cache else None
         x = self.conv_in(x)
@@ -210,7 +210,7 @@ class UNet3DConditionModel(nn.Module):
         return self.conv_out(self.activation(self.conv_norm_out(x, condition.frames)))
 
     def _deep_features(self, x: Tensor, condition: Condition, first_outer: int) -> tuple[Tensor, list[Tensor]]:
-        """Everything up to layer `first_outer` of the last up block, and the maps the rest still reads."""
+        """The input of layer `first_outer` of the last up block, and the skip connections of the remaining layers."""
         skips = [x]
         for block in self.down_blocks:
             x, maps = block(x, condition)
@@ -221,7 +221,7 @@ class UNet3DConditionModel(nn.Module):
         return self.up_blocks[-1].layers(range(first_outer), x, skips, condition), skips
 
     def _outer_skips(self, x: Tensor, condition: Condition, branch: int) -> list[Tensor]:
-        """The maps the outermost layers read: the first convolution's and those of `branch` layers."""
+        """The skip connections of the outermost layers: the first convolution and the first `branch` layers."""
         skips = [x]
         for index in range(branch):
             skips.append(self.down_blocks[0].layer(index, skips[-1], condition))
@@ -235,6 +235,6 @@ class UNet3DConditionModel(nn.Module):
             raise ValueError(f"audio tokens {tuple(tokens.shape)} do not match {batch} samples of {frames} frames")
         if self.config.add_audio_layer and tokens.shape[-1] != self.config.cross_attention_dim:
             raise UserError(
-                f"this UNet hears audio features {self.config.cross_attention_dim} wide, got {tokens.shape[-1]};"
+                f"this UNet takes audio features of width {self.config.cross_attention_dim}, got {tokens.shape[-1]};"
                 " use the Whisper encoder that belongs to it"
             )

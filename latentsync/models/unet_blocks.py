@@ -1,4 +1,4 @@
-"""The blocks of the UNet: resnets, each followed by spatial attention and a motion module where the block has them.
+"""The blocks of the UNet: resnets, each optionally followed by spatial attention and a motion module.
 
 Legend: B batch, F frames, N = B * F images, C channels, H W latent map, E time embedding, S audio tokens,
 D audio width.
@@ -19,7 +19,7 @@ from latentsync.models.unet_config import MotionModuleConfig, UNetConfig
 
 
 class Condition(NamedTuple):
-    """What every layer sees beside the map: time embedding (B, E), audio tokens (N, S, D), frames F."""
+    """Inputs of every layer besides the feature map: time embedding (B, E), audio tokens (N, S, D), frames F."""
 
     time_embedding: Tensor
     context: Tensor
@@ -27,7 +27,7 @@ class Condition(NamedTuple):
 
 
 class Block3D(nn.Module):
-    """Lists of layers named as in the published weights, and gradient checkpointing of one layer at a time."""
+    """Layers named as in the published weights, with gradient checkpointing of each layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class DownBlock3D(Block3D):
         self.downsamplers = nn.ModuleList([] if is_last else [Downsample3D(channels)])
 
     def forward(self, x: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
-        """(N, C_in, H, W) -> the output and every map the way up reads, in order."""
+        """(N, C_in, H, W) -> the output and the skip connections of the up blocks, in order."""
         skips = []
         for index in range(len(self.resnets)):
             x = self.layer(index, x, condition)
@@ -116,7 +116,7 @@ class DownBlock3D(Block3D):
 
 
 class UpBlock3D(Block3D):
-    """`layers_per_block` + 1 layers, each reading one map of the way down; an upsampler unless this is the last."""
+    """`layers_per_block` + 1 layers, each with one skip connection; an upsampler unless this is the last block."""
 
     def __init__(self, config: UNetConfig, index: int, in_channels: int, skip_channels: list[int]):
         super().__init__()
@@ -129,7 +129,7 @@ class UpBlock3D(Block3D):
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample3D(channels)])
 
     def forward(self, x: Tensor, skips: list[Tensor], condition: Condition) -> Tensor:
-        """(N, C_in, H, W) -> (N, C, H', W'); takes its maps off the end of `skips`, whose next one gives H', W'."""
+        """(N, C_in, H, W) -> (N, C, H', W'); pops its inputs from `skips`, whose next entry gives H' and W'."""
         x = self.layers(range(len(self.resnets)), x, skips, condition)
         for upsampler in self.upsamplers:
             x = upsampler(x, skips[-1].shape[-2:])
@@ -143,7 +143,7 @@ class UpBlock3D(Block3D):
 
 
 class UNetMidBlock3DCrossAttn(Block3D):
-    """Resnet, then attention, motion module (where asked for) and a second resnet."""
+    """Resnet, attention, optionally a motion module, and a second resnet."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a UNet is made of. Key names are those of the published configs (diffusers' names, AnimateDiff's for motion)."""
+"""Architecture of a UNet. Key names are those of the published configs (from diffusers; motion: from AnimateDiff)."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -8,7 +8,7 @@ from latentsync.config.schema import build, require, section
 
 DownBlockType = Literal["CrossAttnDownBlock3D", "DownBlock3D"]
 UpBlockType = Literal["CrossAttnUpBlock3D", "UpBlock3D"]
-# Far beyond any UNet that can be run; a network of more would take forever to be built.
+# Far beyond any practical UNet; building a larger one would not finish.
 MAX_LAYERS, MAX_BLOCKS, MAX_WIDTH = 64, 16, 2**16
 
 
@@ -16,8 +16,8 @@ MAX_LAYERS, MAX_BLOCKS, MAX_WIDTH = 64, 16, 2**16
 class MotionModuleConfig:
     """One motion module: `num_transformer_block` blocks, each with one temporal attention per listed type.
 
-    `temporal_position_encoding_max_len` bounds the number of frames in a chunk. `temporal_attention_dim_div`
-    divides the width of the attention.
+    temporal_position_encoding_max_len: largest number of frames in a chunk.
+    temporal_attention_dim_div: divisor of the attention's width.
     """
 
     num_attention_heads: int = 8
@@ -46,12 +46,12 @@ class MotionModuleConfig:
 class UNetConfig:
     """The whole UNet. Defaults are stage 1 of the published system (Stable Diffusion 1.5 with audio attention).
 
-    sample_size: side of the latent map the model is meant for, in cells; any size runs.
-    attention_head_dim: number of heads (not their width, whatever its name), one for all blocks or one per block.
-    use_inflated_groupnorm: true normalises each frame alone in the resnets; false over all frames of a chunk together.
+    sample_size: side of the latent map that the model is trained for, in cells; other sizes run as well.
+    attention_head_dim: number of heads (despite the name not their width), one for all blocks or one per block.
+    use_inflated_groupnorm: true normalizes each frame separately in the resnets, false all frames of a chunk together.
     motion_module_resolutions: downsampling factors (1, 2, 4, ...) of the blocks that get motion modules.
-    zero_initialize_conv_in: start the first convolution at zero, right when weights of a model with other input
-        channels are loaded over it; give false to train from nothing.
+    zero_initialize_conv_in: initialize the first convolution with zeros, for training that starts from a model with
+        other input channels; use false to train from scratch.
     """
 
     sample_size: int = 64
@@ -156,7 +156,7 @@ class UNetConfig:
         return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
 
     def motion_at(self, level: int, decoder: bool) -> MotionModuleConfig | None:
-        """The motion module of the blocks at downsampling factor 2**level, or None where there is none."""
+        """The motion module of the blocks at downsampling factor 2**level; None for none."""
         wanted = self.use_motion_module and 2**level in self.motion_module_resolutions
         return self.motion_module_kwargs if wanted and (decoder or not self.motion_module_decoder_only) else None
 
@@ -168,7 +168,7 @@ class UNetConfig:
 
     @property
     def max_frames(self) -> int | None:
-        """Most frames one forward may hold, or None without such a limit (no position table)."""
+        """Largest number of frames in one forward pass; None for no limit (no position table)."""
         motion = self.motion_module_kwargs
         limited = self.use_motion_module and motion.temporal_position_encoding
         return motion.temporal_position_encoding_max_len if limited else None

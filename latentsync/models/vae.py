@@ -1,4 +1,4 @@
-"""Pixels <-> latents: the only place that knows the latent scale.
+"""Pixels <-> latents, with the scale and shift of the latents.
 
 Legend: N images, C latent channels, H W pixels, h w latent cells.
 """
@@ -39,7 +39,7 @@ class LatentCodec(nn.Module):
         self.vae = vae.eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
         self.shift = float(vae.config.shift_factor or 0.0)
-        self.patches: nn.Conv2d | None = None  # in place of the encoder, where that is linear
+        self.patches: nn.Conv2d | None = None  # replaces a linear encoder
         self.gradient_checkpointing = False
 
     @classmethod
@@ -47,7 +47,7 @@ class LatentCodec(nn.Module):
         """Load a folder in diffusers' layout: `config.json` and `diffusion_pytorch_model.safetensors` (or `.bin`).
 
         Raises:
-            UserError: a file is missing, damaged, or holds something other than the config says.
+            UserError: a file is missing or damaged, or the weights do not fit the config.
         """
         path = Path(path)
         if not (path / "config.json").is_file():
@@ -101,7 +101,7 @@ class LatentCodec(nn.Module):
         """(N, C, h, w) -> (N, 3, H, W), about [-1, 1], not clamped. Gradients pass to the latents."""
         latents = latents.to(self.device, self.dtype) / self.scale + self.shift
         checkpointed = self.gradient_checkpointing and torch.is_grad_enabled() and latents.requires_grad
-        # On a CPU the maps of a few images stay in the cache: a third faster, less memory.
+        # On a CPU the feature maps of a few images fit into the cache: a third faster, less memory.
         at_once = CPU_IMAGES if self.device.type == "cpu" else len(latents)
         if not checkpointed:
             return torch.cat([self._decode(part) for part in latents.split(at_once)])
@@ -113,8 +113,8 @@ class LatentCodec(nn.Module):
         return self.vae.decode(latents).sample
 
     def enable_gradient_checkpointing(self) -> None:
-        """Of a decode with gradients keep the latents alone, and compute the maps of a few images at a time again when
-        they are differentiated: the maps of all of them are the most of what training on frames would keep."""
+        """Recompute the activations of the decoder in the backward pass, a few images at a time: in training on decoded
+        frames they take most of the memory."""
         self.gradient_checkpointing = True
 
     def enable_slicing(self) -> None:
@@ -126,7 +126,7 @@ class LatentCodec(nn.Module):
 
     def enable_tiling(self) -> None:
         """Encode and decode images beyond 256 pixels in overlapping tiles: slower, less device memory."""
-        # diffusers' own limit follows `sample_size`, which many configs leave at 32 pixels: nothing but seams.
+        # diffusers' own limit follows `sample_size`, which is 32 pixels in many configs: far too small a tile.
         self.vae.tile_sample_min_size = MAX_UNTILED
         self.vae.tile_latent_min_size = MAX_UNTILED // self.factor
         self.vae.enable_tiling()
@@ -148,25 +148,26 @@ class LatentCodec(nn.Module):
 
 @torch.no_grad()
 def linear_patches(vae: AutoencoderKL, factor: int) -> nn.Conv2d | None:
-    """The encoder's mean as one convolution over patches of `factor` pixels, or None where it is anything else.
+    """The mean of a linear encoder as one convolution over patches of `factor` pixels; None for other encoders.
 
-    The encoder of the embedded model is just that, and the one convolution takes a hundredth of the time. A learned
-    encoder fails the first test, with one small image and its negative.
+    The encoder of the embedded model is linear, and a single convolution takes a hundredth of the time. An affine map f
+    satisfies f(x) + f(-x) = 2 f(0), which a learned encoder fails on a single small image; only then is the convolution
+    measured with unit impulses and compared.
     """
 
     def encode(images: Tensor) -> Tensor:
         return vae.encode(images).latent_dist.mean
 
-    picture = 2 * torch.rand(1, 3, 2 * factor, 2 * factor, generator=torch.Generator().manual_seed(0)) - 1
-    seen, at_zero = encode(picture), encode(torch.zeros_like(picture))
-    tolerance = LINEAR_TOLERANCE * float(seen.abs().max())
-    if not torch.allclose(seen + encode(-picture), 2 * at_zero, rtol=0, atol=tolerance):
+    image = 2 * torch.rand(1, 3, 2 * factor, 2 * factor, generator=torch.Generator().manual_seed(0)) - 1
+    encoded, at_zero = encode(image), encode(torch.zeros_like(image))
+    tolerance = LINEAR_TOLERANCE * float(encoded.abs().max())
+    if not torch.allclose(encoded + encode(-image), 2 * at_zero, rtol=0, atol=tolerance):
         return None
     pixels = torch.eye(3 * factor**2).unflatten(1, (3, factor, factor))
-    patches = nn.Conv2d(3, seen.shape[1], factor, factor).requires_grad_(False)
+    patches = nn.Conv2d(3, encoded.shape[1], factor, factor).requires_grad_(False)
     patches.bias.copy_(at_zero[0, :, 0, 0])
     patches.weight.copy_((encode(pixels).flatten(1) - patches.bias).T.unflatten(1, (3, factor, factor)))
-    return patches if torch.allclose(patches(picture), seen, rtol=0, atol=tolerance) else None
+    return patches if torch.allclose(patches(image), encoded, rtol=0, atol=tolerance) else None
 
 
 def _current_name(name: str) -> str:

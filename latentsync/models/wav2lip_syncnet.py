@@ -1,4 +1,4 @@
-"""Wav2Lip's SyncNet (Prajwal et al. 2020) for 128x256 half faces: what StableSyncNet is compared with.
+"""Wav2Lip's SyncNet (Prajwal et al. 2020) for 128x256 half faces, a baseline for StableSyncNet.
 
 Legend: B batch, C channels, H W map, D embedding width (1024). Parameter names are Wav2Lip's `{i}.conv_block.{0,1}`.
 """
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from latentsync.config.schema import SchemaError, section
 from latentsync.models.syncnet_config import InputChannels
 
-VISUAL_INPUT = (15, 128, 256)  # 5 frames x 3 colours
+VISUAL_INPUT = (15, 128, 256)  # 5 frames x RGB
 AUDIO_INPUT = (1, 80, 16)
 EMBEDDING_WIDTH = 1024
 NEGATIVE_SLOPE = 0.2
 
 
 class Layer(NamedTuple):
-    """A convolution, followed by `residuals` more of 3x3 that keep width and size."""
+    """A convolution, followed by `residuals` 3x3 convolutions that keep width and size."""
 
     channels: int
     kernel: int = 3
@@ -47,7 +47,7 @@ AUDIO_LAYERS = (
     Layer(1024, padding=0),
     Layer(1024, kernel=1, padding=0),
 )
-# How many of the last convolutions end in a plain ReLU instead of a leaky one.
+# Number of convolutions at the end with a ReLU instead of a leaky ReLU.
 PLAIN_VISUAL, PLAIN_AUDIO = 3, 2
 
 
@@ -61,11 +61,11 @@ class Wav2LipSyncNetConfig:
     embedding_width: ClassVar[int] = EMBEDDING_WIDTH
 
     def check_visual_input(self, channels: int, size: tuple[int, int]) -> None:
-        """Refuse pictures of another shape. Raises SchemaError."""
+        """Raise SchemaError for images of another shape."""
         _check("lower halves of 5 frames of 256 px", VISUAL_INPUT, (channels, *size))
 
     def check_audio_input(self, channels: int, size: tuple[int, int]) -> None:
-        """Refuse sound of another shape. Raises SchemaError."""
+        """Raise SchemaError for audio of another shape."""
         _check("a mel of 5 frames at 25 fps", AUDIO_INPUT, (channels, *size))
 
 
@@ -76,7 +76,7 @@ def _check(what: str, expected: tuple[int, int, int], got: tuple[int, ...]) -> N
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm, the input where `residual`, and a ReLU (of slope `slope` below 0)."""
+    """Convolution, batch norm, the input if `residual`, and a leaky ReLU of negative slope `slope`."""
 
     def __init__(self, in_channels: int, layer: Layer, residual: bool, slope: float):
         super().__init__()
@@ -90,7 +90,7 @@ class ConvBlock(nn.Module):
 
 
 def make_encoder(in_channels: int, layers: tuple[Layer, ...], plain: int) -> nn.Sequential:
-    """The convolutions of `layers` in a row; the last `plain` of them end in a plain ReLU."""
+    """The convolutions of `layers` in sequence; the last `plain` of them have a ReLU."""
     flat: list[tuple[Layer, bool]] = []
     for layer in layers:
         flat += [(layer, False)] + [(Layer(layer.channels), True)] * layer.residuals
@@ -103,9 +103,9 @@ def make_encoder(in_channels: int, layers: tuple[Layer, ...], plain: int) -> nn.
 
 
 class Wav2LipSyncNet(nn.Module):
-    """Embeds 5 lower half faces and their mel; called as StableSyncNet is.
+    """Embeds 5 lower half faces and their mel; same interface as StableSyncNet.
 
-    The batch norms make a sample depend on the batch it is trained in, and on how that is divided among processes.
+    Because of batch norm, a training sample depends on its batch and on how the batch is split over processes.
     """
 
     def __init__(self, config: Wav2LipSyncNetConfig | None = None):

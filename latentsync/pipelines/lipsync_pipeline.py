@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from latentsync.faces.contour import ContourFinder
 from latentsync.faces.mask import blend_weight
 from latentsync.faces.video import TrackedFrame, face_runs, track_faces
 from latentsync.media.audio import SpooledAudio
+from latentsync.media.audio_stream import AudioSource, select_audio
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.interpolation import open_interpolator
@@ -26,10 +26,11 @@ from latentsync.options import GenerationOptions
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator
 from latentsync.pipelines.progress import Progress, ProgressReport
 from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, LipsyncResult, Paste, ResultFile
-from latentsync.pipelines.run import Run, exact_fps
+from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Callback
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
+from latentsync.utils.rates import exact_rate
 from latentsync.utils.threads import prefetch
 from latentsync.whisper.audio2feature import AudioFeatureStream
 
@@ -40,10 +41,10 @@ GeneratedFace = tuple[TrackedFrame, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Clip:
-    """The opened inputs of a run: video, audio file and its features, frame rate and length of the output."""
+    """The opened inputs of a run: video, audio and its features, frame rate and length of the output."""
 
     source: VideoSource
-    audio_path: str | PathLike
+    audio: AudioSource
     features: AudioFeatureStream
     fps: Fraction
     duration: Fraction
@@ -180,7 +181,7 @@ class LipsyncPipeline(FaceGenerator):
         with (
             closing(self._finisher(clip, run)) as finisher,
             closing(self._generate(clip, run)) as pairs,
-            ResultFile(path, clip.info, finisher.fps, clip.audio_path, run.options, temp_dir).open(finisher) as deliver,
+            ResultFile(path, clip.info, finisher.fps, clip.audio, run.options, temp_dir).open(finisher) as deliver,
             ProgressReport(total, on_progress, shown=progress) as report,
         ):
             for item, pixels in pairs:
@@ -200,13 +201,14 @@ class LipsyncPipeline(FaceGenerator):
         """Open the inputs; files made for them are removed at the end."""
         options = run.options
         with open_video(video) as source, audio_file(audio) as path, ExitStack() as files:
-            wave = files.enter_context(closing(SpooledAudio(path, SAMPLE_RATE, options.max_seconds)))
+            selected = select_audio(path, options.audio_track, source.info.path)
+            wave = files.enter_context(closing(SpooledAudio(selected, SAMPLE_RATE, options.max_seconds)))
             if wave.is_silent:
                 logger.warning("%s is silent: the mouth will not move", path)
             keeps = options.keep_fps and not source.info.is_still
-            fps = source.info.fps if keeps else exact_fps(options.video_fps)
+            fps = source.info.fps if keeps else exact_rate(options.video_fps)
             features = self.audio_encoder.stream(wave, fps)
-            yield Clip(source, path, features, fps, Fraction(len(wave), SAMPLE_RATE))
+            yield Clip(source, selected, features, fps, Fraction(len(wave), SAMPLE_RATE))
 
     def _generate(self, clip: Clip, run: Run) -> Iterator[GeneratedFace]:
         """Pairs of a frame and its generated face, (R, R, 3) float32 in 0..255; None where there is no face."""
@@ -251,13 +253,14 @@ class LipsyncPipeline(FaceGenerator):
 
     def _converter(self, fps: Fraction, interpolate: float | None) -> FrameRateConverter | None:
         """For an output of another frame rate than the generated frames."""
-        if interpolate is None or exact_fps(interpolate) == fps:
+        target = fps if interpolate is None else exact_rate(interpolate)
+        if target == fps:
             return None
-        if interpolate < fps:
+        if target < fps:
             raise UserError(
                 f"interpolate must be at least {float(fps):g}, the frame rate of the video, not {interpolate:g}"
             )
-        return FrameRateConverter(open_interpolator("auto", str(self.device)), fps, exact_fps(interpolate))
+        return FrameRateConverter(open_interpolator("auto", str(self.device)), fps, target)
 
 
 def batch_runs(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[list[TrackedFrame]]]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from os import PathLike
 from pathlib import Path
 
 import cv2
@@ -15,6 +14,7 @@ import numpy as np
 from latentsync.faces.contour import ContourFinder, contour_weight
 from latentsync.faces.sharpen import sharpen
 from latentsync.faces.video import AlignedFace, TrackedFrame
+from latentsync.media.audio_stream import AudioSource
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.probe import VideoInfo
@@ -70,7 +70,7 @@ class Paste:
         pixels = sharpen(pixels, self.sharpness_factor)
         size = (item.frame.height, item.frame.width)
         box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, self.weight(item.face, pixels))
-        return item.frame.blend_rgb(box[0], box[1], rgb, alpha)
+        return item.frame.blend_rgb(box[0], box[1], rgb, alpha, luma_only=item.frame.is_gray)
 
     def weight(self, face: AlignedFace, pixels: np.ndarray) -> np.ndarray:
         """Share of the generated face (R', R', 3) to paste, (R, R) float32 in [0, 1]."""
@@ -125,7 +125,7 @@ class ResultFile:
     path: str | Path
     info: VideoInfo
     fps: Fraction
-    audio: str | PathLike
+    audio: AudioSource
     options: GenerationOptions
     temp_dir: str | Path | None = None
 

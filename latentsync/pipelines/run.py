@@ -11,6 +11,7 @@ from torch import Tensor
 from latentsync.options import GenerationOptions, parse_options
 from latentsync.pipelines.sampling import Sampling
 from latentsync.pretrained.enhancers import FaceEnhancer
+from latentsync.utils.rates import exact_rate
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,8 @@ class Run:
 
     @property
     def fps(self) -> Fraction:
-        """`video_fps` as the exact fraction it stands for: 29.97 as in 30000/1001."""
-        return exact_fps(self.options.video_fps)
-
-
-def exact_fps(fps: float | Fraction) -> Fraction:
-    return Fraction(fps).limit_denominator(1001)
+        """`video_fps` as the exact fraction it stands for: 29.97 is 30000/1001."""
+        return exact_rate(self.options.video_fps)
 
 
 def resolve_options(options: GenerationOptions | None, changes: Mapping[str, Any]) -> GenerationOptions:

@@ -1,4 +1,4 @@
-"""Networks that make a regenerated face larger or clearer before it is pasted back, behind one interface."""
+"""Face enhancers: networks that upscale or restore a generated face before it is pasted back."""
 
 import logging
 from collections.abc import Callable
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class FaceEnhancer(Protocol):
-    """Works on aligned faces, each by itself. `name` says which network it is."""
+    """Enhances aligned faces independently of each other."""
 
     name: str
 
@@ -37,11 +37,10 @@ def open_enhancer(name: str) -> FaceEnhancer:
     """The enhancer of that name with its published weights.
 
     Raises:
-        UserError: the name is unknown or the weights are not there. What works without weights is the sharpness filter
-            (`latentsync.faces.sharpen.Sharpener`).
+        UserError: the name is unknown or the weights are missing. `latentsync.faces.sharpen.Sharpener` needs none.
     """
     if name not in _OPENERS:
         raise UserError(f"enhancer {name!r} is unknown: choose one of {', '.join(ENHANCERS)}")
     enhancer = _OPENERS[name]()
-    logger.info("faces are enhanced by %s", name)
+    logger.info("face enhancer: %s", name)
     return enhancer

@@ -1,7 +1,7 @@
-"""Face recognition that gradients pass through: InsightFace's ONNX files, run by torch.
+"""Differentiable face recognition: InsightFace's ONNX networks, run by torch.
 
 The recognition network of the buffalo packs (ArcFace, Deng et al. 2019) is published as ONNX only, and onnxruntime
-computes no gradients. It consists of a handful of operators, which are executed here one after another.
+computes no gradients. Its few operators are executed here by torch, one after another.
 
 Legend: N images, C channels, H W pixels, D embedding width.
 """
@@ -21,12 +21,12 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 RECOGNITION = CHECKPOINTS_DIR / registry.FACE_RECOGNITION.path
-ALIGNED_SIZE = (75, 100)  # width, height of an aligned face in units of its template, before it was made square
+ALIGNED_SIZE = (75, 100)  # width, height of an aligned face in template units, before it is resized to a square
 SIDE = 112  # pixels of the network's input
-# Eyes, nose tip and mouth corners lie in an aligned face at (22, 28), (53, 28), (37, 45), (26, 63), (50, 63) template
-# units on average: MediaPipe's mesh on 16 portraits. The figures below bring them to the five points of
-# ArcFace's own alignment, in the least squares sense: 0.6 pixels off at most.
-ARCFACE_SCALE = 1.1626  # input pixels a template unit
+# In an aligned face, eyes, nose tip and mouth corners are on average at (22, 28), (53, 28), (37, 45), (26, 63) and
+# (50, 63) template units (MediaPipe's mesh on 16 portraits). Scale and shift are the least-squares fit of these points
+# to the five points of ArcFace's alignment; the largest error is 0.6 pixels.
+ARCFACE_SCALE = 1.1626  # input pixels per template unit
 ARCFACE_SHIFT = (12, 19)  # x, y of the aligned face's corner, input pixels
 Attributes = dict[str, object]
 
@@ -35,7 +35,7 @@ class FaceEmbedder(nn.Module):
     """Unit embeddings of aligned faces, frozen; gradients reach the pixels."""
 
     def __init__(self, graph: nn.Module):
-        """`graph` takes RGB faces (N, 3, 112, 112) in [-1, 1] in ArcFace's framing and gives (N, D)."""
+        """`graph`: RGB faces (N, 3, 112, 112) in [-1, 1], in ArcFace's framing -> (N, D)."""
         super().__init__()
         self.graph = graph.eval().requires_grad_(False)
 
@@ -55,9 +55,9 @@ class FaceEmbedder(nn.Module):
 
 
 def to_arcface_framing(faces: Tensor) -> Tensor:
-    """(N, 3, R, R) aligned -> (N, 3, 112, 112): true proportions again, eyes and mouth where ArcFace expects them.
+    """(N, 3, R, R) aligned -> (N, 3, 112, 112): original aspect ratio, eyes and mouth where ArcFace expects them.
 
-    What lies above and beside the aligned face is black, as in ArcFace's own crops at the edge of a picture.
+    The area above and beside the aligned face is black, as in ArcFace's crops at the border of an image.
     """
     width, height = (round(side * ARCFACE_SCALE) for side in ALIGNED_SIZE)
     resized = F.interpolate(faces, size=(height, width), mode="bilinear", antialias=True)
@@ -66,20 +66,20 @@ def to_arcface_framing(faces: Tensor) -> Tensor:
 
 
 class OnnxGraph(nn.Module):
-    """A feed-forward ONNX model of one input and one output, executed by torch operators."""
+    """A feed-forward ONNX model with one input and one output, executed by torch operators."""
 
     def __init__(self, model: onnx.ModelProto, source: str | Path = "the ONNX model"):
-        """Raises UserError when the model uses an operator that is not known here."""
+        """Raises UserError when the model uses an operator that is not in `OPERATORS`."""
         super().__init__()
         graph = model.graph
         unknown = sorted({node.op_type for node in graph.node} - OPERATORS.keys())
         if unknown:
             raise UserError(
-                f"{source}: is no recognition network of InsightFace (operators {', '.join(unknown)}); "
+                f"{source}: is not a recognition network of InsightFace (operators {', '.join(unknown)}); "
                 f"give {RECOGNITION.name} of the buffalo_l pack"
             )
         weights = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
-        # Names in the file hold dots, which names of buffers may not.
+        # Names in the file contain dots, which buffer names must not.
         self.buffer_of = {name: f"weight_{index}" for index, name in enumerate(weights)}
         for name, tensor in weights.items():
             self.register_buffer(self.buffer_of[name], tensor)
@@ -90,20 +90,15 @@ class OnnxGraph(nn.Module):
     @classmethod
     def from_file(cls, path: str | Path) -> "OnnxGraph":
         """Raises UserError when the file is missing, damaged or uses unknown operators."""
-        if not Path(path).is_file():
-            raise UserError(
-                f"{path}: the face recognition network of the identity loss is not there; it is part of InsightFace's "
-                "buffalo_l pack (its own download, non-commercial use only); set run.identity_loss_weight to 0 to "
-                "train without this loss"
-            )
+        registry.require_file(path, "face_recognition")
         try:
             model = onnx.load(str(path))
         except (DecodeError, OSError, ValueError) as error:
-            raise UserError(f"{path}: is damaged or no ONNX file; download it again") from error
+            raise UserError(f"{path}: is damaged or not an ONNX file; download it again") from error
         return cls(model, path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the model computes in inference mode."""
+        """Run the model in inference mode."""
         values = {name: getattr(self, buffer) for name, buffer in self.buffer_of.items()}
         values[self.input] = x
         for run, inputs, output, attributes in self.nodes:

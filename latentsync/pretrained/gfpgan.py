@@ -1,4 +1,4 @@
-"""GFPGAN 1.4: restores a face by steering a face generator with a U-Net's features (Wang et al. 2021, "Towards
+"""GFPGAN 1.4: face restoration by a face generator that is modulated with U-Net features (Wang et al. 2021, "Towards
 Real-World Blind Face Restoration with Generative Facial Prior"), with the parameter names of its checkpoint.
 
 Legend: N images, C feature channels, H W pixels, R side of the aligned face in pixels.
@@ -13,20 +13,19 @@ from torch import Tensor, nn
 from latentsync.checkpoints import registry
 from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.pretrained.stylegan2_clean import SLOPE, SMALLEST, StyleGAN2Generator, resize
-from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 CHECKPOINT = CHECKPOINTS_DIR / registry.GFPGAN.path
-SIDE = 512  # of the pictures it was trained on, framed as FFHQ is: more of the head than our aligned faces show
+SIDE = 512  # of the training images, framed as in FFHQ: they show more of the head than the aligned faces here
 STYLE_WIDTH = 512
 GENERATOR_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}
-# Where our aligned face lies in such a picture. Fitted to eyes, nose and corners of the mouth of 37 aligned faces of
-# 30 clips (height 400, left 106, top 123 pixels; spread between people 17, 7 and 5), moved up to lie inside.
+# Box of an aligned face in such an image. Fitted to eyes, nose and mouth corners of 37 aligned faces from 30 clips
+# (height 400, left 106, top 123 pixels; standard deviation between people 17, 7 and 5) and moved up to be inside.
 TOP, LEFT, HEIGHT, WIDTH = 112, 106, 400, 300
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, the size changed by `factor` between them; (N, C, H, W) -> (N, C', fH, fW)."""
+    """Two convolutions with resizing by `factor` between them; (N, C, H, W) -> (N, C', fH, fW)."""
 
     def __init__(self, channels: int, out_channels: int, factor: float):
         super().__init__()
@@ -41,10 +40,10 @@ class ResBlock(nn.Module):
 
 
 class GFPGAN(nn.Module):
-    """Degraded faces in, restored faces out; the side is the largest key of `channels`.
+    """Restores degraded faces; their side is the largest key of `channels`.
 
     Args:
-        channels: of the generator at each resolution; the U-Net's are half of them.
+        channels: of the generator at each resolution; the U-Net has half of them.
         style_width: width of a style code.
     """
 
@@ -62,7 +61,7 @@ class GFPGAN(nn.Module):
         self.conv_body_up = nn.ModuleList(
             ResBlock(unet[small], unet[large], 2) for small, large in zip(sides, sides[1:], strict=False)
         )
-        self.toRGB = nn.ModuleList(nn.Conv2d(unet[side], 3, 1) for side in sides[1:])  # supervised in training only
+        self.toRGB = nn.ModuleList(nn.Conv2d(unet[side], 3, 1) for side in sides[1:])  # used in training only
         self.stylegan_decoder = StyleGAN2Generator(channels, style_width)
         self.final_linear = nn.Linear(unet[SMALLEST] * SMALLEST**2, self.stylegan_decoder.num_codes * style_width)
         self.condition_scale, self.condition_shift = (
@@ -74,14 +73,14 @@ class GFPGAN(nn.Module):
         """Load `GFPGANv1.4.pth`, strictly.
 
         Raises:
-            UserError: the file is missing or holds something else; the differing tensors are named.
+            UserError: the file is missing or holds other weights; the differing tensors are named.
         """
         return (
             load_into(cls, load_checkpoint(path), exact=True, network="GFPGAN 1.4").float().eval().requires_grad_(False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> the same, not clamped."""
+        """(N, 3, H, W) in [-1, 1] -> same shape, not clamped."""
         features = F.leaky_relu(self.conv_body_first(x), SLOPE)
         skips = []
         for block in self.conv_body_down:
@@ -104,7 +103,7 @@ def _condition(channels: int) -> nn.Sequential:
 
 
 class FaceRestorer:
-    """Restored faces, at least as large as they came, one at a time."""
+    """Restores faces one at a time; the results are at least as large as the inputs."""
 
     name = "gfpgan"
 
@@ -113,12 +112,9 @@ class FaceRestorer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path = CHECKPOINT) -> "FaceRestorer":
-        """Raises UserError when the checkpoint is not there or is another."""
-        if not Path(path).is_file():
-            raise UserError(
-                f"{path}: GFPGAN's weights are not there; put GFPGANv1.4.pth of its public release in that place; "
-                "without them there is the sharpness filter alone (--sharpness_factor 1.5)"
-            )
+        """Raises UserError when the checkpoint is missing or holds other weights."""
+        without = "--sharpness_factor 1.5 for the sharpness filter, which needs no weights"
+        registry.require_file(path, "gfpgan", without)
         return cls(GFPGAN.from_pretrained(path))
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "FaceRestorer":
@@ -127,21 +123,21 @@ class FaceRestorer:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(N, 3, R, R) in [-1, 1] -> (N, 3, R', R'), R' the larger of R and 400 (less for a net of another side)."""
+        """(N, 3, R, R) in [-1, 1] -> (N, 3, R', R'), R' the larger of R and 400."""
         images = pixels.to(self.net.conv_body_first.weight)
         return torch.cat([self._restore(image[None]) for image in images])
 
     def _restore(self, face: Tensor) -> Tensor:
         top, left, height, width = (round(length * self.net.side / SIDE) for length in (TOP, LEFT, HEIGHT, WIDTH))
         below, right = self.net.side - top - height, self.net.side - left - width
-        # Around the face there is nothing to see: its edge goes on.
+        # The area around the face is unknown: repeat the border pixels.
         framed = F.pad(_sized(face, height, width), (left, right, top, below), mode="replicate")
         restored = self.net(framed)[..., top : top + height, left : left + width].clamp(-1, 1)
         side = max(face.shape[-1], height)
         return _sized(restored, side, side)
 
 
-def _sized(pictures: Tensor, height: int, width: int) -> Tensor:
-    if pictures.shape[-2:] == (height, width):
-        return pictures
-    return F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
+def _sized(images: Tensor, height: int, width: int) -> Tensor:
+    if images.shape[-2:] == (height, width):
+        return images
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)

@@ -1,9 +1,9 @@
-"""hyperIQA: how good a picture looks, 0 to 100, without a reference. Su et al. 2020, "Blindly Assess Image Quality in
-the Wild Guided by a Self-Adaptive Hyper Network".
+"""hyperIQA: no-reference image quality, 0 to 100. Su et al. 2020, "Blindly Assess Image Quality in the Wild Guided by
+a Self-Adaptive Hyper Network".
 
-ResNet-50 sees the picture; a hyper network makes, from what is in it, the weights of a small network that judges.
-Parameter names are those of the public KonIQ-10k checkpoint as its architecture implies them; the file itself was not
-at hand, so loading names every difference. Legend: N pictures, C channels.
+From the features of a ResNet-50, a hyper network computes the weights of a small network that predicts the quality.
+Parameter names follow from the published architecture and have not been compared with the public KonIQ-10k checkpoint:
+loading it reports every difference. Legend: N images, C channels.
 """
 
 from pathlib import Path
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from latentsync.checkpoints.loading import load_checkpoint, load_into
 
-SIDE = 224  # pixels of the picture
+SIDE = 224  # pixels of the input
 GRID = 7  # of the last features
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # width, blocks, stride
 LOCAL = 16  # features taken from each of the first three stages
-HYPER = 112  # channels the hyper network works with
-TARGET = (224, 112, 56, 28, 14)  # widths of the judging network
+HYPER = 112  # channels of the hyper network
+TARGET = (224, 112, 56, 28, 14)  # widths of the quality network
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 class Bottleneck(nn.Module):
-    """ResNet's block (He et al. 2016), stride on the 3 x 3 convolution."""
+    """Bottleneck block of ResNet (He et al. 2016), stride in the 3 x 3 convolution."""
 
     def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNetBackbone(nn.Module):
-    """ResNet-50 whose stages also give local features: (N, 3, 224, 224) -> (N, 224), (N, 2048, 7, 7)."""
+    """ResNet-50 with local features of all stages: (N, 3, 224, 224) -> (N, 224), (N, 2048, 7, 7)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class ResNetBackbone(nn.Module):
 
 
 class HyperIQA(nn.Module):
-    """Quality of pictures (N, 3, 224, 224), normalised as ImageNet is: (N,) from about 0 to 100."""
+    """Quality of images (N, 3, 224, 224), normalized with ImageNet's mean and deviation: (N,), about 0 to 100."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,11 +89,11 @@ class HyperIQA(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "HyperIQA":
-        """The public weights, for inference. Raises UserError where the file is missing or is another's."""
+        """The public weights, for inference. Raises UserError if the file is missing or holds other weights."""
         return load_into(cls, load_checkpoint(path), exact=True, network="hyperIQA").eval()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        values, features = self.res(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        values, features = self.res(images)
         features = self.conv1(features)
         pooled = self.pool(features).flatten(1)
         for number, (width, wider) in enumerate(zip(TARGET[1:], TARGET[:-1], strict=True), start=1):

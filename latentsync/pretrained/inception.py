@@ -1,8 +1,8 @@
 """Inception-v3 as FID uses it: the network of 2015 ported from TensorFlow, 2048 features of its last pooling.
 
 Parameter names are those of the published port, `pt_inception-2015-12-05-6726825d.pth` (torchvision's names, a
-classifier of 1008). It differs from the usual Inception-v3 in its poolings: averages do not count the padding, and the
-last block takes the maximum.
+classifier of 1008). It differs from the usual Inception-v3: average pooling does not count the padding, and the last
+block has max pooling.
 
 Legend: N images, C channels, H W pixels.
 """
@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from latentsync.checkpoints import registry
 from latentsync.checkpoints.loading import load_checkpoint, load_into
-from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 CHECKPOINT = CHECKPOINTS_DIR / registry.INCEPTION.path
-SOURCE = registry.INCEPTION.url
 NETWORK = "FID's Inception-v3"
 SIDE = 299
 FEATURES, CLASSES = 2048, 1008
@@ -40,7 +38,7 @@ class Conv(nn.Module):
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """3 x 3, same size; at the borders the mean of what is there."""
+    """3 x 3, same size; padding is not counted."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -138,7 +136,7 @@ class BlockE(nn.Module):
 
 
 class FIDInception(nn.Module):
-    """(N, 3, H, W) RGB in [-1, 1] -> (N, 2048). Pictures of another size are brought to 299 x 299."""
+    """(N, 3, H, W) RGB in [-1, 1] -> (N, 2048). Images of another size are resized to 299 x 299."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,9 +152,8 @@ class FIDInception(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path = CHECKPOINT) -> "FIDInception":
-        """Raises UserError when the file is missing, damaged, or holds something else."""
-        if not Path(path).is_file():
-            raise UserError(f"{path}: the Inception network of FID is not there; put the file of {SOURCE} in its place")
+        """Raises UserError when the file is missing or damaged, or holds other weights."""
+        registry.require_file(path, "inception")
         found = load_checkpoint(path)
         with torch.device("meta"):
             names = [name for name in cls().state_dict() if name.endswith("num_batches_tracked")]
@@ -180,7 +177,7 @@ class FIDInception(nn.Module):
 
 
 def resize_tf1(x: Tensor, side: int) -> Tensor:
-    """Bilinear as TensorFlow 1 did: output pixel i lies at i * in / out, without half-pixel centres. (N, C, H, W)."""
+    """Bilinear as TensorFlow 1 did: output pixel i is at i * in / out, without half-pixel centers. (N, C, H, W)."""
     for dim in (2, 3):
         size = x.shape[dim]
         if size == side:

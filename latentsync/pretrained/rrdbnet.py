@@ -11,17 +11,16 @@ from torch import Tensor, nn
 
 from latentsync.checkpoints import registry
 from latentsync.checkpoints.loading import load_checkpoint, load_into
-from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 CHECKPOINT = CHECKPOINTS_DIR / registry.REALESRGAN.path
 RESIDUAL_SCALE = 0.2
 ENLARGED = 4
-TILE, CONTEXT = 256, 16  # pixels of a tile, and what is seen around it: larger pictures are done in parts
+TILE, CONTEXT = 256, 16  # pixels of a tile and of the context around it; larger images are processed in tiles
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each seeing all earlier features; (N, C, H, W) in and out."""
+    """Five convolutions, each of which takes all earlier features; (N, C, H, W) in and out."""
 
     def __init__(self, width: int, growth: int):
         super().__init__()
@@ -37,7 +36,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Three residual dense blocks in a residual."""
+    """Three residual dense blocks with a residual connection."""
 
     def __init__(self, width: int, growth: int):
         super().__init__()
@@ -48,7 +47,7 @@ class RRDB(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """Four-fold super-resolution: (N, 3, H, W) in [0, 1] -> (N, 3, 4H, 4W), not clamped."""
+    """Fourfold super-resolution: (N, 3, H, W) in [0, 1] -> (N, 3, 4H, 4W), not clamped."""
 
     def __init__(self, width: int = 64, blocks: int = 23, growth: int = 32):
         super().__init__()
@@ -64,7 +63,7 @@ class RRDBNet(nn.Module):
         """Load `RealESRGAN_x4plus.pth`.
 
         Raises:
-            UserError: the file is missing or holds something else.
+            UserError: the file is missing or holds other weights.
         """
         net = load_into(cls, load_checkpoint(path), exact=True, network="RealESRGAN x4plus")
         return net.eval().requires_grad_(False)
@@ -78,7 +77,7 @@ class RRDBNet(nn.Module):
 
 
 class FaceUpscaler:
-    """Four times larger faces, one at a time and in tiles, which bounds the memory."""
+    """Upscales faces four times, one at a time and in tiles, which bounds the memory."""
 
     name = "realesrgan"
 
@@ -87,12 +86,9 @@ class FaceUpscaler:
 
     @classmethod
     def from_pretrained(cls, path: str | Path = CHECKPOINT) -> "FaceUpscaler":
-        """Raises UserError when the checkpoint is not there."""
-        if not Path(path).is_file():
-            raise UserError(
-                f"{path}: RealESRGAN's weights are not there; put RealESRGAN_x4plus.pth of its public release in that "
-                "place; without them there is the sharpness filter alone (--sharpness_factor 1.5)"
-            )
+        """Raises UserError when the checkpoint is missing or holds other weights."""
+        without = "--sharpness_factor 1.5 for the sharpness filter, which needs no weights"
+        registry.require_file(path, "realesrgan", without)
         return cls(RRDBNet.from_pretrained(path))
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "FaceUpscaler":

@@ -1,4 +1,4 @@
-"""S3FD, the face detector that the published SyncNet evaluation finds its tracks with (Zhang et al. 2017).
+"""S3FD, the face detector of the published SyncNet evaluation (Zhang et al. 2017).
 
 Single shot, six feature maps with one anchor each, max-out background on the finest. Parameter names are those of the
 published `sfd_face.pth`. Letters: H W pixels, A anchors.
@@ -16,16 +16,16 @@ from latentsync.checkpoints.loading import load_checkpoint, load_into
 
 STRIDES = (4, 8, 16, 32, 64, 128)
 ANCHOR_SIDES = (16, 32, 64, 128, 256, 512)
-VARIANCES = (0.1, 0.2)  # of the encoding of centres and sides
+VARIANCES = (0.1, 0.2)  # of the encoding of centers and sides
 MEAN_RGB = (123.0, 117.0, 104.0)
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 TAPS = (15, 22, 29)  # layers after which conv3_3, conv4_3 and conv5_3 are taken
 CANDIDATES = 750
-OVERLAP = 0.3  # of boxes of which only the surest is kept
+OVERLAP = 0.3  # boxes that overlap more are merged into the one with the highest score
 
 
 class L2Norm(nn.Module):
-    """Scale each position's features to a learnt length."""
+    """Scale each position's features to a learned length."""
 
     def __init__(self, channels: int, scale: float):
         super().__init__()
@@ -52,16 +52,16 @@ class S3FD(nn.Module):
         )
         widths = (256, 512, 512, 1024, 512, 256)
         self.loc = nn.ModuleList(nn.Conv2d(width, 4, 3, padding=1) for width in widths)
-        # Three backgrounds on the finest map, of which the strongest counts.
+        # Max-out background: the largest of three background scores on the finest map.
         self.conf = nn.ModuleList(nn.Conv2d(width, 4 if i == 0 else 2, 3, padding=1) for i, width in enumerate(widths))
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "S3FD":
-        """The published weights, for inference. Raises UserError where the file is missing or is another's."""
+        """The published weights, for inference. Raises UserError if the file is missing or holds other weights."""
         return load_into(cls, load_checkpoint(path), exact=True, network="S3FD").eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) RGB less `MEAN_RGB` -> boxes (B, A, 4) in shares of W and H, probability of a face (B, A)."""
+        """(B, 3, H, W) RGB minus `MEAN_RGB` -> boxes (B, A, 4) as fractions of W and H, face probabilities (B, A)."""
         boxes, scores = [], []
         for index, features in enumerate(self._features(images)):
             offsets = self.loc[index](features).flatten(2).transpose(1, 2)
@@ -87,9 +87,9 @@ class S3FD(nn.Module):
 
     @torch.no_grad()
     def detect(self, image: np.ndarray, min_score: float = 0.9, scale: float = 0.25) -> np.ndarray:
-        """Faces of an RGB picture (H, W, 3) uint8 looked at `scale` times as large: (n, 5) x0, y0, x1, y1, score.
+        """Faces of an RGB image (H, W, 3) uint8, detected at `scale` times its size: (n, 5) x0, y0, x1, y1, score.
 
-        Boxes are in pixels of the picture as it is given.
+        Boxes are in pixels of the original image.
         """
         height, width = image.shape[:2]
         small = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
@@ -119,7 +119,7 @@ def _trunk() -> list[nn.Module]:
 
 
 def _anchors(index: int, size: torch.Size, image: torch.Size) -> Tensor:
-    """Centre and side of the anchors of a feature map (A, 4), in shares of the picture."""
+    """Centers and sides of the anchors of a feature map (A, 4), as fractions of the image."""
     rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     x, y = (columns.flatten() + 0.5) * STRIDES[index] / image[1], (rows.flatten() + 0.5) * STRIDES[index] / image[0]
     width, height = ANCHOR_SIDES[index] / image[1], ANCHOR_SIDES[index] / image[0]
@@ -127,7 +127,7 @@ def _anchors(index: int, size: torch.Size, image: torch.Size) -> Tensor:
 
 
 def _decode(offsets: Tensor, anchors: Tensor) -> Tensor:
-    """SSD's encoding (Liu et al. 2016) -> corners."""
-    centres = anchors[:, :2] + offsets[..., :2] * VARIANCES[0] * anchors[:, 2:]
+    """Offsets in SSD's encoding (Liu et al. 2016) -> box corners."""
+    centers = anchors[:, :2] + offsets[..., :2] * VARIANCES[0] * anchors[:, 2:]
     sides = anchors[:, 2:] * torch.exp(offsets[..., 2:] * VARIANCES[1])
-    return torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
+    return torch.cat([centers - sides / 2, centers + sides / 2], dim=-1)

@@ -1,8 +1,8 @@
-"""The StyleGAN2 generator that GFPGAN steers with features of its encoder (Karras et al. 2020; Wang et al. 2021,
+"""The StyleGAN2 generator of GFPGAN, modulated with features of its encoder (Karras et al. 2020; Wang et al. 2021,
 "Towards Real-World Blind Face Restoration with Generative Facial Prior", section 3.4), in plain convolutions.
 
 Parameter names are those of the published GFPGANv1.4 ("clean" architecture: bilinear resizing, no custom kernels).
-Legend: N images, C channels, H W pixels, S = 512 width of a style code, L style codes of an image (two a resolution).
+Legend: N images, C channels, H W pixels, S = 512 width of a style code, L style codes of an image (two per resolution).
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALLEST = 4  # pixels of the constant that the generator starts from
+SMALLEST = 4  # side in pixels of the constant input
 SLOPE = 0.2  # of the leaky ReLUs
 EPSILON = 1e-8
 
@@ -28,7 +28,7 @@ class NormStyleCode(nn.Module):
 
 
 class ModulatedConv2d(nn.Module):
-    """Convolution whose input channels are scaled by a style, its outputs back to unit variance (`demodulate`)."""
+    """Convolution whose input channels are scaled by a style; `demodulate` restores unit variance of the outputs."""
 
     def __init__(self, channels: int, out_channels: int, kernel: int, style_width: int, demodulate: bool, factor: int):
         super().__init__()
@@ -45,7 +45,7 @@ class ModulatedConv2d(nn.Module):
             weight = weight * torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + EPSILON)
         if self.factor != 1:
             x = resize(x, self.factor)
-        # Every image has its own kernel: images become groups of one.
+        # Every image has its own kernel: a grouped convolution with one group per image.
         out = F.conv2d(x.flatten(0, 1)[None], weight.flatten(0, 1), padding=weight.shape[-1] // 2, groups=images)
         return out[0].unflatten(0, (images, -1))
 
@@ -65,7 +65,7 @@ class StyleConv(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Features to a picture, added to the enlarged picture of the resolution before."""
+    """Converts features to an image and adds the upsampled image of the previous resolution."""
 
     def __init__(self, channels: int, style_width: int):
         super().__init__()
@@ -87,9 +87,9 @@ class StyleGAN2Generator(nn.Module):
     """Generator with spatial feature transforms on one half of its channels (CS-SFT).
 
     Args:
-        channels: of each resolution, {4: 512, 8: 512, ...}, up to the picture's.
+        channels: of each resolution, {4: 512, 8: 512, ...}, up to that of the image.
         style_width: S.
-        mlp_depth: layers of `style_mlp`. GFPGAN's encoder gives the codes behind it, so that it is loaded but not run.
+        mlp_depth: layers of `style_mlp`. GFPGAN's encoder replaces its output, so it is loaded but not run.
     """
 
     def __init__(self, channels: dict[int, int], style_width: int = 512, mlp_depth: int = 8):
@@ -117,17 +117,17 @@ class StyleGAN2Generator(nn.Module):
     def forward(self, codes: Tensor, scales: list[Tensor], shifts: list[Tensor]) -> Tensor:
         """codes (N, L, S); scales and shifts (N, C / 2, H, W) of each resolution from 8 on -> (N, 3, H, W).
 
-        The noise is the stored one: fresh noise in every frame of a video would flicker.
+        The noise is that of the checkpoint: new noise in every frame of a video would flicker.
         """
         noise = [getattr(self.noises, f"noise{index}") for index in range(len(self.style_convs) + 1)]
         x = self.constant_input.weight.expand(len(codes), -1, -1, -1)
         x = self.style_conv1(x, codes[:, 0], noise[0])
-        picture = self.to_rgb1(x, codes[:, 1])
+        image = self.to_rgb1(x, codes[:, 1])
         for level, (to_rgb, scale, shift) in enumerate(zip(self.to_rgbs, scales, shifts, strict=True)):
             code = 2 * level + 1  # the last code of a resolution is also the first of the next
             x = self.style_convs[2 * level](x, codes[:, code], noise[2 * level + 1])
-            kept, steered = x.chunk(2, dim=1)
-            x = torch.cat([kept, steered * scale + shift], dim=1)
+            kept, modulated = x.chunk(2, dim=1)
+            x = torch.cat([kept, modulated * scale + shift], dim=1)
             x = self.style_convs[2 * level + 1](x, codes[:, code + 1], noise[2 * level + 2])
-            picture = to_rgb(x, codes[:, code + 2], picture)
-        return picture
+            image = to_rgb(x, codes[:, code + 2], image)
+        return image

@@ -1,4 +1,4 @@
-"""The SyncNet that the field measures lip-sync with: Chung & Zisserman, "Out of time" (2016), `syncnet_v2.model`.
+"""SyncNet, the standard metric of lip sync: Chung & Zisserman, "Out of time" (2016), `syncnet_v2.model`.
 
 Parameter names are those of the published checkpoint. Legend: B windows, D = 1024 width of an embedding.
 """
@@ -11,14 +11,14 @@ from latentsync.checkpoints.loading import load_checkpoint, load_into
 
 WINDOW_FRAMES = 5
 FACE_SIZE = 224
-MFCC_COLUMNS = 20  # four a frame
+MFCC_COLUMNS = 20  # four per frame
 MFCC_ROWS = 13
 
 
 class SyncNetV2(nn.Module):
-    """Two towers whose embeddings are near where five frames and 0.2 s of sound belong together.
+    """Two encoders whose embeddings are close if five frames and 0.2 s of audio are in sync.
 
-    The embeddings are not normalised; their Euclidean distance is the measure.
+    The embeddings are not normalized; they are compared by Euclidean distance.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class SyncNetV2(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "SyncNetV2":
-        """The published weights, for inference. Raises UserError where the file is missing or is another's."""
+        """The published weights, for inference. Raises UserError if the file is missing or holds other weights."""
         return load_into(cls, load_checkpoint(path), exact=True, network="SyncNet v2").eval()
 
     def embed_images(self, faces: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens; queries and values have a bias, keys none."""
+    """Multi-head self-attention over all tokens; queries and values have a bias, keys do not."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -112,10 +112,10 @@ class Block(nn.Module):
 
 
 class VideoMAE(nn.Module):
-    """The fine-tuned encoder. The classifier `head` belongs to the published file; features are taken before it."""
+    """The fine-tuned encoder. The classifier `head` belongs to the published file; features are its input."""
 
     def __init__(self, config: VideoMAEConfig = VideoMAEConfig(), with_cp: bool = False):
-        """`with_cp`: keep no activations inside the blocks, compute them again in the backward pass."""
+        """`with_cp`: gradient checkpointing of the blocks."""
         super().__init__()
         self.config = config
         self.with_cp = with_cp
@@ -140,7 +140,7 @@ class VideoMAE(nn.Module):
         return net.eval().requires_grad_(False)
 
     def forward_features(self, videos: Tensor) -> Tensor:
-        """(B, 3, F, H, W) in [0, 1] -> (B, D): mean over the tokens, layer-normalised."""
+        """(B, 3, F, H, W) in [0, 1] -> (B, D): mean over the tokens, layer-normalized."""
         x = self.patch_embed(videos)
         x = x + self.pos_embed.to(x.dtype)
         for block in self.blocks:
@@ -158,7 +158,7 @@ class VideoMAE(nn.Module):
 def sinusoid_table(positions: int, width: int) -> Tensor:
     """Fixed position table (1, positions, width): sine in the even columns, cosine in the odd ones.
 
-    Computed by NumPy: it stays a real tensor where a model is built on the meta device, since no file holds it.
+    Computed with NumPy, so that it has data even if the model is built on the meta device; it is not in the checkpoint.
     """
     wavelengths = np.power(float(POSITION_BASE), 2 * (np.arange(width) // 2) / width)
     angles = np.arange(positions)[:, None] / wavelengths

@@ -1,6 +1,6 @@
-"""Checks of uploads before they are queued, in a child process with limits: headers and packets, nothing is decoded.
+"""Checks of uploads before they are queued: headers and packets are read in a child process with limits.
 
-The worker, a process of its own, decodes; problems that only show there are errors of the job.
+Nothing is decoded; problems that only decoding reveals become errors of the job.
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ from latentsync.serving.settings import ServingSettings
 from latentsync.utils.errors import UserError
 from latentsync.utils.sandbox import call_limited
 
-MAX_GAP_SECONDS = 3600  # a longer jump of the time stamps is a new start, not a gap
+MAX_GAP_SECONDS = 3600  # a longer jump of the timestamps is a restart of them, not a gap
 
 
 def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings: ServingSettings) -> None:
-    """Refuse a job whose files do not suit its kind, or are too large.
+    """Reject a job whose files do not suit its kind or exceed a limit.
 
-    files: role -> (name the user gave, where it is). Messages name files as the user did.
+    files: role -> (original name, path). Messages use the original names.
 
     Raises:
-        UserError: a role is missing or unknown, or a file is no medium of its role or beyond a limit.
+        UserError: a role is missing or unknown, or a file is of the wrong type or exceeds a limit.
     """
     for role in kind.roles:
         if role not in files:
@@ -44,18 +44,18 @@ def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings
 
 
 def inspect_file(role: str, name: str, path: Path, settings: ServingSettings) -> None:
-    """Refuse one file, as `inspect_files` does."""
+    """Reject one file, as `inspect_files` does."""
     try:
         size = path.stat().st_size if path.is_file() else 0
         if size > settings.max_upload_bytes:
             raise UserError(f"{path}: has {size} bytes; at most {settings.max_upload_bytes} are accepted")
         call_limited(_inspect, path, role, settings)
     except UserError as error:
-        raise UserError(f"{role}: {str(error).replace(str(path), shown(name))}") from error
+        raise UserError(f"{role}: {str(error).replace(str(path), printable_name(name))}") from error
 
 
-def shown(name: str) -> str:
-    """A user's file name as it appears in a message: one printable line."""
+def printable_name(name: str) -> str:
+    """A user's file name for messages: one printable line, without folders."""
     base = name.replace("\\", "/").rsplit("/", 1)[-1]
     printable = "".join(c if c.isprintable() else "?" for c in base).encode("utf-8", "replace").decode()
     return printable[:100] or "file"
@@ -78,7 +78,7 @@ def _inspect(path: Path, role: str, settings: ServingSettings) -> None:
 
 
 def _is_accepted_image(path: Path, settings: ServingSettings) -> bool:
-    """Whether there is nothing left to check. Images come first: libav would decode one to know its size."""
+    """Whether the file is an animation that passes. Images come first: libav would decode one to get its size."""
     animation = read_animated_webp(path)
     if animation is not None:
         _check_pixels(path, animation.width, animation.height, settings.max_pixels)
@@ -97,7 +97,7 @@ def _check_mask(path: Path, settings: ServingSettings) -> None:
 
 
 def _image_size(path: Path, settings: ServingSettings) -> tuple[int, int] | None:
-    """(width, height) of an image that Pillow knows; None for anything else, most likely a video."""
+    """(width, height) of an image that Pillow can open; None for anything else, most likely a video."""
     try:
         with open_image(path) as image:
             return image.size
@@ -118,12 +118,15 @@ def _check_seconds(path: Path, seconds: Fraction | float, most: float) -> None:
 
 
 def _check_length(container: InputContainer, stream: AudioStream | VideoStream, path: Path, most: float) -> None:
-    """Believe a header that says too long, but not one that says short: count the packets of the stream."""
-    lengths = [other.duration * other.time_base for other in container.streams if other.duration]
+    """Trust a header that states too long a duration, but not a short one: count the packets of the stream."""
+    lengths = [other.duration * other.time_base for other in container.streams if other.duration and other.time_base]
     if container.duration:
         lengths.append(Fraction(container.duration, av.time_base))
     _check_seconds(path, max(lengths, default=Fraction(0)), most)
-    gap = MAX_GAP_SECONDS / stream.time_base
+    time_base = stream.time_base
+    if time_base is None:
+        raise UserError(f"{path}: its timestamps have no unit; convert the file first")
+    gap = MAX_GAP_SECONDS / time_base
     position, origin = 0, None  # in units of the time base
     try:
         for packet in container.demux(stream):
@@ -132,7 +135,7 @@ def _check_length(container: InputContainer, stream: AudioStream | VideoStream, 
                 stamp = packet.dts - origin
                 position = stamp if position < stamp < position + gap else position
             position += packet.duration or 0
-            if position * stream.time_base > most:
-                _check_seconds(path, position * stream.time_base, most)
-    except av.error.FFmpegError:  # damaged from here on; the worker decodes what comes before
+            if position * time_base > most:
+                _check_seconds(path, position * time_base, most)
+    except av.error.FFmpegError:  # damaged from here on; the worker decodes what precedes it
         return

@@ -1,4 +1,4 @@
-"""A job as the service presents it."""
+"""The public view of a job."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from pathlib import Path
 from latentsync.options import GenerationOptions
 from latentsync.utils.errors import UserError
 
-ROLES = ("video", "audio", "mask")  # of the files that a job may take
+ROLES = ("video", "audio", "mask")  # of a job's input files
 
 
 class JobState(StrEnum):
@@ -19,7 +19,7 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether the job has ended; only a retry changes it then."""
+        """Whether the job is finished; only a retry changes it then."""
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
@@ -29,24 +29,24 @@ class JobKind(StrEnum):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The files that a job of this kind needs."""
+        """Files that a job of this kind needs."""
         return ("video", "audio") if self is JobKind.LIPSYNC else ("video",)
 
     @property
     def optional_roles(self) -> tuple[str, ...]:
-        """The files that it may be given as well."""
+        """Files that it also accepts."""
         return ("mask",) if self is JobKind.LIPSYNC else ()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job at one moment.
+    """Snapshot of a job.
 
-    id: 32 hexadecimal digits. inputs: role -> name the file had with the user; for showing, never a path here.
-    created, started, finished: seconds since 1970. attempts: how often it was begun. stage, done, total: progress of
-    the running attempt, in frames. eta_seconds: until its end, None while unknown. error: what went wrong, in words for
-    the user. result: the finished file, None where there is none or where it has aged out (`expired`). position: jobs
-    that come before it in the queue.
+    id: 32 hexadecimal digits. inputs: role -> original file name, for display only, never used as a path. created,
+    started, finished: seconds since 1970. attempts: number of times it was started. stage, done, total: progress of the
+    running attempt, in frames. eta_seconds: estimated time left, None if unknown. error: message for the user. result:
+    the finished file; None if there is none or it was deleted (`expired`). position: number of jobs before it in the
+    queue. submitter: name of the API key that it belongs to, None without one.
     """
 
     id: str
@@ -66,15 +66,16 @@ class Job:
     result: Path | None = None
     expired: bool = False
     position: int | None = None
+    submitter: str | None = None
 
 
 @dataclass(frozen=True)
 class ServiceStats:
-    """The service at one moment.
+    """Statistics of the service.
 
-    counts: jobs by state. queue_length: those that wait. workers_alive: of all processes on this workspace.
-    models_loaded: by these workers. disk_used: bytes of the workspace. durations: seconds that the last finished jobs
-    took, newest first.
+    counts: number of jobs by state. queue_length: queued jobs. workers_alive: of all processes on this workspace.
+    models_loaded: by these workers. disk_used: bytes of the workspace. durations: seconds that the most recent finished
+    jobs took, newest first.
     """
 
     counts: dict[JobState, int]
@@ -90,7 +91,7 @@ class JobNotFound(UserError):
 
 
 class QueueFull(UserError):
-    """As many jobs wait as may."""
+    """The queue is at its limit."""
 
 
 class InsufficientSpace(UserError):

@@ -1,15 +1,16 @@
-"""The job service: what the page, the HTTP API and the batch command talk to."""
+"""The job service behind the web UI, the REST API and the batch command."""
 
 import logging
 import sqlite3
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from latentsync.options import GenerationOptions
-from latentsync.serving.inspection import inspect_files, shown
+from latentsync.serving.background import BackgroundTask
+from latentsync.serving.clock import SteadyTime
+from latentsync.serving.inspection import inspect_files, printable_name
 from latentsync.serving.jobs import (
     InsufficientSpace,
     Job,
@@ -32,17 +33,17 @@ from latentsync.utils.sandbox import shut_down
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 60.0
-SIZE_SECONDS = 10.0  # for which a measured size of the workspace is believed
+SIZE_SECONDS = 10.0  # a measured size of the workspace is reused for this long
 POLL_SECONDS = 0.25
-RECENT = 100  # jobs whose durations are remembered
+RECENT = 100  # number of jobs whose durations are reported
 
 __all__ = ["InsufficientSpace", "JobNotFound", "JobService", "QueueFull", "WrongState"]
 
 
 class JobService:
-    """A queue in `settings.workspace` and its workers. Thread-safe; a context manager that starts and stops.
+    """A queue in `settings.workspace` and its workers. Thread-safe; a context manager that starts and stops it.
 
-    Several services, in one process or in many, may share a workspace: all see the same jobs, and each job is run once.
+    Services in one or several processes may share a workspace: they see the same jobs, and each job runs once.
 
     Raises:
         UserError: the workspace cannot be used.
@@ -53,25 +54,30 @@ class JobService:
         self.workspace = Workspace(settings.workspace)
         self.store = JobStore(self.workspace.database)
         self._supervisor = Supervisor(settings, self.store)
-        self._stopping = threading.Event()
-        self._sweeper: threading.Thread | None = None
+        self._time = SteadyTime()
+        self._sweeper = BackgroundTask("sweeper", self.sweep, SWEEP_SECONDS, self.store.close)
         self._size = (0.0, 0)
 
     def start(self) -> None:
-        """Start the workers and the sweeper. Jobs that were running when all workers died go back to the queue."""
-        self._stopping.clear()
+        """Start the workers and the sweeper. Jobs that were running when all workers died return to the queue."""
         self._supervisor.start()
-        self._sweeper = threading.Thread(target=self._sweep_forever, name="sweeper", daemon=True)
         self._sweeper.start()
 
+    def begin_stop(self) -> None:
+        """Start to stop the workers, without waiting for it."""
+        self._supervisor.begin_stop()
+
     def stop(self) -> None:
-        """Stop the workers; their jobs go back to the queue."""
-        self._stopping.set()
-        shut_down()  # of files being examined: their submission fails
+        """Stop the workers; their jobs return to the queue."""
+        self.begin_stop()
+        shut_down()  # submissions whose files are being examined fail
         self._supervisor.stop()
-        if self._sweeper is not None:
-            self._sweeper.join()
-            self._sweeper = None
+        self._sweeper.stop()
+
+    def problems(self) -> list[str]:
+        """Errors of the background threads that persist, one line each."""
+        tasks = (("monitoring the workers", self._supervisor.failure), ("cleaning up", self._sweeper.failure))
+        return [f"{what} fails: {failure}" for what, failure in tasks if failure is not None]
 
     def __enter__(self) -> "JobService":
         self.start()
@@ -83,13 +89,20 @@ class JobService:
     # Jobs
 
     def submit(
-        self, kind: JobKind, files: Mapping[str, tuple[str, Path]], options: GenerationOptions, *, move: bool = False
+        self,
+        kind: JobKind,
+        files: Mapping[str, tuple[str, Path]],
+        options: GenerationOptions,
+        *,
+        move: bool = False,
+        submitter: str | None = None,
     ) -> Job:
-        """Look at the files, take them into the workspace and queue the job.
+        """Examine the files, copy them into the workspace and queue the job.
 
         Args:
-            files: role (video, audio, mask) -> (name to show, where the file is).
-            move: the files may be moved away, as uploads may.
+            files: role (video, audio, mask) -> (name to display, path).
+            move: move the files instead of copying them.
+            submitter: name of the API key that the job belongs to.
 
         Raises:
             UserError: the files or the model are not usable.
@@ -106,10 +119,10 @@ class JobService:
             raise self._queue_full()
         self._check_space(0 if move else sum(path.stat().st_size for _, path in files.values()))
         job_id = uuid.uuid4().hex
-        inputs = {role: shown(name) for role, (name, _) in files.items()}
+        inputs = {role: printable_name(name) for role, (name, _) in files.items()}
         try:
             names = self.workspace.fill(job_id, files, move=move)
-            added = self.store.add(job_id, kind, options, inputs, names, self.settings.max_queue)
+            added = self.store.add(job_id, kind, options, inputs, names, self.settings.max_queue, submitter)
         except (OSError, sqlite3.OperationalError) as error:
             self.workspace.remove(job_id)
             raise InsufficientSpace(f"the job could not be stored ({error}); free space and try again") from error
@@ -122,12 +135,19 @@ class JobService:
         """Raises JobNotFound."""
         return self._job(self._row(job_id))
 
-    def list(self, *, states: Sequence[JobState] | None = None, limit: int = 50, offset: int = 0) -> list[Job]:
-        """Jobs in these states (all), newest first."""
-        return [self._job(row) for row in self.store.listing(states, limit, offset)]
+    def list(
+        self,
+        *,
+        states: Sequence[JobState] | None = None,
+        limit: int = 50,
+        offset: int = 0,
+        submitter: str | None = None,
+    ) -> list[Job]:
+        """Jobs in these states (default: all), of one submitter (default: of all), newest first."""
+        return [self._job(row) for row in self.store.listing(states, limit, offset, submitter)]
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job: at once while it waits, within seconds while it runs; an ended job stays as it is.
+        """Cancel a job: at once if it is queued, within seconds if it is running. A finished job is left unchanged.
 
         Raises:
             JobNotFound: there is no such job.
@@ -137,26 +157,26 @@ class JobService:
         return self.get(job_id)
 
     def retry(self, job_id: str) -> Job:
-        """Queue an ended job again, with its files and options, at the end of the queue; its result is deleted.
+        """Queue a finished job again with the same files and options, at the end of the queue. Deletes its result.
 
         Raises:
-            JobNotFound, QueueFull: as they say.
-            WrongState: it has not ended, or its files have aged out.
+            JobNotFound, QueueFull
+            WrongState: it is not finished, or its files have expired.
         """
         self._row(job_id)
         queued = self.store.retry(job_id, self.settings.max_queue)
         if queued is None:
-            raise WrongState("only a job that has ended and still has its files can be tried again; submit a new one")
+            raise WrongState("only a finished job whose files have not expired can be retried; submit a new one")
         if not queued:
             raise self._queue_full()
         return self.get(job_id)
 
     def delete(self, job_id: str) -> None:
-        """Forget a job and delete its files; a running one is cancelled first, which may take seconds.
+        """Delete a job and its files. A running one is cancelled first, which may take seconds.
 
         Raises:
             JobNotFound: there is no such job.
-            WrongState: it does not stop.
+            WrongState: it does not stop in time.
         """
         self._row(job_id)
         self.store.cancel(job_id)
@@ -165,15 +185,15 @@ class JobService:
             if self.store.get(job_id) is None:
                 raise JobNotFound(f"there is no job {job_id}")
             if time.monotonic() > deadline:
-                raise WrongState("the job is still being stopped; delete it later")
+                raise WrongState("the job is still stopping; delete it later")
             time.sleep(POLL_SECONDS)
         self.workspace.remove(job_id)
 
     def watch(self, job_id: str, timeout: float) -> Iterator[Job]:
-        """The job now, and again whenever it has changed, until it has ended or `timeout` seconds are over.
+        """Yield the job now and after each change, until it is finished or `timeout` seconds have passed.
 
         Raises:
-            JobNotFound: there is no such job, or no longer.
+            JobNotFound: there is no such job, or it was deleted.
         """
         deadline, last = time.monotonic() + timeout, None
         while True:
@@ -188,10 +208,10 @@ class JobService:
     # Files
 
     def input_path(self, job_id: str, role: str) -> Path:
-        """A file that the job was given.
+        """Path of an input file.
 
         Raises:
-            JobNotFound: there is no such job, it takes no such file, or the file has aged out.
+            JobNotFound: there is no such job, it has no such file, or the file has expired.
         """
         row = self._row(job_id)
         path = self.workspace.folder(job_id) / row.files.get(role, "")
@@ -200,7 +220,7 @@ class JobService:
         return path
 
     def thumbnail(self, job_id: str) -> Path | None:
-        """A small JPEG of the result, or of the input as long as there is none; None where neither has a picture.
+        """Path of a small JPEG of the result's first frame; None if there is no result or it has no frames.
 
         Raises:
             JobNotFound: there is no such job.
@@ -214,15 +234,15 @@ class JobService:
         return path if write_thumbnail(path.parent / row.result, path) else None
 
     def upload_folder(self) -> Path:
-        """Where uploads are put before they are submitted; what stays there ages out."""
+        """Folder for uploads before they are submitted; what stays there expires."""
         return self.workspace.uploads
 
-    # Figures and ageing
+    # Statistics and retention
 
     def stats(self) -> ServiceStats:
-        """The service now; the disk's use may be some seconds old."""
+        """Statistics; the disk usage may be some seconds old."""
         counts = self.store.counts()
-        workers = self.store.workers(time.time() - self.settings.lease_seconds)
+        workers = self.store.workers(self.settings.lease_seconds)
         return ServiceStats(
             counts=counts,
             queue_length=counts[JobState.QUEUED],
@@ -233,11 +253,13 @@ class JobService:
         )
 
     def sweep(self) -> None:
-        """Delete what is too old, and of ended jobs the oldest as long as the quota is exceeded."""
-        self.store.recover(self.settings.max_attempts, before=time.time() - self.settings.lease_seconds)
-        self.workspace.sweep_uploads(self.settings.upload_hours)
-        self.workspace.sweep_orphans(self.store.ids(), self.settings.upload_hours)
-        limit, used = time.time() - 3600 * self.settings.keep_results_hours, self.workspace.size()
+        """Delete expired files, and the oldest results while the quota is exceeded."""
+        self.store.recover(self.settings.max_attempts, silent_for=self.settings.lease_seconds)
+        now = self._time.now()
+        unused_since = now - 3600 * self.settings.upload_hours
+        self.workspace.sweep_uploads(unused_since)
+        self.workspace.sweep_orphans(self.store.ids(), unused_since)
+        limit, used = now - 3600 * self.settings.keep_results_hours, self.workspace.size()
         for row in self.store.ended():
             if (row.finished or 0) >= limit and used <= self.settings.quota_bytes:
                 break
@@ -246,16 +268,6 @@ class JobService:
                 self.workspace.remove(row.id)
                 used -= size
         self._size = (time.monotonic(), used)
-
-    def _sweep_forever(self) -> None:
-        while True:
-            try:
-                self.sweep()
-            except (OSError, sqlite3.Error) as error:  # a full or slow disk: the next round may do better
-                logger.warning("sweeping the workspace failed: %s", error)
-            if self._stopping.wait(SWEEP_SECONDS):
-                self.store.close()
-                return
 
     def _disk_used(self) -> int:
         measured, size = self._size
@@ -270,15 +282,15 @@ class JobService:
         if self._disk_used() + arriving > self.settings.quota_bytes:
             self.sweep()
             if self._disk_used() + arriving > self.settings.quota_bytes:
-                raise InsufficientSpace("the service's quota is used up by jobs that have not ended; try again later")
+                raise InsufficientSpace("unfinished jobs use up the service's disk quota; try again later")
 
     def _queue_full(self) -> QueueFull:
-        return QueueFull(f"{self.settings.max_queue} jobs are waiting already; try again later")
+        return QueueFull(f"{self.settings.max_queue} jobs are queued already; try again later")
 
     def _row(self, job_id: str) -> Row:
         row = self.store.get(job_id)
         if row is None:
-            raise JobNotFound(f"there is no job {shown(job_id)}")
+            raise JobNotFound(f"there is no job {printable_name(job_id)}")
         return row
 
     def _job(self, row: Row) -> Job:
@@ -302,15 +314,16 @@ class JobService:
             result=result,
             expired=row.expired,
             position=self.store.position(row) if row.state is JobState.QUEUED else None,
+            submitter=row.submitter,
         )
 
 
 def _eta(row: Row) -> float | None:
-    """Seconds until a running job is done, if it goes on as it has since its frames began.
+    """Estimated seconds until a running job is done, from the average time per frame so far.
 
-    Frames come in runs: between two of them the time that has passed is taken off.
+    Frames finish in batches; between two of them the elapsed time is subtracted.
     """
-    if not row.done or None in (row.frames_since, row.moved, row.beat):
+    if not row.done or row.frames_since is None or row.moved is None or row.beat is None:
         return None
     left = (row.moved - row.frames_since) * max(0, row.total - row.done) / row.done
     return max(0.0, left - (row.beat - row.moved))

@@ -1,4 +1,4 @@
-"""The settings of a job service, and the command-line arguments that fill them in."""
+"""The settings of a job service, and the command-line arguments for them."""
 
 import argparse
 from dataclasses import asdict, dataclass
@@ -12,22 +12,22 @@ GIB, MIB = 2**30, 2**20
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """One service. Sizes in bytes, times in seconds unless said otherwise.
+    """Settings of one service. Sizes in bytes, times in seconds unless the name says otherwise.
 
-    workspace: folder that holds the queue, uploads and results; nothing outside it is written.
-    workers: processes that run jobs; 0 for a process that only submits and looks.
-    devices: of the workers in turn: auto, cpu, cuda, cuda:0, ...
-    dtype: precision of the models: float32, float16, bfloat16; None for what suits the device.
-    model: what "auto" in a job's options means.
-    max_models: pipelines a worker keeps loaded.
-    max_queue: jobs that may wait.
-    max_upload_bytes: of one file. max_audio_seconds, max_video_seconds, max_pixels (of a picture): of what it holds.
-    job_timeout_seconds: of one attempt. max_attempts: a job is begun, should its worker die.
-    lease_seconds: after which a job is lost whose worker gives no sign of life.
-    keep_results_hours: then inputs and results of ended jobs are deleted. quota_bytes: of the workspace; beyond it the
-        oldest ended jobs lose theirs. upload_hours: then uploads that no job took are deleted.
-    min_free_bytes: of the disk, below which no job is taken.
-    ray_address: of a Ray cluster that does the jobs instead of this machine ("auto", or host:port); see
+    workspace: folder of the queue, uploads and results; nothing outside it is written.
+    workers: number of processes that run jobs; 0 for a process that only submits and reads.
+    devices: of the workers, in turn: auto, cpu, cuda, cuda:0, ...
+    dtype: precision of the models: float32, float16, bfloat16; None for the device's default.
+    model: the model that "auto" in a job's options stands for.
+    max_models: number of pipelines a worker keeps loaded.
+    max_queue: maximum number of queued jobs.
+    max_upload_bytes: of one file. max_audio_seconds, max_video_seconds, max_pixels (of a frame): limits on its content.
+    job_timeout_seconds: time limit of one attempt. max_attempts: how often a job is started if its worker dies.
+    lease_seconds: a job whose worker gives no sign of life for this long is lost and queued again.
+    keep_results_hours: after this time, files of finished jobs are deleted. quota_bytes: of the workspace; if it is
+        exceeded, the files of the oldest finished jobs are deleted. upload_hours: unused uploads are deleted after it.
+    min_free_bytes: of the disk; below it, no job is accepted.
+    ray_address: Ray cluster that runs the jobs instead of this machine ("auto", or host:port); see
         `latentsync.serving.ray_serve`.
     """
 
@@ -73,9 +73,12 @@ class ServingSettings:
         return asdict(self) | {"workspace": str(self.workspace), "devices": list(self.devices)}
 
 
-def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments for the worker processes: `--workers`, `--devices`, `--dtype`."""
+def add_service_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that all commands with a job service share."""
     add = parser.add_argument_group("workers").add_argument
     add("--workers", type=int, default=1, help="number of processes, each with its own models (default: %(default)s)")
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
     add("--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)")
+    parser.add_argument(
+        "--repair", action="store_true", help="if the job queue is damaged, move it aside and start an empty one"
+    )

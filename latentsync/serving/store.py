@@ -1,7 +1,8 @@
-"""The queue on disk: one SQLite file (WAL) that several processes may open at once.
+"""The job queue: reads and writes the SQLite database, which several processes may open at once.
 
-A running job belongs to one owner (a worker) for as long as it renews its lease. Whoever has lost a job can neither
-report on it nor end it: each update names owner and attempt.
+A running job belongs to one owner (a worker) for as long as it renews its lease. A worker that has lost a job can
+neither report on it nor finish it: each update names owner and attempt. Leases count in monotonic time, so that changes
+of the system time and suspended machines do not end them.
 """
 
 import json
@@ -10,62 +11,29 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from latentsync.options import GenerationOptions, read_stored
+from latentsync.serving import database
+from latentsync.serving.clock import boot_id
 from latentsync.serving.jobs import JobKind, JobState
-from latentsync.utils.errors import UserError
 
-BUSY_SECONDS = 30.0
-SCHEMA_VERSION = 2
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    kind TEXT NOT NULL,
-    state TEXT NOT NULL,
-    options TEXT NOT NULL,
-    inputs TEXT NOT NULL,
-    files TEXT NOT NULL,
-    created REAL NOT NULL,
-    started REAL,
-    finished REAL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    place REAL NOT NULL,
-    stage TEXT NOT NULL DEFAULT '',
-    done INTEGER NOT NULL DEFAULT 0,
-    total INTEGER NOT NULL DEFAULT 0,
-    frames_since REAL,
-    moved REAL,
-    error TEXT,
-    result TEXT,
-    expired INTEGER NOT NULL DEFAULT 0,
-    owner TEXT,
-    beat REAL,
-    cancel INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, place);
-CREATE TABLE IF NOT EXISTS workers (
-    id TEXT PRIMARY KEY,
-    pid INTEGER NOT NULL,
-    device TEXT NOT NULL,
-    models TEXT NOT NULL DEFAULT '[]',
-    beat REAL NOT NULL
-);
-"""
-FROM_VERSION_1 = "ALTER TABLE jobs ADD COLUMN moved REAL"
 ENDED = "state IN ('done', 'failed', 'cancelled')"
-TOO_OFTEN = "the job was begun {attempts} times and its worker died each time; it may need more memory than there is"
+TOO_MANY_ATTEMPTS = "the worker died {attempts} times while it ran this job, which may need more memory than there is"
+UNREADABLE = "the stored job cannot be read ({reason}): another version wrote it, or it is damaged; submit it again"
+MAX_REASON = 200  # characters
 
 
 @dataclass(frozen=True)
 class Row:
     """A job as it is stored.
 
-    files: role -> name of the file in the job's folder; result: the same, or None. place: order in the queue.
-    frames_since: when the running attempt first knew how many frames there are; moved: when `done` last changed.
-    owner, beat: worker and its last sign of life. cancel: the owner is to stop.
+    files: role -> file name in the job's folder; result: the same, or None. place: order in the queue. frames_since:
+    when the running attempt first knew the number of frames; moved: when `done` last changed. owner, beat: the worker
+    and its last sign of life. cancel: the owner should stop. submitter: name of the API key, None without one.
+    beat, frames_since and moved are monotonic seconds, the other times seconds since 1970.
     """
 
     number: int
@@ -91,44 +59,78 @@ class Row:
     owner: str | None
     beat: float | None
     cancel: bool
+    submitter: str | None
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> "Row":
-        values = dict(row)
-        for name in ("inputs", "files"):
-            values[name] = json.loads(values[name])
-        values["options"] = read_stored(values["options"])
-        values |= {"kind": JobKind(values["kind"]), "state": JobState(values["state"])}
-        return cls(**values | {"expired": bool(values["expired"]), "cancel": bool(values["cancel"])})
+        """The job in a row of the table. One that cannot be read is a failed job with a message."""
+        values = {field.name: row[field.name] for field in fields(cls)}
+        try:
+            return cls(**_parse(values))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            return cls(**_unreadable(values, error))
+
+
+def _parse(values: dict[str, Any]) -> dict[str, Any]:
+    """Columns as values of a `Row`. Raises ValueError, TypeError, AttributeError or RecursionError."""
+    parsed = dict(values)
+    for name in ("inputs", "files"):
+        parsed[name] = {str(role): str(file) for role, file in json.loads(values[name]).items()}
+    parsed |= {"options": read_stored(values["options"])}
+    parsed |= {"kind": JobKind(values["kind"]), "state": JobState(values["state"])}
+    for name in ("created", "place"):
+        parsed[name] = float(values[name])
+    for name in ("started", "finished", "frames_since", "moved", "beat"):
+        parsed[name] = None if values[name] is None else float(values[name])
+    for name in ("attempts", "done", "total"):
+        parsed[name] = int(values[name])
+    return parsed | {name: bool(values[name]) for name in ("expired", "cancel")}
+
+
+def _unreadable(values: dict[str, Any], error: Exception) -> dict[str, Any]:
+    reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+    times = {name: value if isinstance(value := values[name], float) else None for name in ("created", "finished")}
+    kept = {name: values[name] for name in ("number", "id", "owner", "submitter")}
+    empty: dict[str, Any] = dict.fromkeys(("started", "frames_since", "moved", "beat", "result"))
+    return (
+        empty
+        | times
+        | kept
+        | {
+            "kind": JobKind.INTERPOLATE if values["kind"] == JobKind.INTERPOLATE else JobKind.LIPSYNC,
+            "state": JobState.FAILED,
+            "options": GenerationOptions(),
+            "inputs": {},
+            "files": {},
+            "created": times["created"] or 0.0,
+            "attempts": 0,
+            "place": 0.0,
+            "stage": "",
+            "done": 0,
+            "total": 0,
+            "error": UNREADABLE.format(reason=reason),
+            "expired": bool(values["expired"]),
+            "cancel": bool(values["cancel"]),
+        }
+    )
 
 
 class JobStore:
-    """Reads and writes the queue; thread-safe, a connection a thread. Times are seconds since 1970."""
+    """Reads and writes the queue. Thread-safe, with one connection per thread."""
 
     def __init__(self, path: Path) -> None:
+        """Raises UserError for a database that is damaged or was written by another version."""
         self.path, self._local = path, threading.local()
-        with self._write() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if not 0 <= version <= SCHEMA_VERSION:
-                raise UserError(f"{path}: written by another version of this program; choose another workspace")
-            if version == 1:
-                db.execute(FROM_VERSION_1)
-            for statement in SCHEMA.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        database.prepare(path)
 
     def _connection(self) -> sqlite3.Connection:
         if getattr(self._local, "db", None) is None:
-            db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            self._local.db = db
+            self._local.db = database.connect(self.path)
         return self._local.db
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that begins as a writer, so that it never has to give up half way."""
+        """A transaction that takes the write lock at its start, so that it cannot fail halfway for want of it."""
         db = self._connection()
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -145,7 +147,7 @@ class JobStore:
             db.close()
             self._local.db = None
 
-    # What users do
+    # For users
 
     def add(
         self,
@@ -155,16 +157,17 @@ class JobStore:
         inputs: dict[str, str],
         files: dict[str, str],
         most: int,
+        submitter: str | None = None,
     ) -> bool:
-        """Queue a job; False, and nothing done, where `most` jobs wait already."""
+        """Queue a job; returns False, and does nothing, if `most` jobs are queued already."""
         with self._write() as db:
             if self._count(db, JobState.QUEUED) >= most:
                 return False
-            now = time.time()
+            values = (job_id, kind, options.model_dump_json(), json.dumps(inputs), json.dumps(files), time.time())
             db.execute(
-                "INSERT INTO jobs (id, kind, state, options, inputs, files, created, place)"
-                " VALUES (?, ?, 'queued', ?, ?, ?, ?, (SELECT coalesce(max(place), 0) + 1 FROM jobs))",
-                (job_id, kind, options.model_dump_json(), json.dumps(inputs), json.dumps(files), now),
+                "INSERT INTO jobs (id, kind, state, options, inputs, files, created, submitter, place)"
+                " VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, (SELECT coalesce(max(place), 0) + 1 FROM jobs))",
+                (*values, submitter),
             )
             return True
 
@@ -172,23 +175,27 @@ class JobStore:
         row = self._connection().execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else Row.of(row)
 
-    def listing(self, states: Sequence[JobState] | None, limit: int, offset: int) -> list[Row]:
-        """Newest first."""
+    def listing(
+        self, states: Sequence[JobState] | None, limit: int, offset: int, submitter: str | None = None
+    ) -> list[Row]:
+        """Jobs in these states (None: all), of one submitter (None: of all), newest first."""
         chosen = list(JobState) if states is None else list(states)
         marks = ", ".join("?" * len(chosen))
+        any_state = " OR TRUE" if states is None else ""  # also one that this version does not know
         rows = self._connection().execute(
-            f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY number DESC LIMIT ? OFFSET ?",
-            (*chosen, limit, offset),
+            f"SELECT * FROM jobs WHERE (state IN ({marks}){any_state}) AND (? IS NULL OR submitter = ?)"
+            " ORDER BY number DESC LIMIT ? OFFSET ?",
+            (*chosen, submitter, submitter, limit, offset),
         )
         return [Row.of(row) for row in rows]
 
     def position(self, row: Row) -> int:
-        """Waiting jobs that come before this one."""
+        """Number of queued jobs before this one."""
         query = "SELECT count(*) FROM jobs WHERE state = 'queued' AND place < ?"
         return self._connection().execute(query, (row.place,)).fetchone()[0]
 
     def cancel(self, job_id: str) -> None:
-        """A waiting job is cancelled at once, a running one is asked to stop; others stay as they are."""
+        """Cancel a queued job at once, ask a running one to stop, and leave others unchanged."""
         with self._write() as db:
             db.execute(
                 "UPDATE jobs SET state = 'cancelled', finished = ? WHERE id = ? AND state = 'queued'",
@@ -197,7 +204,7 @@ class JobStore:
             db.execute("UPDATE jobs SET cancel = 1 WHERE id = ? AND state = 'running'", (job_id,))
 
     def retry(self, job_id: str, most: int) -> bool | None:
-        """Put an ended job at the end of the queue. None: it has not ended or has lost its files; False: queue full."""
+        """Queue a finished job again. None: it is not finished or its files are deleted; False: the queue is full."""
         with self._write() as db:
             row = db.execute(
                 f"SELECT 1 FROM jobs WHERE id = ? AND {ENDED} AND NOT expired",
@@ -216,28 +223,34 @@ class JobStore:
             return True
 
     def delete(self, job_id: str) -> bool:
-        """Forget a job that is not running; False where it is."""
+        """Remove a job that is not running; False if it is."""
         with self._write() as db:
             return db.execute("DELETE FROM jobs WHERE id = ? AND state != 'running'", (job_id,)).rowcount > 0
 
-    # What workers do
+    # For workers
 
     def claim(self, owner: str) -> Row | None:
-        """Take the job that has waited longest."""
+        """Take the job that has been queued longest. Unreadable ones before it fail, so that they block nobody."""
         with self._write() as db:
-            now = time.time()
-            row = db.execute(
-                "UPDATE jobs SET state = 'running', owner = ?, beat = ?, started = ?, attempts = attempts + 1,"
-                " stage = 'starting', done = 0, total = 0, frames_since = NULL, moved = NULL, cancel = 0"
-                " WHERE number ="
-                " (SELECT number FROM jobs WHERE state = 'queued' ORDER BY place LIMIT 1) RETURNING *",
-                (owner, now, now),
-            ).fetchone()
-            return None if row is None else Row.of(row)
+            while True:
+                found = db.execute(
+                    "UPDATE jobs SET state = 'running', owner = ?, beat = ?, boot = ?, started = ?,"
+                    " attempts = attempts + 1, stage = 'starting', done = 0, total = 0, frames_since = NULL,"
+                    " moved = NULL, cancel = 0 WHERE number ="
+                    " (SELECT number FROM jobs WHERE state = 'queued' ORDER BY place LIMIT 1) RETURNING *",
+                    (owner, time.monotonic(), boot_id(), time.time()),
+                ).fetchone()
+                row = None if found is None else Row.of(found)
+                if row is None or row.state is JobState.RUNNING:
+                    return row
+                db.execute(
+                    "UPDATE jobs SET state = 'failed', error = ?, finished = ?, owner = NULL WHERE number = ?",
+                    (row.error, time.time(), row.number),
+                )
 
     def progress(self, row: Row, stage: str, done: int, total: int) -> bool | None:
-        """Report on a job and renew its lease. Whether it is to be cancelled; None: it is no longer the caller's."""
-        now = time.time()
+        """Report progress and renew the lease. Returns whether to cancel the job; None if the caller has lost it."""
+        now = time.monotonic()
         with self._write() as db:
             found = db.execute(
                 "UPDATE jobs SET stage = ?, done = ?, total = ?, beat = ?,"
@@ -249,7 +262,7 @@ class JobStore:
             return None if found is None else bool(found["cancel"])
 
     def finish(self, row: Row, state: JobState, *, result: str | None = None, error: str | None = None) -> bool:
-        """End a job; False, and nothing done, where it is no longer the caller's."""
+        """End a job; returns False, and does nothing, if the caller has lost it."""
         with self._write() as db:
             changed = db.execute(
                 "UPDATE jobs SET state = ?, result = ?, error = ?, finished = ?, owner = NULL"
@@ -259,7 +272,7 @@ class JobStore:
             return changed.rowcount > 0
 
     def give_back(self, owner: str) -> None:
-        """A worker stops in good order: its job goes back to its place in the queue, the attempt not counted."""
+        """Return the job of a worker that stops to its place in the queue; the attempt does not count."""
         with self._write() as db:
             db.execute(
                 "UPDATE jobs SET state = CASE WHEN cancel THEN 'cancelled' ELSE 'queued' END,"
@@ -268,18 +281,22 @@ class JobStore:
                 (time.time(), owner),
             )
 
-    def recover(self, most_attempts: int, *, owner: str | None = None, before: float | None = None) -> int:
-        """Jobs of a worker that died (`owner`), or without a sign of life since `before`, go back to their place in the
-        queue; those to be cancelled are, and those begun too often fail. Returns how many there were."""
-        where, value = ("owner = ?", owner) if owner is not None else ("beat < ?", before)
+    def recover(self, most_attempts: int, *, owner: str | None = None, silent_for: float | None = None) -> int:
+        """Return lost jobs to their place in the queue: those of a worker that died (`owner`), or those whose worker
+        gave no sign of life for `silent_for` seconds or since the machine started. Jobs to be cancelled are cancelled,
+        those with too many attempts fail. Returns the number of lost jobs."""
+        if owner is not None:
+            lost_ones, values = "owner = ?", (owner,)
+        else:
+            lost_ones, values = "(boot IS NOT ? OR beat < ?)", (boot_id(), time.monotonic() - (silent_for or 0.0))
         with self._write() as db:
-            lost = db.execute(f"SELECT * FROM jobs WHERE state = 'running' AND {where}", (value,)).fetchall()
+            lost = db.execute(f"SELECT * FROM jobs WHERE state = 'running' AND {lost_ones}", values).fetchall()
             for row in lost:
                 state, error = JobState.QUEUED, None
                 if row["cancel"]:
                     state = JobState.CANCELLED
                 elif row["attempts"] >= most_attempts:
-                    state, error = JobState.FAILED, TOO_OFTEN.format(attempts=row["attempts"])
+                    state, error = JobState.FAILED, TOO_MANY_ATTEMPTS.format(attempts=row["attempts"])
                 finished = None if state is JobState.QUEUED else time.time()
                 db.execute(
                     "UPDATE jobs SET state = ?, error = ?, finished = ?, owner = NULL, stage = '' WHERE id = ?",
@@ -297,20 +314,20 @@ class JobStore:
             )
 
     def running_of(self, owner: str) -> Row | None:
-        """The job that a worker is busy with."""
+        """The job that a worker is running."""
         query = "SELECT * FROM jobs WHERE owner = ? AND state = 'running'"
         row = self._connection().execute(query, (owner,)).fetchone()
         return None if row is None else Row.of(row)
 
-    # Ageing and figures
+    # Retention and statistics
 
     def ended(self) -> list[Row]:
-        """Ended jobs that still have files, oldest end first."""
+        """Finished jobs that still have files, oldest first."""
         query = f"SELECT * FROM jobs WHERE {ENDED} AND NOT expired ORDER BY finished, number"
         return [Row.of(row) for row in self._connection().execute(query)]
 
     def expire(self, job_id: str) -> bool:
-        """Note that an ended job's files are about to go; False where it has not ended (any more)."""
+        """Mark the files of a finished job as deleted; False if it is not finished, or no longer."""
         with self._write() as db:
             changed = db.execute(
                 f"UPDATE jobs SET expired = 1, result = NULL WHERE id = ? AND {ENDED}",
@@ -326,35 +343,32 @@ class JobStore:
         return {state: found.get(state.value, 0) for state in JobState}
 
     def durations(self, last: int) -> list[float]:
-        """Seconds that the last finished jobs took, newest first."""
+        """Duration in seconds of the most recent finished jobs, newest first."""
         query = (
-            "SELECT finished - started AS seconds FROM jobs WHERE state = 'done' AND started IS NOT NULL"
+            "SELECT max(finished - started, 0) AS seconds FROM jobs WHERE state = 'done' AND started IS NOT NULL"
             " ORDER BY finished DESC LIMIT ?"
         )
         return [row["seconds"] for row in self._connection().execute(query, (last,))]
 
-    def changes(self) -> int:
-        """A number that changes when another connection has written: cheap to ask for."""
-        return self._connection().execute("PRAGMA data_version").fetchone()[0]
-
     # Workers
 
     def worker_beat(self, worker: str, pid: int, device: str, models: Sequence[str]) -> None:
+        """Record a sign of life of a worker, and the models it has loaded."""
         with self._write() as db:
             db.execute(
-                "INSERT INTO workers (id, pid, device, models, beat) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET models = excluded.models, beat = excluded.beat",
-                (worker, pid, device, json.dumps(list(models)), time.time()),
+                "INSERT INTO workers (id, pid, device, models, beat, boot) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET models = excluded.models, beat = excluded.beat, boot = excluded.boot",
+                (worker, pid, device, json.dumps(list(models)), time.monotonic(), boot_id()),
             )
 
     def worker_gone(self, worker: str) -> None:
         with self._write() as db:
             db.execute("DELETE FROM workers WHERE id = ?", (worker,))
 
-    def workers(self, since: float) -> list[tuple[str, list[str]]]:
-        """(id, loaded models) of the workers with a sign of life since then; older ones are forgotten."""
+    def workers(self, silent_for: float) -> list[tuple[str, list[str]]]:
+        """(id, loaded models) of the workers that were alive in the last `silent_for` seconds; removes others."""
         with self._write() as db:
-            db.execute("DELETE FROM workers WHERE beat < ?", (since,))
+            db.execute("DELETE FROM workers WHERE boot != ? OR beat < ?", (boot_id(), time.monotonic() - silent_for))
             rows = db.execute("SELECT id, models FROM workers ORDER BY id").fetchall()
         return [(row["id"], json.loads(row["models"])) for row in rows]
 

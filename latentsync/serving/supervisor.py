@@ -1,4 +1,4 @@
-"""Starts workers, watches them, and starts them again when they die."""
+"""Starts worker processes, monitors them, and restarts those that die."""
 
 import json
 import logging
@@ -6,11 +6,11 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from dataclasses import dataclass
 
+from latentsync.serving.background import BackgroundTask
 from latentsync.serving.jobs import JobState
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.store import JobStore
@@ -18,16 +18,20 @@ from latentsync.utils.paths import PACKAGE_PARENT
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5
-GRACE_SECONDS = 1.5  # for a worker to obey before it is killed: it is interrupted, unless native code hangs
-HEALTHY_SECONDS = 60.0  # a worker that lives so long did not die of its start
+CHECK_SECONDS = 0.5
+GRACE_SECONDS = 1.0  # for a worker to stop before it is killed; it is interrupted, unless native code hangs
+HEALTHY_SECONDS = 60.0  # a worker that lived this long did not fail at startup
 MAX_BACKOFF_SECONDS = 60.0
 TIMED_OUT = "the job took longer than the allowed {seconds:g} s"
 
 
 @dataclass
-class Seat:
-    """A place for one worker process. ordered: since when its job should have ended."""
+class Slot:
+    """A place for one worker process.
+
+    attempt, running_since: which attempt of which job it is running, and when that was first seen (monotonic).
+    overdue_since: when its job should have ended.
+    """
 
     device: str
     owner: str = ""
@@ -35,115 +39,116 @@ class Seat:
     started: float = 0.0
     deaths: int = 0
     not_before: float = 0.0
-    ordered: float | None = None
+    attempt: tuple[str, int] | None = None
+    running_since: float = 0.0
+    overdue_since: float | None = None
 
 
 class Supervisor:
-    """Keeps `settings.workers` worker processes alive. Workers die with this process."""
+    """Keeps `settings.workers` worker processes running. They end with this process."""
 
     def __init__(self, settings: ServingSettings, store: JobStore) -> None:
         self.settings, self.store = settings, store
         devices = settings.devices
-        self.seats = [Seat(devices[index % len(devices)]) for index in range(settings.workers)]
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.slots = [Slot(devices[index % len(devices)]) for index in range(settings.workers)]
+        self._task = BackgroundTask("supervisor", self._check_all, CHECK_SECONDS, self._end_all)
+
+    @property
+    def failure(self) -> str | None:
+        """Why workers cannot be monitored at the moment; None if they can."""
+        return self._task.failure
 
     def start(self) -> None:
-        if not self.seats or self._thread is not None:
-            return
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
-        self._thread.start()
+        if self.slots:
+            self._task.start()
+
+    def begin_stop(self) -> None:
+        """Start to stop the workers, without waiting for it."""
+        self._task.stopping.set()
 
     def stop(self) -> None:
-        """Stop all workers: gently, then for good. Their jobs go back to the queue."""
-        if self._thread is None:
-            return
-        self._stopping.set()
-        self._thread.join()
-        self._thread = None
+        """Stop all workers: first by a signal, then by killing them. Their jobs return to the queue."""
+        self._task.stop()
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            for seat in self.seats:
-                try:
-                    self._look(seat)
-                except (sqlite3.Error, OSError) as error:  # a full disk, too many processes: look again later
-                    logger.warning("watching a worker failed: %s", error)
+    def _check_all(self) -> None:
+        failures = []
+        for slot in self.slots:
             try:
-                lost = time.time() - self.settings.lease_seconds
-                self.store.recover(self.settings.max_attempts, before=lost)
-            except sqlite3.Error as error:
-                logger.warning("the queue cannot be used now: %s", error)
-            self._stopping.wait(LOOK_SECONDS)
-        self._end_all()
-        self.store.close()
+                self._check(slot)
+            except (sqlite3.Error, OSError) as error:  # a full disk, too many processes: the others go on
+                failures.append(error)
+        self.store.recover(self.settings.max_attempts, silent_for=self.settings.lease_seconds)
+        if failures:
+            raise failures[0]
 
-    def _look(self, seat: Seat) -> None:
-        if seat.process is None:
-            if time.monotonic() >= seat.not_before:
-                self._start(seat)
-        elif seat.process.poll() is not None:
-            self._bury(seat)
+    def _check(self, slot: Slot) -> None:
+        if slot.process is None:
+            if time.monotonic() >= slot.not_before:
+                self._start(slot)
+        elif slot.process.poll() is not None:
+            self._replace(slot, slot.process.returncode)
         else:
-            self._enforce(seat)
+            self._enforce(slot, slot.process)
 
-    def _start(self, seat: Seat) -> None:
-        seat.owner, seat.started, seat.ordered = uuid.uuid4().hex, time.monotonic(), None
+    def _start(self, slot: Slot) -> None:
+        slot.owner, slot.started, slot.overdue_since = uuid.uuid4().hex, time.monotonic(), None
         paths = [str(PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])]  # the code that runs here
-        words = [json.dumps(self.settings.as_plain()), seat.owner, seat.device, str(os.getpid())]
-        seat.process = subprocess.Popen(
+        arguments = [json.dumps(self.settings.as_plain()), slot.owner, slot.device, str(os.getpid())]
+        slot.process = subprocess.Popen(
             # -P: never import modules of the working directory.
-            [sys.executable, "-P", "-m", "latentsync.serving.worker", *words],
+            [sys.executable, "-P", "-m", "latentsync.serving.worker", *arguments],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the service, which then stops its workers in order
+            start_new_session=True,  # Ctrl-C goes to the service, which then stops its workers
         )
 
-    def _bury(self, seat: Seat) -> None:
-        """A worker died: its job goes back to the queue, another worker takes the seat after a pause."""
-        code, owner = seat.process.returncode, seat.owner
-        lost = self.store.recover(self.settings.max_attempts, owner=owner)
-        self.store.worker_gone(owner)
-        seat.process = None
-        seat.deaths = 1 if time.monotonic() - seat.started > HEALTHY_SECONDS else seat.deaths + 1
-        pause = min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** (seat.deaths - 1))
-        seat.not_before = time.monotonic() + pause
-        logger.warning("a worker ended with %s, %d job lost; another begins in %.1f s", code, lost, pause)
+    def _replace(self, slot: Slot, code: int) -> None:
+        """Return the job of a dead worker to the queue; another worker starts after a pause."""
+        lost = self.store.recover(self.settings.max_attempts, owner=slot.owner)
+        self.store.worker_gone(slot.owner)
+        slot.process = None
+        slot.deaths = 1 if time.monotonic() - slot.started > HEALTHY_SECONDS else slot.deaths + 1
+        pause = min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** (slot.deaths - 1))
+        slot.not_before = time.monotonic() + pause
+        logger.warning("a worker ended with code %s (%d job lost); restarting it in %.1f s", code, lost, pause)
 
-    def _enforce(self, seat: Seat) -> None:
-        """Kill a worker that does not end its job although it should: a network or a decoder hangs."""
-        row = self.store.running_of(seat.owner)
-        late = row is not None and time.time() - (row.started or 0) > self.settings.job_timeout_seconds
+    def _enforce(self, slot: Slot, process: subprocess.Popen) -> None:
+        """Kill a worker whose job should have ended but has not: a network or a decoder hangs."""
+        row, now = self.store.running_of(slot.owner), time.monotonic()
+        attempt = None if row is None else (row.id, row.attempts)
+        if attempt != slot.attempt:
+            slot.attempt, slot.running_since = attempt, now
+        late = now - slot.running_since > self.settings.job_timeout_seconds
         if row is None or not (row.cancel or late):
-            seat.ordered = None
+            slot.overdue_since = None
             return
-        now = time.monotonic()
-        seat.ordered = now if seat.ordered is None else seat.ordered
-        if now - seat.ordered < GRACE_SECONDS:
+        if slot.overdue_since is None:
+            slot.overdue_since = now
+        if now - slot.overdue_since < GRACE_SECONDS:
             return
-        seat.process.kill()
-        seat.process.wait()
+        process.kill()
+        process.wait()
         if row.cancel:
-            self.store.end_running(seat.owner, JobState.CANCELLED)
+            self.store.end_running(slot.owner, JobState.CANCELLED)
         else:
             error = TIMED_OUT.format(seconds=self.settings.job_timeout_seconds)
-            self.store.end_running(seat.owner, JobState.FAILED, error)
+            self.store.end_running(slot.owner, JobState.FAILED, error)
 
     def _end_all(self) -> None:
-        alive = [seat for seat in self.seats if seat.process is not None]
-        for seat in alive:
-            seat.process.terminate()
+        running = [(slot, slot.process) for slot in self.slots if slot.process is not None]
+        for _, process in running:
+            process.terminate()
         deadline = time.monotonic() + GRACE_SECONDS
-        for seat in alive:
+        for slot, process in running:
             try:
-                seat.process.wait(max(0.0, deadline - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                seat.process.kill()
-                seat.process.wait()
+                process.kill()
+                process.wait()
             try:
-                self.store.give_back(seat.owner)
-                self.store.worker_gone(seat.owner)
-            except sqlite3.Error as error:  # its lease will run out
-                logger.warning("the job of a stopped worker could not be given back: %s", error)
-            seat.process = None
+                self.store.give_back(slot.owner)
+                self.store.worker_gone(slot.owner)
+            except sqlite3.Error as error:  # its lease will expire
+                logger.warning("the job of a stopped worker could not be returned to the queue: %s", error)
+            slot.process = None
+        self.store.close()

@@ -1,4 +1,4 @@
-"""A worker: a process that owns the models and runs one job after the other.
+"""A worker: a process that owns the models and runs one job at a time.
 
 Started by `Supervisor` as `python -m latentsync.serving.worker SETTINGS OWNER DEVICE`, SETTINGS being JSON.
 """
@@ -15,57 +15,59 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from latentsync.serving.background import BackgroundTask
 from latentsync.serving.handler import LocalRunner, Runner
-from latentsync.serving.inspection import shown
+from latentsync.serving.inspection import printable_name
 from latentsync.serving.jobs import JobState
 from latentsync.serving.models import ModelCache
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.store import JobStore, Row
 from latentsync.serving.thumbnails import write_thumbnail
 from latentsync.serving.workspace import RESULT, THUMBNAIL, Workspace
+from latentsync.utils.commands import exit_now
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-BEAT_SECONDS = 0.5  # also how long a request to cancel may go unnoticed
-IDLE_SECONDS = 0.2  # between two looks at an empty queue
-REPORT_SECONDS = 0.25  # between two reports of progress
-PERSISTENT_SECONDS = 30.0  # for which the end of a job is told again to a database that cannot be written
+BEAT_SECONDS = 0.5  # also the longest delay until a cancel request is noticed
+IDLE_SECONDS = 0.2  # between two checks of an empty queue
+REPORT_SECONDS = 0.25  # between two progress reports
+PERSIST_SECONDS = 30.0  # how long to retry storing the outcome of a job
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class JobStopped(BaseException):
-    """Raised inside a job to end it: no error of it, and not to be caught by what it runs."""
+    """Raised inside a job to end it. Not an Exception, so that the job's own code does not catch it."""
 
 
 class Cancelled(JobStopped):
-    """The user wants the job no more."""
+    """The user cancelled the job."""
 
 
 class TimedOut(JobStopped):
-    """The job takes longer than it may."""
+    """The job exceeds its time limit."""
 
 
 class Lost(JobStopped):
-    """The job is no longer this worker's."""
+    """The job no longer belongs to this worker."""
 
 
 class Stopping(JobStopped):
-    """This worker is being stopped."""
+    """This worker is stopping."""
 
 
 class Worker:
-    """Runs jobs of a workspace until it is told to stop.
+    """Runs the jobs of a workspace until `stopping` is set.
 
-    A job is stopped by an exception, at its next report of progress or, where `interrupt` is set, at once: `interrupt`
-    is called in another thread and makes the thread that runs jobs call `end_job`, as a signal does.
+    A job is ended by an exception: at its next progress report or, if `interrupt` is set, at once. `interrupt` is
+    called in another thread and makes the thread that runs jobs call `end_job`, as a signal does.
 
     Args:
         settings: of the service.
         owner: name of this worker in the queue.
         device: for the models.
-        runner: does the jobs, see `latentsync.serving.handler`.
-        service: number of the process that started this one, with which it ends; as it is now unless given.
+        runner: runs the jobs, see `latentsync.serving.handler`.
+        service: process id of the service, with which the worker ends; by default the parent process.
     """
 
     def __init__(
@@ -78,32 +80,38 @@ class Worker:
         self.interrupt: Callable[[], object] = lambda: None
         self._service = os.getppid() if service is None else service
         self._job: Row | None = None
-        self._ending: tuple[Row, type[JobStopped]] | None = None  # which job is to be stopped, and why
+        self._ending: tuple[Row, type[JobStopped]] | None = None  # the job to end, and why
         self._interruptible = False
-        self._telling = threading.Lock()  # what is told is always the newest
+        self._reporting = threading.Lock()  # so that reports are stored in order
         self._newest = ("", 0, 0)  # stage, done, total of the job
         self._reported = 0.0
 
     def run(self) -> None:
-        """Until `stopping` is set. A job that runs then goes back to the queue."""
-        beats = threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True)
-        beats.start()
+        """Run jobs until `stopping` is set. A job that is running then returns to the queue."""
+        heartbeat = BackgroundTask("heartbeat", self._beat, BEAT_SECONDS, self.store.close, self.stopping)
+        if not self.stopping.is_set():
+            heartbeat.start()
         while not self.stopping.is_set():
-            row = self._attempt(self._claim)
+            row = self._claim()
             if row is None:
                 self.stopping.wait(IDLE_SECONDS)
                 continue
             self._newest, self._job = (row.stage, row.done, row.total), row
             self._do(row)
             self._job = None
-        beats.join()
+        heartbeat.stop()
         self.store.worker_gone(self.owner)
 
     def _claim(self) -> Row | None:
-        """The next job; none while the disk is full, where one after the other would fail."""
-        if self.workspace.free() < self.settings.min_free_bytes:
+        """The next job. None while the disk is full, when one after the other would fail, or the queue is unusable."""
+        try:
+            if self.workspace.free() < self.settings.min_free_bytes:
+                return None
+            return self.store.claim(self.owner)
+        except (OSError, sqlite3.Error) as error:
+            logger.warning("the queue cannot be used at the moment: %s", error)
+            self.stopping.wait(BEAT_SECONDS)
             return None
-        return self.store.claim(self.owner)
 
     def _do(self, row: Row) -> None:
         logger.info("job %s: attempt %d", row.id, row.attempts)
@@ -111,7 +119,7 @@ class Worker:
             self._make(row)
             outcome = Outcome(JobState.DONE, result=RESULT)
         except Lost:
-            logger.warning("job %s is no longer this worker's", row.id)
+            logger.warning("job %s was taken from this worker", row.id)
             return
         except Stopping:
             outcome = Outcome(JobState.QUEUED)
@@ -134,14 +142,14 @@ class Worker:
         write_thumbnail(folder / RESULT, folder / THUMBNAIL)
 
     def end_job(self) -> None:
-        """Raise what ends the job that runs, in its own thread and at most once; nothing where it need not end."""
+        """Raise the exception that ends the current job, at most once; to be called in the thread that runs it."""
         job, reason = (self._job, Stopping) if self.stopping.is_set() else (self._ending or (None, JobStopped))
         if self._interruptible and job is not None and job is self._job:
-            self._interruptible = False  # a second exception would cut the cleaning up short
+            self._interruptible = False  # a second exception would interrupt the cleanup
             raise reason
 
     def _message(self, error: BaseException, row: Row) -> str:
-        """What the user is told; everything that is not for users goes to the log."""
+        """The message for the user; details of internal errors go to the log only."""
         if isinstance(error, TimedOut):
             return f"the job took longer than the allowed {self.settings.job_timeout_seconds:g} s"
         if isinstance(error, OSError) and error.errno in NO_SPACE or "No space left" in str(error):
@@ -149,13 +157,15 @@ class Worker:
         if isinstance(error, UserError):
             text = str(error)
             for role, name in row.files.items():
-                text = text.replace(str(self.workspace.folder(row.id) / name), shown(row.inputs[role]))
+                text = text.replace(
+                    str(self.workspace.folder(row.id) / name), printable_name(row.inputs.get(role, role))
+                )
             return text.replace(str(self.workspace.folder(row.id)), "the workspace")
         logger.exception("job %s failed", row.id)
         return f"an internal error; the log of the service has the details under {row.id}"
 
     def _report_of(self, row: Row) -> Callable[[str, int, int], None]:
-        """The callback of a job: reports a few times a second, and ends the job where it must end."""
+        """The progress callback of a job. Stores progress a few times a second, and ends the job if necessary."""
         deadline = time.monotonic() + self.settings.job_timeout_seconds
         last_stage = ""
 
@@ -171,8 +181,8 @@ class Worker:
                 return
             self._reported, last_stage = now, stage
             try:
-                cancel = self._tell(row)
-            except sqlite3.OperationalError as error:  # a full disk: the job itself will say so
+                cancel = self._report(row)
+            except sqlite3.Error as error:  # a full disk: the job itself will fail
                 logger.warning("progress of job %s could not be stored: %s", row.id, error)
                 return
             if cancel is None:
@@ -182,47 +192,31 @@ class Worker:
 
         return report
 
-    def _tell(self, row: Row) -> bool | None:
-        """Store how far a job is, and renew its lease; returns as `JobStore.progress` does."""
-        with self._telling:
+    def _report(self, row: Row) -> bool | None:
+        """Store the progress of a job and renew its lease; returns as `JobStore.progress` does."""
+        with self._reporting:
             return self.store.progress(row, *self._newest)
 
-    def _beat_forever(self) -> None:
-        """Tell that this worker lives and how far it is, and stop it when the process that started it is gone.
+    def _beat(self) -> None:
+        """Record that this worker is alive, and its progress; stop it if the service has died.
 
-        Frames come in runs, many within a moment: most of them are not reported when they come.
+        Frames finish in batches, many at the same moment: most of them are not reported when they finish.
         """
-        while not self.stopping.is_set():
-            if os.getppid() != self._service:
-                logger.warning("the service is gone; stopping")
-                self.stopping.set()
-            job = self._job
-            self._attempt(lambda: self.store.worker_beat(self.owner, os.getpid(), self.device, self.runner.models()))
-            if job is not None:
-                self._attempt(lambda job=job: self._look_after(job))
-            self.stopping.wait(BEAT_SECONDS)
-        self.store.close()
-
-    def _look_after(self, job: Row) -> None:
-        """Report a job's progress, and interrupt it where it is to end."""
-        cancel = self._tell(job)
-        if cancel or cancel is None:
-            self._ending = (job, Lost if cancel is None else Cancelled)
-            self.interrupt()
-
-    def _attempt(self, action: Callable[[], object]) -> object:
-        """Do something in the database, or nothing while it cannot be written."""
-        try:
-            return action()
-        except sqlite3.OperationalError as error:
-            logger.warning("the queue cannot be used now: %s", error)
-            self.stopping.wait(BEAT_SECONDS)
-            return None
+        if os.getppid() != self._service:
+            logger.warning("the service has died; stopping")
+            self.stopping.set()
+        job = self._job
+        if job is not None:
+            cancel = self._report(job)
+            if cancel is None or cancel:
+                self._ending = (job, Lost if cancel is None else Cancelled)
+                self.interrupt()
+        self.store.worker_beat(self.owner, os.getpid(), self.device, self.runner.models())
 
     def _persist(self, row: Row, outcome: "Outcome") -> None:
-        """Tell the queue how a job ended, again and again where its disk is full. If it never succeeds the lease runs
-        out, and the job is begun anew."""
-        deadline = time.monotonic() + PERSISTENT_SECONDS
+        """Store the outcome of a job, retrying while the disk is full. If that fails for long the lease expires, and
+        the job runs again."""
+        deadline = time.monotonic() + PERSIST_SECONDS
         while True:
             try:
                 if outcome.state is JobState.QUEUED:
@@ -230,16 +224,16 @@ class Worker:
                 else:
                     self.store.finish(row, outcome.state, result=outcome.result, error=outcome.error)
                 return
-            except sqlite3.OperationalError as error:
+            except sqlite3.Error as error:
                 if time.monotonic() > deadline:
                     raise
-                logger.warning("the end of a job could not be stored, trying again: %s", error)
+                logger.warning("the outcome of a job could not be stored, retrying: %s", error)
                 time.sleep(1.0)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended; QUEUED gives the job back."""
+    """Outcome of an attempt; QUEUED returns the job to the queue."""
 
     state: JobState
     result: str | None = None
@@ -247,7 +241,7 @@ class Outcome:
 
 
 def main(argv: list[str]) -> int:
-    """Run a worker until SIGTERM or SIGINT, or until the service is gone, be it while this process begins."""
+    """Run a worker until SIGTERM, SIGINT or the end of the service, even if that came during startup."""
     plain, owner, device, service = argv
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s worker {owner[:8]}: %(message)s")
     settings = ServingSettings(**json.loads(plain))
@@ -264,15 +258,15 @@ def run_until_signal(worker: Worker) -> None:
         worker.end_job()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, a script's background job
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup and in background jobs of scripts
             signal.signal(number, stop)
     signal.signal(signal.SIGUSR1, lambda *_: worker.end_job())
-    worker.interrupt = lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+    worker.interrupt = lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
     worker.run()
 
 
 def make_runner(settings: ServingSettings, device: str) -> Runner:
-    """Models in this process, or on the machines of a Ray cluster where the settings name one."""
+    """Runs jobs in this process, or on a Ray cluster if the settings name one."""
     if settings.ray_address is None:
         return LocalRunner(
             ModelCache(device, settings.max_models, settings.model, settings.dtype), settings.max_audio_seconds
@@ -283,4 +277,4 @@ def make_runner(settings: ServingSettings, device: str) -> Runner:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_now(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""TREPA, temporal representation alignment: generated clips shall look alike to a video network, not frame by frame.
+"""TREPA, temporal representation alignment: a loss on features of a video network, over whole clips instead of frames.
 
 Legend: B clips, F frames, H W pixels, D feature width.
 """
@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentsync.checkpoints.registry import DOWNLOAD_COMMAND, VIDEOMAE
+from latentsync.checkpoints import registry
 from latentsync.pretrained.videomae import VideoMAE, VideoMAEConfig
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 VIT_G = VideoMAEConfig()
 NUM_FRAMES = VIT_G.num_frames
-CHECKPOINT = CHECKPOINTS_DIR / VIDEOMAE.path
-HOW_TO_DO_WITHOUT = "set run.trepa_loss_weight to 0 to train without this loss"
+CHECKPOINT = CHECKPOINTS_DIR / registry.VIDEOMAE.path
+WITHOUT_TREPA = "set run.trepa_loss_weight to 0 to train without this loss"
 
 
 class TREPALoss(nn.Module):
@@ -37,21 +37,17 @@ class TREPALoss(nn.Module):
     ):
         """
         Args:
-            device: where the network runs and the loss lies.
+            device: of the network and the loss.
             ckpt_path: published VideoMAEv2 weights.
-            with_cp: gradient checkpointing, far less memory for a third more time.
+            with_cp: gradient checkpointing: far less memory, a third more time.
             config: shape of the network in that file.
             dtype: of its weights; half precision halves their 4 GB.
 
         Raises:
-            UserError: the file is missing, damaged, or holds another network.
+            UserError: the file is missing or damaged, or holds other weights.
         """
         super().__init__()
-        if not Path(ckpt_path).is_file():
-            raise UserError(
-                f"{ckpt_path}: the VideoMAEv2 weights of the TREPA loss are not there; run `{DOWNLOAD_COMMAND} "
-                f"auxiliary` ({VIDEOMAE.repo}: {VIDEOMAE.repo_path}), or {HOW_TO_DO_WITHOUT}"
-            )
+        registry.require_file(ckpt_path, "videomae", WITHOUT_TREPA)
         self.model = VideoMAE.from_pretrained(ckpt_path, config, with_cp).to(device, dtype)
 
     def forward(self, videos_fake: Tensor, videos_real: Tensor) -> Tensor:
@@ -69,15 +65,15 @@ class TREPALoss(nn.Module):
         frames, expected = videos.shape[2], self.model.config.num_frames
         if frames != expected:
             raise UserError(
-                f"the TREPA loss compares runs of {expected} frames, not {frames}; "
-                f"set data.num_frames to {expected}, or {HOW_TO_DO_WITHOUT}"
+                f"the TREPA loss compares clips of {expected} frames, not {frames}; "
+                f"set data.num_frames to {expected}, or {WITHOUT_TREPA}"
             )
         weight = self.model.fc_norm.weight
         features = self.model.forward_features(self._prepare(videos.to(weight.device)).to(weight.dtype))
         return F.normalize(features.float(), dim=1)
 
     def _prepare(self, videos: Tensor) -> Tensor:
-        """Resize to the network's side and map [-1, 1] to [0, 1], which is all that its training did to the pixels."""
+        """Resize to the network's side and map [-1, 1] to [0, 1], as in the training of the network."""
         batch, side = videos.shape[0], self.model.config.img_size
         frames = rearrange(videos.float(), "b c f h w -> (b f) c h w")
         resized = F.interpolate(frames, size=(side, side), mode="bicubic")

@@ -80,7 +80,7 @@ class AlignRestore:
     ) -> tuple[Box, np.ndarray, np.ndarray]:
         """What `restore_img` blends: box (x0, y0, x1, y1), rgb (h, w, 3) float32 0..255, alpha (h, w) float32 0..1.
 
-        `frame_size` is (height, width); the box is clipped to it, empty when the face lies outside. `weight`, (h, w)
+        `frame_size` is (height, width); the box is clipped to it, empty if the face is outside. `weight`, (h, w)
         float32 in [0, 1], limits the blend to a part of the face.
         """
         if isinstance(face, torch.Tensor):

@@ -6,12 +6,14 @@ Exit codes: 0 done, 1 an error that the user can fix (one line on standard error
 
 import logging
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial, wraps
-from typing import Any
+from typing import Any, NoReturn
 
 from latentsync.utils.errors import UserError, one_line
 
@@ -48,6 +50,18 @@ def command(
             return interrupted_code
 
     return run
+
+
+def exit_now(code: int) -> NoReturn:
+    """End the process without the interpreter's cleanup, which takes seconds when PyTorch is loaded.
+
+    For servers, whose own cleanup is done by then.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 def configure_server_logging() -> None:

@@ -1,19 +1,23 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes and file digests."""
 
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
 from latentsync.utils.errors import UserError
+
+_HIDDEN_NAME = re.compile(r"\.latentsync-[0-9a-f]{32}\.(mp4|mov|mkv)")
 
 
 def file_sha256(path: str | Path) -> str:
@@ -23,7 +27,7 @@ def file_sha256(path: str | Path) -> str:
         OSError: the file cannot be read.
     """
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
         raise OSError(errno.EINVAL, "not a regular file")
     return _sha256(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
@@ -36,14 +40,14 @@ def _sha256(path: str, size: int, modified: int) -> str:
 
 @contextmanager
 def staged_output(target: str | Path, temp_dir: str | Path | None) -> Iterator[Path]:
-    """Where to write what shall become `target`: itself, or a file in a private folder under `temp_dir`.
+    """The path to write `target` to: `target` itself, or a file in a private folder under `temp_dir`.
 
-    With `temp_dir` the finished file is moved to `target` (where it leads to, if it is a link) at the end, by a rename
-    even across file systems, and the private folder is removed in any case. Nothing else in `temp_dir` is touched. An
-    exception moves nothing.
+    With `temp_dir` the finished file replaces `target` (or the file that it links to) at the end, atomically even
+    across file systems, and the private folder is always removed. Nothing else in `temp_dir` is touched. On an
+    exception `target` is unchanged.
 
     Raises:
-        UserError: `temp_dir` cannot be used, or the finished file cannot be moved to its place.
+        UserError: `temp_dir` cannot be written to, or the finished file cannot be moved to `target`.
     """
     if temp_dir is None:
         yield Path(target)
@@ -61,7 +65,7 @@ def staged_output(target: str | Path, temp_dir: str | Path | None) -> Iterator[P
 
 @contextmanager
 def parent_folders(path: str | Path) -> Iterator[None]:
-    """Create the folders that `path` shall lie in; on an exception those created here are removed again.
+    """Create the parent folders of `path`; on an exception the created ones are removed again.
 
     Raises:
         UserError: they cannot be created.
@@ -72,7 +76,7 @@ def parent_folders(path: str | Path) -> Iterator[None]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         _remove_if_empty(missing)
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: the folder for it cannot be made ({reason}); choose another") from error
+        raise UserError(f"{path}: its folder cannot be created ({reason}); choose another") from error
     try:
         yield
     except BaseException:
@@ -112,25 +116,77 @@ def write_text(path: str | Path, write: Callable[[TextIO], object]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another place") from error
 
 
-def _move_into_place(staged: Path, target: str | Path) -> None:
-    """Copy beside the target under a hidden name, then rename: the target is never seen half-written."""
-    real = Path(os.path.realpath(target))
-    arriving = real.with_name(f".latentsync-{uuid.uuid4().hex}{real.suffix.lower()}")
+class HiddenFile:
+    """A hidden, empty file next to `target`, to be filled and put in its place: `target` is never seen half-written.
+
+    The file is locked as long as this object is in use. Making one removes files in the same folder whose process was
+    killed: those with such a name that belong to this user and that nobody has locked.
+
+    Raises:
+        OSError: the file cannot be created.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        _remove_abandoned(target.parent)
+        while True:
+            self.path = target.with_name(f".latentsync-{uuid.uuid4().hex}{target.suffix.lower()}")
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            with suppress(OSError):  # a file system without locks: then nothing is removed, either
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.path.exists():  # else somebody removed it before it was locked
+                return
+            os.close(self._file)
+
+    def put_in_place(self) -> None:
+        """Rename the file to `target`. Raises OSError."""
+        os.replace(self.path, self.target)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the file, unless it is in its place. May be called again."""
+        self.path.unlink(missing_ok=True)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def _remove_abandoned(folder: Path) -> None:
     try:
-        shutil.move(staged, arriving)
-        os.replace(arriving, real)
+        found = [entry.path for entry in os.scandir(folder) if _HIDDEN_NAME.fullmatch(entry.name)]
+    except OSError:
+        return
+    for path in found:
+        with suppress(OSError):  # in use, or just removed by another process
+            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                status = os.fstat(file)
+                if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+            finally:
+                os.close(file)
+
+
+def _move_into_place(staged: Path, target: str | Path) -> None:
+    """Move a finished file to `target`, across file systems if necessary."""
+    try:
+        arriving = HiddenFile(Path(os.path.realpath(target)))
+        try:
+            shutil.move(staged, arriving.path)
+            arriving.put_in_place()
+        finally:
+            arriving.discard()
     except OSError as error:
         raise UserError(f"{target}: the finished video could not be put there ({error.strerror})") from error
-    finally:
-        arriving.unlink(missing_ok=True)
 
 
 def _remove_if_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, up to the first that somebody uses by now."""
+    """Remove folders, innermost first, up to the first that is in use."""
     for folder in folders:
         try:
             folder.rmdir()
-        except (FileNotFoundError, ValueError):  # could not be made in the first place
+        except (FileNotFoundError, ValueError):  # was not created
             continue
         except OSError:
             return

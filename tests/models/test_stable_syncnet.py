@@ -114,7 +114,7 @@ def test_inputs_that_do_not_fit(channels, size, message):
 @pytest.mark.parametrize("factor", [2, 3, (1, 2), (2, 1), (2, 3), (1, 3)])
 @pytest.mark.parametrize("size", [(1, 5), (4, 6), (7, 3)])
 def test_sizes_are_those_of_the_network(factor, size):
-    config = EncoderConfig(3, (32, 64), (1, factor))
+    config = EncoderConfig(in_channels=3, block_out_channels=(32, 64), downsample_factors=(1, factor))
     (before, after) = (config.map_sizes(size) + [(0, 0)])[:2]
     assert before == size
     from latentsync.models.stable_syncnet import ResnetBlock2D

@@ -177,7 +177,7 @@ def test_bad_inputs_are_told_apart(tiny_config):
     unet, (sample, audio) = make_unet(tiny_config), make_inputs(tiny_config)
     with pytest.raises(UserError, match="takes 9 input channels, got 8"):
         unet(sample[:, :8], 1, audio)
-    with pytest.raises(UserError, match="6 wide, got 4; use the Whisper encoder"):
+    with pytest.raises(UserError, match="of width 6, got 4; use the Whisper encoder"):
         unet(sample, 1, audio[..., :4])
     with pytest.raises(ValueError, match="do not match 2 samples of 3 frames"):
         unet(sample, 1, audio[:, :2])

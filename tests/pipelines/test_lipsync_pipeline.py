@@ -23,6 +23,7 @@ from latentsync.media.writer import VideoWriter
 from latentsync.pipelines import face_generator
 from latentsync.pipelines.result import Paste
 from latentsync.utils.errors import UserError
+from latentsync.utils.rates import exact_rate
 from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, picture
 
@@ -79,7 +80,7 @@ def test_exact_length(run, media, tmp_path, rate, samples, fps, frames):
     result = run(media / "clip.mp4", audio, tmp_path / "out.mp4", video_fps=fps)
     found = describe(tmp_path / "out.mp4")
     assert result.num_frames == found["frames"] == result.faces == frames
-    assert found["rate"] == result.fps and abs(float(result.fps) - float(fps)) < 1e-9
+    assert found["rate"] == result.fps == exact_rate(fps)
     assert abs(found["seconds"] - samples / rate) < 1024 / rate  # the last AAC frame is padded
 
 

@@ -48,7 +48,7 @@ def test_a_file_with_or_without_counters_loads_and_others_do_not(net, tmp_path):
     torch.save(old, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not the weights of FID's Inception"):
         FIDInception.from_pretrained(tmp_path / "other.pth")
-    with pytest.raises(UserError, match="is not there; put the file of http"):
+    with pytest.raises(UserError, match="missing weights.*latentsync download --model inception"):
         FIDInception.from_pretrained(tmp_path / "none.pth")
 
 

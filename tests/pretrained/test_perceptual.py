@@ -50,7 +50,7 @@ def test_the_published_file_loads_and_its_classifier_is_left_out(lpips, tmp_path
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="other.pth: not the weights"):
         LPIPS(tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"none.pth: .*download.pytorch.org.*perceptual_loss_weight to 0"):
+    with pytest.raises(UserError, match=r"none.pth: missing weights.*--model vgg16.*perceptual_loss_weight to 0"):
         LPIPS(tmp_path / "none.pth")
 
 

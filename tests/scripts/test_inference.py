@@ -196,8 +196,8 @@ def test_done(cli, tmp_path):
 def test_seeds(cli, tmp_path, monkeypatch):
     """What reaches the networks: the noise follows the seed, and -1 draws another each time."""
     noises = []
-    regenerate = LipsyncPipeline.regenerate
-    monkeypatch.setattr(LipsyncPipeline, "regenerate", lambda *args: noises.append(args[4]) or regenerate(*args))
+    speak = LipsyncPipeline.speak
+    monkeypatch.setattr(LipsyncPipeline, "speak", lambda *args, run: noises.append(run.noise) or speak(*args, run=run))
     for words in ([], ["--seed=1247"], ["--seed=-1"], ["--seed=-1"]):
         assert cli(*words).code == 0
     assert torch.equal(noises[0], noises[1])
@@ -314,7 +314,7 @@ def test_bad_checkpoints(cli, tmp_path, prior, tiny_files):
         ("o.avi", "cannot write .avi"),
         ("o", "cannot write a file without extension"),
         ("", "the output is a folder"),
-        ("o.mp4/x.mp4", "the folder for it cannot be made"),
+        ("o.mp4/x.mp4", "its folder cannot be created"),
         (f"{'n' * 300}.mp4", "cannot be written (File name too long)"),
     ],
 )
@@ -352,7 +352,7 @@ def test_folders_made_for_an_output_go_again_with_it(cli, tmp_path):
         ("--enhancer=gfpgan", "enhancer has no effect without enable_upscale"),
         ("--inference_steps=1001", "inference_steps must be a whole number from 1 to 100"),
         ("--face=middle", "face must be largest, left, right, an index"),
-        ("--face=7", "no face that is the chosen one (7) was found"),
+        ("--face=7", "no face that matches the selection (7) was found"),
         ("--device=tpu", "unknown device 'tpu'"),
         ("--temp_dir=/dev/null", "temp dir /dev/null cannot be written to"),
         ("--mask_image_path=none.png", "none.png does not exist"),
@@ -370,7 +370,7 @@ def test_an_adapter(cli, tmp_path, tiny_files, caplog):
     without = Path(cli().out).read_bytes()
     with caplog.at_level(logging.INFO):
         done = cli(f"--lora={tmp_path / 'a b.safetensors'}", "--lora_scale=0.5")
-    assert done.code == 0 and done.errors == [] and "a b.safetensors (step 5) counts 0.5" in caplog.text
+    assert done.code == 0 and done.errors == [] and "a b.safetensors (step 5), scale 0.5" in caplog.text
     assert Path(done.out).read_bytes() != without
 
 
@@ -469,16 +469,16 @@ def test_signals_leave_nothing_behind(cli, tmp_path, prior, monkeypatch, signals
     """In the middle of a run, once the unfinished file has been begun; also when the user is impatient."""
     temp = tmp_path / "temp"
     temp.mkdir()
-    regenerate, begun = LipsyncPipeline.regenerate, []
+    speak, begun = LipsyncPipeline.speak, []
     sender = threading.Thread(target=lambda: [os.kill(os.getpid(), getattr(signal, name)) for name in signals])
 
-    def interrupted(*args):
+    def interrupted(*args, **given):
         if not begun and unfinished(prior, temp):
             begun.extend(unfinished(prior, temp))
             sender.start()
-        return regenerate(*args)
+        return speak(*args, **given)
 
-    monkeypatch.setattr(LipsyncPipeline, "regenerate", interrupted)
+    monkeypatch.setattr(LipsyncPipeline, "speak", interrupted)
     audio = write_audio(tmp_path / "long.wav", tone(16000, 60))
     stopped = cli(*([f"--temp_dir={temp}"] if use_temp_dir else []), audio=audio, out=prior / "o.mp4")
     sender.join()

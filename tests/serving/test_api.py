@@ -312,6 +312,35 @@ def test_a_key_is_needed_where_there_is_one(tmp_path, media):
         assert {"HTTPBearer", "APIKeyHeader"} <= set(document["components"]["securitySchemes"])
 
 
+def test_named_keys_see_their_own_jobs_only(tmp_path, media):
+    keys = {"anna": "a" * 16, "ben": "b" * 16}
+    service = make_service(tmp_path / "workspace")
+    with serving(service, api_key="m" * 16, named_keys=keys) as client:
+        headers = {name: {"X-API-Key": key} for name, key in (keys | {"main": "m" * 16}).items()}
+        jobs = {}
+        for name in headers:
+            client.headers.update(headers[name])
+            jobs[name] = submit(client, media)
+        client.headers.pop("x-api-key")
+        for name, seen in (("anna", ["anna"]), ("ben", ["ben"]), ("main", ["main", "ben", "anna"])):
+            found = client.get("/v1/jobs", headers=headers[name]).json()["jobs"]
+            assert [job["id"] for job in found] == [jobs[owner]["id"] for owner in seen]
+            assert client.get(jobs[name]["links"]["self"], headers=headers[name]).status_code == 200
+        for path, method in (
+            ("", "GET"), ("", "DELETE"), ("/cancel", "POST"), ("/retry", "POST"), ("/events", "GET"),
+            ("/result", "GET"), ("/result", "HEAD"), ("/thumbnail", "GET"),
+        ):  # fmt: skip
+            for name, other in (("anna", "ben"), ("ben", "main")):
+                response = client.request(method, jobs[other]["links"]["self"] + path, headers=headers[name])
+                assert response.status_code == 404, (method, path)
+                unknown = client.request(method, f"/v1/jobs/{UNKNOWN}{path}", headers=headers[name])
+                assert response.text == unknown.text.replace(UNKNOWN, jobs[other]["id"])
+        assert client.delete(jobs["anna"]["links"]["self"], headers=headers["main"]).status_code == 204
+        assert service.get(jobs["ben"]["id"]).state is JobState.QUEUED
+        assert error_of(client.get("/v1/jobs", headers={"X-API-Key": "c" * 16})) == (401, "unauthorized")
+        assert error_of(client.get("/v1/jobs")) == (401, "unauthorized")
+
+
 def test_pages_of_other_sites_are_refused(client):
     assert error_of(client.get("/v1/jobs", headers={"Host": "rebound.example"})) == (421, "wrong_host")
     assert error_of(client.post("/v1/jobs", headers={"Origin": "http://evil.example"})) == (403, "cross_origin")

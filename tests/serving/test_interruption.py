@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind, JobState
-from latentsync.serving.options import JobOptions
 from latentsync.serving.service import JobService
-from tests.serving.fakes import eventually, service_in, wait_for, write_files
+from tests.serving.fakes import service_in, wait_for, write_files
+from tests.waiting import HANG_SECONDS, eventually
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -53,24 +54,24 @@ def worker_process(service: JobService) -> Iterator[subprocess.Popen]:
 
 def test_a_silent_job_is_cancelled_and_the_worker_lives_on(tmp_path):
     service, files = service_in(tmp_path / "ws"), write_files(tmp_path / "in")
-    jobs = [service.submit(JobKind.LIPSYNC, files, JobOptions(seed=seed)) for seed in (1, 2, 0)]
+    jobs = [service.submit(JobKind.LIPSYNC, files, GenerationOptions(seed=seed)) for seed in (1, 2, 0)]
     with worker_process(service) as process:
         for job in jobs[:2]:
-            assert eventually(lambda job=job: service.get(job.id).stage == "preparing", 60)
+            assert eventually(lambda job=job: service.get(job.id).stage == "preparing")
             service.cancel(job.id)
-            assert wait_for(service, job.id, 60).state is JobState.CANCELLED
-        assert wait_for(service, jobs[2].id, 60).state is JobState.DONE  # by the same process
+            assert wait_for(service, job.id).state is JobState.CANCELLED
+        assert wait_for(service, jobs[2].id).state is JobState.DONE  # by the same process
         assert process.poll() is None
     assert (tmp_path / "ws" / "left-1").exists() and (tmp_path / "ws" / "left-2").exists()
 
 
 def test_a_silent_job_is_given_back_at_a_signal(tmp_path):
     service, files = service_in(tmp_path / "ws"), write_files(tmp_path / "in")
-    job = service.submit(JobKind.LIPSYNC, files, JobOptions(seed=1))
+    job = service.submit(JobKind.LIPSYNC, files, GenerationOptions(seed=1))
     with worker_process(service) as process:
-        assert eventually(lambda: service.get(job.id).stage == "preparing", 60)
+        assert eventually(lambda: service.get(job.id).stage == "preparing")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(HANG_SECONDS) == 0
     waiting = service.get(job.id)
     assert (waiting.state, waiting.attempts) == (JobState.QUEUED, 0)
     assert (tmp_path / "ws" / "left-1").exists()

@@ -109,7 +109,7 @@ def _disturb(service: JobService, record: Record, disk: Path) -> None:
     own, end = psutil.Process(), time.monotonic() + 3000
     while (ended := _ended(service)) < JOBS:
         assert time.monotonic() < end, f"only {ended} of {JOBS} jobs have ended"
-        pid = next((seat.process.pid for seat in service._supervisor.seats if seat.process is not None), None)
+        pid = next((slot.process.pid for slot in service._supervisor.slots if slot.process is not None), None)
         record.memory.append((own.memory_info().rss // 2**20, _resident(pid)))
         running = service.list(states=[JobState.RUNNING])
         if record.kills < KILLS and ended >= BETWEEN_KILLS * (record.kills + 1) and pid and running:

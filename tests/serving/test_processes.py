@@ -26,7 +26,7 @@ def scene(folder: Path) -> Files:
 
 
 def pids(service: JobService) -> list[int]:
-    return [seat.process.pid for seat in service._supervisor.seats if seat.process is not None]
+    return [slot.process.pid for slot in service._supervisor.slots if slot.process is not None]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from latentsync.serving.api import ApiServer, create_app
+from latentsync.serving.api.keys import read_keys_file
 from latentsync.utils.errors import UserError
 from scripts.serve import KEY_VARIABLE, allowed_hosts, build_parser, check_exposure, listen, main, read_key
 from tests.serving.live import make_service
@@ -34,13 +35,13 @@ def test_other_machines_need_a_key(host, tmp_path, capsys):
     assert main(["--host", host, "--workspace", str(tmp_path / "w")]) == 1
     assert "--no_auth" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    assert check_exposure(host, KEY, False) is False
-    assert check_exposure(host, None, True) is False
+    assert check_exposure(host, True, False) is False
+    assert check_exposure(host, False, True) is False
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_this_machine_needs_none(host):
-    assert check_exposure(host, None, False) is True
+    assert check_exposure(host, False, False) is True
 
 
 @pytest.mark.parametrize("key", ["short", "\u00e4" * 20, "with spaces in between", "x" * 16 + "\n\ty"])
@@ -56,6 +57,33 @@ def test_a_key_and_no_auth_contradict(monkeypatch, capsys):
     assert "drop one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("anna KEY", "line 1: write `name: key`"),
+        ("# comment\n\na/b: KEY", "line 3: write `name: key`"),
+        ("anna: short", "line 1: the key must have 16 or more"),
+        ("anna: KEY\nanna: KEY2", "line 2: the name anna is used twice"),
+        ("anna: KEY\nben: KEY", "line 2: the key of ben is used twice"),
+        ("# none", "contains no keys"),
+        (None, "cannot be read"),
+    ],
+)
+def test_keys_files_that_are_refused(tmp_path, capsys, content, problem):
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_text(content.replace("KEY", KEY))
+    assert main(["--keys_file", str(path), "--workspace", str(tmp_path / "w")]) == 1
+    message = capsys.readouterr().err
+    assert problem in message and message.count("\n") == 1 and KEY not in message
+
+
+def test_a_keys_file(tmp_path):
+    (tmp_path / "keys").write_text(f"# team\nanna: {KEY}\n\nben.b : {KEY}:2\n")
+    assert read_keys_file(tmp_path / "keys") == {"anna": KEY, "ben.b": f"{KEY}:2"}
+    assert main(["--keys_file", str(tmp_path / "keys"), "--no_auth"]) == 1
+
+
 @pytest.mark.parametrize("option", ["--max_upload_mb", "--quota_gb"])
 def test_sizes_that_are_none(option, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -65,11 +93,11 @@ def test_sizes_that_are_none(option, capsys):
 
 def test_host_names_are_checked_where_a_page_could_reach_the_server():
     options = build_parser().parse_args([])
-    assert "localhost" in allowed_hosts(options, None, True)
-    assert allowed_hosts(options, KEY, True) is None
-    assert allowed_hosts(options, None, False) is None
+    assert "localhost" in allowed_hosts(options, False, True)
+    assert allowed_hosts(options, True, True) is None
+    assert allowed_hosts(options, False, False) is None
     options = build_parser().parse_args(["--allowed_hosts", "sync.example"])
-    assert allowed_hosts(options, KEY, False) == ["sync.example"]
+    assert allowed_hosts(options, True, False) == ["sync.example"]
 
 
 def test_a_port_that_is_taken(tmp_path):

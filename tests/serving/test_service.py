@@ -106,7 +106,7 @@ def test_the_remaining_time_follows_from_the_pace_of_the_frames(service, files, 
     row = service.store.claim("w")
 
     def eta_after(seconds: float, done: int) -> float | None:
-        monkeypatch.setattr(time, "time", lambda: row.beat + seconds)
+        monkeypatch.setattr(time, "monotonic", lambda: row.beat + seconds)
         service.store.progress(row, "lip-sync", done, 100)
         return service.get(job_id).eta_seconds
 

@@ -58,7 +58,7 @@ def test_a_worker_that_lost_its_job_can_do_nothing_to_it(store):
     add(store, "a")
     late = store.claim("first")
     time.sleep(0.01)
-    assert store.recover(3, before=time.time()) == 1
+    assert store.recover(3, silent_for=0) == 1
     now = store.claim("second")
     assert (now.id, now.attempts) == ("a", 2)
     assert store.progress(late, "x", 1, 2) is None
@@ -89,15 +89,14 @@ def test_lost_jobs_keep_their_place_and_fail_when_begun_too_often(store):
 def test_a_job_that_is_reported_on_is_not_lost(store):
     add(store, "a")
     row = store.claim("w")
-    begun = time.time()
     assert store.progress(row, row.stage, row.done, row.total) is False
-    assert store.recover(3, before=begun - 1) == 0 and store.get("a").state is JobState.RUNNING
+    assert store.recover(3, silent_for=3600) == 0 and store.get("a").state is JobState.RUNNING
 
 
 def test_workers_are_known_as_long_as_they_live(store):
     store.worker_beat("w", 1, "cpu", ["embedded"])
-    assert store.workers(time.time() - 3600) == [("w", ["embedded"])]
-    assert store.workers(time.time() + 3600) == []
+    assert store.workers(3600) == [("w", ["embedded"])]
+    assert store.workers(-3600) == []
 
 
 def test_a_queue_of_another_version_is_refused(tmp_path, store):
@@ -109,7 +108,8 @@ def test_a_queue_of_another_version_is_refused(tmp_path, store):
 def test_a_queue_of_the_version_before_goes_on(tmp_path, store):
     add(store, "a")
     db = store._connection()
-    db.execute("ALTER TABLE jobs DROP COLUMN moved")
+    for column in ("moved", "boot", "submitter"):
+        db.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
     db.execute("PRAGMA user_version = 1")
     later = JobStore(tmp_path / "jobs.sqlite")
     row = later.claim("w")

@@ -324,5 +324,5 @@ def test_ignored_signals_stay_ignored():
     with StopRequest() as stop:
         ignore_first_signal(0)
         os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not stop.asked
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not stop.requested
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

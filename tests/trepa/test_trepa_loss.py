@@ -122,7 +122,7 @@ def test_half_precision_weights_are_close(loss, weights):
 def test_missing_weights_are_named_with_their_source_and_the_way_out(tmp_path):
     with pytest.raises(UserError) as caught:
         TREPALoss("cpu", tmp_path / "none.pth", True)
-    for part in ("none.pth", "ByteDance/LatentSync-1.5", "latentsync download", "run.trepa_loss_weight to 0"):
+    for part in ("none.pth", "VideoMAEv2", "latentsync download --model videomae", "run.trepa_loss_weight to 0"):
         assert part in str(caught.value)
 
 
@@ -133,5 +133,5 @@ def test_another_network_is_told(tmp_path):
 
 
 def test_another_number_of_frames_is_told(loss):
-    with pytest.raises(UserError, match="runs of 4 frames, not 3; set data.num_frames"):
+    with pytest.raises(UserError, match="clips of 4 frames, not 3; set data.num_frames"):
         loss(*clips(frames=3))

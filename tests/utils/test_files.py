@@ -1,13 +1,15 @@
 """Outputs that appear whole or not at all, and folders that go again when nothing came to lie in them."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from latentsync.utils import files
 from latentsync.utils.errors import UserError
-from latentsync.utils.files import parent_folders, staged_output
+from latentsync.utils.files import HiddenFile, parent_folders, staged_output
 
 
 def names(folder: Path) -> list[str]:
@@ -116,6 +118,30 @@ def test_parent_folders_that_were_there_or_are_in_use_stay(tmp_path):
 @pytest.mark.parametrize("name", ["file/a.mp4", "file/x/a.mp4", f"{'n' * 300}/a.mp4", "new/nul\0/a.mp4"])
 def test_impossible_parent_folders(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"), parent_folders(os.path.join(tmp_path, name)):
+    with pytest.raises(UserError, match="cannot be created"), parent_folders(os.path.join(tmp_path, name)):
         pass
     assert names(tmp_path) == ["file"]
+
+
+def test_files_of_a_killed_process_are_removed_by_the_next_one(tmp_path):
+    program = (
+        "import os, signal, sys; from pathlib import Path; from latentsync.utils.files import HiddenFile;"
+        "file = HiddenFile(Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.mp4")], cwd=Path(__file__).parents[2])
+    (abandoned,) = tmp_path.iterdir()
+    assert abandoned.name.startswith(".latentsync-") and abandoned.suffix == ".mp4"
+    kept = [".latentsync-1.mp4", f".latentsync-{'a' * 32}.mp4.txt", f".latentsync-{'b' * 32}.wav", "result.mp4"]
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / f".latentsync-{'c' * 32}.mp4").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / f".latentsync-{'d' * 32}.mp4").mkdir()
+    before = set(names(tmp_path)) - {abandoned.name}
+    first = HiddenFile(tmp_path / "b.mp4")
+    second = HiddenFile(tmp_path / "b.mp4")  # while the first is in use
+    assert set(names(tmp_path)) == before | {first.path.name, second.path.name}
+    first.path.write_bytes(b"x")
+    first.put_in_place()
+    second.discard()
+    assert set(names(tmp_path)) == before | {"b.mp4"} and (tmp_path / "b.mp4").read_bytes() == b"x"

@@ -1,12 +1,10 @@
-"""Who may ask: an API key, and without one nothing that a foreign web page could make a browser send."""
+"""Protection of the server: addresses, sizes of request heads, and requests from web pages of other sites."""
 
-import hmac
 import ipaddress
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,42 +18,25 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def check_port(port: int) -> None:
-    """Raises UserError for a number that is no port; the name service would take it modulo 2^16."""
+    """Raises UserError for an invalid port number, which the resolver would take modulo 2^16."""
     if not 0 <= port <= MAX_PORT:
-        raise UserError(f"--port must lie between 0 and {MAX_PORT}, not {port}")
+        raise UserError(f"--port must be between 0 and {MAX_PORT}, not {port}")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server bound to `host` (a name or an address) can be reached from this machine only."""
+    """Whether a server bound to `host` (a name or an address) can only be reached from this machine."""
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host or "0.0.0.0", None)}
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host or "0.0.0.0", None)}
     except (OSError, UnicodeError):
         return False
     return all(ipaddress.ip_address(address.split("%")[0]).is_loopback for address in found)
 
 
-def key_check(api_key: str | None) -> Callable[[Request], None]:
-    """A dependency that lets through requests with the key as `Authorization: Bearer` or `X-API-Key`."""
-    expected = None if api_key is None else api_key.encode()
-
-    def check(request: Request) -> None:
-        if expected is None:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.encode("latin-1", "replace"), expected):
-            headers = {"WWW-Authenticate": 'Bearer realm="latentsync"'}
-            message = "an API key is needed: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
-            raise ApiError(401, "unauthorized", message, headers)
-
-    return check
-
-
 class HeadGuard:
-    """ASGI middleware that refuses heads of more than MAX_HEAD_BYTES, and bodies whose end is stated twice.
+    """ASGI middleware that rejects heads of more than MAX_HEAD_BYTES, and bodies with two lengths.
 
-    The HTTP parser bounds only heads that arrive in pieces, and prefers Transfer-Encoding to Content-Length where a
-    proxy in front may do the opposite (request smuggling).
+    The HTTP parser limits only heads that arrive in pieces. It prefers Transfer-Encoding to Content-Length; a proxy in
+    front of it may do the opposite (request smuggling).
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -67,22 +48,22 @@ class HeadGuard:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
-        size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])  # ": " and the line's end
+        size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])  # ": " and the line break
         closing = {"Connection": "close"}
         if size > MAX_HEAD_BYTES:
-            message = f"the head of a request may have {MAX_HEAD_BYTES} bytes"
+            message = f"the request line and headers may have {MAX_HEAD_BYTES} bytes"
             return ApiError(431, "head_too_large", message, closing)
         if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-            message = "a request has a Content-Length or a Transfer-Encoding, not both"
+            message = "send a Content-Length or a Transfer-Encoding header, not both"
             return ApiError(400, "ambiguous_length", message, closing)
         return None
 
 
 class BrowserGuard:
-    """ASGI middleware against web pages of others: DNS rebinding (by Host) and cross-site requests (by Origin).
+    """ASGI middleware against web pages of other sites: DNS rebinding (by Host) and cross-site requests (by Origin).
 
-    `hosts`: names that the Host header may have, the port does not count; None for any. Programs other than browsers
-    send no Origin and are not affected by the second check.
+    `hosts`: accepted names in the Host header, without the port; None for any. Programs other than browsers send no
+    Origin, so the second check does not affect them.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None = None) -> None:
@@ -102,13 +83,13 @@ class BrowserGuard:
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
         if self.hosts is not None and _without_port(host) not in self.hosts:
-            return ApiError(421, "wrong_host", "this server does not answer under that host name; see --allowed_hosts")
+            return ApiError(421, "wrong_host", "the Host header names another server; allow it with --allowed_hosts")
         if _is_foreign(headers.getlist("origin"), host):
-            return ApiError(403, "cross_origin", "requests from web pages of other sites are refused")
-        # Links from other sites may lead here; what they embed or fetch is refused.
+            return ApiError(403, "cross_origin", "requests from web pages of other sites are rejected")
+        # Links from other sites may lead here; what those pages embed or fetch is rejected.
         followed_link = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") in SAFE_METHODS
         if headers.get("sec-fetch-site") == "cross-site" and not followed_link:
-            return ApiError(403, "cross_origin", "requests from web pages of other sites are refused")
+            return ApiError(403, "cross_origin", "requests from web pages of other sites are rejected")
         return None
 
 
@@ -122,5 +103,5 @@ def _is_foreign(origins: list[str], host: str) -> bool:
         return False
     try:
         return len(origins) > 1 or urlsplit(origins[0]).netloc.lower() != host
-    except ValueError:  # an Origin that is no address
+    except ValueError:  # not a valid address
         return True

@@ -1,7 +1,7 @@
 """The HTTP API over a job service, as an application for any ASGI server."""
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -10,10 +10,11 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from latentsync import __version__
 from latentsync.serving.api import jobs, state
-from latentsync.serving.api.access import BrowserGuard, HeadGuard, key_check
+from latentsync.serving.api.access import BrowserGuard, HeadGuard
 from latentsync.serving.api.context import ApiContext
 from latentsync.serving.api.errors import install_handlers, responses
 from latentsync.serving.api.fetch import Fetcher
+from latentsync.serving.api.keys import ApiKeys, key_check
 from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.api.metrics import CountRequests, Metrics
 from latentsync.serving.api.schema import UrlJob
@@ -36,6 +37,7 @@ def create_app(
     service: JobService,
     *,
     api_key: str | None = None,
+    named_keys: Mapping[str, str] | None = None,
     allowed_hosts: Collection[str] | None = None,
     fetcher: Fetcher | None = None,
     limits: ApiLimits | None = None,
@@ -44,13 +46,14 @@ def create_app(
     """Build the application.
 
     Args:
-        service: runs the jobs; whoever made it starts and stops it.
-        api_key: needed for everything but the documentation and the health routes; None for no key.
-        allowed_hosts: names that the Host header may have; None for any. Without a key on a loopback address give
-            `access.LOOPBACK_NAMES`, lest a page of another site reach the server by a name that leads here.
-        fetcher: fetches inputs that are given as URLs; None refuses them.
-        limits: bounds on what a client may ask.
-        closing: set by the server when it begins to stop, so that streams of events end.
+        service: runs the jobs; the caller starts and stops it.
+        api_key: needed for everything but the documentation and health routes, and sees all jobs; None for no key.
+        named_keys: name -> key; each sees only the jobs submitted with it.
+        allowed_hosts: accepted names in the Host header; None for any. Without a key on a loopback address, pass
+            `access.LOOPBACK_NAMES`, or a page of another site could reach the server through a name that leads here.
+        fetcher: downloads inputs given as URLs; None rejects them.
+        limits: limits on what a client may ask for.
+        closing: set by the server when it begins to stop, so that event streams end.
     """
     limits = limits or ApiLimits()
     desk = UploadDesk(
@@ -59,12 +62,13 @@ def create_app(
     app = FastAPI(title="LatentSync", version=__version__, description=DESCRIPTION, lifespan=None)
     app.state.context = ApiContext(service, limits, desk, fetcher, closing or threading.Event())
     app.state.metrics = Metrics(service, desk)
-    needs_key = [Depends(key_check(api_key))]
-    if api_key is not None:
-        # These only say in the documentation how the key is sent; `key_check` is what checks it.
+    keys = ApiKeys(api_key, named_keys or {})
+    needs_key = [Depends(key_check(keys))]
+    if keys:
+        # These only document how the key is sent; `key_check` checks it.
         needs_key += [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
-    app.include_router(jobs.router, dependencies=needs_key, responses=responses(401) if api_key else None)
-    app.include_router(state.keyed_router, dependencies=needs_key, responses=responses(401) if api_key else None)
+    app.include_router(jobs.router, dependencies=needs_key, responses=responses(401) if keys else None)
+    app.include_router(state.keyed_router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.open_router)
     install_handlers(app)
     app.add_middleware(CountRequests, metrics=app.state.metrics)

@@ -1,4 +1,4 @@
-"""What the routes share; one instance lies in `app.state.context`."""
+"""State shared by the routes; `app.state.context` holds the only instance."""
 
 import threading
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from latentsync.serving.service import JobService
 
 @dataclass
 class ApiContext:
-    """closing: set when the server begins to stop; streams end then. fetcher: None where URLs are not accepted."""
+    """closing: set when the server begins to stop, so that streams end. fetcher: None if URLs are not accepted."""
 
     service: JobService
     limits: ApiLimits
@@ -25,7 +25,7 @@ class ApiContext:
     streams: int = 0
 
     def __post_init__(self) -> None:
-        # Threads of their own for what may take seconds, so that looking at jobs never waits for it.
+        # Separate thread limits for what may take seconds, so that reading jobs never waits for it.
         self.probes = anyio.CapacityLimiter(self.limits.parallel_probes)
         self.deletions = anyio.CapacityLimiter(self.limits.parallel_deletions)
 
@@ -34,4 +34,10 @@ def context_of(request: Request) -> ApiContext:
     return request.app.state.context
 
 
+def submitter_of(request: Request) -> str | None:
+    """Name of the key the request came with, which sees only its own jobs; None if it may see all jobs."""
+    return request.state.submitter
+
+
 Context = Annotated[ApiContext, Depends(context_of)]
+Submitter = Annotated[str | None, Depends(submitter_of)]

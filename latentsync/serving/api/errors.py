@@ -97,10 +97,10 @@ def install_handlers(app: FastAPI) -> None:
     async def user_error(request: Request, error: UserError) -> JSONResponse:
         return refusal_of(error).response()
 
-    @app.exception_handler(sqlite3.OperationalError)
-    async def queue_unusable(request: Request, error: sqlite3.OperationalError) -> JSONResponse:
-        logger.warning("the queue cannot be used now: %s", error)  # the disk is full, or it is busy for too long
-        message = "the queue cannot be used now; try again later"
+    @app.exception_handler(sqlite3.DatabaseError)
+    async def queue_unusable(request: Request, error: sqlite3.DatabaseError) -> JSONResponse:
+        logger.warning("the queue cannot be used at the moment: %s", error)  # a full disk, a lock, or damage
+        message = "the queue cannot be used at the moment; try again later"
         return error_response(503, "queue_unavailable", message, {"Retry-After": str(RETRY_AFTER)})
 
     @app.exception_handler(HTTPException)

@@ -1,26 +1,39 @@
-"""Routes of jobs: submit, list, look, follow, cancel, retry, delete, fetch the result."""
+"""Routes of jobs: submit, list, get, follow, cancel, retry, delete, download the result."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from latentsync.serving.api.context import ApiContext, Context
+from latentsync.serving.api.context import ApiContext, Context, Submitter
 from latentsync.serving.api.errors import ApiError, responses, try_later
 from latentsync.serving.api.events import event_stream
 from latentsync.serving.api.schema import JobList, JobView
 from latentsync.serving.api.submission import request_body_docs, submit
 from latentsync.serving.api.transfer import FileTransfer
-from latentsync.serving.jobs import Job, JobState
+from latentsync.serving.jobs import Job, JobNotFound, JobState
 
-JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="the job's id")]
 MEDIA_TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matroska", ".jpg": "image/jpeg"}
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+def find_job_id(
+    job_id: Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="The job's id.")],
+    context: Context,
+    submitter: Submitter,
+) -> str:
+    """The id of a job that the request may see. Raises JobNotFound for others."""
+    if submitter is not None and context.service.get(job_id).submitter != submitter:
+        raise JobNotFound(f"there is no job {job_id}")
+    return job_id
+
+
+JobId = Annotated[str, Depends(find_job_id)]
 
 
 @router.post(
@@ -31,49 +44,50 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     responses=responses(400, 403, 408, 413, 415, 422, 429, 507),
     openapi_extra={"requestBody": request_body_docs()},
 )
-async def submit_job(request: Request, context: Context) -> Response:
-    """Upload a video (or a still picture) and a voice; options of the job are further fields of the form.
+async def submit_job(request: Request, context: Context, submitter: Submitter) -> Response:
+    """Upload a video (or an image) and audio; options of the job are further fields of the form.
 
-    `curl -F video=@person.mp4 -F audio=@voice.wav -F inference_steps=20 http://localhost:8000/v1/jobs`
+    `curl -F video=@person.mp4 -F audio=@speech.wav -F inference_steps=20 http://localhost:8000/v1/jobs`
 
-    The files are checked before the job is queued. The response says where to look, as does the Location header.
-    Where the server was started with `--allow_urls`, a JSON object with addresses is taken instead.
+    The files are checked before the job is queued. The response and its Location header give the job's path.
+    If the server was started with `--allow_urls`, a JSON object with URLs is accepted as well.
     """
-    return await submit(request, context)
+    return await submit(request, context, submitter)
 
 
 @router.get("", response_model=JobList, summary="List jobs", responses=responses(422))
 def list_jobs(
     request: Request,
     context: Context,
-    state: Annotated[list[JobState] | None, Query(description="only jobs in these states")] = None,
+    submitter: Submitter,
+    state: Annotated[list[JobState] | None, Query(description="Only jobs in these states.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> JobList:
-    jobs = context.service.list(states=state, limit=limit, offset=offset)
+    jobs = context.service.list(states=state, limit=limit, offset=offset, submitter=submitter)
     return JobList(jobs=[JobView.of(job, request) for job in jobs])
 
 
-@router.get("/{job_id}", response_model=JobView, summary="Look at a job", responses=responses(404))
+@router.get("/{job_id}", response_model=JobView, summary="Get a job", responses=responses(404))
 def get_job(request: Request, context: Context, job_id: JobId) -> JobView:
     return JobView.of(context.service.get(job_id), request)
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job and its files", responses=responses(404, 409))
 async def delete_job(context: Context, job_id: JobId) -> None:
-    """A job that waits or runs is cancelled first; that may take seconds."""
+    """A queued or running job is cancelled first, which may take seconds."""
     await anyio.to_thread.run_sync(context.service.delete, job_id, limiter=context.deletions)
 
 
 @router.post("/{job_id}/cancel", response_model=JobView, summary="Cancel a job", responses=responses(404))
 def cancel_job(request: Request, context: Context, job_id: JobId) -> JobView:
-    """A running job stops within seconds: follow it. A job that has ended stays as it is."""
+    """A running job stops within seconds. A finished job is left unchanged."""
     return JobView.of(context.service.cancel(job_id), request)
 
 
 @router.post("/{job_id}/retry", response_model=JobView, summary="Queue a job again", responses=responses(404, 409, 429))
 def retry_job(request: Request, context: Context, job_id: JobId) -> JobView:
-    """For a job that has ended: its files and options are used again, its result is deleted."""
+    """Run a finished job again with the same files and options. Its result is deleted."""
     return JobView.of(context.service.retry(job_id), request)
 
 
@@ -85,12 +99,12 @@ def retry_job(request: Request, context: Context, job_id: JobId) -> JobView:
 )
 async def job_events(request: Request, context: Context, job_id: JobId) -> StreamingResponse:
     """Events named `progress`, then one named `final` (or `deleted`), each with the job as JSON; comments in between
-    keep the connection alive. The stream ends after the last event, and early when the server stops: connect again.
+    keep the connection alive. The stream ends after the last event, or when the server stops: then reconnect.
     """
     await anyio.to_thread.run_sync(context.service.get, job_id)
     if context.streams >= context.limits.event_streams:
-        raise try_later("too_many_streams", "too many clients follow jobs; ask for the job instead")
-    context.streams += 1  # at once: between here and the first event other requests are looked at
+        raise try_later("too_many_streams", "too many event streams are open; poll the job instead")
+    context.streams += 1  # before any await: other requests are handled until the first event
 
     def show(job: Job) -> str:
         return JobView.of(job, request).model_dump_json()
@@ -101,7 +115,7 @@ async def job_events(request: Request, context: Context, job_id: JobId) -> Strea
 
 
 class CountedStream(StreamingResponse):
-    """A stream of events that gives its place back however it ends, also before its first event."""
+    """A stream of events that frees its slot however it ends, even before its first event."""
 
     def __init__(self, events: AsyncIterator[str], context: ApiContext, headers: dict[str, str]) -> None:
         super().__init__(events, media_type="text/event-stream", headers=headers)
@@ -114,10 +128,10 @@ class CountedStream(StreamingResponse):
             self._context.streams -= 1
 
 
-FILE_RESPONSES = {
+FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
-    206: {"description": "the range that was asked for"},
-    304: {"description": "unchanged (If-None-Match)"},
+    206: {"description": "The requested range."},
+    304: {"description": "Not changed (If-None-Match)."},
     **responses(404, 409, 416),
 }
 
@@ -125,18 +139,18 @@ FILE_RESPONSES = {
 @router.get("/{job_id}/result", summary="Download the result", response_class=Response, responses=FILE_RESPONSES)
 @router.head("/{job_id}/result", include_in_schema=False)
 def job_result(request: Request, context: Context, job_id: JobId) -> Response:
-    """The finished video. `Range` (one range) and `If-Range`, `If-None-Match` are understood."""
+    """The finished video. Supports `Range` (a single range), `If-Range` and `If-None-Match`."""
     job = context.service.get(job_id)
     if job.state is not JobState.DONE:
         raise ApiError(409, "no_result", f"the job is {job.state.value}; only a job that is done has a result")
     if job.result is None:
-        raise _gone("the result was deleted because of its age, or to make room; retry needs a new upload")
+        raise _gone("the result was deleted because of its age or to free space; submit the job again")
     return _transfer(request, context, job.result, f"{job.id}{job.result.suffix}")
 
 
 @router.get(
     "/{job_id}/thumbnail",
-    summary="A picture of the job",
+    summary="Get a thumbnail",
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}, **responses(404)},
 )
@@ -152,7 +166,7 @@ def _transfer(request: Request, context: ApiContext, path: FilePath, name: str) 
     try:
         return FileTransfer(path, request.headers, media_type, name, context.limits.send_seconds)
     except FileNotFoundError as error:
-        raise _gone("the file was removed") from error
+        raise _gone("the file was deleted") from error
 
 
 def _gone(message: str) -> ApiError:

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import HANDLED_SIGNALS
 
 from latentsync.serving.api.access import MAX_HEAD_BYTES
+from latentsync.serving.service import JobService
 from latentsync.utils.sandbox import shut_down
 
 STOP_SECONDS = 1  # for requests under way, once the server stops
@@ -67,6 +68,7 @@ class ApiServer(uvicorn.Server):
     ) -> None:
         self.on_ready = on_ready
         self.closing: threading.Event = app.state.context.closing
+        self.service: JobService = app.state.context.service
         config = uvicorn.Config(
             app,
             http=PatientProtocol,
@@ -104,5 +106,6 @@ class ApiServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.closing.set()
-        shut_down()  # threads that wait for files to be examined would be waited for
+        self.service.begin_stop()  # workers stop while requests finish
+        shut_down()  # otherwise the server would wait for files that are being examined
         await super().shutdown(sockets)

@@ -36,7 +36,7 @@ def readiness(context: Context) -> Response:
 
 def find_problems(context: ApiContext) -> list[str]:
     """Why jobs cannot be taken or done now."""
-    problems = []
+    problems = context.service.problems()
     if context.closing.is_set():
         problems.append("the server is stopping")
     stats = context.service.stats()

@@ -1,7 +1,6 @@
-"""POST /v1/jobs: a form with files, or where it is allowed a JSON object with URLs, becomes a job."""
+"""POST /v1/jobs: turns a form with files, or if allowed a JSON object with URLs, into a job."""
 
 from functools import partial
-from pathlib import Path
 
 import anyio.to_thread
 from fastapi import Request
@@ -19,7 +18,7 @@ from latentsync.serving.api.uploads import Body, ClientGone
 from latentsync.serving.jobs import Job, JobKind, JobState, QueueFull
 
 FORM, JSON = "multipart/form-data", "application/json"
-CLIENT_CLOSED = 499  # nobody reads it; for the log
+CLIENT_CLOSED = 499  # only seen in the log
 
 
 def request_body_docs() -> dict:
@@ -27,8 +26,8 @@ def request_body_docs() -> dict:
     schema = GenerationOptions.model_json_schema(ref_template="#/components/schemas/{model}")
     options = {name: part for name, part in schema["properties"].items() if not OPTIONS[name].is_file}
     files = {
-        "video": {"type": "string", "format": "binary", "description": "video or still image of a person"},
-        "audio": {"type": "string", "format": "binary", "description": "speech; not for kind=interpolate"},
+        "video": {"type": "string", "format": "binary", "description": "Video or image of a person."},
+        "audio": {"type": "string", "format": "binary", "description": "Speech; not for kind=interpolate."},
         "mask": {"type": "string", "format": "binary", "description": OPTIONS["mask_image_path"].help},
         "kind": {"type": "string", "enum": [kind.value for kind in JobKind], "default": JobKind.LIPSYNC.value},
     }
@@ -42,28 +41,29 @@ def request_body_docs() -> dict:
     return {"required": True, "content": {FORM: {"schema": form}, JSON: {"schema": by_url}}}
 
 
-async def submit(request: Request, context: ApiContext) -> Response:
-    """Receive the files, check them, queue the job: 202 and the job."""
+async def submit(request: Request, context: ApiContext, submitter: str | None) -> Response:
+    """Receive the files, check them and queue the job: 202 with the job, which belongs to `submitter`."""
     body = Body(request, context.limits)
     try:
-        job = await _receive(body, context)
+        job = await _receive(body, context, submitter)
     except ClientGone:
         return Response(status_code=CLIENT_CLOSED)
     view = JobView.of(job, request)
     return JSONResponse(view.model_dump(mode="json"), 202, {"Location": view.links.self})
 
 
-async def _receive(body: Body, context: ApiContext) -> Job:
+async def _receive(body: Body, context: ApiContext, submitter: str | None) -> Job:
     kind_of_body = body.content_type.partition(";")[0].strip().lower()
     if kind_of_body not in (FORM, JSON):
         raise ApiError(
             415, "unsupported_media_type", f"send {FORM} with the files (curl: -F video=@FILE -F audio=@FILE)"
         )
-    if kind_of_body == JSON and context.fetcher is None:
-        raise ApiError(403, "urls_not_allowed", f"this server fetches no addresses; upload the files as {FORM}")
+    fetcher = context.fetcher
+    if kind_of_body == JSON and fetcher is None:
+        raise ApiError(403, "urls_not_allowed", f"this server accepts no URLs; upload the files as {FORM}")
     await _refuse_when_full(context)
     async with context.desk.folder() as folder:
-        if kind_of_body == FORM:
+        if kind_of_body == FORM or fetcher is None:
             form = await context.desk.receive_form(body, folder)
             kind, options = _form_options(form.fields)
             _check_roles(kind, set(form.files))
@@ -71,20 +71,20 @@ async def _receive(body: Body, context: ApiContext) -> Job:
         else:
             wanted = _url_job(b"".join([piece async for piece in body.pieces(context.limits.max_json_bytes)]))
             kind, options = wanted.kind, wanted.options
-            files = await _fetch(context, wanted, folder)
-        return await _submit(context, kind, files, options)
+            files = {role: await fetcher.fetch(url, role, folder) for role, url in wanted.urls().items()}
+        return await _submit(context, kind, files, options, submitter)
 
 
 async def _refuse_when_full(context: ApiContext) -> None:
-    """Before anything is received. The service counts again when the job is queued."""
+    """Checked before anything is received; the service checks again when the job is queued."""
     most = context.service.settings.max_queue
     last_place = partial(context.service.list, states=[JobState.QUEUED], limit=1, offset=most - 1)
     if await anyio.to_thread.run_sync(last_place):
-        raise QueueFull(f"{most} jobs are waiting already; try again later")
+        raise QueueFull(f"{most} jobs are queued already; try again later")
 
 
 def _form_options(fields: dict[str, str]) -> tuple[JobKind, GenerationOptions]:
-    """Text fields as options; an empty one counts as not given."""
+    """Options from text fields; an empty one counts as not given."""
     given = {name: value for name, value in fields.items() if value != ""}
     try:
         kind = JobKind(given.pop("kind", JobKind.LIPSYNC))
@@ -100,7 +100,7 @@ def _url_job(text: bytes) -> UrlJob:
     try:
         values = from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise ApiError(400, "broken_json", "the body is no JSON") from error
+        raise ApiError(400, "broken_json", "the body is not valid JSON") from error
     try:
         wanted = UrlJob.model_validate(values)
     except ValidationError as error:
@@ -124,13 +124,13 @@ def _check_roles(kind: JobKind, given: set[str]) -> None:
         raise ApiError(422, "invalid_request", f"kind {kind.value} takes no file as {' or '.join(sorted(extra))}")
 
 
-async def _fetch(context: ApiContext, wanted: UrlJob, folder: Path) -> dict[str, ReceivedFile]:
-    return {role: await context.fetcher.fetch(url, role, folder) for role, url in wanted.urls().items()}
-
-
 async def _submit(
-    context: ApiContext, kind: JobKind, files: dict[str, ReceivedFile], options: GenerationOptions
+    context: ApiContext,
+    kind: JobKind,
+    files: dict[str, ReceivedFile],
+    options: GenerationOptions,
+    submitter: str | None,
 ) -> Job:
     given = {role: (file.name, file.path) for role, file in files.items()}
-    call = partial(context.service.submit, kind, given, options, move=True)
+    call = partial(context.service.submit, kind, given, options, move=True, submitter=submitter)
     return await anyio.to_thread.run_sync(call, limiter=context.probes)

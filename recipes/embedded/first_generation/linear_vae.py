@@ -37,13 +37,13 @@ def fit_patch_code(images: Tensor, channels: int, whitening: float = 0.5) -> Pat
     """Principal components of the 8x8 patches of images (N, 3, H, W) in [-1, 1].
 
     Component j, of standard deviation d_j, is divided by d_j ** whitening: 0 keeps pixel distances, 1 makes all
-    components count alike. In between, noise reaches fine detail before it reaches color, as in a learned latent
-    space, without drowning it.
+    components count alike. With values between, noise affects fine detail more than color, as in a learned latent
+    space, without hiding it.
     """
     patches = rearrange(images, "n c (h y) (w x) -> (n h w) (y x c)", y=PATCH, x=PATCH)
     mean = patches.mean(dim=0)
-    centred = (patches - mean).double()
-    variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    centered = (patches - mean).double()
+    variances, vectors = torch.linalg.eigh(centered.T @ centered / len(centered))
     leading = vectors[:, -channels:].flip(1).T
     deviations = variances[-channels:].flip(0).sqrt()
     return PatchCode((leading / deviations[:, None] ** whitening).float(), mean)

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from latentsync.checkpoints.registry import require_file
 from latentsync.config.schema import require, require_not_negative, section
 from latentsync.config.syncnet import SyncNetFileConfig
 from latentsync.config.unet import UNetFileConfig
@@ -188,11 +189,11 @@ def load_face_embedder(path: str) -> nn.Module:
     from latentsync.pretrained.face_embedding import RECOGNITION, FaceEmbedder
 
     found = project_path(path) if path else RECOGNITION
-    if not found.is_file():
-        raise UserError(
-            f"{found}: the face recognition network of the identity loss is missing; download buffalo_l with"
-            " insightface, set recipe.identity_embedding to appearance, or recipe.identity_loss_weight to 0"
-        )
+    require_file(
+        found,
+        "face_recognition",
+        "set recipe.identity_embedding to appearance, or recipe.identity_loss_weight to 0 to train without this loss",
+    )
     return FaceEmbedder.from_pretrained(found)
 
 

@@ -1,0 +1,156 @@
+"""The SQLite file of the queue: its schema, migration from earlier versions, detection of damage, repair."""
+
+import logging
+import sqlite3
+import time
+from pathlib import Path
+
+from latentsync.serving.workspace import Workspace
+from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+BUSY_SECONDS = 30.0
+# Raise it when a column or the set of generation options changes; tests/serving/test_database.py tells how.
+SCHEMA_VERSION = 3
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    options TEXT NOT NULL,
+    inputs TEXT NOT NULL,
+    files TEXT NOT NULL,
+    created REAL NOT NULL,
+    started REAL,
+    finished REAL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    place REAL NOT NULL,
+    stage TEXT NOT NULL DEFAULT '',
+    done INTEGER NOT NULL DEFAULT 0,
+    total INTEGER NOT NULL DEFAULT 0,
+    frames_since REAL,
+    moved REAL,
+    error TEXT,
+    result TEXT,
+    expired INTEGER NOT NULL DEFAULT 0,
+    owner TEXT,
+    beat REAL,
+    cancel INTEGER NOT NULL DEFAULT 0,
+    boot TEXT,
+    submitter TEXT
+);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, place);
+CREATE TABLE IF NOT EXISTS workers (
+    id TEXT PRIMARY KEY,
+    pid INTEGER NOT NULL,
+    device TEXT NOT NULL,
+    models TEXT NOT NULL DEFAULT '[]',
+    beat REAL NOT NULL,
+    boot TEXT NOT NULL
+);
+"""
+# Statements that turn a database of a version into one of the next.
+MIGRATIONS = {
+    1: ("ALTER TABLE jobs ADD COLUMN moved REAL",),
+    # beat, moved and frames_since are monotonic from here on. Without `boot`, running jobs count as lost.
+    2: (
+        "ALTER TABLE jobs ADD COLUMN boot TEXT",
+        "ALTER TABLE jobs ADD COLUMN submitter TEXT",
+        "DROP TABLE IF EXISTS workers",
+    ),
+}
+SIDE_FILES = ("", "-wal", "-shm")
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that waits for other writers and returns rows by column name."""
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def prepare(path: Path) -> None:
+    """Create the database, or check and migrate an existing one.
+
+    Raises:
+        UserError: it is damaged, or a newer version of this program has written it.
+    """
+    problem = find_damage(path)
+    if problem is not None:
+        raise UserError(f"{path}: the queue's database is damaged ({problem}); add --repair to start an empty queue")
+    db = connect(path)
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if not 0 <= version <= SCHEMA_VERSION:
+            raise UserError(
+                f"{path}: written by another version of this program (schema {version}; this one reads up to "
+                f"{SCHEMA_VERSION}); use that version or choose another workspace"
+            )
+        for earlier in range(max(version, 1), SCHEMA_VERSION) if version else ():
+            for statement in MIGRATIONS[earlier]:
+                db.execute(statement)
+        for statement in SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    finally:
+        db.close()
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a database file; None for a sound one, and where there is none."""
+    if not path.exists():
+        return None
+    folders = path.parent / "jobs"
+    if path.stat().st_size == 0 and folders.is_dir() and any(folders.iterdir()):
+        return "it is empty although there are jobs"
+    try:
+        db = connect(path)
+        try:
+            found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        finally:
+            db.close()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error) or "busy" in str(error):  # in use: whoever has it open has checked it
+            return None
+        raise UserError(f"{path}: cannot be opened ({error}); choose another workspace") from error
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if found == "ok" else " ".join(str(found).split())
+
+
+def repair(workspace: Path) -> Path | None:
+    """Move a damaged database and the folders of its jobs aside, into `damaged-DATE` in the workspace.
+
+    Nothing is deleted, so finished results can still be taken from there. Stop all programs that use the workspace
+    first. Returns the new folder; None where the database is sound.
+
+    Raises:
+        UserError: the workspace cannot be used.
+    """
+    place = Workspace(workspace)
+    if find_damage(place.database) is None:
+        logger.info("%s is not damaged; nothing to repair", place.database)
+        return None
+    aside = place.root / time.strftime("damaged-%Y%m%d-%H%M%S")
+    try:
+        aside.mkdir()
+        for ending in SIDE_FILES:
+            file = place.database.with_name(place.database.name + ending)
+            if file.exists():
+                file.rename(aside / file.name)
+        place.jobs.rename(aside / place.jobs.name)
+        place.jobs.mkdir()
+    except OSError as error:
+        raise UserError(f"{aside}: the damaged queue cannot be moved there ({error.strerror})") from error
+    logger.warning("the damaged queue and its jobs are now in %s; the service starts with an empty queue", aside)
+    return aside
