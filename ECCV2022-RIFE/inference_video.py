@@ -1,15 +1,16 @@
-"""A video at a higher frame rate: `python ECCV2022-RIFE/inference_video.py --video in.mp4 --exp 1 --output out.mp4`.
+"""Increase the frame rate: `python ECCV2022-RIFE/inference_video.py --video in.mp4 --exp 1 --output out.mp4`.
 
-RIFE where its weights are (checkpoints/auxiliary/rife/flownet.pkl, or --model), optical flow elsewhere; the log says
-which. Exit codes: 0 done, 1 something is wrong with what was given, 2 wrong usage.
+Uses RIFE if its weights are present (checkpoints/auxiliary/rife/flownet.pkl, or --model), else optical flow; the log
+says which. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """
 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, as the original is
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file, like the original
 
 from tqdm import tqdm  # noqa: E402
 from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: E402
@@ -30,14 +31,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--video", type=Path, required=True, help="video to interpolate; its audio is kept")
     add("--output", type=Path, help="result (default: <video>_<fps>fps.mp4 beside it)")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--exp", type=int, default=1, help="2^EXP times as many frames (default: 1, 25 becomes 50)")
-    rate.add_argument("--fps", type=float, help="frames a second of the result, any number")
-    scale_help = "resolution at which motion is estimated; 0.5 for 4K (RIFE only)"
-    add("--scale", type=float, choices=SCALES, default=1.0, help=scale_help)
-    add("--model", type=Path, help="RIFE's flownet.pkl")
-    add("--interpolator", choices=INTERPOLATORS, default="auto")
+    rate.add_argument("--exp", type=int, default=1, help="multiply the frame rate by 2^EXP (default: 1)")
+    rate.add_argument("--fps", type=float, help="frame rate of the result")
+    add("--scale", type=float, choices=SCALES, default=1.0, help="resolution of the flow; 0.5 for 4K (RIFE only)")
+    add("--model", type=Path, help="RIFE weights, flownet.pkl")
+    add(
+        "--interpolator",
+        choices=INTERPOLATORS,
+        default="auto",
+        help="method (default: %(default)s)",
+    )
     add("--device", default="cpu", help="cpu, cuda or cuda:N (RIFE only)")
-    add("--crf", type=int, default=DEFAULT_CRF, help="H.264 quality, 0 lossless to 51 (default: %(default)s)")
+    add("--crf", type=int, default=DEFAULT_CRF, help="H.264 quality, 0 (lossless) to 51 (default: %(default)s)")
     return parser
 
 
@@ -47,14 +52,14 @@ def default_output(args: argparse.Namespace) -> Path:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("latentsync").setLevel(logging.INFO)
     output = args.output or default_output(args)
     if not 1 <= args.exp <= MAX_EXP:
         raise UserError(f"--exp must be between 1 and {MAX_EXP}, not {args.exp}")
-    # Which interpolator runs stands on a line of its own, not in the progress bar.
+    # The redirection keeps log lines out of the progress bar.
     with parent_folders(output), logging_redirect_tqdm(), tqdm(unit="frame", leave=False) as bar:
 
         def show(stage: str, done: int, total: int) -> None:

@@ -1,15 +1,16 @@
-"""How good frames in between are: `python ECCV2022-RIFE/measure.py VIDEO ...`
+"""Accuracy of frame interpolation: `python ECCV2022-RIFE/measure.py VIDEO ...`
 
-Every other frame is left out, made again from its neighbours and held against the real one; beside it the plain mean of
-the neighbours. PSNR of the whole picture and of what moves (neighbours differ by more than 8 of 255, and 4 pixels
-around), SSIM of the whole. The neighbours' own neighbours, two frames further, are given where there are such.
+Leaves out every other frame, interpolates it from its neighbors and compares it with the real one. The baseline is the
+mean of the two neighbors. Reports the PSNR of whole frames and of moving areas (where the neighbors differ by more than
+8 of 255, dilated by 4 pixels), and the SSIM of whole frames.
 
-Means are of videos, each the mean of its frames; `--group` gives them apart as well.
+Values are averaged over the frames of a video, then over videos; `--group` averages over groups of videos as well.
 """
 
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, as the original is
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from latentsync.media.interpolation import INTERPOLATORS, Interpolator, open_interpolator  # noqa: E402
 from latentsync.media.optical_flow import FlowMeter, enlarge, warp  # noqa: E402
@@ -27,14 +28,14 @@ from latentsync.metrics.image import ssim  # noqa: E402
 from latentsync.utils.commands import command  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
 
-MOVES, AROUND = 8, 9  # grey levels, pixels
-FEW = 100  # pixels that move: fewer say nothing
-REPEATED = 15.0  # dB that a frame is nearer to one neighbour than to the other if it is that one shown again
+MOVES, AROUND = 8, 9  # gray levels; pixels of the dilation kernel
+FEW = 100  # smallest number of moving pixels to evaluate
+REPEATED = 15.0  # dB by which a repeated frame is more similar to one neighbor than to the other
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """Means over the frames left out; `moving` is NaN where nothing moves."""
+    """Means over the left-out frames; `moving` is NaN if nothing moves."""
 
     psnr: float
     moving: float
@@ -42,20 +43,19 @@ class Likeness:
 
 
 def frames_of(path: Path, count: int) -> list[np.ndarray]:
-    """The first `count` pictures (H, W, 3) uint8."""
+    """The first `count` frames (H, W, 3) uint8."""
     with VideoReader(probe_video(path)) as reader:
         return [picture.frame.rgb() for picture in islice(reader.pictures(), count)]
 
 
 def psnr(made: np.ndarray, real: np.ndarray) -> float:
-    """dB of 8-bit pictures, at most 100."""
+    """PSNR of 8-bit frames in dB, at most 100."""
     error = float(np.square(made.astype(float) - real).mean())
     return 100.0 if error == 0 else min(100.0, 10 * float(np.log10(255**2 / error)))
 
 
 def likeness(made: list[np.ndarray], real: list[np.ndarray], moving: list[np.ndarray]) -> Likeness:
-    """Of pictures (H, W, 3) and the real ones; `moving` (H, W) bool says where each moves."""
-
+    """Compare frames (H, W, 3) with the real ones; `moving` (H, W) bool masks the moving area of each."""
     where = [
         psnr(one[mask], other[mask]) for one, other, mask in zip(made, real, moving, strict=True) if mask.sum() > FEW
     ]
@@ -68,7 +68,7 @@ def likeness(made: list[np.ndarray], real: list[np.ndarray], moving: list[np.nda
 
 @dataclass(frozen=True)
 class Gap:
-    """A frame left out, its neighbours and theirs at the rate that is left; (H, W, 3) uint8, None beyond the ends."""
+    """A left-out frame and two neighbors on each side at the remaining rate: (H, W, 3) uint8, None beyond the ends."""
 
     before: np.ndarray | None
     first: np.ndarray
@@ -77,24 +77,24 @@ class Gap:
     after: np.ndarray | None
 
     def moving(self) -> np.ndarray:
-        """(H, W) bool: where the neighbours differ, and around."""
+        """(H, W) bool: where the neighbors differ, dilated."""
         differs = (cv2.absdiff(self.first, self.second).max(axis=-1) > MOVES).astype(np.uint8)
         return cv2.dilate(differs, np.ones((AROUND, AROUND), np.uint8)) > 0
 
     def mixed(self) -> np.ndarray:
-        """The plain mean of the neighbours."""
+        """Mean of the neighbors."""
         return ((self.first.astype(np.uint16) + self.second + 1) // 2).astype(np.uint8)
 
     def is_repeat(self) -> bool:
-        """Whether the real frame is a neighbour shown again, as in 25 frames/s made 30: nothing lies between."""
+        """Whether the real frame repeats a neighbor, as after conversion from 25 to 30 frames/s."""
         return abs(psnr(self.real, self.first) - psnr(self.real, self.second)) > REPEATED
 
 
 def gaps_of(frames: list[np.ndarray], every: int = 1, skip_repeats: bool = False) -> list[Gap]:
-    """Every other frame left out, of these each `every`-th taken.
+    """Leave out every other frame, and return each `every`-th gap.
 
     Raises:
-        UserError: fewer than three frames, or none left.
+        UserError: fewer than three frames, or no gap left.
     """
     if len(frames) < 3:
         raise UserError(f"three frames or more are needed, there are {len(frames)}")
@@ -102,28 +102,28 @@ def gaps_of(frames: list[np.ndarray], every: int = 1, skip_repeats: bool = False
     gaps = [Gap(kept[i], kept[i + 1], frames[2 * i + 1], kept[i + 2], kept[i + 3]) for i in range(0, ends, every)]
     gaps = [gap for gap in gaps if not (skip_repeats and gap.is_repeat())]
     if not gaps:
-        raise UserError("every frame that would be left out repeats its neighbour; measure without --skip-repeats")
+        raise UserError("every frame that would be left out repeats its neighbor; run without --skip-repeats")
     return gaps
 
 
 def measure(gaps: list[Gap], interpolator: Interpolator) -> tuple[Likeness, Likeness]:
-    """(interpolated, mean of both) against the frames left out."""
+    """Accuracy of the interpolated frames and of the mean of the neighbors."""
     real, masks = [gap.real for gap in gaps], [gap.moving() for gap in gaps]
     moved = [interpolator.between(gap.first, gap.second, 0.5, gap.before, gap.after) for gap in gaps]
     return likeness(moved, real, masks), likeness([gap.mixed() for gap in gaps], real, masks)
 
 
 def ceiling(gaps: list[Gap]) -> Likeness:
-    """Of the neighbours moved by flow measured with the frame left out itself: what no guess at the motion reaches.
+    """Accuracy with flow computed from the left-out frame itself: an upper bound for any motion estimate.
 
-    What is missing beyond is noise, light that changes, and what neither neighbour shows.
+    The remaining error is noise, changing light, and areas that neither neighbor shows.
     """
     meter = FlowMeter()
 
     def best(gap: Gap) -> np.ndarray:
         moved = [
-            warp(neighbour, enlarge(meter.both_ways(gap.real, neighbour)[0], gap.real.shape))
-            for neighbour in (gap.first, gap.second)
+            warp(neighbor, enlarge(meter.both_ways(gap.real, neighbor)[0], gap.real.shape))
+            for neighbor in (gap.first, gap.second)
         ]
         return np.clip(np.rint((moved[0] + moved[1]) / 2), 0, 255).astype(np.uint8)
 
@@ -131,12 +131,12 @@ def ceiling(gaps: list[Gap]) -> Likeness:
 
 
 def gains(rows: list[tuple[Likeness, ...]]) -> str:
-    """One line on videos: (interpolated, mean, perhaps the ceiling) of each."""
+    """Summary of videos in one line, from (interpolated, mean) or (interpolated, mean, ceiling) of each."""
     there = [made.moving - mixed.moving for made, mixed, *_ in rows if np.isfinite(made.moving)]
     whole = [made.psnr - mixed.psnr for made, mixed, *_ in rows]
     made, mixed = (np.mean([row[place].ssim for row in rows]) for place in (0, 1))
-    text = f"{np.mean(whole):+.2f} dB on whole pictures ({min(whole):+.2f} to {max(whole):+.2f}), "
-    text += f"{np.mean(there):+.2f} where it moves, " if there else "nothing moves, "
+    text = f"{np.mean(whole):+.2f} dB on whole frames ({min(whole):+.2f} to {max(whole):+.2f}), "
+    text += f"{np.mean(there):+.2f} in moving areas, " if there else "nothing moves, "
     text += f"SSIM {made:.4f} / {mixed:.4f}"
     if len(rows[0]) > 2:
         text += f", with the true motion {np.mean([row[2].psnr - row[1].psnr for row in rows]):+.2f} dB"
@@ -144,23 +144,23 @@ def gains(rows: list[tuple[Likeness, ...]]) -> str:
 
 
 @command
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("videos", nargs="+", type=Path)
-    parser.add_argument("--frames", type=int, default=25, help="of each video (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=1, help="of the frames left out, take each N-th")
-    parser.add_argument("--skip-repeats", action="store_true", help="pass over frames that repeat a neighbour")
-    parser.add_argument("--ceiling", action="store_true", help="also what flow gains that knows the frame left out")
+    parser.add_argument("videos", nargs="+", type=Path, help="videos to evaluate")
+    parser.add_argument("--frames", type=int, default=25, help="frames of each video (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="use each N-th left-out frame (default: %(default)s)")
+    parser.add_argument("--skip-repeats", action="store_true", help="skip frames that repeat a neighbor")
+    parser.add_argument("--ceiling", action="store_true", help="also report the upper bound of any motion estimate")
     parser.add_argument(
-        "--group", action="append", default=[], metavar="REGEX", help="means of the videos whose names begin so"
+        "--group", action="append", default=[], metavar="REGEX", help="average over videos whose names match as well"
     )
-    parser.add_argument("--interpolator", choices=INTERPOLATORS, default="auto")
-    parser.add_argument("--model", type=Path, help="RIFE's flownet.pkl")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--interpolator", choices=INTERPOLATORS, default="auto", help="method (default: %(default)s)")
+    parser.add_argument("--model", type=Path, help="RIFE weights, flownet.pkl")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     args = parser.parse_args(argv)
     rows: dict[Path, tuple[Likeness, ...]] = {}
     interpolator = open_interpolator(args.interpolator, args.device, rife_path=args.model)
-    print(f"| video | PSNR {interpolator.name} / mean (dB) | where it moves | gain there | SSIM |")
+    print(f"| video | PSNR {interpolator.name} / mean (dB) | moving areas | gain there | SSIM |")
     print("|---|---|---|---|---|")
     for video in args.videos:
         gaps = gaps_of(frames_of(video, args.frames), args.every, args.skip_repeats)

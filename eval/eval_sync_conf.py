@@ -6,14 +6,12 @@ videos were scored, 1 some failed, 2 wrong usage.
 """
 
 import argparse
-import csv
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TextIO
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from eval.videos import find_videos
 from latentsync.metrics.clip_sync import SCORERS, ClipSync, ClipSyncScorer, open_sync_scorer
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
-from latentsync.utils.files import write_text
+from latentsync.utils.tables import write_csv
 
 COLUMNS = ("video", "face", "scorer", "offset", "confidence", "min_distance", "start_frame", "frames", "error")
 WINDOW_COLUMNS = ("video", "face", "frame", "confidence")
@@ -86,17 +84,6 @@ def summary(rows: list[Row]) -> str:
     )
 
 
-def write_table(path: Path, columns: tuple[str, ...], rows: Iterator[list[object]]) -> None:
-    """Write a CSV file atomically."""
-
-    def write(file: TextIO) -> None:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-    write_text(path, write)
-
-
 def window_rows(rows: list[Row]) -> Iterator[list[object]]:
     for row in rows:
         if row.sync is not None:
@@ -115,9 +102,9 @@ def run(args: argparse.Namespace) -> bool:
         result = row.error if row.sync is None else f"offset {row.sync.offset:+d}, confidence {row.sync.confidence:.3f}"
         print(one_line(f"{row.video} face {row.face}: {result}"), flush=True)
     if args.output:
-        write_table(args.output, COLUMNS, (row.cells() for row in rows))
+        write_csv(args.output, COLUMNS, (row.cells() for row in rows))
     if args.windows_output:
-        write_table(args.windows_output, WINDOW_COLUMNS, window_rows(rows))
+        write_csv(args.windows_output, WINDOW_COLUMNS, window_rows(rows))
     print(summary(rows))
     return all(row.sync is not None for row in rows)
 

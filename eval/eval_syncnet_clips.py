@@ -8,7 +8,6 @@ and with `--reference`, by the offset that another SyncNet finds. A summary is p
 """
 
 import argparse
-import csv
 import logging
 import sys
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
-from latentsync.utils.files import write_text
 from latentsync.utils.paths import project_path
+from latentsync.utils.tables import write_csv
 from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("eval_syncnet_clips")
@@ -130,7 +129,8 @@ def run(options: argparse.Namespace) -> dict[str, list[Row]]:
     if not groups:
         raise UserError(f"{options.fileslist}: no clip could be scored")
     if options.output:
-        _write(options.output, [row for rows in groups.values() for row in rows])
+        table = [row for rows in groups.values() for row in rows]
+        write_csv(options.output, table[0], (row.values() for row in table))
     return groups
 
 
@@ -142,15 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for group, rows in groups.items():
         print(f"{group + ': ' if group else ''}{summary(rows)}")
     return 0
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    def write(file: Any) -> None:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-    write_text(path, write)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ done, 1 some failed, 2 wrong usage.
 """
 
 import argparse
-import csv
 import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from latentsync.options import AUTO, GenerationOptions, parse_options
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text
+from latentsync.utils.tables import write_csv
 
 if TYPE_CHECKING:
     from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
@@ -119,13 +119,8 @@ def weights_fingerprint(model: str) -> str:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write the status of each pair as CSV."""
-
-    def write(file: Any) -> None:
-        writer = csv.DictWriter(file, ["id", "status", "seconds", "frames", "reason"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) | {"seconds": f"{row.seconds:.2f}"} for row in rows)
-
-    write_text(path, write)
+    cells = ([row.id, row.status, f"{row.seconds:.2f}", row.frames, row.reason] for row in rows)
+    write_csv(path, ["id", "status", "seconds", "frames", "reason"], cells)
 
 
 def pick_model(name: str, device: str | None) -> str:

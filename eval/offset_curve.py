@@ -6,13 +6,11 @@ own offset of the others is subtracted.
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,7 +25,7 @@ from latentsync.metrics.clip_sync import SCORERS, ClipSyncScorer, open_sync_scor
 from latentsync.metrics.faces import aligned_tracks, clip_frames
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
-from latentsync.utils.files import write_text
+from latentsync.utils.tables import write_csv
 
 REACH = 8  # frames
 RESOLUTION = 256  # of the aligned faces that are scored
@@ -48,6 +46,11 @@ class Shifted:
     def right(self) -> bool:
         """Whether the offset is within one frame of the shift."""
         return abs(self.offset - self.shift) <= 1
+
+    def cells(self) -> tuple[object, ...]:
+        """As `COLUMNS`."""
+        numbers = (f"{self.face_pixels:.0f}", self.shift, self.offset, f"{self.confidence:.4f}", int(self.right))
+        return self.video, *numbers
 
 
 def shift_clip(faces: np.ndarray, wave: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,14 +132,7 @@ def run(args: argparse.Namespace) -> str:
     if not found:
         raise UserError(f"{args.videos_dir}: all clips were skipped, see above")
 
-    def write(file: TextIO) -> None:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for item in found:
-            numbers = (f"{item.face_pixels:.0f}", item.shift, item.offset, f"{item.confidence:.4f}", int(item.right))
-            writer.writerow((item.video, *numbers))
-
-    write_text(args.output_dir / "offsets.csv", write)
+    write_csv(args.output_dir / "offsets.csv", COLUMNS, (item.cells() for item in found))
     draw(found, args.output_dir / "offsets.png", scorer.name)
     clips = len({item.video for item in found})
     share = np.mean([item.right for item in found])

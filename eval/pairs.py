@@ -4,7 +4,6 @@ All but `video` are optional. Without `audio`, the video's own audio drives the 
 files. Results are also summarized by `group`. Paths are relative to the list's folder.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from latentsync.constants import SAMPLE_RATE
 from latentsync.media.audio import load_audio
 from latentsync.utils.errors import UserError
+from latentsync.utils.tables import Row, read_csv
 
 COLUMNS = ("video", "audio", "id", "group")
 MAX_ID = 100  # characters, so that file names have room for a suffix
@@ -42,19 +42,11 @@ def read_pairs(path: str | Path) -> list[Pair]:
         UserError: the list cannot be read, has unknown columns, a row without a video, or two equal ids.
     """
     path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names, rows = reader.fieldnames, list(reader)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such list; write a CSV with the columns {', '.join(COLUMNS)}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
-    names = names or ()
+    names, rows = read_csv(path, COLUMNS)
     if "video" not in names or set(names) - set(COLUMNS):
         found = ", ".join(map(str, names)) or "nothing"
         raise UserError(f"{path}: the first line must name the columns {', '.join(COLUMNS)}; it holds {found}")
-    pairs = [_pair(row, number, path) for number, row in enumerate(rows, 1)]
+    pairs = [_pair(row, number, path) for number, (_, row) in enumerate(rows, 1)]
     if not pairs:
         raise UserError(f"{path}: the list has no rows")
     _refuse_equal_ids(pairs, path)
@@ -86,7 +78,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(first @ second / scale) if scale else 0.0
 
 
-def _pair(row: dict[str, str | None], number: int, path: Path) -> Pair:
+def _pair(row: Row, number: int, path: Path) -> Pair:
     values = {name: (row.get(name) or "").strip() for name in COLUMNS}
     if not values["video"] or None in row:
         problem = "has more cells than columns" if None in row else "has no video"

@@ -9,7 +9,7 @@ from latentsync.utils.errors import did_you_mean
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Takes no abbreviations, and names the option that an unknown one resembles."""
+    """An argument parser without abbreviations that suggests a similar name for an unknown argument."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, **arguments)
@@ -26,10 +26,10 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def add_option_arguments(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Add every field of `GenerationOptions` that is not to be left out, under the headings of `Group`.
+    """Add an argument for each field of `GenerationOptions` except those in `leave_out`, grouped by `Group`.
 
-    Values stay text and are absent from the namespace unless given: `given_options` collects them, and
-    `latentsync.options.parse_options` checks them, with the same messages as on every other surface.
+    Values stay strings and are absent from the namespace unless given. `given_options` collects them, and
+    `latentsync.options.parse_options` validates them, with the same messages as on every other surface.
     """
     for group in Group:
         section = parser.add_argument_group(group.value)
@@ -41,12 +41,12 @@ def add_option_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, by name."""
+    """Options given on the command line, by name."""
     return {name: value for name, value in vars(arguments).items() if name in OPTIONS}
 
 
 def argument_help(option: Option) -> str:
-    """One line: what the option does, its range and its default."""
+    """Description of an option in one line, with range and default."""
     span = f"{option.range}; " if option.range and not option.choices else ""
     return f"{option.help.rstrip('.')} ({span}default: {option.default_text})"
 

@@ -1,6 +1,6 @@
 """The `latentsync` command: `latentsync COMMAND [--option value ...]`.
 
-Each command is the `main` of a module that also runs as `python -m`. It is imported only when it is asked for.
+Each command is the `main` of a module that also runs as `python -m MODULE`. Modules are imported only when needed.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from latentsync.utils.paths import import_project
 
 WRONG_USAGE = 2
 
-# Command -> (summary, module), or a group of such commands whose first is the default.
+# Command -> (summary, module), or a group of subcommands; the first one is the default.
 Leaf = tuple[str, str]
 COMMANDS: dict[str, Leaf | dict[str, Leaf]] = {
     "infer": ("Lip-sync a video or an image to audio.", "scripts.inference"),
@@ -47,7 +47,7 @@ def usage() -> str:
 
 
 def pick(words: Sequence[str]) -> tuple[str, str, list[str]] | str:
-    """(command, module, remaining words), or a message that says what is wrong with the words."""
+    """(command, module, remaining words), or an error message."""
     name, rest = words[0], list(words[1:])
     item = COMMANDS.get(name)
     if item is None:
@@ -61,7 +61,7 @@ def pick(words: Sequence[str]) -> tuple[str, str, list[str]] | str:
 
 
 def suggestion(word: str, names: Sequence[str] | dict, prefix: str = "") -> str:
-    """What to write instead of a misspelled word."""
+    """Hint for a misspelled word."""
     near = get_close_matches(word, list(names), n=1)
     if near:
         return f"; did you mean {prefix}{near[0]}?"

@@ -6,22 +6,22 @@ same command resumes an interrupted run. Exit codes: 0 done, 1 invalid input, 2 
 """
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from tqdm import tqdm
 
-from latentsync.faces.factory import DETECTORS
-from latentsync.metrics.clip_sync import SCORERS
-from latentsync.metrics.image_quality import QUALITY_METRICS
 from latentsync.utils.commands import command
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
 from preprocess.report import write_report
 from preprocess.runner import RunOptions, find_work, process
-from preprocess.settings import DEFAULT_STEPS, MANY_FACES, STEPS, ProcessSettings
+from preprocess.settings import DEFAULT_STEPS, ProcessSettings
 from preprocess.storage import open_storage
 
 
@@ -36,46 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--report", action="store_true", help="write report.html as well: counts, histograms, examples")
     add("--dry_run", action="store_true", help="check the options and list the sources, without processing them")
 
-    defaults = ProcessSettings()
-    add = parser.add_argument_group("processing").add_argument
-    add("--steps", default=",".join(DEFAULT_STEPS), help=f"steps to run, of {','.join(STEPS)} (default: %(default)s)")
-    add("--resolution", type=int, default=defaults.resolution, help="side of the aligned faces (default: %(default)s)")
-
-    def number(name: str, text: str) -> None:
-        default = getattr(defaults, name)
-        add(f"--{name}", type=type(default), default=default, help=f"{text} (default: %(default)s)")
-
-    number("segment_seconds", "length of the longest clips")
-    number("min_seconds", "length of the shortest clips")
-    number("shot_threshold", "threshold of PySceneDetect's adaptive detector")
-    number("audio_track", "index of the audio track to use")
-    add("--detector", choices=DETECTORS, default=defaults.detector, help="face detector (default: %(default)s)")
-    add(
-        "--many_faces",
-        choices=MANY_FACES,
-        default=defaults.many_faces,
-        help="several people in view: one clip each, the largest face only, or drop the segment (default: %(default)s)",
-    )
-    add("--no_smoothing", action="store_true", help="do not smooth the face's position")
-    number("min_face_size", "smallest face width in pixels, for the face_size step")
-    number("max_alignment_error", "largest distance of the anchors as a share of the side, for the alignment step")
-    add("--sync_scorer", choices=SCORERS, default=defaults.sync_scorer, help="SyncNet to use (default: %(default)s)")
-    add(
-        "--sync_conf_threshold",
-        type=float,
-        help="lowest sync confidence (default: 3, or 0.15 for the embedded SyncNet)",
-    )
-    number("max_offset", "largest audio-visual offset to correct, in frames")
-    add(
-        "--quality_measure",
-        choices=QUALITY_METRICS,
-        default=defaults.quality_measure,
-        help="image quality metric (default: %(default)s)",
-    )
-    add("--min_quality", type=float, help="lowest image quality (default: 40, or 0.45 for sharpness)")
-    add("--crf", type=int, default=defaults.crf, help="H.264 quality, 0 (lossless) to 51 (default: %(default)s)")
-    add("--keep_silent", action="store_true", help="keep images and videos without audio, in faces.txt only")
-    add("--person_pattern", help="regular expression for the person in a path (default: folder or file name)")
+    add_setting_arguments(parser.add_argument_group("processing"))
 
     add = parser.add_argument_group("lists").add_argument
     add("--max_clips_per_person", type=int, help="limit the training clips of each person")
@@ -94,34 +55,36 @@ def build_parser() -> argparse.ArgumentParser:
     add("--total_num_workers", type=int, default=1, help="number of processes (default: %(default)s)")
     add("--per_gpu_num_workers", type=int, default=0, help="Ray workers that share a GPU; 0 for none")
     add("--executor", choices=EXECUTORS, default="local", help="local or Ray processes (default: %(default)s)")
-    add("--device", default="cpu", help="device of the networks: cpu, cuda or cuda:N (default: %(default)s)")
     return parser
+
+
+def add_setting_arguments(group: Any) -> None:
+    """Add an argument for each field of `ProcessSettings`."""
+    types = get_type_hints(ProcessSettings)
+    for item in dataclasses.fields(ProcessSettings):
+        text = item.metadata["help"]
+        if item.name == "steps":
+            group.add_argument("--steps", default=",".join(DEFAULT_STEPS), help=f"{text} (default: %(default)s)")
+        elif item.name == "smooth":
+            group.add_argument("--no_smoothing", dest="smooth", action="store_false", help=text)
+        elif types[item.name] is bool:
+            group.add_argument(f"--{item.name}", action="store_true", help=text)
+        else:
+            kind = next(kind for kind in (*get_args(types[item.name]), types[item.name]) if kind is not NoneType)
+            group.add_argument(
+                f"--{item.name}",
+                type=kind,
+                default=item.default,
+                choices=item.metadata["choices"] or None,
+                help=text if item.default is None else f"{text} (default: %(default)s)",
+            )
 
 
 def settings_of(args: argparse.Namespace) -> ProcessSettings:
     """Settings of the command line. Raises UserError for invalid values."""
-    return ProcessSettings(
-        steps=tuple(step.strip() for step in args.steps.split(",") if step.strip()),
-        resolution=args.resolution,
-        segment_seconds=args.segment_seconds,
-        min_seconds=args.min_seconds,
-        shot_threshold=args.shot_threshold,
-        audio_track=args.audio_track,
-        detector=args.detector,
-        many_faces=args.many_faces,
-        smooth=not args.no_smoothing,
-        min_face_size=args.min_face_size,
-        max_alignment_error=args.max_alignment_error,
-        sync_scorer=args.sync_scorer,
-        sync_conf_threshold=args.sync_conf_threshold,
-        max_offset=args.max_offset,
-        quality_measure=args.quality_measure,
-        min_quality=args.min_quality,
-        keep_silent=args.keep_silent,
-        person_pattern=args.person_pattern,
-        crf=args.crf,
-        device=args.device,
-    )
+    values = {item.name: getattr(args, item.name) for item in dataclasses.fields(ProcessSettings)}
+    values["steps"] = tuple(step.strip() for step in args.steps.split(",") if step.strip())
+    return ProcessSettings(**values)
 
 
 def options_of(args: argparse.Namespace) -> RunOptions:

@@ -3,13 +3,17 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
+from latentsync.constants import FPS
 from latentsync.data.clips import compile_pattern
 from latentsync.faces.factory import DETECTORS
+from latentsync.metrics.clip_sync import SCORERS
+from latentsync.metrics.image_quality import QUALITY_METRICS
 from latentsync.utils.errors import UserError
-from preprocess.clip import FPS
 
 # Increase when a change of the code gives other clips with equal settings: sources are then processed again.
 VERSION = 1
@@ -22,69 +26,58 @@ NEED_FACES = ("face_size", "alignment", "sync", "quality")
 MANY_FACES = ("split", "largest", "drop")
 
 
+def setting(
+    default: Any, text: str, *, choices: Sequence[str] = (), low: float | None = None, high: float | None = None
+) -> Any:
+    """A field of `ProcessSettings` with its help text and valid values, from which the command line is generated."""
+    return field(default=default, metadata={"help": text, "choices": tuple(choices), "low": low, "high": high})
+
+
 @dataclass(frozen=True)
 class ProcessSettings:
-    """Options of all steps. Raises UserError for invalid values.
+    """Settings of all steps, which are also the arguments of the command line. Raises UserError for invalid values."""
 
-    steps: steps to run, of `STEPS`; probe, resample and segments always run. Without "faces" whole frames are kept.
-    resolution: side of the aligned faces in pixels.
-    segment_seconds, min_seconds: longest and shortest clip, in whole frames of 1/25 s.
-    shot_threshold: PySceneDetect's adaptive ratio.
-    audio_track: audio track of the source, 0 first.
-    detector: auto | mediapipe | insightface, as in inference.
-    many_faces: one clip for each person ("split"), the largest face alone, or none at all ("drop").
-    smooth: filter the anchors, so that crops do not jitter.
-    min_face_size: for the face_size step, smallest width of the face in pixels of the source.
-    max_alignment_error: for the alignment step, largest distance of the anchor points from their places in the aligned
-        face, as a share of its side.
-    sync_scorer: auto | syncnet_v2 | embedded. sync_conf_threshold: smallest confidence, None for the scorer's own.
-    max_offset: largest audio-visual offset that is corrected, in frames.
-    quality_measure: auto | hyperiqa | sharpness. min_quality: None for the metric's own.
-    keep_silent: keep images and videos without audio as well, for models that use faces only.
-    person_pattern: regular expression for the person in a source's path, see `tools.write_fileslist`; None: its folder,
-        or without one, its name up to the last underscore.
-    crf: x264 quality of the clips, 0 (lossless) to 51.
-    device: device of the networks; does not affect the output.
-    """
-
-    steps: tuple[str, ...] = DEFAULT_STEPS
-    resolution: int = 256
-    segment_seconds: float = 5.0
-    min_seconds: float = 2.0
-    shot_threshold: float = 2.0
-    audio_track: int = 0
-    detector: str = "auto"
-    many_faces: str = "split"
-    smooth: bool = True
-    min_face_size: int = 80
-    max_alignment_error: float = 0.05
-    sync_scorer: str = "auto"
-    sync_conf_threshold: float | None = None
-    max_offset: int = 6
-    quality_measure: str = "auto"
-    min_quality: float | None = None
-    keep_silent: bool = False
-    person_pattern: str | None = None
-    crf: int = 10
-    device: str = "cpu"
+    steps: tuple[str, ...] = setting(DEFAULT_STEPS, f"steps to run, of {','.join(STEPS)}")
+    resolution: int = setting(256, "side of the aligned faces in pixels", low=32, high=1024)
+    segment_seconds: float = setting(5.0, "length of the longest clips", low=0.64, high=60)
+    min_seconds: float = setting(2.0, "length of the shortest clips")
+    shot_threshold: float = setting(2.0, "threshold of PySceneDetect's adaptive detector", low=1, high=255)
+    audio_track: int = setting(0, "index of the audio track to use", low=0, high=255)
+    detector: str = setting("auto", "face detector", choices=DETECTORS)
+    many_faces: str = setting(
+        "split", "several people: a clip each, the largest face only, or drop the segment", choices=MANY_FACES
+    )
+    smooth: bool = setting(True, "do not smooth the face's position")
+    min_face_size: int = setting(80, "smallest face width in pixels, for the face_size step", low=1, high=8192)
+    max_alignment_error: float = setting(
+        0.05, "largest distance of the anchors as a share of the side, for the alignment step", low=0, high=1
+    )
+    sync_scorer: str = setting("auto", "SyncNet to use", choices=SCORERS)
+    sync_conf_threshold: float | None = setting(None, "lowest sync confidence (default: 3; embedded: 0.15)")
+    max_offset: int = setting(6, "largest audio-visual offset to correct, in frames", low=0, high=15)
+    quality_measure: str = setting("auto", "image quality metric", choices=QUALITY_METRICS)
+    min_quality: float | None = setting(None, "lowest image quality (default: 40, or 0.45 for sharpness)")
+    keep_silent: bool = setting(False, "keep images and videos without audio, in faces.txt only")
+    person_pattern: str | None = setting(
+        None, "regular expression for the person in a path (default: the folder, or the file name up to its last _)"
+    )
+    crf: int = setting(10, "H.264 quality, 0 (lossless) to 51", low=0, high=51)
+    device: str = setting("cpu", "device of the networks: cpu, cuda or cuda:N")
 
     def __post_init__(self) -> None:
         self._check_steps()
         if self.person_pattern is not None:
             compile_pattern(self.person_pattern)
-        _check_choice("--detector", self.detector, DETECTORS)
-        _check_choice("--many_faces", self.many_faces, MANY_FACES)
-        _check_range("--resolution", self.resolution, 32, 1024)
+        for item in dataclasses.fields(self):
+            value, limits = getattr(self, item.name), item.metadata
+            if limits["choices"] and value not in limits["choices"]:
+                choices = ", ".join(limits["choices"])
+                raise UserError(f"--{item.name} {value!r} is unknown; choose one of {choices}")
+            if limits["low"] is not None:
+                _check_range(item.name, value, limits["low"], limits["high"])
         if self.resolution % 8:
             raise UserError(f"--resolution must be divisible by 8, not {self.resolution}; the networks need it")
-        _check_range("--segment_seconds", self.segment_seconds, 0.64, 60)
-        _check_range("--min_seconds", self.min_seconds, 1 / FPS, self.segment_seconds)
-        _check_range("--shot_threshold", self.shot_threshold, 1, 255)
-        _check_range("--audio_track", self.audio_track, 0, 255)
-        _check_range("--min_face_size", self.min_face_size, 1, 8192)
-        _check_range("--max_alignment_error", self.max_alignment_error, 0, 1)
-        _check_range("--max_offset", self.max_offset, 0, 15)
-        _check_range("--crf", self.crf, 0, 51)
+        _check_range("min_seconds", self.min_seconds, 1 / FPS, self.segment_seconds)
 
     @property
     def segment_frames(self) -> int:
@@ -133,11 +126,6 @@ _ONLY_FOR = {
 }
 
 
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{option} {value!r} is unknown; choose one of {', '.join(choices)}")
-
-
-def _check_range(option: str, value: float, low: float, high: float) -> None:
+def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UserError(f"{option} must be between {low:g} and {high:g}, not {value:g}")
+        raise UserError(f"--{name} must be between {low:g} and {high:g}, not {value:g}")

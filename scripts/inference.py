@@ -20,8 +20,7 @@ from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.paths import PROJECT_ROOT
 
-# The libraries take seconds to load. They are imported in the functions that need them, so that wrong usage is reported
-# at once and Ctrl-C works from the start.
+# The libraries take seconds to load. They are imported where they are needed, so that wrong usage is reported at once.
 DEMO_VIDEO = PROJECT_ROOT / "assets" / "demo_portrait.png"
 DEMO_AUDIO = PROJECT_ROOT / "assets" / "demo_voice.wav"
 DEMO_OUT = Path("outputs") / "demo.mp4"
@@ -37,9 +36,9 @@ def build_parser() -> OptionParser:
     add("--video_path", default=DEMO_VIDEO, type=Path, help="video or still image of a person (default: the demo)")
     add("--audio_path", default=DEMO_AUDIO, type=Path, help="audio file, or video with audio (default: the demo)")
     add("--video_out_path", default=DEMO_OUT, type=Path, help="result: .mp4, .mov or .mkv (default: %(default)s)")
-    add("--temp_dir", type=Path, help="folder of the unfinished file (default: beside the result)")
+    add("--temp_dir", type=Path, help="folder for the unfinished file (default: that of the result)")
     add("--config", type=Path, help="YAML file with any of these options; the command line takes precedence")
-    add("--quiet", action="store_true", help="show no progress bar, warnings and errors only")
+    add("--quiet", action="store_true", help="hide the progress bar; show warnings and errors only")
 
     add = parser.add_argument_group("your own model files").add_argument
     add("--inference_ckpt_path", type=Path, help="UNet checkpoint (.pt or .safetensors)")
@@ -56,8 +55,10 @@ def build_parser() -> OptionParser:
 
 
 def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of the command line, over those of `--config`, over the defaults; the options of the generation are its
-    attribute `generation`. Exits with 2 on wrong usage.
+    """Parse the command line, which overrides `--config`, which overrides the defaults. Exits with 2 on wrong usage.
+
+    Returns:
+        The arguments; `generation` holds the generation options.
 
     Raises:
         UserError: a value or the config file is not valid.
@@ -78,7 +79,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def join_values(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """Write `--option -value` as `--option=-value`: argparse takes a name with a leading dash for an option."""
+    """Join `--option -value` to `--option=-value`, since argparse mistakes values with a leading dash for options."""
     takes_value = {word for action in parser._actions if action.nargs != 0 for word in action.option_strings}
     joined: list[str] = []
     for word in words:
@@ -91,7 +92,7 @@ def join_values(words: Sequence[str], parser: argparse.ArgumentParser) -> list[s
 
 
 def read_config(path: Path, parser: OptionParser) -> dict[str, object]:
-    """Values of a YAML file by name of the argument; generation options are not checked yet. Raises UserError."""
+    """Values of a YAML file by argument name; generation options are not checked yet. Raises UserError."""
     from latentsync.config.yaml_files import read_yaml
 
     values = {RENAMED.get(name, name): value for name, value in read_yaml(path).values.items()}
@@ -104,7 +105,7 @@ def read_config(path: Path, parser: OptionParser) -> dict[str, object]:
 
 
 def _argument(action: argparse.Action, value: object, path: Path) -> object:
-    """A value of the file for an argument that is no generation option."""
+    """Convert a value of the file for an argument that is not a generation option."""
     is_switch, choices = action.nargs == 0, action.choices or ()
     if isinstance(value, bool) != is_switch or isinstance(value, dict | list) or (choices and value not in choices):
         expected = "true or false" if is_switch else ", ".join(choices) or "a single value"
@@ -119,17 +120,17 @@ def run(options: argparse.Namespace) -> Path:
     from latentsync.media.paths import check_input_path, check_output_path
     from latentsync.utils.files import parent_folders
 
-    # Cheap checks come before the seconds that loading a model takes.
+    # Check what is cheap to check before loading the model.
     if options.generation.model != AUTO:
         entry(options.generation.model)
     inputs = [check_input_path(options.video_path), check_input_path(options.audio_path, "audio")]
     with parent_folders(options.video_out_path):
         check_output_path(options.video_out_path, inputs)
-        return synthesise(options)
+        return generate(options)
 
 
-def synthesise(options: argparse.Namespace) -> Path:
-    """Load the model and run it on checked options."""
+def generate(options: argparse.Namespace) -> Path:
+    """Load the model and run it; the options have been checked."""
     import torch
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -152,7 +153,7 @@ def synthesise(options: argparse.Namespace) -> Path:
             lora=given.lora,
             lora_scale=given.lora_scale,
         )
-        with logging_redirect_tqdm():  # warnings on lines of their own, not in the progress bar
+        with logging_redirect_tqdm():  # keeps warnings out of the progress bar
             result = pipeline(
                 options.video_path,
                 options.audio_path,
@@ -170,7 +171,7 @@ def synthesise(options: argparse.Namespace) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if not options.quiet:  # the libraries' own notes are not for the user
+    if not options.quiet:  # but not the messages of other libraries
         logging.getLogger("latentsync").setLevel(logging.INFO)
     path = run(options)
     print(os.fsencode(path).decode("utf-8", "backslashreplace"))  # file names may be any bytes

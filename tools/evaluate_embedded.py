@@ -6,7 +6,6 @@ targets. Exit codes: 0 written, 1 invalid input, 2 wrong usage.
 """
 
 import argparse
-import csv
 import logging
 import operator
 import shlex
@@ -14,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from scipy.io import wavfile
@@ -31,6 +29,7 @@ from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
 from latentsync.utils.paths import PROJECT_ROOT
+from latentsync.utils.tables import write_csv
 
 SPEECH_SECONDS, SILENCE_SECONDS = 4.0, 1.5
 OWN, OTHER, SILENCE = "own audio", "other voice", "silence"
@@ -89,16 +88,13 @@ def collect_videos(given: Sequence[Path], training_list: Path | None) -> list[Pa
 def write_pairs(path: Path, videos: Sequence[Path], voices: Sequence[Path], silence: Path) -> None:
     """The list for `eval.run`: each video driven three ways, starting with the second voice."""
 
-    def write(file: TextIO) -> None:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for index, video in enumerate(videos):
-            driven = {OWN: None, OTHER: voices[(index + 1) % len(voices)], SILENCE: silence}
-            for group, audio in driven.items():
-                name = f"{video.stem}_{group.replace(' ', '_')}"
-                writer.writerow([video.absolute(), audio.absolute() if audio else "", name, group])
-
-    write_text(path, write)
+    rows = []
+    for index, video in enumerate(videos):
+        driven = {OWN: None, OTHER: voices[(index + 1) % len(voices)], SILENCE: silence}
+        for group, audio in driven.items():
+            name = f"{video.stem}_{group.replace(' ', '_')}"
+            rows.append([video.absolute(), audio.absolute() if audio else "", name, group])
+    write_csv(path, COLUMNS, rows)
 
 
 def write_padded_speech(path: Path, speech: Path) -> None:

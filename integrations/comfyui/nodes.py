@@ -15,11 +15,11 @@ PIPELINE = "LATENTSYNC_PIPELINE"
 CATEGORY = "LatentSync"
 UNSET = "default"  # choice that stands for None
 LOADED = ("model", "lora", "lora_scale")  # options of the loader
-LEFT_OUT = {"crf", "max_seconds"}  # ComfyUI encodes, and trims audio, with nodes of its own
+LEFT_OUT = {"crf", "max_seconds"}  # ComfyUI has its own nodes for encoding and trimming
 
 
 def widget(field: FieldInfo) -> tuple[Any, dict[str, Any]]:
-    """ComfyUI's input for a field of `GenerationOptions`. Numbers that may be None have 0 for it, texts nothing."""
+    """ComfyUI input for a field of `GenerationOptions`. None is represented by 0 for numbers, by "" for strings."""
     kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
     kind = next(kind for kind in kinds if kind is not NoneType)
     settings: dict[str, Any] = {"tooltip": field.description or ""}
@@ -36,7 +36,7 @@ def widget(field: FieldInfo) -> tuple[Any, dict[str, Any]]:
 
 
 def bounds(field: FieldInfo) -> tuple[float, float]:
-    """Smallest and largest value of a number. ComfyUI's widgets end at 2**53."""
+    """Smallest and largest value of a number; ComfyUI's widgets support values up to 2**53."""
     found = {name: getattr(item, name) for item in field.metadata for name in ("ge", "le", "lt") if hasattr(item, name)}
     return found["ge"], min(found.get("le", found.get("lt", 2**53)), 2**53)
 
@@ -46,7 +46,7 @@ def option_inputs(names: list[str]) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def read_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Options from the values of the widgets; those left at "none" are left out."""
+    """Options from widget values; those that represent None are left out."""
     unset = {name for name, field in GenerationOptions.model_fields.items() if field.default is None}
     return {name: value for name, value in values.items() if not (name in unset and value in ("", 0, UNSET, None))}
 
@@ -91,13 +91,13 @@ class LipSync:
     def run(
         self, pipeline: Any, images: torch.Tensor, audio: dict[str, Any], fps: float, **options: Any
     ) -> tuple[torch.Tensor, dict[str, Any], float]:
-        """Frames as many as the audio lasts; of odd height or width as they were."""
+        """Generate frames for the duration of the audio. Their size is that of the input, even if it is odd."""
         if len(audio["waveform"]) != 1:
-            raise ValueError(f"one audio at a time, not a batch of {len(audio['waveform'])}")
+            raise ValueError(f"audio must be one waveform, not a batch of {len(audio['waveform'])}")
         resolved = resolve_options(None, read_options(options))
         source = (audio["waveform"][0], audio["sample_rate"])
         height, width = images.shape[1:3]
-        # One float frame at a time, so that the peak is the output and not a second copy of it.
+        # Convert frame by frame, so that no second copy of the output is in memory.
         made = [
             torch.from_numpy(np.asarray(frame)[:height, :width].astype(np.float32) / 255)
             for frame in pipeline.frames((images, fps), source, resolved)

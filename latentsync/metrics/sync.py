@@ -10,6 +10,7 @@ frames.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ class SyncScorer:
             raise UserError("this SyncNet takes latents; pass the autoencoder")
         if audio_features == "whisper" and audio is None:
             raise UserError("this SyncNet takes Whisper features; pass the Whisper checkpoint")
-        self.net = net.eval()
+        self.net: Any = net.eval()  # Module does not declare embed_images and embed_audio
         self.num_frames, self.resolution = num_frames, resolution
         self.lower_half, self.batch_size = lower_half, batch_size
         self.audio_features = audio_features

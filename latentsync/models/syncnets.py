@@ -9,7 +9,7 @@ from latentsync.models.wav2lip_syncnet import Wav2LipSyncNet, Wav2LipSyncNetConf
 
 SyncNetConfig = StableSyncNetConfig | FramewiseSyncNetConfig | Wav2LipSyncNetConfig
 # The first is the default of configs that name no architecture.
-SYNCNET_SCHEMAS = (StableSyncNetConfig, FramewiseSyncNetConfig, Wav2LipSyncNetConfig)
+SYNCNET_SCHEMAS: tuple[type[SyncNetConfig], ...] = (StableSyncNetConfig, FramewiseSyncNetConfig, Wav2LipSyncNetConfig)
 
 
 def make_syncnet(config: SyncNetConfig) -> nn.Module:

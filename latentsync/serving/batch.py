@@ -1,6 +1,5 @@
 """Run lists of jobs through the job service; an interrupted run can be resumed."""
 
-import csv
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from latentsync.serving.jobs import InsufficientSpace, Job, JobKind, JobNotFound
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.files import staged_output, write_text
+from latentsync.utils.tables import read_csv
 
 logger = logging.getLogger(__name__)
 
@@ -75,15 +75,7 @@ def read_list(path: Path, defaults: Mapping[str, Any] | None = None) -> list[Bat
     Raises:
         UserError: the list is not readable, or a row is not valid; the message names the line.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such list; write a CSV with the columns {', '.join(FILES)}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
+    names, rows = read_csv(path, FILES)
     known = (*FILES, *OPTIONS)
     unknown = sorted(str(name) for name in names if name not in known and name not in RENAMED)
     if unknown or not {"video", "out"} <= set(names):

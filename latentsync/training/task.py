@@ -22,8 +22,12 @@ class Task(Protocol):
     """
 
     name: str
-    model: nn.Module
-    discriminators: Mapping[str, nn.Module]
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def discriminators(self) -> Mapping[str, nn.Module]: ...
 
     def dataset(self) -> Dataset:
         """Items for `latentsync.data.sampler`: `dataset[SampleId]` is a pure function of the id and the seed."""

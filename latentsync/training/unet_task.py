@@ -85,7 +85,9 @@ class UNetTask:
         extra = recipe.extra_losses(config, networks, self.mask)
         self.losses = build_losses(self.run, networks, recipe.recon_weights(self.mask), extra)
         self.sync = networks.sync
-        self.discriminators = {name: loss.discriminator for name, loss in extra.discriminator_losses.items()}
+        self.discriminators: dict[str, Any] = {
+            name: loss.discriminator for name, loss in extra.discriminator_losses.items()
+        }
         self.needs_estimate = (
             self.run.pixel_space_supervise
             or networks.sync is not None

@@ -12,7 +12,7 @@ from eval.offset_curve import REACH, shift_clip
 from latentsync.metrics.clip_sync import ClipSync
 
 
-def test_the_sound_is_moved_and_nothing_made_up():
+def test_audio_is_shifted_without_padding():
     faces, wave = np.arange(20), np.repeat(np.arange(20), 640)
     early = shift_clip(faces, wave, 3)
     assert early[0].tolist() == list(range(17)) and early[1][0] == 3 and len(early[1]) == 17 * 640
@@ -20,7 +20,7 @@ def test_the_sound_is_moved_and_nothing_made_up():
     assert late[0].tolist() == list(range(3, 20)) and late[1][0] == 0 and len(late[1]) == 17 * 640
 
 
-class SeesEarlySoundOnly:
+class DetectsEarlyAudioOnly:
     name, min_frames = "half blind", 4
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
@@ -35,7 +35,7 @@ def clips(tmp_path, monkeypatch) -> Path:
     faces = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None], (40, 2, 2, 3))
     waves = {name: np.repeat(np.arange(40), 640) for name in ("a.mp4", "b.mp4", "small.mp4")}
     waves["off.mp4"] = np.repeat(np.arange(5, 45), 640)
-    monkeypatch.setattr(offset_curve, "open_sync_scorer", lambda *args: SeesEarlySoundOnly())
+    monkeypatch.setattr(offset_curve, "open_sync_scorer", lambda *args: DetectsEarlyAudioOnly())
     monkeypatch.setattr(offset_curve, "probe_video", lambda path: path)
     monkeypatch.setattr(offset_curve, "load_audio", lambda path, rate: waves[path.name])
     monkeypatch.setattr(offset_curve, "aligned_tracks", lambda info, resolution: iter([(0, faces)]))
@@ -70,6 +70,6 @@ def test_training_curves(tmp_path, capsys):
     assert "no train.csv" in capsys.readouterr().err
 
 
-def test_smoothing_has_no_bias_at_the_start():
+def test_smoothing_is_unbiased_at_the_start():
     assert smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0] * 3)
     assert smooth([0.0, 1.0], 0.5) == pytest.approx([0, 2 / 3])

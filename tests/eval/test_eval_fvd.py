@@ -33,7 +33,7 @@ def grey_faces(path: Path) -> list[FaceChunk]:
     return [FaceChunk(np.arange(count)[part], starts[part], faces[part], faces[part]) for part in parts]
 
 
-def test_windows_of_all_clips_and_none_over_a_cut(i3d, caplog):
+def test_windows_cover_all_clips_and_span_no_cut(i3d, caplog):
     network = VideoFeatures.from_pretrained(i3d, trust=True)
     videos = [Path(name) for name in ("19.mp4", "bad.mp4", "8.mp4", "40.mp4")]
     features, counts = features_of(videos, network, 16, grey_faces)
@@ -67,7 +67,7 @@ def test_two_folders(i3d, tmp_path, monkeypatch, detector, capsys):
     assert float(capsys.readouterr().out.split()[-1]) > 0.01
 
 
-def test_what_is_wrong_is_told(i3d, tmp_path, capsys):
+def test_errors_are_reported(i3d, tmp_path, capsys):
     (tmp_path / "a.mp4").touch()
     words = ["--real_videos_dir", str(tmp_path), "--fake_videos_dir", str(tmp_path)]
     assert main([*words, "--i3d_path", str(tmp_path / "none.pt")]) == 1

@@ -12,22 +12,22 @@ from latentsync.metrics.clip_sync import ClipSync
 from latentsync.utils.errors import UserError
 
 
-class Told:
+class FixedScorer:
     """Scores by file name."""
 
-    name = "told"
+    name = "fixed"
 
     def score_video(self, path: Path) -> list[ClipSync]:
         if "bad" in path.name:
             raise UserError(f"{path}: no face\nat all")
         values = np.array([1.0, np.nan, 2.0])
-        second = ClipSync("told", 4, 1.0, 9.0, values[:0], 5, 20)
-        return [ClipSync("told", -1, 6.0, 7.0, values, 0, 60), *([second] if "two" in path.name else [])]
+        second = ClipSync("fixed", 4, 1.0, 9.0, values[:0], 5, 20)
+        return [ClipSync("fixed", -1, 6.0, 7.0, values, 0, 60), *([second] if "two" in path.name else [])]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(eval_sync_conf, "open_sync_scorer", lambda *args: Told())
+    monkeypatch.setattr(eval_sync_conf, "open_sync_scorer", lambda *args: FixedScorer())
     folder = tmp_path / "vidéos und mehr"
     (folder / "sub").mkdir(parents=True)
     for name in ("a.mp4", "sub/two faces.mov", "notes.txt"):
@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_a_folder_becomes_a_table(folder, tmp_path, capsys):
+def test_scores_a_folder(folder, tmp_path, capsys):
     table, windows = tmp_path / "out" / "table.csv", tmp_path / "windows.csv"
     assert main(["--videos_dir", str(folder), "--output", str(table), "--windows_output", str(windows)]) == 0
     rows = list(csv.DictReader(table.open(newline="")))
@@ -48,11 +48,11 @@ def test_a_folder_becomes_a_table(folder, tmp_path, capsys):
     assert rows[0]["confidence"] == "6.0000" and rows[2]["start_frame"] == "5"
     assert [row["frame"] for row in csv.DictReader(windows.open(newline=""))] == ["0", "2"] * 2
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "told: 2 videos, confidence 6.000, min distance 7.000, offset within 1 frame 100.0%"
+        "fixed: 2 videos, confidence 6.000, min distance 7.000, offset within 1 frame 100.0%"
     )
 
 
-def test_what_cannot_be_scored_is_a_row_and_the_exit_code_says_so(folder, tmp_path, capsys):
+def test_unusable_videos_are_rows_and_set_the_exit_code(folder, tmp_path, capsys):
     (folder / "bad\nname.mp4").touch()
     table = tmp_path / "table.csv"
     assert main(["--videos_dir", str(folder), "--output", str(table)]) == 1

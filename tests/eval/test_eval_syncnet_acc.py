@@ -27,7 +27,7 @@ def test_two_runs_agree_to_the_digit(fileslist, capsys):
     assert capsys.readouterr().out.splitlines()[-len(first) :] == [f"{k}: {v:.6f}" for k, v in first.items()]
 
 
-def test_missing_parts_are_told(tmp_path, capsys):
+def test_missing_parts_are_reported(tmp_path, capsys):
     assert main(["--fileslist", str(tmp_path / "none.txt")]) == 1
     assert "none.txt" in capsys.readouterr().err
     assert main(["--config_path", "configs/syncnet/syncnet_16_pixel.yaml", "--fileslist", "x"]) == 1

@@ -39,19 +39,19 @@ def score(scorer: Embeds, reference: Embeds | None = None) -> dict:
 
 
 @pytest.mark.parametrize("frames", [3, -3])
-def test_recordings_are_put_in_sync_by_another_syncnet(frames):
+def test_recordings_are_aligned_by_another_syncnet(frames):
     values = score(early(frames, 0.1), early(frames, 0.2))
     assert (values["offset"], values["reference_offset"], values["aligned_offset"]) == (frames, frames, 0)
     assert values["preference"] < 0.8 and values["aligned_preference"] == values["corrected_preference"] == 1.0
 
 
-def test_what_data_processing_would_not_correct_is_left_alone():
+def test_large_offsets_are_not_corrected():
     far = score(early(3, 0.1), early(8, 0.2))
     assert (far["reference_offset"], far["aligned_offset"]) == (8, 3)
     assert far["aligned_preference"] == far["preference"]
 
 
-def test_a_wrong_reference_makes_it_worse():
+def test_a_wrong_reference_lowers_the_preference():
     wrong = score(early(0, 0.1), early(3, 0.2))
     assert wrong["aligned_offset"] == -3 and wrong["aligned_preference"] < 0.8 < wrong["preference"]
     assert "aligned_offset" not in score(early(3, 0.1))

@@ -36,7 +36,7 @@ def gather(source: Path, result: Path) -> tuple[np.ndarray, ...]:
     )
 
 
-def test_frames_without_a_face_are_left_out_and_begin_a_new_stretch(tmp_path):
+def test_frames_without_a_face_are_skipped_and_end_a_track(tmp_path):
     empty = np.full((120, 160, 3), 90, np.uint8)
     source = clip(tmp_path / "s.mp4", 20, lambda index: empty if 5 <= index < 8 else picture(((16, 0),)))
     indices, starts, result, faces = gather(source, source)
@@ -44,7 +44,7 @@ def test_frames_without_a_face_are_left_out_and_begin_a_new_stretch(tmp_path):
     assert [int(i) for i in indices[starts]][0] == 0 and 8 in indices[starts] and len(indices[starts]) == 2
 
 
-def test_a_result_of_another_size_is_cut_alike(tmp_path):
+def test_a_result_of_another_size_is_cropped_to_the_same_region(tmp_path):
     source = clip(tmp_path / "s.mp4", 4)
     large = clip(
         tmp_path / "l.mp4",
@@ -56,7 +56,7 @@ def test_a_result_of_another_size_is_cut_alike(tmp_path):
     assert np.allclose(rescaled(np.eye(2, 3), 0.5, 0.5) @ [0.5, 0.5, 1], [0, 0])  # the centre of 2 x 2 pixels
 
 
-def test_a_longer_result_is_held_against_the_source_there_and_back(tmp_path):
+def test_a_longer_result_is_compared_with_the_looped_source(tmp_path):
     source = clip(tmp_path / "s.mp4", 5, lambda index: picture(((10 + 4 * index, 0),)))
     longer = clip(tmp_path / "l.mp4", 9, lambda index: picture(((10 + 4 * pingpong_index(index, 5), 0),)))
     assert PairedFaces(source, longer, 96).num_frames == 9
@@ -64,7 +64,7 @@ def test_a_longer_result_is_held_against_the_source_there_and_back(tmp_path):
     assert indices.tolist() == list(range(9)) and np.abs(result.astype(int) - faces).mean() < 4
 
 
-def test_files_that_do_not_belong_together(tmp_path):
+def test_mismatched_files_are_refused(tmp_path):
     source, wide = clip(tmp_path / "s.mp4", 2), clip(tmp_path / "w.mp4", 2, lambda index: picture(width=240))
     with pytest.raises(UserError, match="is 240x120, its source 160x120; give results of the whole frame"):
         PairedFaces(source, wide, 96)

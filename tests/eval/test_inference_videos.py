@@ -71,7 +71,7 @@ def fates(folder: Path) -> dict[str, str]:
         return {row["id"]: row["status"] for row in csv.DictReader(file)}
 
 
-def test_bad_rows_are_rows_and_the_rest_is_done_by_one_pipeline(folder, pipeline, capsys):
+def test_bad_rows_are_reported_and_one_pipeline_does_the_rest(folder, pipeline, capsys):
     assert call(folder, "--seed", "5", "--inference_steps", "3") == 1
     failed = dict.fromkeys(["empty", "text__voice", "silent", "none"], "failed")
     assert fates(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
@@ -85,7 +85,7 @@ def test_bad_rows_are_rows_and_the_rest_is_done_by_one_pipeline(folder, pipeline
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 4 rows failed, see")
 
 
-def test_again_only_what_is_missing_or_changed(folder, pipeline):
+def test_only_missing_or_changed_results_are_generated(folder, pipeline):
     call(folder)
     call(folder)
     assert fates(folder)["first"] == fates(folder)["two_lines__voice"] == "kept" and len(pipeline.calls) == 2
@@ -102,13 +102,13 @@ def test_again_only_what_is_missing_or_changed(folder, pipeline):
     assert len(pipeline.calls) == 7
 
 
-def test_nothing_to_do_loads_nothing(folder, pipeline):
+def test_no_pipeline_is_loaded_without_work(folder, pipeline):
     (folder / "list.csv").write_text("video\nempty.mp4\nnone.mp4\n")
     assert call(folder) == 1
     assert len(pipeline.calls) == 0
 
 
-def test_a_crash_leaves_no_result_that_is_taken_for_finished(folder, monkeypatch):
+def test_an_incomplete_result_is_generated_again(folder, monkeypatch):
     class Dies(Copies):
         def __call__(self, video, audio, target, options):
             target.write_bytes(b"half")
@@ -121,7 +121,7 @@ def test_a_crash_leaves_no_result_that_is_taken_for_finished(folder, monkeypatch
     assert [row.status for row in rows] == ["done"] and (folder / "out" / "first.mp4").read_bytes() != b"half"
 
 
-def test_two_runs_at_once_and_folders_that_cannot_be_written(folder, pipeline, capsys):
+def test_concurrent_runs_and_unwritable_folders_are_refused(folder, pipeline, capsys):
     with output_folder(folder / "out"):
         assert call(folder) == 1
         assert "another run is writing there" in capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_two_runs_at_once_and_folders_that_cannot_be_written(folder, pipeline, c
     assert "inference.csv: cannot be written" in capsys.readouterr().err
 
 
-def test_lists_and_models_that_are_wrong(folder, capsys):
+def test_invalid_lists_and_models(folder, capsys):
     assert call(folder, "--model", "embeded") == 1
     assert "did you mean embedded?" in capsys.readouterr().err
     (folder / "list.csv").write_text("video\n")
@@ -149,7 +149,7 @@ def test_the_real_pipeline_on_a_tiny_model(media, tiny_files, shared_detector, t
     assert probe_video(tmp_path / "out" / "one.mp4").num_frames == 10
 
 
-def test_weights_are_told_apart(tmp_path, monkeypatch):
+def test_fingerprints_differ_between_weights(tmp_path, monkeypatch):
     (tmp_path / "vae").mkdir()
     parts = ("unet", "whisper", "unet_config", "scheduler_config")
     paths = {name: tmp_path / name for name in parts} | {"weights": tmp_path / "vae" / "weights.safetensors"}

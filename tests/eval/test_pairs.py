@@ -21,7 +21,7 @@ def test_rows_are_relative_to_the_list_and_ids_have_defaults(tmp_path):
     assert pairs[0].driving_audio == pairs[0].video and pairs[1].driving_audio == pairs[1].audio
 
 
-def test_line_breaks_in_names_do_not_get_into_ids(tmp_path):
+def test_ids_have_no_line_breaks(tmp_path):
     (pair,) = read_pairs(written(tmp_path, 'video,audio\n"a\nb.mp4","c\td.wav"\n'))
     assert pair.video.name == "a\nb.mp4" and pair.id == "a_b__c_d"
 
@@ -41,12 +41,12 @@ def test_line_breaks_in_names_do_not_get_into_ids(tmp_path):
         ("video,audio,id\na.mp4,," + "x" * 101 + "\n", "cannot name files"),
     ],
 )
-def test_lists_that_are_wrong(tmp_path, text, message):
+def test_invalid_lists(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_pairs(written(tmp_path, text))
 
 
-def test_lists_that_cannot_be_read(tmp_path):
+def test_unreadable_lists(tmp_path):
     (tmp_path / "latin.csv").write_bytes(b"video\n\xe4.mp4\n")
     (tmp_path / "nul.csv").write_bytes(b"video\na\0b.mp4\n")
     for name, message in (("none.csv", "no such list"), ("latin.csv", "cannot be read"), ("", "cannot be read")):
@@ -54,7 +54,7 @@ def test_lists_that_cannot_be_read(tmp_path):
             read_pairs(tmp_path / name)
 
 
-def test_a_separate_file_of_the_same_sound_is_the_videos_own(tmp_path):
+def test_a_separate_file_of_the_same_audio_counts_as_own(tmp_path):
     video = write_clip(tmp_path / "v.mp4", 25, tone_seconds=1.0)
     same = write_audio(tmp_path / "same.wav", tone(16000, 1.0))
     other = write_audio(tmp_path / "other.wav", click_track(16000, 1.0, [0.1, 0.5]))
@@ -96,6 +96,6 @@ def test_methods_are_folders_or_models_and_the_ground_truth_comes_first(tmp_path
         (["ground truth=pipeline:embedded"], "two methods are named 'ground truth'"),
     ],
 )
-def test_methods_that_are_wrong(tmp_path, words, message):
+def test_invalid_methods(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         parse_methods(words, tmp_path)

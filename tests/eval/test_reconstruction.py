@@ -38,12 +38,12 @@ def test_reference_never_overlaps_its_chunk(total):
     assert len(reference_frames(total)) == total
 
 
-def test_a_clip_without_room_for_a_reference_is_refused():
+def test_a_clip_too_short_for_a_reference_is_refused():
     with pytest.raises(UserError, match="no reference"):
         reference_start(0, 16, 31)
 
 
-def test_only_the_masked_region_is_rebuilt(pipeline):
+def test_only_the_masked_region_changes(pipeline):
     rng = np.random.default_rng(0)
     real = rng.integers(0, 256, (FRAMES, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
     results = rebuild(pipeline, real, np.zeros(FRAMES * 640, np.float32), OPTIONS)

@@ -101,7 +101,7 @@ def test_a_comparison(call, folder, capsys):
         assert (escape(number) if number.startswith("n/a") else f">{float(number):.4g}<") in page
 
 
-def test_again_nothing_is_computed_but_new_results(call, folder, monkeypatch):
+def test_only_new_results_are_computed(call, folder, monkeypatch):
     computed = []
     compute = command.compute_metrics
     monkeypatch.setattr(
@@ -121,7 +121,7 @@ def test_again_nothing_is_computed_but_new_results(call, folder, monkeypatch):
     assert call("--every", "3") == 0 and len(computed) == 6
 
 
-def test_what_cannot_be_evaluated_is_a_row(call, folder, caplog):
+def test_failures_are_reported(call, folder, caplog):
     write_clip(folder / "no face.mp4", 6, tone_seconds=0.24)
     clip(folder / "silent.mp4", 1)
     (folder / "empty.mp4").touch()
@@ -165,7 +165,7 @@ def test_fvd_of_whole_clips(call, folder, monkeypatch):
     assert "only 3 samples" in (folder / "out" / "summary.md").read_text()
 
 
-def test_models_are_run_for_what_is_missing(call, folder, monkeypatch):
+def test_models_are_run_for_missing_results(call, folder, monkeypatch):
     def pipeline(video: Path, audio: Path, target: Path, **options):
         if video.name == "bad.mp4":
             raise UserError("cannot be done")
@@ -189,7 +189,7 @@ def test_models_are_run_for_what_is_missing(call, folder, monkeypatch):
     ]
 
 
-def test_wrong_use(call, folder, capsys):
+def test_invalid_input(call, folder, capsys):
     for words in (("--every", "0"), ("--stride", "0"), ("--resolution", "8"), ("--sync_scorer", "none")):
         with pytest.raises(SystemExit) as stop:
             call(*words)

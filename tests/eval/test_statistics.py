@@ -8,7 +8,7 @@ import pytest
 from eval.statistics import bootstrap_interval, paired_test
 
 
-def test_the_interval_covers_the_mean_about_as_often_as_it_says():
+def test_intervals_have_their_nominal_coverage():
     """Of 60 samples of 30 normal numbers, 95 % nominal: with probability > 0.9999 at least 45 cover the mean."""
     rng = np.random.default_rng(0)
     intervals = [bootstrap_interval(rng.normal(3, 1, 30)) for _ in range(60)]
@@ -17,7 +17,7 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says():
     assert np.mean(widths) == pytest.approx(2 * 1.96 / np.sqrt(30), rel=0.15)
 
 
-def test_it_is_repeatable_and_needs_three_values():
+def test_intervals_are_deterministic_and_need_three_values():
     values = [1.0, 4.0, 2.0, 8.0]
     assert bootstrap_interval(values) == bootstrap_interval(values)
     assert bootstrap_interval([1.0, 2.0]) is None

@@ -63,7 +63,7 @@ def test_distances_of_sets_are_to_the_ground_truth(cells):
     assert find(rows, "ours", "csim").text == "n/a (needs x.onnx)"
 
 
-def test_clips_that_no_two_methods_share(cells):
+def test_no_common_clips(cells):
     rows = aggregate({key: cells[key] for key in [("ours", "b"), ("theirs", "a")]}, METHODS[1:], IDS)
     assert find(rows, "ours", "lse_c").text == "n/a (no clip that all methods have)"
 
@@ -84,7 +84,7 @@ def report(cells, tmp_path) -> Report:
     return Report(methods, [Pair(i, tmp_path / f"{i}.mp4") for i in IDS], cells, failures, about)
 
 
-def test_every_form_shows_the_same_numbers(report, tmp_path):
+def test_all_formats_show_the_same_numbers(report, tmp_path):
     page = report.write(tmp_path).read_text()
     lines = list(csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text())))
     text, content = (tmp_path / "summary.md").read_text(), json.loads((tmp_path / "summary.json").read_text())

@@ -8,7 +8,7 @@ from eval.videos import find_videos
 from latentsync.utils.errors import UserError, one_line
 
 
-def test_hidden_files_and_links_in_circles_are_passed_over(tmp_path):
+def test_hidden_files_and_circular_links_are_skipped(tmp_path):
     for name in (".hidden", "sub"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.MP4").touch()
@@ -18,7 +18,7 @@ def test_hidden_files_and_links_in_circles_are_passed_over(tmp_path):
     assert find_videos(tmp_path) == [tmp_path / "sub" / "a.MP4", tmp_path / "z.mkv"]
 
 
-def test_nothing_to_find_is_told(tmp_path):
+def test_missing_folders_and_videos_are_reported(tmp_path):
     with pytest.raises(UserError, match="no videos in it"):
         find_videos(tmp_path)
     with pytest.raises(UserError, match="no such folder"):

@@ -29,7 +29,7 @@ def audio(seconds: float, channels: int = 1) -> dict:
     return {"waveform": wave[None], "sample_rate": 16000}
 
 
-def test_images_and_audio_in_and_out(pipeline):
+def test_images_and_audio(pipeline):
     frames = np.stack([picture(((16 + index, 0),)) for index in range(4)])
     images = torch.from_numpy(frames).float() / 255
     settings = {
@@ -71,7 +71,7 @@ def test_inputs_follow_the_declaration():
     assert GenerationOptions(**nodes.read_options(defaults)) == GenerationOptions()
 
 
-def test_every_node_has_what_comfyui_calls():
+def test_nodes_have_the_attributes_of_comfyui():
     assert NODE_CLASS_MAPPINGS.keys() == NODE_DISPLAY_NAME_MAPPINGS.keys()
     for node in NODE_CLASS_MAPPINGS.values():
         assert callable(getattr(node(), node.FUNCTION)) and len(node.RETURN_TYPES) == len(node.RETURN_NAMES)
@@ -80,7 +80,7 @@ def test_every_node_has_what_comfyui_calls():
 def test_a_batch_of_audios_is_refused(pipeline):
     sound = audio(0.2)
     sound["waveform"] = sound["waveform"].repeat(2, 1, 1)
-    with pytest.raises(ValueError, match="one audio at a time"):
+    with pytest.raises(ValueError, match="must be one waveform"):
         nodes.LipSync().run(pipeline, torch.zeros(2, 16, 16, 3), sound, 25.0)
 
 

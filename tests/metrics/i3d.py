@@ -9,7 +9,7 @@ from torch import Tensor, nn
 WIDTH = 4
 
 
-class StandIn(nn.Module):
+class FakeI3D(nn.Module):
     """Level of the first and of the last frame, then features of a seeded projection."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class StandIn(nn.Module):
 
 
 def write_i3d(path: Path) -> Path:
-    torch.jit.script(StandIn()).save(str(path))
+    torch.jit.script(FakeI3D()).save(str(path))
     return path
 
 

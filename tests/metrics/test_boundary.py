@@ -37,22 +37,22 @@ def brightened(faces: np.ndarray, levels: int, region: np.ndarray) -> np.ndarray
     return np.where(region, np.clip(faces.astype(int) + levels, 0, 255), faces).astype(np.uint8)
 
 
-def test_the_same_picture_has_no_boundary(faces):
+def test_equal_images_have_no_boundary(faces):
     assert visibility(faces, faces) == 0
 
 
-def test_a_painted_edge_shows_the_more_the_stronger_it_is(faces):
+def test_a_stronger_edge_has_a_higher_value(faces):
     found = [visibility(brightened(faces, levels, inside()), faces) for levels in (4, 8, 16, 32)]
     assert found[0] > 0.5 and all(after > 1.8 * before for before, after in zip(found, found[1:], strict=False))
     assert found[-1] == pytest.approx(2 * found[-2], rel=0.1)  # the texture hides weak edges, not strong ones
 
 
-def test_an_edge_a_little_off_the_outline_is_found_as_well(faces):
+def test_an_edge_near_the_outline_is_found(faces):
     exact = visibility(brightened(faces, 20, inside()), faces)
     assert visibility(brightened(faces, 20, inside(0.93)), faces) > 0.4 * exact
 
 
-def test_a_change_of_brightness_or_texture_throughout_is_no_boundary(faces):
+def test_global_changes_of_brightness_or_texture_are_no_boundary(faces):
     edge = visibility(brightened(faces, 8, inside()), faces)
     assert visibility(brightened(faces, 8, np.ones((1, 1, 1), bool)), faces) < 0.05 * edge
     blurred = np.stack([cv2.GaussianBlur(face, (0, 0), 3) for face in faces])
@@ -67,7 +67,7 @@ def test_the_outline_is_sampled_evenly_with_normals_outwards():
         assert ((points - 30) * normals).sum(axis=1) == pytest.approx(np.full(40, 20))
 
 
-def test_nothing_added_is_nan_and_shapes_must_agree(faces):
+def test_no_frames_give_nan_and_shapes_must_match(faces):
     assert np.isnan(BoundaryMetric(SIDE).compute())
     with pytest.raises(ValueError, match="of equal shape"):
         BoundaryMetric(SIDE).update(faces, faces[:2])

@@ -60,7 +60,7 @@ def test_a_video_is_scored_face_by_face(published_path, tmp_path):
     assert result.confidence >= 0 and result.min_distance > 0
 
 
-def test_what_cannot_be_scored_is_told(published_path, tmp_path):
+def test_unusable_videos_are_refused(published_path, tmp_path):
     scorer = PublishedScorer(published_path)
     with pytest.raises(UserError, match="no face of 100 pixels is in view for 50 frames"):
         scorer.score_video(with_sound(tmp_path / "short.mp4", 12))

@@ -17,7 +17,7 @@ def test_two_people_are_two_tracks_and_the_longest_comes_first():
     assert tracks[0].boxes[50, 0] == 60
 
 
-def test_a_gap_is_filled_a_jump_and_a_long_gap_end_the_track():
+def test_short_gaps_are_filled_jumps_and_long_gaps_end_a_track():
     gap = find_tracks([[] if 30 <= i < 40 else [box(i)] for i in range(70)])
     assert len(gap) == 1 and gap[0].boxes[35, 0] == pytest.approx(35)
     jump = find_tracks([[box(10)] if i < 60 else [box(500)] for i in range(120)])
@@ -31,7 +31,7 @@ def test_short_tracks_and_small_faces_do_not_count():
     assert len(find_tracks([[box(10)]] * 50)) == 1
 
 
-def test_the_crop_holds_the_face_and_grey_beyond_the_frame():
+def test_the_crop_is_gray_outside_the_frame():
     frame = np.zeros((200, 200, 3), np.uint8)
     frame[0:100, 0:100] = (255, 0, 0)
     track = FaceTrack(0, np.tile([0.0, 0.0, 100.0, 100.0], (15, 1)))

@@ -39,7 +39,7 @@ def flicker(faces: np.ndarray, *starts: int) -> float:
 
 
 @pytest.mark.parametrize("pixels", [0, 1.3, 3])
-def test_motion_of_a_steady_picture_is_no_flicker(pixels):
+def test_motion_of_a_constant_texture_is_no_flicker(pixels):
     faces = moving(pixels)
     unmoved = np.abs(np.diff(faces.astype(float), axis=0)).mean()
     assert flicker(faces) < 0.8
@@ -51,7 +51,7 @@ def test_noise_gives_its_level(pixels):
     assert flicker(noisy(moving(pixels))) == pytest.approx(2 * NOISE / math.sqrt(math.pi), rel=0.15)
 
 
-def test_a_light_that_pulses_is_flicker():
+def test_pulsing_light_is_flicker():
     faces = moving(0).astype(int) // 2 + 40
     faces[::2] += 5
     assert flicker(faces.astype(np.uint8)) == pytest.approx(5, abs=0.2)
@@ -64,13 +64,13 @@ def test_only_the_mouth_counts():
     assert flicker(restless) == pytest.approx(flicker(faces), abs=0.2)
 
 
-def test_across_a_cut_nothing_is_compared():
+def test_cuts_are_not_compared():
     shots = np.concatenate([moving(0)[:4] // 2, moving(0)[:4] // 2 + 40])
     assert flicker(shots) == pytest.approx(40 / 7, abs=0.2)  # one of seven pairs
     assert flicker(shots, 4) < 0.1
     assert math.isnan(flicker(shots[:1])) and math.isnan(flicker(shots[3:5], 1))
 
 
-def test_what_is_no_aligned_face_is_refused():
+def test_unaligned_faces_are_refused():
     with pytest.raises(ValueError, match="aligned faces must be"):
         FlickerMetric().update(moving(0)[..., 0], np.zeros(FRAMES, bool))

@@ -42,11 +42,11 @@ def test_equal_sets_are_at_0_and_a_shift_is_its_square(count):
 @pytest.mark.parametrize(
     ("bad", "message"), [(np.zeros((1, 4)), "two or more"), (np.full((3, 4), np.nan), "finite"), (np.zeros(4), "two")]
 )
-def test_what_has_no_distance_is_refused(bad, message):
+def test_invalid_features_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(bad, np.zeros((3, 4)))
 
 
-def test_widths_must_agree():
+def test_widths_must_match():
     with pytest.raises(ValueError, match="equal width"):
         frechet_distance(np.zeros((3, 4)), np.zeros((3, 5)))

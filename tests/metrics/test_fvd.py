@@ -26,25 +26,25 @@ def windows(network: VideoFeatures, count: int, stride: int, ends: tuple[int, ..
     return first_and_last(clip.features())
 
 
-def test_the_whole_clip_is_seen_in_strides(network):
+def test_windows_cover_the_whole_clip(network):
     assert windows(network, 16, 8) == [(0, 15)]
     assert windows(network, 40, 8) == [(0, 15), (8, 23), (16, 31), (24, 39)]
     assert windows(network, 40, 16) == [(0, 15), (16, 31), (24, 39)]  # the last ends at the last face
     assert windows(network, 20, 100) == [(0, 15), (4, 19)]
 
 
-def test_no_window_spans_two_stretches(network):
+def test_no_window_spans_two_tracks(network):
     assert windows(network, 50, 8, ends=(18, 30)) == [(0, 15), (2, 17), (30, 45), (34, 49)]
     assert windows(network, 34, 8, ends=(17, 17)) == [(0, 15), (1, 16), (17, 32), (18, 33)]
 
 
-def test_a_clip_that_is_too_short_gives_nothing(network):
+def test_a_short_clip_has_no_windows(network):
     assert windows(network, 15, 8) == []
     with pytest.raises(ValueError, match="stride"):
         ClipFeatures(network, 0)
 
 
-def test_files_that_are_no_network_are_told(tmp_path):
+def test_invalid_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="is missing"):
         VideoFeatures.from_pretrained(tmp_path / "none.pt")
     (tmp_path / "bad.pt").write_bytes(b"no archive")

@@ -34,6 +34,6 @@ def test_1_for_the_same_and_the_cosine_for_others():
     assert identity_similarity(embedder, first, first) == pytest.approx(np.ones(3), abs=1e-6)
 
 
-def test_shapes_must_agree():
+def test_shapes_must_match():
     with pytest.raises(ValueError, match="of equal shape"):
         identity_similarity(FaceEmbedder(Mean()), painted((0, 0, 0)), painted((0, 0, 0), (1, 1, 1)))

@@ -45,7 +45,7 @@ def test_whole_images_agree_with_scikit_image(images):
         assert psnr(first, second)[index] == pytest.approx(peak_signal_noise_ratio(one, other, data_range=1), abs=1e-6)
 
 
-def test_psnr_in_a_box_sees_nothing_else(images):
+def test_psnr_in_a_box_ignores_the_rest(images):
     first, second = images
     spoilt = second.copy()
     spoilt[:, 12:] = 255
@@ -95,7 +95,7 @@ def test_ssim_in_a_box_is_that_of_its_windows(images):
     np.testing.assert_allclose(ssim(first, second, one_pixel), ssim(first[around], second[around]))
 
 
-def test_unfit_input_is_refused(images):
+def test_invalid_input_is_refused(images):
     first, second = images
     with pytest.raises(ValueError, match="of equal shape"):
         psnr(first, second[:1])

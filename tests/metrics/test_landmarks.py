@@ -37,7 +37,7 @@ def test_shifted_landmarks_are_as_far_as_they_were_shifted(points):
     assert np.isnan(landmark_distance(lips, points)).tolist() == [False, False, True, False, False, False]
 
 
-def test_a_still_face_and_an_even_movement_do_not_tremble(points):
+def test_still_faces_and_uniform_motion_have_no_jitter(points):
     noise = np.random.default_rng(1).standard_normal((6, NUM_POINTS, 2))
     assert jitter(points, points + noise) == 0
     moving = points + np.arange(6)[:, None, None] * [2.0, -1.0]
@@ -57,7 +57,7 @@ def test_chunks_do_not_matter(points, chunk):
     assert jitter(points + first, points + second, chunk) == pytest.approx(jitter(points + first, points + second))
 
 
-def test_cuts_and_unseen_faces_are_not_spanned(points):
+def test_jitter_does_not_span_cuts_and_missing_faces(points):
     first, second = np.random.default_rng(2).standard_normal((2, 6, NUM_POINTS, 2))
     made, real = points + first, points + second
     expected = jitter(made[3:], real[3:])

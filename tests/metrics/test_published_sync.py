@@ -26,7 +26,7 @@ def test_offset_conformance():
         assert score.min_distance == pytest.approx(float(case["min_dist"]), abs=1e-5)
 
 
-def test_windows_tell_where_sync_is_lost():
+def test_window_confidences_show_where_sync_is_lost():
     generator = torch.Generator().manual_seed(0)
     vision = torch.randn(80, 16, generator=generator)
     audio = torch.cat([vision[:50], torch.randn(30, 16, generator=generator)])
@@ -48,7 +48,7 @@ def test_mfcc_has_four_columns_a_frame_and_the_log_energy_first():
 
 
 @pytest.mark.parametrize(("frames", "limit", "expected"), [(4, 9, 0), (5, 9, 1), (13, 99, 9), (13, 7, 7), (30, 8, 8)])
-def test_faces_become_windows_of_five_as_they_come(frames, limit, expected):
+def test_faces_are_streamed_in_windows_of_five(frames, limit, expected):
     faces = [np.full((4, 4, 3), (index, 100, 200), np.uint8) for index in range(frames)]
     windows = list(batched_windows(iter(faces), 4, limit))
     assert sum(map(len, windows)) == expected
@@ -75,7 +75,7 @@ class Loudness(nn.Module):
 
 
 @pytest.mark.parametrize("shift", [-4, 0, 3])
-def test_a_clip_whose_sound_is_moved(shift):
+def test_offset_of_shifted_audio(shift):
     """Positive: the sound is early."""
     levels = np.random.default_rng(1).uniform(0.5, 5, 70)
     noise = np.random.default_rng(2).normal(0, 1, (70, 640))

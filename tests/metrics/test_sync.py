@@ -28,7 +28,7 @@ def test_positive_offset_means_that_the_audio_is_early(early):
     assert 1.2 < score.confidence < 1.6  # random directions are about sqrt(2) apart
 
 
-def test_distances_are_means_over_the_pairs_there_are():
+def test_distances_are_means_over_existing_pairs():
     vision, audio = unit(20, seed=1), unit(20, seed=2)
     score = offset_score(vision, audio, reach=3)
     assert score.offsets.tolist() == [-3, -2, -1, 0, 1, 2, 3]
@@ -38,7 +38,7 @@ def test_distances_are_means_over_the_pairs_there_are():
         assert score.distances[place] == pytest.approx(expected, abs=1e-5)
 
 
-def test_unrelated_sound_gives_little_confidence():
+def test_unrelated_audio_gives_low_confidence():
     assert offset_score(unit(60, seed=1), unit(60, seed=2)).confidence < 0.1
 
 
@@ -60,11 +60,11 @@ def test_preference_counts_far_windows_only():
     assert shares.tolist() == [0.5, 1.0, 1.0, 1.0]
 
 
-def test_preference_of_a_constant_network_is_nothing():
+def test_preference_of_a_constant_network_is_zero():
     assert preference(torch.ones(20, 4), torch.ones(20, 4)).sum() == 0
 
 
-class Ear(nn.Module):
+class AudioOnlyNet(nn.Module):
     """Sees the brightness of each frame, hears the loudness of each frame: unit vectors of the centred course."""
 
     def __init__(self):
@@ -98,7 +98,7 @@ def clip() -> tuple[Tensor, np.ndarray]:
 
 def test_scorer_finds_the_offset_of_a_clip(clip):
     faces, wave = clip
-    scorer = SyncScorer(Ear(), 16, 32, batch_size=16)
+    scorer = SyncScorer(AudioOnlyNet(), 16, 32, batch_size=16)
     assert scorer.shortest_clip == 31
     found = scorer.score(faces, wave)
     assert abs(found.offset) <= 1
@@ -107,17 +107,17 @@ def test_scorer_finds_the_offset_of_a_clip(clip):
     assert found.confidence > 2 * scorer.score(faces, wave[::-1].copy()).confidence
 
 
-def test_network_is_shown_what_it_was_trained_on(clip):
+def test_network_inputs_are_those_of_training(clip):
     faces, wave = clip
-    net = Ear()
+    net = AudioOnlyNet()
     vision, audio = SyncScorer(net, 16, 24, batch_size=100).embed(faces, wave)
     assert len(vision) == len(audio) == FRAMES - 15
     assert net.shapes == [(45, 48, 12, 24), (45, 1, 80, 52)]
 
 
-def test_shorter_of_pictures_and_sound_counts(clip):
+def test_the_shorter_of_frames_and_audio_counts(clip):
     faces, wave = clip
-    scorer = SyncScorer(Ear(), 16, 32)
+    scorer = SyncScorer(AudioOnlyNet(), 16, 32)
     assert len(scorer.embed(faces, wave[: 40 * RATE])[0]) == 25
     with pytest.raises(UserError, match="30 frames with audio, sync needs 31"):
         scorer.score(faces[:30], wave)
@@ -127,7 +127,7 @@ def test_whisper_rows_and_latents_reach_the_network(clip, tiny_files):
     from latentsync.models.vae import LatentCodec
     from latentsync.whisper.audio2feature import Audio2Feature
 
-    class Shapes(Ear):
+    class Shapes(AudioOnlyNet):
         def embed_images(self, images: Tensor) -> Tensor:
             self.shapes.append(tuple(images.shape))
             return torch.ones(len(images), 2)
@@ -146,14 +146,14 @@ def test_whisper_rows_and_latents_reach_the_network(clip, tiny_files):
     assert net.shapes == [(13, 8 * 4, 4, 4), (13, states, 1, 16)]
 
 
-def test_scorer_asks_for_what_the_network_needs():
+def test_missing_encoders_are_reported():
     with pytest.raises(UserError, match="autoencoder"):
-        SyncScorer(Ear(), latent_space=True)
+        SyncScorer(AudioOnlyNet(), latent_space=True)
     with pytest.raises(UserError, match="Whisper"):
-        SyncScorer(Ear(), audio_features="whisper")
+        SyncScorer(AudioOnlyNet(), audio_features="whisper")
 
 
-def test_frames_seen_once_give_the_same_embeddings(monkeypatch):
+def test_processing_frames_once_gives_the_same_embeddings(monkeypatch):
     """Windows on both sides of where two runs meet are those that the network gives one by one."""
     monkeypatch.setattr("latentsync.metrics.sync.CHUNK_WINDOWS", 8)
     torch.manual_seed(0)

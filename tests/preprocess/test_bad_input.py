@@ -48,7 +48,7 @@ def reasons(folder: Path) -> dict[str, str]:
         return {row["source"]: row["reason"] for row in csv.DictReader(file) if row["kind"] == "source"}
 
 
-def test_what_is_no_file_is_not_read(here, tmp_path):
+def test_special_files_are_not_read(here, tmp_path):
     folder = tmp_path / "in"
     (folder / "dir.mp4").mkdir(parents=True)
     os.mkfifo(folder / "pipe.mp4")
@@ -77,7 +77,7 @@ def test_names_may_be_any_bytes(here, tmp_path):
     assert len(lines) == 3 and all((tmp_path / "out" / line.split("\t")[0]).is_file() for line in lines)
 
 
-def test_equal_files_are_taken_once_and_moved_ones_are_known(here, tmp_path):
+def test_copies_are_dropped_and_moved_files_recognized(here, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     write_clip(folder / "b_1.mp4", 20, tone_seconds=0.8)
@@ -103,7 +103,7 @@ def test_an_output_that_is_read_only(tmp_path):
         process(RunOptions(folder, "/sys/latentsync"), FAST)
 
 
-def test_a_folder_for_unfinished_files_that_cannot_be_made(here, tmp_path):
+def test_an_unusable_temp_dir(here, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     write_clip(folder / "a.mp4", 20, tone_seconds=0.8)
@@ -123,7 +123,7 @@ def small_files_only(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_clip(here, tmp_path):
+def test_a_disk_that_fills_up_within_a_clip(here, tmp_path):
     (tmp_path / "in").mkdir()
     write_clip(tmp_path / "in" / "a.mp4", 50, tone_seconds=2.0)
     with small_files_only(2000), pytest.raises(UserError, match=r"cannot be written \(.*; free space or"):
@@ -133,7 +133,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_clip(here, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_and_leaves_nobody_behind(tmp_path):
+def test_a_killed_run_resumes_and_leaves_no_worker(tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(6):
         write_clip(tmp_path / "in" / f"{number}.mp4", 60 + number, tone_seconds=3.0)

@@ -13,7 +13,7 @@ def test_rows_of_the_table():
 
 
 @pytest.mark.slow
-def test_both_ways_keep_the_same(tmp_path):
+def test_both_ways_keep_the_same_clips(tmp_path):
     large = cv2.resize(picture(), None, fx=2, fy=2)
     clip(tmp_path / "bob_1.mp4", 50, lambda index: large, tone_seconds=2.0)
     clip(tmp_path / "bob_2.mp4", 50, lambda index: large[:, ::-1], tone_seconds=2.0)

@@ -54,7 +54,7 @@ def test_one_person(tools):
     assert clip.figures["faces"] == 1 and 60 < clip.figures["face_size"] < 130 and clip.figures["jitter"] < 0.01
 
 
-def test_a_gap_ends_the_clip_and_the_next_one_has_its_own_sound(tools):
+def test_a_gap_ends_the_clip_and_the_next_one_has_its_own_audio(tools):
     first, second = run([ONE] * 6 + [NONE] * 3 + [ONE] * 7, tools)
     assert (first.num_frames, second.num_frames) == (6, 7) or (first.num_frames, second.num_frames) == (6, 6)
     offset = second.start - 1
@@ -62,7 +62,7 @@ def test_a_gap_ends_the_clip_and_the_next_one_has_its_own_sound(tools):
     assert second.wave[0] == pytest.approx(float(25 + offset * 25) / 1000)
 
 
-def test_two_people_are_split_dropped_or_the_largest_taken(tools):
+def test_many_faces(tools):
     clips = run([TWO] * 8, tools)
     assert [clip.person for clip in clips] == [0, 1] and all(clip.drop is None for clip in clips)
     assert clips[0].figures["faces"] == 2
@@ -80,7 +80,7 @@ def test_a_cut_that_the_shot_detector_missed_ends_the_clip(tools):
     assert [clip.num_frames for clip in found] == [6, 6]
 
 
-def test_no_face_and_too_short_a_stretch_are_told(tools):
+def test_missing_faces_and_short_tracks_are_dropped(tools):
     (nobody,) = run([NONE] * 5, tools)
     assert (nobody.drop.step, nobody.drop.reason) == ("faces", "no face in view")
     (short,) = run([ONE] * 3, tools)
@@ -94,7 +94,7 @@ def test_small_faces(tools):
     assert dropped.drop.step == "face_size" and "500 are needed" in dropped.drop.reason
 
 
-def test_alignment_finds_the_face_where_it_belongs(tools):
+def test_alignment_step(tools):
     (clip,) = run([ONE] * 6, tools, resolution=128)
     good = alignment(clip, SETTINGS, tools)
     assert good.drop is None and good.figures["alignment_error"] < 0.05

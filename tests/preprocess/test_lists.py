@@ -31,7 +31,7 @@ def people_of(rows: list[dict]) -> dict[str, int]:
     return {person: people.count(person) for person in people}
 
 
-def test_what_is_judged_by_is_never_trained_on():
+def test_held_out_clips_are_never_trained_on():
     rows = [
         kept(person, index) for person, count in (("anna", 100), ("bert", 3), ("carl", 2)) for index in range(count)
     ]
@@ -45,7 +45,7 @@ def test_what_is_judged_by_is_never_trained_on():
     assert choose(rows, ListOptions(10)).held_out == [] and len(choose(rows, ListOptions()).train) == 105
 
 
-def test_patterns_fit_names_and_paths():
+def test_patterns_match_names_and_paths():
     rows = [kept("anna", 1, folder="2019/"), kept("anna", 2, folder="2020/")]
     for pattern in ("anna_001", "2019/*"):
         assert [row["source"] for row in choose(rows, ListOptions(hold_out=(pattern,))).held_out] == [
@@ -54,14 +54,14 @@ def test_patterns_fit_names_and_paths():
     assert choose(rows, ListOptions(hold_out=("anna",))).held_out == []
 
 
-def test_what_is_not_heard_takes_nobodys_place():
+def test_clips_without_audio_do_not_count_towards_the_limit():
     rows = [kept("anna", index) for index in range(6)] + [kept("anna", 10, 0), kept("anna", 11)]
     lists = choose(rows, ListOptions(4, ignore_audio=("anna_011",)))
     assert [row["clip"][-12:-9] for row in lists.train] == ["000", "002", "003", "005"]
     assert len(lists.faces) == 6
 
 
-def test_clips_are_taken_from_all_over():
+def test_clips_are_spread_evenly():
     assert spread(10, 4) == [0, 3, 6, 9] and spread(2, 5) == [0, 1] and spread(0, 3) == []
     with pytest.raises(UserError, match="must be 1 or more"):
         ListOptions(0)
@@ -69,7 +69,7 @@ def test_clips_are_taken_from_all_over():
         ListOptions(held_out_per_person=-1)
 
 
-def test_pictures_and_silent_videos_teach_faces(tmp_path, monkeypatch, detector):
+def test_images_and_silent_videos_are_used_for_faces(tmp_path, monkeypatch, detector):
     monkeypatch.setattr(detector, "close", lambda: None)
     monkeypatch.setattr("preprocess.tools.create_detector", lambda *args, **options: detector)
     monkeypatch.setattr(
@@ -115,7 +115,7 @@ def test_whole_frames_of_a_silent_video(tmp_path, monkeypatch):
     assert (summary.kept, len(summary.lists.train), len(summary.lists.faces)) == (1, 0, 1)
 
 
-def test_who_is_seen_by_a_pattern(tmp_path):
+def test_person_pattern(tmp_path):
     assert person_of("id7/talk/001.mp4", r"^[^/]+") == "id7"
     (tmp_path / "in").mkdir()
     write_clip(tmp_path / "in" / "a.mp4", 20, tone_seconds=0.8)

@@ -65,7 +65,7 @@ def sources(tmp_path) -> Path:
     return folder
 
 
-def test_every_source_and_clip_has_its_fate(here, sources, tmp_path):
+def test_every_source_and_clip_has_a_status(here, sources, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in sources.rglob("*")}
     summary = process(RunOptions(sources, tmp_path / "out"), FAST)
     rows = rows_of(tmp_path / "out")
@@ -96,7 +96,7 @@ def test_segments_are_cut_to_the_frame_and_the_sample(here, sources, tmp_path):
     assert samples == 20 * 640
 
 
-def test_a_phones_recording_becomes_even_frames_in_step_with_the_chosen_sound(here, tmp_path):
+def test_variable_frame_rate_rotation_and_audio_track(here, tmp_path):
     """Lying on its side, frames at uneven times, two sound tracks."""
     lying = [np.rot90(numbered_rgb(number)) for number in range(60)]
     stamps = [20 * number + number % 3 * 3 for number in range(60)]
@@ -140,7 +140,7 @@ def test_shots_are_not_mixed(here, tmp_path):
     assert [(row["frames"], row["start_seconds"]) for row in rows] == [("12", "0"), ("9", "0.48")]
 
 
-def test_aligned_faces_are_what_is_kept(here, tmp_path):
+def test_kept_clips_are_aligned_faces(here, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     large = cv2.resize(picture(), None, fx=2, fy=2)
@@ -157,7 +157,7 @@ def test_aligned_faces_are_what_is_kept(here, tmp_path):
         assert (container.streams.video[0].width, container.streams.video[0].codec_context.pix_fmt) == (64, "yuv444p")
 
 
-def test_a_second_run_does_only_what_is_new(here, sources, tmp_path, monkeypatch):
+def test_a_second_run_processes_new_sources_only(here, sources, tmp_path, monkeypatch):
     options = RunOptions(sources, tmp_path / "out")
     first = process(options, FAST)
     manifest = (tmp_path / "out" / "manifest.csv").read_bytes()
@@ -171,7 +171,7 @@ def test_a_second_run_does_only_what_is_new(here, sources, tmp_path, monkeypatch
     assert len(list((tmp_path / "out" / "clips").rglob("*.mp4"))) == 3  # those of the other settings are gone
 
 
-def test_what_was_finished_of_an_interrupted_source_is_not_written_again(here, sources, tmp_path, monkeypatch):
+def test_finished_segments_are_not_written_again(here, sources, tmp_path, monkeypatch):
     written: list[str] = []
     put = source_work._SourceWork._put
 
@@ -208,7 +208,7 @@ def _deadly_worker(pipe, job: Job, threads: int) -> None:
     executors._work(pipe, job, threads)
 
 
-def test_a_worker_that_dies_costs_its_source_alone(sources, tmp_path, monkeypatch):
+def test_a_crashed_worker_loses_its_source_only(sources, tmp_path, monkeypatch):
     monkeypatch.setattr("preprocess.executors._work", _deadly_worker)
     options = RunOptions(sources, tmp_path / "out", workers=2)
     summary = process(options, FAST)
@@ -220,7 +220,7 @@ def test_a_worker_that_dies_costs_its_source_alone(sources, tmp_path, monkeypatc
     assert {row["source"]: row["step"] for row in again.rows}["silent.mp4"] == "probe"
 
 
-def test_two_runs_at_once_and_places_that_cannot_be_used(here, sources, tmp_path):
+def test_concurrent_runs_and_unusable_folders_are_refused(here, sources, tmp_path):
     from preprocess.storage import open_storage
 
     with open_storage(tmp_path / "out").locked(), pytest.raises(UserError, match="another run is writing there"):
@@ -237,7 +237,7 @@ def test_two_runs_at_once_and_places_that_cannot_be_used(here, sources, tmp_path
         RunOptions(sources, sources)
 
 
-def test_a_full_disk_ends_the_run_and_the_next_goes_on(here, sources, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_run_and_the_next_one_resumes(here, sources, tmp_path, monkeypatch):
     def full(self, local, name):
         raise OSError(28, "No space left on device")
 
@@ -321,11 +321,11 @@ def test_options_reach_the_settings():
 @pytest.mark.parametrize(
     ("name", "person"), [("anna/a.mp4", "anna"), ("grid_s1_bbaf2n.mp4", "grid_s1"), ("solo.mp4", "solo")]
 )
-def test_who_is_seen(name, person):
+def test_person_of_a_source(name, person):
     assert person_of(name) == person
 
 
-def test_settings_that_change_nothing_change_no_digest():
+def test_digest_ignores_settings_without_effect():
     assert (
         FAST.digest()
         == ProcessSettings(steps=(), min_seconds=0.2, segment_seconds=0.8, resolution=512, device="cuda").digest()

@@ -22,10 +22,10 @@ from tests.pipelines.scenes import head
 SETTINGS = ProcessSettings(min_seconds=0.4)
 
 
-class Told:
+class FixedScorer:
     """Reads the offset off the clip: both count frames."""
 
-    name, min_frames, default_threshold = "told", 5, 1.0
+    name, min_frames, default_threshold = "fixed", 5, 1.0
 
     def __init__(self, confidence: float = 2.0):
         self.confidence = confidence
@@ -33,7 +33,7 @@ class Told:
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
         # at i is heard what is seen `heard - seen` frames later: the sound is that early
         offset = round(float(wave[320]) * 1000) - int(faces[0, 0, 0, 0])
-        return ClipSync("told", offset, self.confidence, 0.5, np.zeros(1))
+        return ClipSync("fixed", offset, self.confidence, 0.5, np.zeros(1))
 
 
 def clip(offset: int = 0, frames: int = 30) -> Clip:
@@ -43,7 +43,7 @@ def clip(offset: int = 0, frames: int = 30) -> Clip:
     return Clip("a.mp4", 0, 0, Fraction(2), faces, wave)
 
 
-def test_equal_numbers_are_together_after_the_shift():
+def test_shifting_aligns_frames_and_audio():
     for offset in (-4, -1, 0, 3, 6):
         moved = shift_audio(clip(offset), offset)
         seen = moved.faces[:, 0, 0, 0].astype(int)
@@ -54,30 +54,30 @@ def test_equal_numbers_are_together_after_the_shift():
 
 
 def test_offset_is_corrected_and_recorded():
-    tools = SimpleNamespace(scorer=Told())
+    tools = SimpleNamespace(scorer=FixedScorer())
     mended = sync(clip(4), SETTINGS, tools)
-    assert mended.drop is None and mended.figures == {"offset": 4, "confidence": 2.0, "sync_scorer": "told"}
-    assert Told().score_faces(mended.faces, mended.wave).offset == 0
+    assert mended.drop is None and mended.figures == {"offset": 4, "confidence": 2.0, "sync_scorer": "fixed"}
+    assert FixedScorer().score_faces(mended.faces, mended.wave).offset == 0
 
 
 @pytest.mark.parametrize(
     ("made", "tools", "changes", "reason"),
     [
-        (clip(7), Told(), {}, r"audio is \+7 frames early, the limit is 6"),
-        (clip(0), Told(0.9), {}, "sync confidence 0.90, 1 is needed"),
-        (clip(0), Told(2.0), {"sync_conf_threshold": 3.0}, "sync confidence 2.00, 3 is needed"),
-        (clip(0, 4), Told(), {}, "4 frames are too few"),
-        (clip(5, 13), Told(), {}, "8 frames are left in sync, 10 are needed"),
-        (replace(clip(), wave=np.zeros(30 * 640, np.float32)), Told(), {}, "no audio"),
+        (clip(7), FixedScorer(), {}, r"audio is \+7 frames early, the limit is 6"),
+        (clip(0), FixedScorer(0.9), {}, "sync confidence 0.90, 1 is needed"),
+        (clip(0), FixedScorer(2.0), {"sync_conf_threshold": 3.0}, "sync confidence 2.00, 3 is needed"),
+        (clip(0, 4), FixedScorer(), {}, "4 frames are too few"),
+        (clip(5, 13), FixedScorer(), {}, "8 frames are left in sync, 10 are needed"),
+        (replace(clip(), wave=np.zeros(30 * 640, np.float32)), FixedScorer(), {}, "no audio"),
     ],
 )
-def test_what_is_left_out(made, tools, changes, reason):
+def test_reasons_to_drop_a_clip(made, tools, changes, reason):
     dropped = sync(made, replace(SETTINGS, **changes), SimpleNamespace(scorer=tools))
     assert dropped.drop.step == "sync" and dropped.faces is None and dropped.wave is None
     assert re.search(reason, dropped.drop.reason)
 
 
-def test_blurred_faces_are_left_out():
+def test_blurred_faces_are_dropped():
     sharp = cv2.resize(head(), (128, 128), interpolation=cv2.INTER_CUBIC)
     blurred = cv2.GaussianBlur(sharp, (0, 0), 2)
     tools = SimpleNamespace(quality=SharpnessMetric())
@@ -90,14 +90,14 @@ def test_blurred_faces_are_left_out():
     )
 
 
-def test_sharpness_does_not_count_light_or_contrast():
+def test_sharpness_is_independent_of_light_and_contrast():
     face = cv2.resize(head(), (128, 128)).astype(float)
     metric = SharpnessMetric()
     whole, dim = (metric.compute(np.rint(picture).astype(np.uint8)) for picture in (face, face * 0.5 + 20))
     assert dim == pytest.approx(whole, rel=0.15)
 
 
-def test_which_measure_is_opened(tmp_path):
+def test_quality_metric_by_name(tmp_path):
     assert open_quality_metric("auto", checkpoints=tmp_path).name == "sharpness"
     with pytest.raises(UserError, match=r"koniq_pretrained\.pkl\); run"):
         open_quality_metric("hyperiqa", checkpoints=tmp_path)
@@ -110,12 +110,12 @@ def test_center_crop(shape):
     assert center_crop(np.zeros(shape, np.uint8), 224).shape == (224, 224, 3)
 
 
-def test_other_weights_of_the_scorer_are_other_tools(tmp_path):
+def test_scorer_weights_change_the_tool_names(tmp_path):
     weights = tmp_path / "syncnet.safetensors"
     tools = Tools(ProcessSettings(steps=("faces", "sync")))
-    tools._detector, tools._scorer = SimpleNamespace(), SimpleNamespace(name="told", files=(weights,))
+    tools._detector, tools._scorer = SimpleNamespace(), SimpleNamespace(name="fixed", files=(weights,))
     names = []
     for content in (b"a", b"b"):
         weights.write_bytes(content)
         names.append(tools.names())
-    assert names[0] != names[1] and names[0]["sync_scorer"].startswith("told ")
+    assert names[0] != names[1] and names[0]["sync_scorer"].startswith("fixed ")

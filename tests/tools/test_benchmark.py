@@ -45,7 +45,7 @@ def test_overhead(tmp_path, clip):
     assert "320x240, 10 frames" in wall.note
 
 
-def test_frames_hold_a_face_of_the_stated_size():
+def test_frames_have_a_face_of_the_given_size():
     frames = list(inputs.moving_frames(SIZE, CROP_WIDTH, 3))
     for frame, anchors in frames:
         assert (frame.width, frame.height) == SIZE
@@ -60,7 +60,7 @@ def test_looped_clip_decodes_to_its_length(tmp_path, clip):
     assert np.diff(times).tolist() == [Fraction(1, 25)] * 29
 
 
-def test_voice_has_exactly_the_length_asked_for(tmp_path):
+def test_speech_has_the_exact_length(tmp_path):
     assert audio_duration(inputs.make_speech(tmp_path / "voice.wav", 7.25)) == 7.25
 
 
@@ -84,7 +84,7 @@ def test_no_gpu(monkeypatch, tmp_path):
         assert figure.verdict == "not measured" and figure.note == "no CUDA device"
 
 
-def test_a_timed_run_leaves_no_weights(tmp_path, monkeypatch):
+def test_a_timed_run_saves_no_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)
     row = training.time_run(TinyTask(), run_config(tmp_path / "output"))
     assert row["step"] == training.WARM_UP + training.STEPS and row["steps_per_second"] > 0
@@ -107,7 +107,7 @@ def test_training_is_measured_on_the_config_itself(tmp_path, monkeypatch):
     assert (speed.value, memory.value, waiting.value) == (0.5, 3.0, 2.0) and "1 x 16 frames" in speed.note
 
 
-def test_a_gpu_that_is_too_small_is_said_so(tmp_path, monkeypatch):
+def test_insufficient_gpu_memory_is_reported(tmp_path, monkeypatch):
     def run_out(task, settings):
         raise torch.OutOfMemoryError
 

@@ -99,7 +99,7 @@ def test_command(folder, monkeypatch, capsys):
     )
 
 
-def test_what_is_wrong_is_said(folder, capsys):
+def test_errors_are_reported(folder, capsys):
     assert main([str(folder / "videos" / "ann.mp4"), "--output_dir", str(folder / "out")]) == 1
     assert "give --voices, or more than one video" in capsys.readouterr().err
     words = [str(folder / "videos"), "--output_dir", str(folder / "out")]

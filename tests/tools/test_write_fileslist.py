@@ -22,7 +22,7 @@ def run(monkeypatch, *words) -> int:
     return main()
 
 
-def test_the_list_is_what_the_reader_reads(folder, monkeypatch, tmp_path):
+def test_the_reader_reads_the_list(folder, monkeypatch, tmp_path):
     listing = folder / "train.txt"
     assert run(monkeypatch, "--input_dir", folder, folder / "anna", "--output", listing) == 0
     lines = ["anna/1.mp4\tanna", "anna/2.MP4\tanna", "ben/1.mp4\tben", "cleo/x y.mkv\tcleo"]
@@ -43,7 +43,7 @@ def test_a_person_is_in_one_list_only(folder, monkeypatch):
     assert not {clip.person for clip in trained} & {clip.person for clip in validated}
 
 
-def test_the_split_hangs_on_names_alone():
+def test_the_split_depends_on_names_only():
     clips = [Clip(Path(f"{number}.mp4"), f"person {number // 2}") for number in range(400)]
     train, val = split_by_person(clips, 0.1)
     assert 20 <= len(val) <= 60
@@ -72,7 +72,7 @@ def test_people_by_pattern(folder):
         (["--input_dir", "{}", "--val_share", "1"], "between 0 and 1"),
     ],
 )
-def test_what_is_wrong_is_said_and_nothing_written(folder, monkeypatch, capsys, words, message):
+def test_errors_are_reported_and_nothing_is_written(folder, monkeypatch, capsys, words, message):
     (folder / "empty").mkdir()
     listing = folder / "train.txt"
     code = run(monkeypatch, *[word.format(folder) for word in words], "--output", listing)

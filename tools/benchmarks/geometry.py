@@ -42,6 +42,7 @@ def _measure(name: str, resolution: int, frames: list[tuple[VideoFrame, np.ndarr
 
     def paste_back(index: int) -> VideoFrame:
         frame, face = faces[index % len(faces)]
+        assert face is not None
         pixels = 255.0 - face.pixels.astype(np.float32)
         return paste(TrackedFrame(index, frame, face), pixels)
 
