@@ -6,9 +6,14 @@
 __all__ = ["GenerationOptions", "LipsyncPipeline", "UserError", "load_pipeline"]
 __version__ = "0.1.0"
 
+import os
 from typing import Any
 
 from latentsync.utils.errors import UserError
+
+# Read once, when PyTorch is imported. By default the threads of an idle OpenMP pool spin, which costs other processes on
+# the same cores most of their time and gains nothing here. A value that is set already is kept.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def __getattr__(name: str) -> Any:
