@@ -6,7 +6,8 @@
 #   ./setup_env.sh --if-needed   return at once if the environment is up to date
 #
 # LATENTSYNC_SKIP_DOWNLOAD=1     download no checkpoints
-# LATENTSYNC_TORCH=cpu|cuda      the build of PyTorch on Linux (default: cuda where nvidia-smi finds a GPU, else cpu)
+# LATENTSYNC_TORCH=cpu|cuda      the build of PyTorch on Linux (default: cuda where nvidia-smi finds a GPU, else cpu if pip
+#                                finds one)
 # PYTHON=/path/to/python         the interpreter to use (3.11 or 3.12)
 
 if (return 0 2>/dev/null); then
@@ -75,22 +76,30 @@ has_gpu() {
 
 # On Linux the default build of PyTorch is for CUDA and needs gigabytes of libraries. Without a GPU take the CPU build
 # from wherever pip is configured to look, and never the other one unasked.
+# Returns 1 if pip finds no CPU build of the locked version; the log says why.
 install_cpu_torch() {
-    local pin
-    pin="$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' "$ROOT/requirements.txt")"
     if "$VENV/bin/python" -c 'import torch' 2>/dev/null; then return 0; fi # a build of the user's choice
-    "$@" --no-deps "$pin+cpu" 2>"$VENV/torch.log" ||
-        fail "there is no NVIDIA GPU, and pip finds no CPU build of $pin. Either add a place that has it to" \
-            "PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS (PyTorch's installation page names its index), or take the CUDA" \
-            "build, 3.4 GB larger: LATENTSYNC_TORCH=cuda ./setup_env.sh. pip said: $(tail -n 1 "$VENV/torch.log")"
+    "$@" --no-deps "$(torch_pin)+cpu" 2>"$VENV/torch.log"
 }
+
+torch_pin() { sed -n 's/^\(torch==[0-9.]*\).*/\1/p' "$ROOT/requirements.txt"; }
 
 install_packages() {
     local build pip=("$VENV/bin/python" -m pip --disable-pip-version-check install -qq)
     local locks=(-r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt")
     build="$(torch_build)"
     case "$build" in
-    cpu) say "installing packages: a few minutes, 3 GB" && install_cpu_torch "${pip[@]}" ;;
+    cpu)
+        say "installing packages: a few minutes, 3 GB"
+        if ! install_cpu_torch "${pip[@]}"; then
+            [ "${LATENTSYNC_TORCH:-}" != cpu ] || fail "pip finds no CPU build of $(torch_pin): add a place that has it to" \
+                "PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. pip said: $(tail -n 1 "$VENV/torch.log")"
+            say "there is no NVIDIA GPU, but pip finds no CPU build of $(torch_pin): installing the CUDA build, 3.4 GB larger." \
+                "To avoid this, stop here and add a place that has the CPU build to PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" \
+                "(PyTorch's installation page names its index)"
+            locks+=(-r "$ROOT/requirements-cuda.txt")
+        fi
+        ;;
     cuda) say "installing packages with CUDA: several minutes, 6.5 GB" && locks+=(-r "$ROOT/requirements-cuda.txt") ;;
     default) say "installing packages: a few minutes, 3 GB" ;;
     *) fail "LATENTSYNC_TORCH must be cpu or cuda, not $build" ;;

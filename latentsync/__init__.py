@@ -11,8 +11,8 @@ from typing import Any
 
 from latentsync.utils.errors import UserError
 
-# Read once, when PyTorch is imported. By default the threads of an idle OpenMP pool spin, which costs other processes on
-# the same cores most of their time and gains nothing here. A value that is set already is kept.
+# Read once, when PyTorch is imported. By default, idle OpenMP threads spin, which slows down all else on the same
+# cores and gains nothing here. A value that is already set is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

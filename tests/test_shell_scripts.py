@@ -94,11 +94,14 @@ def test_set_up_once(clone: Clone) -> None:
     assert any("[pip]" in call for call in clone.calls())
 
 
-def test_cuda_build_only_with_a_gpu_or_when_asked_for(clone: Clone) -> None:
-    result = clone.bash('"$1/setup_env.sh"', FAIL_ON="torch==2.13.0+cpu")
-    assert result.returncode == 1
-    assert "no CPU build" in result.stderr and "LATENTSYNC_TORCH=cuda" in result.stderr
+def test_cuda_build_only_with_a_gpu_when_asked_for_or_when_there_is_no_other(clone: Clone) -> None:
+    refused = clone.bash('"$1/setup_env.sh"', FAIL_ON="torch==2.13.0+cpu", LATENTSYNC_TORCH="cpu")
+    assert refused.returncode == 1 and "no CPU build" in refused.stderr
     assert "requirements-cuda.txt" not in "".join(clone.calls())
+    fallback = clone.bash('"$1/setup_env.sh"', FAIL_ON="torch==2.13.0+cpu")
+    assert fallback.returncode == 0 and "installing the CUDA build" in fallback.stderr
+    assert "requirements-cuda.txt]" in "".join(clone.calls())
+    (clone.root / "requirements.txt").open("a").write("# changed\n")
     assert clone.bash('"$1/setup_env.sh"', LATENTSYNC_TORCH="cuda").returncode == 0
     calls = "".join(clone.calls())
     assert "requirements-cuda.txt]" in calls and "+cpu" not in calls
