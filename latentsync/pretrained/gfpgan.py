@@ -113,7 +113,7 @@ class FaceRestorer:
     @classmethod
     def from_pretrained(cls, path: str | Path = CHECKPOINT) -> "FaceRestorer":
         """Raises UserError when the checkpoint is missing or holds other weights."""
-        without = "--sharpness_factor 1.5 for the sharpness filter, which needs no weights"
+        without = "use the sharpness filter, which needs no weights (--sharpness_factor 1.5)"
         registry.require_file(path, "gfpgan", without)
         return cls(GFPGAN.from_pretrained(path))
 

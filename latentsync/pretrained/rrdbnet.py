@@ -88,7 +88,7 @@ class FaceUpscaler:
     @classmethod
     def from_pretrained(cls, path: str | Path = CHECKPOINT) -> "FaceUpscaler":
         """Raises UserError when the checkpoint is missing or holds other weights."""
-        without = "--sharpness_factor 1.5 for the sharpness filter, which needs no weights"
+        without = "use the sharpness filter, which needs no weights (--sharpness_factor 1.5)"
         registry.require_file(path, "realesrgan", without)
         return cls(RRDBNet.from_pretrained(path))
 

@@ -115,7 +115,7 @@ def test_one_interface(small, tmp_path, monkeypatch):
 def test_without_weights_the_message_says_what_works():
     for name in enhancers.ENHANCERS:
         with pytest.raises(
-            UserError, match=rf"checkpoints/auxiliary/.*missing weights.*--model {name}, or --sharpness_factor"
+            UserError, match=rf"checkpoints/auxiliary/.*missing weights.*--model {name}`, or use .*--sharpness_factor"
         ):
             open_enhancer(name)
     with pytest.raises(UserError, match="choose one of realesrgan, gfpgan"):

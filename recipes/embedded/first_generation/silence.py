@@ -22,7 +22,6 @@ from latentsync.data.unet_dataset import LatentWindow
 from latentsync.faces.mouth import MouthMeter, closed_opening, mean_opening
 from latentsync.media.audio import load_audio
 from latentsync.media.silence import SETTLE, frame_rms, runs_of, silence_and_speech
-from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
 from recipes.embedded.first_generation.augmented_copies import AugmentedClip, paced_span
 
@@ -58,7 +57,7 @@ class SilentWindows:
         openings: mouth openings of a clip, (N,), NaN where there is no face: see `MouthOpenings`.
 
     Raises:
-        UserError: no clip shows a mouth at rest, or one has no audio.
+        UserError: a clip has no audio.
     """
 
     def __init__(
@@ -75,10 +74,10 @@ class SilentWindows:
         waves = {path: load_audio(path, SAMPLE_RATE) for path in once}
         rests = {path: _longest_rest(clip, waves[path], openings) for path, clip in once.items()}
         self._rests = {path: rest for path, rest in rests.items() if rest is not None}
+        self._padded: list[PaddedAudio] = []
         if not self._rests:
-            raise UserError(
-                "recipe.silent_share: no clip shows a closed mouth in a pause; set it to 0, or add clips with pauses"
-            )
+            logger.warning("recipe.silent_share has no effect: no clip shows a closed mouth in a pause; add such clips")
+            return
         logger.info("silence: %d of %d clips show a mouth at rest", len(self._rests), len(once))
         spread = list(waves.values())[:: -(-len(waves) // NUM_CLIPS)]
         self._padded = [_pad_with_silence(wave, audio, num_frames, bool(i % 2)) for i, wave in enumerate(spread)]

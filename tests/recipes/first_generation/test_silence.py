@@ -66,8 +66,12 @@ def test_a_copy_rests_where_its_clip_does(tmp_path, audio):
     runs = [silent(quick, np.random.default_rng(seed)) for seed in range(20)]
     assert set(np.concatenate([run.frames for run in runs]).tolist()) == set(range(6))  # 8 of the clip's
     assert min(run.reference for run in runs) >= 6
-    alone = pytest.raises(UserError, SilentWindows, [quick], audio, 6, audio.audio_feat_length, 1.0, still)
-    assert "no clip shows a closed mouth" in str(alone.value)
+
+
+def test_without_a_rest_all_windows_speak(tmp_path, audio, caplog):
+    loud = spoken(tmp_path / "b.wav", [])
+    silent = SilentWindows([loud], audio, 6, audio.audio_feat_length, 1.0, still)
+    assert silent(loud, np.random.default_rng(0)) is None and "no clip shows a closed mouth" in caplog.text
 
 
 def test_the_share_is_kept_and_clips_without_a_pause_speak(tmp_path, audio):
