@@ -174,9 +174,7 @@ def _find_stream(streams: list[AudioStream], path: Path, track: int | str | None
         return found[0]
     number = int(track)
     if number >= len(streams):
-        raise UserError(
-            f"{path}: the file has {len(streams)} audio streams, none with number {number} (0 is the first)"
-        )
+        raise UserError(f"{path}: there is no audio track {number}, only {len(streams)} (0 is the first)")
     return streams[number]
 
 

@@ -5,7 +5,6 @@ import numpy as np
 
 from latentsync.media.color import ColorTags, rgb_to_yuv_matrix, yuv_to_rgb_matrix
 
-
 GRAY_TOLERANCE = 2  # of chroma samples
 
 
@@ -96,9 +95,7 @@ class VideoFrame:
         rgb = _to_uint8(cv2.transform(yuv.astype(np.float32), self._yuv_to_rgb()))
         return np.ascontiguousarray(rgb[y0 - top : y1 - top, x0 - left : x1 - left])
 
-    def blend_rgb(
-        self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, luma_only: bool = False
-    ) -> "VideoFrame":
+    def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, luma_only: bool = False) -> "VideoFrame":
         """A new frame with `rgb` laid over the box whose upper left corner is (x0, y0); this one is not changed.
 
         `rgb`: float or uint8 (h, w, 3), 0..255. `alpha`: float (h, w), 0 keeps the picture, 1 replaces it. The box may
@@ -118,9 +115,7 @@ class VideoFrame:
             self._blend_box(planes, left, top, rgb[box], alpha[box])
         return VideoFrame(data, self.color)
 
-    def _blend_box(
-        self, planes: tuple[np.ndarray, ...], x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray
-    ) -> None:
+    def _blend_box(self, planes: tuple[np.ndarray, ...], x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray) -> None:
         """Blend a box inside the frame into writable planes (Y, U, V, or Y alone), in place."""
         # A border of alpha 0 completes the chroma cells at odd edges; it changes nothing.
         height, width = alpha.shape

@@ -52,9 +52,7 @@ class RGBFrame(VideoFrame):
             raise ValueError(f"box {(x0, y0, x1, y1)} is not inside {self.width}x{self.height}")
         return np.ascontiguousarray(self._pixels[y0:y1, x0:x1])
 
-    def blend_rgb(
-        self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, luma_only: bool = False
-    ) -> "RGBFrame":
+    def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, luma_only: bool = False) -> "RGBFrame":
         if rgb.shape[:2] != alpha.shape or rgb.shape[2] != 3:
             raise ValueError(f"rgb {rgb.shape} and alpha {alpha.shape} do not match")
         if luma_only:
