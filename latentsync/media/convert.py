@@ -131,7 +131,8 @@ class FrameConverter:
 
 def plane_samples(plane: VideoPlane) -> np.ndarray:
     """A view (H, W) uint8 of a plane of a libav frame."""
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    samples = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]  # PyAV does not declare the buffer
+    return samples.reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
 def upright(plane: np.ndarray, orientation: int) -> np.ndarray:

@@ -134,7 +134,7 @@ class _Held:
 
 
 def is_cut(first: VideoFrame, second: VideoFrame) -> bool:
-    """Whether two neighboring frames show different scenes: structural similarity (Wang et al. 2004) of their thumbnails."""
+    """Whether two neighbors show different scenes, by structural similarity (Wang et al. 2004) of thumbnails."""
     a, b = _thumbnail(first), _thumbnail(second)
 
     def mean(values: np.ndarray) -> np.ndarray:
