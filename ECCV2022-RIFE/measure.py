@@ -1,10 +1,10 @@
-"""How good frames in between are: `python ECCV2022-RIFE/measure.py VIDEO ...`
+"""Measure frame interpolation: `python ECCV2022-RIFE/measure.py VIDEO ...`
 
-Every other frame is left out, made again from its neighbours and held against the real one; beside it the plain mean of
-the neighbours. PSNR of the whole picture and of what moves (neighbours differ by more than 8 of 255, and 4 pixels
-around), SSIM of the whole. The neighbours' own neighbours, two frames further, are given where there are such.
+Every other frame is left out, interpolated from its neighbors and compared with the real one; the baseline is the mean
+of the neighbors. Reports PSNR of the whole frame and of moving regions (where neighbors differ by more than 8 of 255,
+dilated by 4 pixels), and SSIM. The interpolator is also given the neighbors' own neighbors, if any.
 
-Means are of videos, each the mean of its frames; `--group` gives them apart as well.
+Means are over videos, each the mean of its frames; `--group` also reports them by group.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from latentsync.metrics.image import ssim  # noqa: E402
 from latentsync.utils.commands import command  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
 
-MOVES, AROUND = 8, 9  # grey levels, pixels
-FEW = 100  # pixels that move: fewer say nothing
-REPEATED = 15.0  # dB that a frame is nearer to one neighbour than to the other if it is that one shown again
+MOVES, AROUND = 8, 9  # gray levels, pixels
+FEW = 100  # moving pixels; frames with fewer are not counted
+REPEATED = 15.0  # dB by which a frame is closer to one neighbor than to the other if it repeats it
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """Means over the frames left out; `moving` is NaN where nothing moves."""
+    """Means over the frames left out; `moving` is NaN if nothing moves."""
 
     psnr: float
     moving: float
@@ -42,20 +42,19 @@ class Likeness:
 
 
 def frames_of(path: Path, count: int) -> list[np.ndarray]:
-    """The first `count` pictures (H, W, 3) uint8."""
+    """The first `count` frames (H, W, 3) uint8."""
     with VideoReader(probe_video(path)) as reader:
         return [picture.frame.rgb() for picture in islice(reader.pictures(), count)]
 
 
 def psnr(made: np.ndarray, real: np.ndarray) -> float:
-    """dB of 8-bit pictures, at most 100."""
+    """dB of 8-bit frames, at most 100."""
     error = float(np.square(made.astype(float) - real).mean())
     return 100.0 if error == 0 else min(100.0, 10 * float(np.log10(255**2 / error)))
 
 
 def likeness(made: list[np.ndarray], real: list[np.ndarray], moving: list[np.ndarray]) -> Likeness:
-    """Of pictures (H, W, 3) and the real ones; `moving` (H, W) bool says where each moves."""
-
+    """Compare frames (H, W, 3) with the real ones; `moving` (H, W) bool are the moving regions of each."""
     where = [
         psnr(one[mask], other[mask]) for one, other, mask in zip(made, real, moving, strict=True) if mask.sum() > FEW
     ]
@@ -68,7 +67,7 @@ def likeness(made: list[np.ndarray], real: list[np.ndarray], moving: list[np.nda
 
 @dataclass(frozen=True)
 class Gap:
-    """A frame left out, its neighbours and theirs at the rate that is left; (H, W, 3) uint8, None beyond the ends."""
+    """A frame left out with two remaining neighbors on each side; (H, W, 3) uint8, None beyond the ends."""
 
     before: np.ndarray | None
     first: np.ndarray
@@ -77,21 +76,21 @@ class Gap:
     after: np.ndarray | None
 
     def moving(self) -> np.ndarray:
-        """(H, W) bool: where the neighbours differ, and around."""
+        """(H, W) bool: where the neighbors differ, dilated."""
         differs = (cv2.absdiff(self.first, self.second).max(axis=-1) > MOVES).astype(np.uint8)
         return cv2.dilate(differs, np.ones((AROUND, AROUND), np.uint8)) > 0
 
     def mixed(self) -> np.ndarray:
-        """The plain mean of the neighbours."""
+        """The mean of the neighbors."""
         return ((self.first.astype(np.uint16) + self.second + 1) // 2).astype(np.uint8)
 
     def is_repeat(self) -> bool:
-        """Whether the real frame is a neighbour shown again, as in 25 frames/s made 30: nothing lies between."""
+        """Whether the real frame repeats a neighbor, as in 25 frames/s converted to 30."""
         return abs(psnr(self.real, self.first) - psnr(self.real, self.second)) > REPEATED
 
 
 def gaps_of(frames: list[np.ndarray], every: int = 1, skip_repeats: bool = False) -> list[Gap]:
-    """Every other frame left out, of these each `every`-th taken.
+    """Leave out every other frame; of these, take each `every`-th.
 
     Raises:
         UserError: fewer than three frames, or none left.
@@ -102,7 +101,7 @@ def gaps_of(frames: list[np.ndarray], every: int = 1, skip_repeats: bool = False
     gaps = [Gap(kept[i], kept[i + 1], frames[2 * i + 1], kept[i + 2], kept[i + 3]) for i in range(0, ends, every)]
     gaps = [gap for gap in gaps if not (skip_repeats and gap.is_repeat())]
     if not gaps:
-        raise UserError("every frame that would be left out repeats its neighbour; measure without --skip-repeats")
+        raise UserError("every frame that would be left out repeats its neighbor; measure without --skip-repeats")
     return gaps
 
 
@@ -114,16 +113,16 @@ def measure(gaps: list[Gap], interpolator: Interpolator) -> tuple[Likeness, Like
 
 
 def ceiling(gaps: list[Gap]) -> Likeness:
-    """Of the neighbours moved by flow measured with the frame left out itself: what no guess at the motion reaches.
+    """The neighbors warped by flow to the frame left out itself: an upper bound for any estimate of the motion.
 
-    What is missing beyond is noise, light that changes, and what neither neighbour shows.
+    The remaining error is noise, changing light, and what neither neighbor shows.
     """
     meter = FlowMeter()
 
     def best(gap: Gap) -> np.ndarray:
         moved = [
-            warp(neighbour, enlarge(meter.both_ways(gap.real, neighbour)[0], gap.real.shape))
-            for neighbour in (gap.first, gap.second)
+            warp(neighbor, enlarge(meter.both_ways(gap.real, neighbor)[0], gap.real.shape))
+            for neighbor in (gap.first, gap.second)
         ]
         return np.clip(np.rint((moved[0] + moved[1]) / 2), 0, 255).astype(np.uint8)
 
@@ -135,7 +134,7 @@ def gains(rows: list[tuple[Likeness, ...]]) -> str:
     there = [made.moving - mixed.moving for made, mixed, *_ in rows if np.isfinite(made.moving)]
     whole = [made.psnr - mixed.psnr for made, mixed, *_ in rows]
     made, mixed = (np.mean([row[place].ssim for row in rows]) for place in (0, 1))
-    text = f"{np.mean(whole):+.2f} dB on whole pictures ({min(whole):+.2f} to {max(whole):+.2f}), "
+    text = f"{np.mean(whole):+.2f} dB on whole frames ({min(whole):+.2f} to {max(whole):+.2f}), "
     text += f"{np.mean(there):+.2f} where it moves, " if there else "nothing moves, "
     text += f"SSIM {made:.4f} / {mixed:.4f}"
     if len(rows[0]) > 2:
@@ -147,12 +146,12 @@ def gains(rows: list[tuple[Likeness, ...]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("videos", nargs="+", type=Path)
-    parser.add_argument("--frames", type=int, default=25, help="of each video (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=1, help="of the frames left out, take each N-th")
-    parser.add_argument("--skip-repeats", action="store_true", help="pass over frames that repeat a neighbour")
-    parser.add_argument("--ceiling", action="store_true", help="also what flow gains that knows the frame left out")
+    parser.add_argument("--frames", type=int, default=25, help="number of frames per video (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="take each N-th of the frames left out")
+    parser.add_argument("--skip-repeats", action="store_true", help="skip frames that repeat a neighbor")
+    parser.add_argument("--ceiling", action="store_true", help="also report the upper bound (flow to the real frame)")
     parser.add_argument(
-        "--group", action="append", default=[], metavar="REGEX", help="means of the videos whose names begin so"
+        "--group", action="append", default=[], metavar="REGEX", help="report means of videos whose names match"
     )
     parser.add_argument("--interpolator", choices=INTERPOLATORS, default="auto")
     parser.add_argument("--model", type=Path, help="RIFE's flownet.pkl")

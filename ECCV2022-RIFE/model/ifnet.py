@@ -1,7 +1,7 @@
-"""IFNet of RIFE, "HDv3" layout: the picture halfway between two, by three refinements of flow and mask from coarse to
-fine. Huang et al. 2022, "Real-Time Intermediate Flow Estimation for Video Frame Interpolation".
+"""IFNet of RIFE in the "HDv3" layout: the frame halfway between two, by refining flow and mask from coarse to fine.
 
-Parameter names are those of the published `flownet.pkl`. Legend: B pairs, H W pixels, multiples of 32 / scale.
+Huang et al. 2022, "Real-Time Intermediate Flow Estimation for Video Frame Interpolation". Parameter names are those of
+the published `flownet.pkl`. Letters: B pairs, H W pixels, multiples of 32 / scale.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 SCALES = (4.0, 2.0, 1.0)
 WIDTH = 90
-FLOW, MASK = 4, 1  # channels: x and y to either picture; their mixture
+FLOW, MASK = 4, 1  # channels: x and y to each frame; blending of the two
 
 
 def _conv(channels: int, width: int, stride: int = 1) -> nn.Sequential:
@@ -18,7 +18,7 @@ def _conv(channels: int, width: int, stride: int = 1) -> nn.Sequential:
 
 
 def _enlarge(width: int, channels: int) -> nn.Sequential:
-    """To four times the size."""
+    """Upsample to four times the size."""
     half = width // 2
     return nn.Sequential(
         nn.ConvTranspose2d(width, half, 4, 2, 1), nn.PReLU(half), nn.ConvTranspose2d(half, channels, 4, 2, 1)
@@ -30,7 +30,7 @@ def _resize(x: Tensor, factor: float) -> Tensor:
 
 
 class IFBlock(nn.Module):
-    """One refinement: what to add to flow and mask. `channels` of the pictures (and masks), the flow's not counted."""
+    """One refinement of flow and mask. `channels`: input channels without those of the flow."""
 
     def __init__(self, channels: int, width: int = WIDTH):
         super().__init__()
@@ -40,7 +40,12 @@ class IFBlock(nn.Module):
         self.conv1, self.conv2 = _enlarge(width, FLOW), _enlarge(width, MASK)
 
     def forward(self, x: Tensor, flow: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W), flow (B, 4, H, W), looked at `scale` times smaller -> (B, 4, H, W), (B, 1, H, W)."""
+        """Residuals of flow (B, 4, H, W) and mask (B, 1, H, W), computed at 1 / scale of the size.
+
+        Args:
+            x: (B, C, H, W).
+            flow: (B, 4, H, W).
+        """
         features = self.conv0(torch.cat([_resize(x, 1 / scale), _resize(flow, 1 / scale) / scale], dim=1))
         for index in range(4):
             features = getattr(self, f"convblock{index}")(features) + features
@@ -48,7 +53,7 @@ class IFBlock(nn.Module):
 
 
 class IFNet(nn.Module):
-    """Two pictures in, the picture halfway between them out. `block_tea`, the teacher, is used in training only."""
+    """Interpolates the frame halfway between two. `block_tea`, the teacher, is used in training only."""
 
     def __init__(self, width: int = WIDTH, teacher: bool = True):
         super().__init__()
@@ -58,12 +63,12 @@ class IFNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, first: Tensor, second: Tensor, scale: float = 1.0) -> Tensor:
-        """(B, 3, H, W) in [0, 1], both -> (B, 3, H, W). `scale` 0.5 looks at flow half as finely, for 4K."""
+        """Two frames (B, 3, H, W) in [0, 1] -> (B, 3, H, W). `scale` 0.5, for 4K, estimates flow at half size."""
         flow = first.new_zeros(len(first), FLOW, *first.shape[-2:])
         mask = first.new_zeros(len(first), MASK, *first.shape[-2:])
         early, late = first, second
         for block, size in zip((self.block0, self.block1, self.block2), SCALES, strict=True):
-            # Seen both ways round, so that the result does not depend on the order of the pictures.
+            # In both orders, so that the result does not depend on the order of the frames.
             there, mixed = block(torch.cat([early, late, mask], dim=1), flow, size / scale)
             back, turned = block(torch.cat([late, early, -mask], dim=1), flow.roll(2, dims=1), size / scale)
             flow = flow + (there + back.roll(2, dims=1)) / 2
@@ -72,12 +77,12 @@ class IFNet(nn.Module):
         return torch.lerp(late, early, mask.sigmoid())
 
 
-def warp(picture: Tensor, flow: Tensor) -> Tensor:
-    """What lies at the end of the flow (B, 2, H, W), in pixels; beyond the edge the edge goes on."""
-    height, width = picture.shape[-2:]
+def warp(frame: Tensor, flow: Tensor) -> Tensor:
+    """Values at the end of the flow (B, 2, H, W), in pixels; the border is replicated."""
+    height, width = frame.shape[-2:]
     rows = torch.arange(height, device=flow.device, dtype=flow.dtype).view(1, -1, 1)
     columns = torch.arange(width, device=flow.device, dtype=flow.dtype).view(1, 1, -1)
     x = (columns + flow[:, 0]) * (2 / max(width - 1, 1)) - 1
     y = (rows + flow[:, 1]) * (2 / max(height - 1, 1)) - 1
-    grid = torch.stack([x, y], dim=-1).to(picture.dtype)
-    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    grid = torch.stack([x, y], dim=-1).to(frame.dtype)
+    return F.grid_sample(frame, grid, mode="bilinear", padding_mode="border", align_corners=True)
