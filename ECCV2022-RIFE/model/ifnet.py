@@ -1,7 +1,8 @@
 """IFNet of RIFE ("HDv3" layout): interpolates the middle of two frames by refining flow and mask three times,
 from coarse to fine. Huang et al. 2022, "Real-Time Intermediate Flow Estimation for Video Frame Interpolation".
 
-Parameter names are those of the published `flownet.pkl`. Legend: B pairs, H W pixels, multiples of 32 / scale.
+Huang et al. 2022, "Real-Time Intermediate Flow Estimation for Video Frame Interpolation". Parameter names are those of
+the published `flownet.pkl`. Letters: B pairs, H W pixels, multiples of 32 / scale.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""Media files in and out: probing, streaming decode on an exact timeline, one encode, sound.
+"""Reading and writing media files: probing, streaming decode on an exact timeline, encoding, audio.
 
-Pictures travel as `VideoFrame` (8-bit planar YUV 4:2:0 in the source's own colour space), so that pixels nobody
-edits are encoded once and never converted. No external program is run; libav's own messages stay off (PyAV's default).
+Frames are `VideoFrame`s (8-bit planar YUV 4:2:0 in the source's own color space), so that unedited pixels are never
+converted and encoded only once. No external program is run; libav's own log is off (PyAV's default).
 """
 
 from latentsync.media.audio import audio_duration, is_silent, load_audio

@@ -128,7 +128,7 @@ def _decoded_samples(source: AudioSource, sample_rate: int, max_seconds: float |
         if length == limit:
             break
     if length == 0:
-        raise UserError(f"{path}: the audio has no samples; give a file with sound")
+        raise UserError(f"{path}: the audio has no samples; give a file with audio")
     if length < MIN_AUDIO_SECONDS * sample_rate:
         found = length / sample_rate
         raise UserError(f"{path}: only {found:.2f} s of audio; at least {MIN_AUDIO_SECONDS} s are needed")
@@ -141,7 +141,7 @@ def audio_duration(path: str | os.PathLike) -> float:
     path = check_input_path(path, "audio")
     seconds = sum((Fraction(frame.samples, frame.sample_rate) for frame in decoded_frames(path)), Fraction(0))
     if seconds == 0:
-        raise UserError(f"{path}: the audio has no samples; give a file with sound")
+        raise UserError(f"{path}: the audio has no samples; give a file with audio")
     return float(seconds)
 
 

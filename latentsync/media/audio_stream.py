@@ -95,7 +95,7 @@ def first_audio_stream(container: InputContainer, path: Path, track: int | str |
     """
     streams = list(container.streams.audio)
     if not streams:
-        raise UserError(f"{path}: the file has no audio stream; give a file with sound")
+        raise UserError(f"{path}: the file has no audio stream; give a file with audio")
     stream = _find_stream(streams, path, track)
     codec = stream.codec_context
     if codec is None or not codec.sample_rate:
@@ -128,7 +128,7 @@ def first_audible(path: Path, track: int | None = None) -> Fraction:
         stream = first_audio_stream(container, path, track)
         frame = next((frame for frame in _raw_frames(container, stream) if frame is not None), None)
         if frame is None:
-            raise UserError(f"{path}: the audio has no samples that can be decoded; give a file with sound")
+            raise UserError(f"{path}: the audio has no samples that can be decoded; give a file with audio")
         return time_of(frame) or Fraction(0)
 
 
@@ -174,9 +174,7 @@ def _find_stream(streams: list[AudioStream], path: Path, track: int | str | None
         return found[0]
     number = int(track)
     if number >= len(streams):
-        raise UserError(
-            f"{path}: the file has {len(streams)} audio streams, none with number {number} (0 is the first)"
-        )
+        raise UserError(f"{path}: there is no audio track {number}, only {len(streams)} (0 is the first)")
     return streams[number]
 
 

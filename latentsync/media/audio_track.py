@@ -85,8 +85,8 @@ class AudioTrack:
 
     def _can_copy(self, container: av.container.InputContainer, stream: AudioStream, suffix: str) -> bool:
         """Whether the packets of the source, as they are, play from the first audible sample on."""
-        if self._source.delay < 0:
-            return False
+        if self._source.delay < 0 or (suffix == ".mkv" and self._limit is not None):
+            return False  # packets cannot be cut, and Matroska does not hide the rest of the last one
         if any(entry.is_discard and entry.timestamp >= 0 for entry in stream.index_entries or ()):
             return False  # an edit list cuts out a later part
         first = next((packet for packet in container.demux(stream) if packet.pts is not None), None)

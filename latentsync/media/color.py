@@ -1,4 +1,4 @@
-"""Colour description of planar YUV pictures and the exact conversion to and from RGB.
+"""Color tags of planar YUV frames, and the exact conversion to and from RGB.
 
 Codes are those of ITU-T H.273, as libav uses them: matrix 1 = BT.709, 5/6 = BT.601, 9 = BT.2020, 2 = unspecified;
 range 1 = limited (16..235), 2 = full (0..255), 0 = unspecified.
@@ -29,7 +29,7 @@ _LUMA_WEIGHTS = {
 
 @dataclass(frozen=True)
 class ColorTags:
-    """How the samples of a video are to be read (H.273 codes). The defaults mean "not said"."""
+    """How the samples of a video are interpreted (H.273 codes). The defaults mean "unspecified"."""
 
     matrix: int = UNSPECIFIED
     range: int = 0
@@ -41,7 +41,7 @@ class ColorTags:
         return self.range == RANGE_FULL
 
     def resolved_matrix(self, width: int, height: int) -> int:
-        """The matrix code to compute with; where the file says none, BT.709 for HD and BT.601 below, as players do."""
+        """The matrix code for conversion; if the file states none, BT.709 for HD and BT.601 below, as in players."""
         if self.matrix in _LUMA_WEIGHTS:
             return self.matrix
         return MATRIX_BT709 if width >= 1280 or height > 576 else MATRIX_BT601

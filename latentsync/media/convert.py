@@ -1,21 +1,22 @@
-"""From libav's pictures, in any pixel format and orientation, to upright 8-bit planar YUV 4:2:0."""
+"""Conversion of decoded frames, in any pixel format and orientation, to upright 8-bit planar YUV 4:2:0."""
 
 import av
 import cv2
 import numpy as np
+from av.video.plane import VideoPlane
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from latentsync.media.color import MATRIX_BT709, RANGE_FULL, RANGE_LIMITED, UNSPECIFIED, ColorTags
 from latentsync.media.frame import VideoFrame
 from latentsync.media.tone_map import SDR_TAGS, ToneMapper, is_hdr
 
-# Pictures beyond this on a side exceed what H.264 decoders commonly play; still images are scaled down to it.
+# The largest side that common H.264 decoders play; larger still images are scaled down to it.
 MAX_STILL_SIDE = 4096
 
 _DIRECT_FORMATS = frozenset({"yuv420p", "yuvj420p"})
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
 
-# EXIF orientation codes -> (swap axes first, flip rows, flip columns), which brings the picture upright.
+# EXIF orientation codes -> (swap axes first, flip rows, flip columns), which brings the frame upright.
 _ORIENTATIONS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -59,24 +60,24 @@ def converted_tags(frame: av.VideoFrame) -> ColorTags:
 
 
 def delivered_size(width: int, height: int, orientation: int = 1, is_still: bool = False) -> tuple[int, int]:
-    """(width, height) of the frames made from a coded picture: scaled if huge and still, padded to even, upright."""
+    """(width, height) of converted frames: upright, padded to even, still images scaled to at most 4096."""
     width, height = _scaled_size(width, height, is_still)
     width, height = width + width % 2, height + height % 2
     return (height, width) if _ORIENTATIONS[orientation][0] else (width, height)
 
 
 class FrameConverter:
-    """Converts every picture of one file to the size, orientation and colour description found in its first one.
+    """Converts all frames of one file to the size, orientation and color tags of its first one.
 
-    - 4:2:0 8-bit samples are copied as they are; any other YUV is converted once by swscale, keeping matrix and range.
+    - 4:2:0 8-bit samples are copied; other YUV is converted once by swscale and keeps its matrix and range.
     - HDR (PQ, HLG) is tone-mapped to SDR.
-    - Transparent pictures are laid over black, which is what players show.
+    - Transparent frames are composed over black, as players do.
     - Odd sides are padded to even by repeating the edge. Still images beyond 4096 on a side are scaled down.
-    - A picture whose size differs from the first (a stream that changes resolution) is scaled to it.
+    - A frame of another size than the first (a stream that changes resolution) is scaled to it.
     """
 
     def __init__(self, width: int, height: int, orientation: int, color: ColorTags, is_still: bool = False) -> None:
-        """`width`, `height`: of the first coded picture, before orientation (an EXIF code 1..8) is applied."""
+        """`width`, `height`: of the first coded frame, before orientation (an EXIF code 1..8) is applied."""
         self._size = _scaled_size(width, height, is_still)
         self._orientation = orientation
         self._color = color
@@ -91,28 +92,30 @@ class FrameConverter:
             frame = self._over_black(frame)
         if frame.format.name not in _DIRECT_FORMATS or (frame.width, frame.height) != self._size:
             frame = self._reformat(frame, "yuv420p")
-        planes = [upright(plane_samples(plane), self._orientation) for plane in _padded(frame)]
-        return VideoFrame.from_planes(*planes, self._color)
+        y, u, v = (upright(plane, self._orientation) for plane in _padded(frame))
+        return VideoFrame.from_planes(y, u, v, self._color)
 
     def _reformat(self, frame: av.VideoFrame, pixel_format: str) -> av.VideoFrame:
-        width, height = self._size
-        name = frame.format.name
-        kwargs = {"width": width, "height": height, "format": pixel_format, "interpolation": _SCALING}
         if _is_rgb(frame):
-            return self._reformatter.reformat(
-                frame,
-                **kwargs,
-                dst_colorspace=MATRIX_BT709,
-                src_color_range=RANGE_FULL,
-                dst_color_range=RANGE_LIMITED,
-            )
-        # The same range on both sides keeps the samples; swscale takes gray and yuvj for full range whatever is said.
-        full = self._color.is_full_range or name.startswith(("yuvj", "gray"))
-        same = RANGE_FULL if full else RANGE_LIMITED
-        return self._reformatter.reformat(frame, **kwargs, src_color_range=same, dst_color_range=same)
+            matrix, source, target = MATRIX_BT709, RANGE_FULL, RANGE_LIMITED
+        else:
+            # The same range on both sides keeps the samples; swscale always takes gray and yuvj for full range.
+            full = self._color.is_full_range or frame.format.name.startswith(("yuvj", "gray"))
+            matrix, source, target = None, *((RANGE_FULL if full else RANGE_LIMITED,) * 2)
+        width, height = self._size
+        return self._reformatter.reformat(
+            frame,
+            width,
+            height,
+            pixel_format,
+            interpolation=_SCALING,
+            dst_colorspace=matrix,
+            src_color_range=source,
+            dst_color_range=target,
+        )
 
     def _over_black(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Lay a transparent picture over black, at full chroma resolution so that no fringe of colour appears."""
+        """Compose a transparent frame over black, at full chroma resolution so that there are no color fringes."""
         frame = self._reformat(frame, "yuva444p")
         y, u, v, alpha = (plane_samples(plane) for plane in frame.planes)
         opacity = alpha.astype(np.float32) / 255.0
@@ -126,15 +129,14 @@ class FrameConverter:
         return opaque
 
 
-def plane_samples(plane) -> np.ndarray:
-    """A view (H, W) uint8 of a plane of a libav frame, or the array itself if it is one already."""
-    if isinstance(plane, np.ndarray):
-        return plane
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+def plane_samples(plane: VideoPlane) -> np.ndarray:
+    """A view (H, W) uint8 of a plane of a libav frame."""
+    samples = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]  # PyAV does not declare the buffer
+    return samples.reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
 def upright(plane: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of `plane` (H, W) brought upright; `orientation` is an EXIF code 1..8."""
+    """A view of `plane` (H, W), upright; `orientation` is an EXIF code 1..8."""
     swap, flip_rows, flip_columns = _ORIENTATIONS[orientation]
     plane = plane.T if swap else plane
     plane = plane[::-1] if flip_rows else plane
@@ -142,7 +144,7 @@ def upright(plane: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _padded(frame: av.VideoFrame) -> list[np.ndarray]:
-    """The three planes with luma padded to even sides, so that turning keeps luma and chroma together."""
+    """The three planes, luma padded to even sides so that luma and chroma stay aligned when rotated."""
     y, u, v = (plane_samples(plane) for plane in frame.planes)
     if y.shape[0] % 2 or y.shape[1] % 2:
         y = np.pad(y, ((0, y.shape[0] % 2), (0, y.shape[1] % 2)), mode="edge")
@@ -150,7 +152,7 @@ def _padded(frame: av.VideoFrame) -> list[np.ndarray]:
 
 
 def _is_rgb(frame: av.VideoFrame) -> bool:
-    """RGB, palettes, one-bit pictures and gray with alpha: what has no YUV samples worth keeping."""
+    """RGB, palettes, one-bit images and gray with alpha: formats without YUV samples to keep."""
     video_format = frame.format
     return video_format.is_rgb or video_format.has_palette or video_format.name.startswith(("mono", "ya", "xyz"))
 

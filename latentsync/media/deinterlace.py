@@ -9,7 +9,7 @@ from av.filter import Graph
 def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     """Yield the frames of one stream; those flagged as interlaced are deinterlaced.
 
-    Neighboring frames are looked at: the first and the last one are made from one neighbor less.
+    Each one is computed from its neighbors too; the first and the last one have only one.
     """
     graph: Graph | None = None
     size: tuple[int, int, str] | None = None
@@ -26,9 +26,7 @@ def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
 
 def _open(frame: av.VideoFrame) -> Graph:
     graph = Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
-    )
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
     graph.configure()
     return graph

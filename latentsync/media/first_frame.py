@@ -13,7 +13,7 @@ from latentsync.utils.sandbox import call_limited
 
 
 def first_frame(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises UserError where the file has no frame that can be decoded within the limits."""
+    """(H, W, 3) uint8 RGB. Raises UserError when no frame can be decoded within the limits."""
     height, width, data = call_limited(_decode, path)
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 

@@ -1,4 +1,4 @@
-"""One picture kept as 8-bit planar YUV 4:2:0, so that untouched samples never leave their own colour space."""
+"""A frame as 8-bit planar YUV 4:2:0, so that unedited samples are never converted."""
 
 import cv2
 import numpy as np
@@ -9,10 +9,10 @@ GRAY_TOLERANCE = 2  # of chroma samples
 
 
 class VideoFrame:
-    """An immutable picture: planes Y (H, W), U and V (H/2, W/2), uint8, in the source's own matrix and range.
+    """An immutable frame: planes Y (H, W), U and V (H/2, W/2), uint8, in the source's own matrix and range.
 
-    H and W are even. Chroma is shared by each 2x2 cell of luma: RGB is made by repeating it, and `blend_rgb` averages
-    it back, so that the two are inverse to each other up to rounding.
+    H and W are even. Each 2x2 cell of luma shares its chroma: conversion to RGB repeats it and `blend_rgb` averages it,
+    so that the two are inverse to each other up to rounding.
     """
 
     __slots__ = ("_data", "color", "height", "width")
@@ -45,7 +45,7 @@ class VideoFrame:
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, color: ColorTags | None = None) -> "VideoFrame":
-        """A frame from uint8 or float RGB (H, W, 3), 0..255, H and W even. For pictures that are computed."""
+        """A frame from uint8 or float RGB (H, W, 3), 0..255, H and W even."""
         height, width = rgb.shape[:2]
         blank = cls(np.full((height // 2 * 3, width), 128, np.uint8), color)
         return blank.blend_rgb(0, 0, rgb, np.ones((height, width), np.float32))
@@ -67,7 +67,7 @@ class VideoFrame:
         return bool(chroma.max() <= 128 + GRAY_TOLERANCE and chroma.min() >= 128 - GRAY_TOLERANCE)
 
     def rgb(self, max_side: int | None = None) -> np.ndarray:
-        """The whole picture as uint8 RGB (H', W', 3); scaled down, never up, so that no side exceeds `max_side`."""
+        """The frame as uint8 RGB (H', W', 3), scaled down if a side exceeds `max_side`."""
         y, u, v = self.planes
         longest = max(self.width, self.height)
         if max_side is None or longest <= max_side:
@@ -82,10 +82,10 @@ class VideoFrame:
         return rgb if dtype is None else rgb.astype(dtype)
 
     def crop_rgb(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """The box [x0, x1) x [y0, y1) as uint8 RGB (y1 - y0, x1 - x0, 3). Raises ValueError outside the picture."""
+        """The box [x0, x1) x [y0, y1) as uint8 RGB (y1 - y0, x1 - x0, 3). Raises ValueError outside the frame."""
         if not (0 <= x0 < x1 <= self.width and 0 <= y0 < y1 <= self.height):
             raise ValueError(f"box {(x0, y0, x1, y1)} is not inside {self.width}x{self.height}")
-        # Work on whole chroma cells, then cut the odd border off.
+        # Convert whole chroma cells, then crop the odd border.
         left, top, right, bottom = x0 & ~1, y0 & ~1, x1 + x1 % 2, y1 + y1 % 2
         y, u, v = self.planes
         size = (right - left, bottom - top)
@@ -96,10 +96,10 @@ class VideoFrame:
         return np.ascontiguousarray(rgb[y0 - top : y1 - top, x0 - left : x1 - left])
 
     def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, luma_only: bool = False) -> "VideoFrame":
-        """A new frame with `rgb` laid over the box whose upper left corner is (x0, y0); this one is not changed.
+        """Blend `rgb` over the box whose upper left corner is (x0, y0); returns a new frame.
 
-        `rgb`: float or uint8 (h, w, 3), 0..255. `alpha`: float (h, w), 0 keeps the picture, 1 replaces it. The box may
-        reach outside the picture and is cut there. Luma samples with alpha 0, and chroma samples whose whole 2x2 cell
+        `rgb`: float or uint8 (h, w, 3), 0..255. `alpha`: float (h, w), 0 keeps the frame, 1 replaces it. The box may
+        extend outside the frame and is cropped. Luma samples with alpha 0, and chroma samples whose whole 2x2 cell
         has alpha 0, keep their exact values. Blending is done on Y, Cb, Cr: the same mix as in (gamma) RGB, because
         the map is affine; a chroma sample is the mean of its cell with each pixel weighted by its own alpha.
         `luma_only` keeps all chroma samples, so that a black-and-white frame stays one.
@@ -117,7 +117,7 @@ class VideoFrame:
 
     def _blend_box(self, planes: tuple[np.ndarray, ...], x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray) -> None:
         """Blend a box inside the frame into writable planes (Y, U, V, or Y alone), in place."""
-        # A border of alpha 0 completes the chroma cells at odd edges; it changes nothing.
+        # A border with alpha 0 completes the chroma cells at odd edges.
         height, width = alpha.shape
         border = (y0 % 2, (y0 + height) % 2, x0 % 2, (x0 + width) % 2)
         alpha = _numbers(np.clip(alpha, 0.0, 1.0, dtype=np.float32))
@@ -131,10 +131,10 @@ class VideoFrame:
         to_yuv = rgb_to_yuv_matrix(self.color.resolved_matrix(self.width, self.height), self.color.is_full_range)
         new = cv2.transform(np.ascontiguousarray(rgb), to_yuv)
         kept = cv2.subtract(1.0, alpha)
-        # old * (1 - alpha) + new * alpha. Where alpha is 0 that is old * 1 + 0: the very same sample.
+        # old * (1 - alpha) + new * alpha, which is exactly old where alpha is 0.
         luma, *chroma = (_numbers(cv2.multiply(plane, alpha)) for plane in cv2.split(new))
         _mix(planes[0][top : top + height, left : left + width], kept, luma)
-        # Both sums are averaged over each cell, so that every pixel of it counts by its own alpha.
+        # Both terms are averaged over each cell, so that each pixel counts by its own alpha.
         kept = cv2.resize(kept, cells, interpolation=cv2.INTER_AREA)
         for plane, weighted in zip(planes[1:], chroma, strict=False):
             box = plane[top // 2 : top // 2 + cells[1], left // 2 : left // 2 + cells[0]]
@@ -157,7 +157,7 @@ def _mix(old: np.ndarray, kept: np.ndarray, added: np.ndarray) -> None:
 
 
 def _numbers(image: np.ndarray) -> np.ndarray:
-    """`image` (float32) itself, with NaN set to 0 in place: no broken value may touch what it is not laid over."""
+    """Set NaN to 0 in place (float32), so that it cannot spread; returns `image`."""
     cv2.patchNaNs(image, 0.0)
     return image
 

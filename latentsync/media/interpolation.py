@@ -1,4 +1,4 @@
-"""Frame interpolation behind one interface: RIFE where its weights are, optical flow elsewhere; whole files."""
+"""Frame interpolation of files, by RIFE if its weights are present and by optical flow otherwise."""
 
 import importlib.util
 import logging
@@ -31,11 +31,11 @@ __all__ = ["FrameRateConverter", "Interpolator", "change_frame_rate", "open_inte
 logger = logging.getLogger(__name__)
 
 INTERPOLATORS = ("auto", "rife", "dis-flow")
-RIFE_SOURCE = PROJECT_ROOT / "ECCV2022-RIFE" / "model" / "ifnet.py"  # the folder's name is no module name
+RIFE_SOURCE = PROJECT_ROOT / "ECCV2022-RIFE" / "model" / "ifnet.py"  # the folder cannot be imported by name
 RIFE_WEIGHTS = CHECKPOINTS_DIR / registry.RIFE.path
-MULTIPLE = 32  # of sides: the coarsest block looks at a quarter, in strides of 4, and enlarges that again
-TILE, OVERLAP = 1024, 128  # pixels; larger pictures are done in parts
-FINEST_T = 1 / 16  # RIFE halves; other times are the nearest of repeated halving
+MULTIPLE = 32  # of sides: the coarsest block works at a quarter of the size with strides of 8
+TILE, OVERLAP = 1024, 128  # pixels; larger frames are processed in tiles
+FINEST_T = 1 / 16  # RIFE interpolates halfway; other times are approximated by repeated halving
 MAX_FPS = 1000
 STAGE = "interpolation"
 
@@ -45,10 +45,11 @@ class RifeInterpolator:
 
     Args:
         path: flownet.pkl.
-        scale: 0.5 looks at motion half as finely, for 4K.
+        device: where it runs.
+        scale: resolution at which motion is estimated; 0.5 for 4K.
 
     Raises:
-        UserError: the file is missing or holds other weights; a scale that is not 0.25 to 4.
+        UserError: the file is missing or contains other weights, or the scale is not valid.
     """
 
     name = "rife"
@@ -67,8 +68,8 @@ class RifeInterpolator:
         before: np.ndarray | None = None,
         after: np.ndarray | None = None,
     ) -> np.ndarray:
-        """By repeated halving, to within 1/32 of `t`; RIFE looks at two pictures only."""
-        pair = torch.stack([torch.from_numpy(picture) for picture in (first, second)]).to(self.device)
+        """See `Interpolator.between`. Accurate to 1/32 in `t`; `before` and `after` are not used."""
+        pair = torch.stack([torch.from_numpy(frame) for frame in (first, second)]).to(self.device)
         early, late = pair.permute(0, 3, 1, 2).float().div(255).split(1)
         low, high = 0.0, 1.0
         while True:
@@ -81,7 +82,7 @@ class RifeInterpolator:
                 low, early = middle, made
 
     def _halfway(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W), in overlapping tiles where that is large."""
+        """(1, 3, H, W) each; large frames in overlapping tiles."""
         height, width = first.shape[-2:]
         rows, columns = _tiles(height), _tiles(width)
         if len(rows) == len(columns) == 1:
@@ -100,14 +101,14 @@ class RifeInterpolator:
         height, width = first.shape[-2:]
         multiple = max(MULTIPLE, round(MULTIPLE / self.scale))
         padding = (0, -width % multiple, 0, -height % multiple)
-        padded = (F.pad(picture, padding, mode="replicate") for picture in (first, second))
+        padded = [F.pad(frame, padding, mode="replicate") for frame in (first, second)]
         return self.net(*padded, self.scale)[..., :height, :width]
 
 
 def load_rife(path: str | Path) -> torch.nn.Module:
-    """IFNet with the weights of a file, strictly; names may begin with `module.`, the teacher may be missing."""
+    """IFNet with the weights of a file, loaded strictly. Names may begin with `module.`; the teacher may be missing."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: no RIFE weights there; put flownet.pkl (RIFE HDv3) there, or use dis-flow")
+        raise UserError(f"{path}: no RIFE weights found; put flownet.pkl (RIFE HDv3) there, or use dis-flow")
     found = load_checkpoint(path)
     state = {name.removeprefix("module."): tensor for name, tensor in found.state_dict.items()}
     width = state["block0.conv0.1.0.weight"].shape[0] if "block0.conv0.1.0.weight" in state else 90
@@ -127,13 +128,14 @@ def _exact(rate: float | str | Fraction) -> Fraction:
 
 def _rife_module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("rife_ifnet", RIFE_SOURCE)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def _tiles(length: int) -> list[int]:
-    """Where tiles of TILE pixels begin, overlapping by OVERLAP or more; one where all fits."""
+    """Starts of tiles of TILE pixels that overlap by at least OVERLAP; one if all fits."""
     if length <= TILE:
         return [0]
     count = -(-(length - OVERLAP) // (TILE - OVERLAP))
@@ -141,7 +143,7 @@ def _tiles(length: int) -> list[int]:
 
 
 def _ramp(length: int) -> torch.Tensor:
-    """Weights along a tile, low at its ends."""
+    """Weights along a tile, decreasing toward its ends."""
     position = torch.arange(length) + 0.5
     return torch.minimum(position, length - position).clamp(max=OVERLAP) / OVERLAP
 
@@ -149,18 +151,18 @@ def _ramp(length: int) -> torch.Tensor:
 def open_interpolator(
     name: str = "auto", device: str = "cpu", scale: float = 1.0, rife_path: str | Path | None = None
 ) -> Interpolator:
-    """The interpolator of that name; "auto" is RIFE where its weights are. The log says which.
+    """Open the interpolator of that name and log which it is; "auto" is RIFE if its weights are present.
 
     Raises:
-        UserError: unknown name, or RIFE without its weights.
+        UserError: unknown name, or RIFE without weights.
     """
     if name not in INTERPOLATORS:
         raise UserError(f"interpolator {name!r} is unknown: choose one of {', '.join(INTERPOLATORS)}")
     weights = Path(rife_path or RIFE_WEIGHTS)
     if name == "rife" or (name == "auto" and (rife_path is not None or weights.is_file())):
-        logger.info("frames in between by RIFE (%s) on %s", weights, device)
+        logger.info("frame interpolation: RIFE (%s) on %s", weights, device)
         return RifeInterpolator(weights, device, scale)
-    logger.info("frames in between by optical flow (DIS); RIFE's weights are not at %s", weights)
+    logger.info("frame interpolation: optical flow (DIS); there are no RIFE weights at %s", weights)
     return FlowInterpolator()
 
 
@@ -177,21 +179,25 @@ def change_frame_rate(
     crf: int = DEFAULT_CRF,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
-    """Write the video at another rate, streaming, its sound copied. Returns `out_path`.
+    """Write a video at another frame rate, with its audio, in constant memory. Returns `out_path`.
 
     Args:
-        target_fps: frames a second of the result; or
-        factor: times the source's rate.
-        on_progress: called as on_progress("interpolation", done, total) for each source frame; an exception in it
-            stops the run and leaves nothing behind.
+        video_path: the source.
+        out_path: .mp4, .mov or .mkv.
+        target_fps: frame rate of the result, such as 50, 59.94 or "60000/1001"; or
+        factor: multiple of the source's frame rate.
+        interpolator, scale, device, rife_path: see `open_interpolator` and `RifeInterpolator`.
+        crf: see `VideoWriter`.
+        on_progress: called as on_progress("interpolation", done, total) for each source frame. An exception raised in
+            it stops the run and leaves nothing behind.
 
     Raises:
-        UserError: anything the user can mend; nothing is written.
+        UserError: anything the user can fix; nothing is written.
     """
     check_output_path(out_path, [video_path])
     info = probe_video(video_path)
     if info.is_still:
-        raise UserError(f"{video_path}: is a picture; there is nothing between its frames")
+        raise UserError(f"{video_path}: is a still image; give a video")
     target = info.fps * (factor or 1) if target_fps is None else _exact(target_fps)
     if not 1 <= target <= MAX_FPS:
         raise UserError(f"the frame rate must be between 1 and {MAX_FPS}, not {float(target):g}")

@@ -1,7 +1,7 @@
-"""Frames in between from optical flow, without learnt weights: DIS (Kroeger et al. 2016) both ways.
+"""Frame interpolation by bidirectional optical flow without learned weights: DIS (Kroeger et al. 2016).
 
-Legend: H W pixels, h w those of the smaller pictures on which flow is measured. Pictures are (H, W, 3) uint8 RGB, flows
-(h, w, 2) float32 in pixels of that size, x then y.
+Letters: H W size of frames, h w size of the downscaled frames on which flow is computed. Frames are (H, W, 3) uint8
+RGB, flows (h, w, 2) float32 in pixels of that size, x then y.
 """
 
 from collections import deque
@@ -9,22 +9,22 @@ from collections import deque
 import cv2
 import numpy as np
 
-LONGEST_SIDE = 1280  # flow of larger pictures is measured on smaller ones and scaled up
-SMALL_SIDE = 480  # pictures beyond are looked at half as finely: flow of every pixel would follow the noise
-SMOOTHNESS = 40.0  # of the flow, twice OpenCV's default, for the same reason
-CONSISTENT = 2.0  # pixels that going there and back may miss by before a point counts as half hidden
-SOFTNESS = 0.5  # pixels over which it fades
-UNSEEN = 0.01  # weight that hidden points keep: those hidden on both sides are mixed as if seen on both
-BENDING = 3.0  # pixels over which the change of speed is smoothed: it is the difference of two flows, noisier than each
-NEAR = 15  # pixels around a point in which pictures are compared
-NOISE = 8.0  # mean square difference of neighbours, in grey levels, below which it is rather noise than motion
-DOUBT = 0.3  # how much what still differs between the moved pictures speaks against them
+LONGEST_SIDE = 1280  # flow of larger frames is computed on downscaled ones
+SMALL_SIDE = 480  # above this the finest scale of DIS is skipped, because it follows noise
+SMOOTHNESS = 40.0  # of the flow; twice OpenCV's default, for the same reason
+CONSISTENT = 2.0  # error of the forward-backward check, in pixels, at which a point counts as half occluded
+SOFTNESS = 0.5  # width of that transition in pixels
+UNSEEN = 0.01  # weight of occluded points, so that those occluded in both frames are blended as if visible in both
+BENDING = 3.0  # smoothing of the acceleration in pixels: a difference of two flows is noisier than each
+NEAR = 15  # side of the window in which frames are compared, in pixels
+NOISE = 8.0  # mean squared difference of neighbors that is attributed to noise
+DOUBT = 0.3  # weight of the difference that remains between the warped frames
 
 
 class FlowMeter:
-    """Dense optical flow between two pictures, remembered for the last few pairs of them."""
+    """Dense optical flow between two frames, cached for the last few pairs."""
 
-    KEPT = 3  # before -> first -> second -> after: the next time between needs two of these again
+    KEPT = 3  # before -> first -> second -> after: the next interval needs two of these again
 
     def __init__(self) -> None:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -32,7 +32,7 @@ class FlowMeter:
         self._known: deque[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]] = deque(maxlen=self.KEPT)
 
     def both_ways(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Two pictures -> flows (h, w, 2) from the first to the second and back."""
+        """Flows (h, w, 2) from the first frame to the second and back."""
         for one, other, flows in self._known:
             if one is first and other is second:
                 return flows
@@ -44,11 +44,11 @@ class FlowMeter:
 
 
 class FlowInterpolator:
-    """Both neighbours are moved along the motion to the time between, and mixed where both show the point.
+    """Warps both neighbors to the time between them and blends them, aware of occlusion.
 
-    Each point's path is the cubic through where it is in four pictures, where those are given, else the line through
-    two. Where a point is hidden in one neighbour, it is taken from the other; where the neighbours differ by little
-    more than noise, they are mixed as they are: moved pictures would show the noise moved.
+    The path of a point is the cubic through its positions in four frames if they are given, otherwise the line through
+    two. A point that is occluded in one neighbor is taken from the other. Where the neighbors differ by little more
+    than noise they are blended without warping, which would move the noise.
     """
 
     name = "dis-flow"
@@ -64,29 +64,29 @@ class FlowInterpolator:
         before: np.ndarray | None = None,
         after: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The picture at time t in (0, 1) between two of equal size; `before` and `after` are one step further."""
+        """See `Interpolator.between`."""
         earlier = None if before is None else self._meter.both_ways(before, first)[1]
         forward, backward = self._meter.both_ways(first, second)
         later = None if after is None else self._meter.both_ways(second, after)[0]
         velocity = _velocity(forward, backward, t)
         bend = _bend(forward, backward, earlier, later, velocity, t)
         to_first, to_second = bend - t * velocity, bend + (1 - t) * velocity
-        # A point of the second picture that is not found in the first has come into sight: only the second shows it.
+        # A point of the second frame that is not found in the first has just appeared: only the second shows it.
         seen_first = warp(visibility(backward, forward), to_second, cv2.INTER_LINEAR)
         seen_second = warp(visibility(forward, backward), to_first, cv2.INTER_LINEAR)
         early_weight, late_weight = (1 - t) * (seen_first + UNSEEN), t * (seen_second + UNSEEN)
         share = late_weight / (early_weight + late_weight)
         early, late = (
-            warp(picture, enlarge(flow, first.shape)) for picture, flow in ((first, to_first), (second, to_second))
+            warp(frame, enlarge(flow, first.shape)) for frame, flow in ((first, to_first), (second, to_second))
         )
         return _mix(early, late, _resize(share, first.shape), first, second, t)
 
 
-def _measured(picture: np.ndarray) -> np.ndarray:
-    """Grey (h, w) uint8, no side longer than LONGEST_SIDE."""
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    scale = LONGEST_SIDE / max(grey.shape)
-    return grey if scale >= 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+def _measured(frame: np.ndarray) -> np.ndarray:
+    """Gray (h, w) uint8, no side longer than LONGEST_SIDE."""
+    gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    scale = LONGEST_SIDE / max(gray.shape)
+    return gray if scale >= 1 else cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def _resize(field: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -94,17 +94,18 @@ def _resize(field: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def enlarge(flow: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A flow (h, w, 2) as one of pictures (H, W), in their pixels."""
+    """Scale a flow (h, w, 2) to (H, W, 2), in pixels of the frame."""
     height, width = flow.shape[:2]
     if (height, width) == shape[:2]:
         return flow
-    return _resize(flow, shape) * np.float32([shape[1] / width, shape[0] / height])
+    return _resize(flow, shape) * np.array([shape[1] / width, shape[0] / height], np.float32)
 
 
 def _velocity(forward: np.ndarray, backward: np.ndarray, t: float) -> np.ndarray:
-    """Motion from the first picture to the second of what is at each point at time t, (h, w, 2).
+    """Motion from the first frame to the second of the point that is at each position at time t, (h, w, 2).
 
-    Flows start at points of the pictures: a first guess is read at the same place, then where that guess leads.
+    Flows are given at positions in the two frames: a first estimate is read at the same position, and the result where
+    that estimate leads.
     """
     guess = (1 - t) * forward - t * backward
     at_first = warp(forward, -t * guess, cv2.INTER_LINEAR)
@@ -120,10 +121,10 @@ def _bend(
     velocity: np.ndarray,
     t: float,
 ) -> np.ndarray:
-    """How far paths at time t lie from straight ones, (h, w, 2), to be added to the flow to either picture.
+    """Deviation of paths from straight lines at time t, (h, w, 2), to be added to the flow to either frame.
 
     The cubic through positions at -1, 0, 1 and 2 (Lagrange) is the line less t (1 - t) / 6 times
-    (2 - t) a0 + (1 + t) a1, with a0 and a1 the second differences at 0 and 1. With one of them, both are taken equal.
+    (2 - t) a0 + (1 + t) a1, with a0 and a1 the second differences at 0 and 1. With one of them, both are assumed equal.
     """
     changes = []
     if earlier is not None:
@@ -137,7 +138,7 @@ def _bend(
 
 
 def warp(values: np.ndarray, flow: np.ndarray, interpolation: int = cv2.INTER_CUBIC) -> np.ndarray:
-    """What lies at the end of the flow (H, W, 2): float32 of the same shape as `values`."""
+    """Values at the end of the flow (H, W, 2): float32 of the same shape as `values`."""
     height, width = flow.shape[:2]
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     moved = flow[..., 0] + x, flow[..., 1] + y
@@ -145,7 +146,7 @@ def warp(values: np.ndarray, flow: np.ndarray, interpolation: int = cv2.INTER_CU
 
 
 def visibility(there: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """(h, w) float32 in [0, 1]: 1 where the flow there and the flow back from there cancel."""
+    """(h, w) float32 in [0, 1]: 1 where the flow there and the flow back cancel out."""
     missed = _length(there + warp(back, there, cv2.INTER_LINEAR))
     allowed = CONSISTENT + 0.05 * _length(there)
     return 1 / (1 + np.exp(np.clip((missed - allowed) / SOFTNESS, -30, 30)))
@@ -158,7 +159,7 @@ def _length(flow: np.ndarray) -> np.ndarray:
 def _mix(
     early: np.ndarray, late: np.ndarray, share: np.ndarray, first: np.ndarray, second: np.ndarray, t: float
 ) -> np.ndarray:
-    """The moved pictures, with `share` (H, W) of the late one, over the plain mean (1 - t) first + t second."""
+    """The warped frames, with a share (H, W) of the late one, over the plain blend (1 - t) first + t second."""
     first, second = first.astype(np.float32), second.astype(np.float32)
     plain, moved = _difference(first, second), _difference(early, late)
     sure = plain / (plain + NOISE + DOUBT * moved)
@@ -168,6 +169,6 @@ def _mix(
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean square difference of colours around each point, (H, W)."""
+    """Mean squared color difference around each point, (H, W)."""
     apart = cv2.subtract(one, other)
     return cv2.blur(cv2.transform(cv2.multiply(apart, apart), np.full((1, 3), 1 / 3, np.float32)), (NEAR, NEAR))

@@ -1,7 +1,7 @@
-"""Opening local media files. Everything that decodes foreign bytes goes through `open_input` or `open_image`.
+"""Opening local media files. All untrusted media is opened by `open_input` or `open_image`.
 
-libav and Pillow get allow-lists: a file is handed to no demuxer and no image plugin outside them, so playlists and
-scripts that refer to other files or addresses are refused before any entry of theirs is opened.
+libav and Pillow are restricted to lists of demuxers and image plugins, so that playlists and scripts, which refer to
+other files or addresses, are refused before any of their entries is opened.
 """
 
 import os
@@ -28,8 +28,8 @@ from latentsync.utils.errors import UserError
 
 OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv")
 
-# Demuxers that read one file and refer to no other. libav checks the list before the demuxer reads its header, and
-# hands it on to whatever a demuxer opens itself.
+# Demuxers that read one file and refer to no other. libav checks the list before the demuxer reads the header, and
+# passes it on to anything that a demuxer opens itself.
 _CONTAINERS = (
     "mov matroska webm avi mpegts mpeg mpegvideo flv asf ogg mxf dv nut ivf obu h263 h264 hevc vvc m4v vc1 mjpeg "
     "yuv4mpegpipe gif apng jpegxl_anim"
@@ -42,7 +42,7 @@ _IMAGES = (
 ACCEPTED_DEMUXERS = tuple(f"{_CONTAINERS} {_AUDIO} {_IMAGES}".split())
 _CONTAINER_OPTIONS = {"format_whitelist": ",".join(ACCEPTED_DEMUXERS), "protocol_whitelist": "file"}
 _OPEN_ERRORS = (av.error.FFmpegError, OSError, ValueError, MemoryError)
-_OPEN_SECONDS = 60.0  # for libav to find out what a file is
+_OPEN_SECONDS = 60.0  # time limit of opening a file
 
 _IMAGE_PLUGINS = (
     PngImagePlugin.PngImageFile, JpegImagePlugin.JpegImageFile, WebPImagePlugin.WebPImageFile,
@@ -50,19 +50,19 @@ _IMAGE_PLUGINS = (
     AvifImagePlugin.AvifImageFile,
 )  # fmt: skip
 _IMAGE_FORMATS = tuple(plugin.format for plugin in _IMAGE_PLUGINS if plugin.format in Image.OPEN)
-# What Pillow raises for files that are damaged, or no image of these formats.
+# What Pillow raises for files that are damaged or not images of these formats.
 IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-# Characters the image demuxer reads as a numbered sequence or a wildcard; such files are handed over opened.
+# Characters that the image demuxer takes for a numbered sequence or a wildcard; such files are passed opened.
 _PATTERN_CHARACTERS = frozenset("%*?[]{}")
 
 
 def check_input_path(path: str | os.PathLike, kind: str = "video") -> Path:
-    """Return `path` as a Path after checking that it is a readable, non-empty regular file.
+    """Check that `path` is a readable, non-empty regular file, and return it as a Path.
 
-    `kind` ("video", "audio") only words the message. Raises UserError with one line otherwise.
+    `kind` ("video", "audio") is used in messages. Raises UserError otherwise.
     """
     name = os.fspath(path)
     if not name or "\0" in name:
@@ -85,21 +85,21 @@ def check_input_path(path: str | os.PathLike, kind: str = "video") -> Path:
 
 
 def file_url(path: str | os.PathLike) -> str:
-    """The libav address of a local file: `concat:`, `http:`, a leading dash and the like lose their meaning."""
+    """The libav URL of a local file; a name with `concat:`, `http:` or a leading dash has no special meaning in it."""
     return "file:" + os.path.abspath(os.fspath(path))
 
 
 def open_input(path: str | os.PathLike, kind: str = "video") -> InputContainer:
     """Open a local media file for reading; the caller closes it.
 
-    Raises UserError for what `check_input_path` refuses, and for a file of a format that is not accepted. Only the
-    file itself is read: no other file, no address.
+    Only the file itself is read, no other file and no URL. Raises UserError as `check_input_path` does, and for a file
+    of a format that is not accepted.
     """
     path = check_input_path(path, kind)
     by_name = not _PATTERN_CHARACTERS & set(path.name) and _is_utf8(path)
     try:
         return _open(file_url(path) if by_name else _OpenedFile(path))
-    except av.error.ArgumentError:  # off the list, perhaps chosen by its suffix alone: decide by the content
+    except av.error.ArgumentError:  # not on the list, perhaps only by its suffix: decide by the content
         try:
             return _open(_OpenedFile(path, keep_suffix=False))
         except _OPEN_ERRORS as error:
@@ -114,14 +114,14 @@ def open_input(path: str | os.PathLike, kind: str = "video") -> InputContainer:
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """Open a local image with Pillow, which reads its header; the caller closes it. Raises IMAGE_ERRORS."""
+    """Open a local image with Pillow and read its header; the caller closes it. Raises IMAGE_ERRORS."""
     return Image.open(path, formats=_IMAGE_FORMATS)
 
 
 def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathLike] = ()) -> Path:
-    """Check, before any work, that a video can be written to `output`; nothing is left on disk.
+    """Check that a video can be written to `output`, without leaving anything on disk.
 
-    Returns the real path (links followed). Raises UserError for an extension other than mp4, mov, mkv, a missing or
+    Returns the real path (links resolved). Raises UserError for an extension other than mp4, mov, mkv, a missing or
     unwritable folder, an output that is a folder, or one that is the same file as one of `inputs`.
     """
     name = os.fspath(output)
@@ -141,7 +141,7 @@ def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathL
         if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
             raise UserError(f"{name}: the output is also an input; choose another output name")
     try:
-        os.lstat(target)  # a name too long, a folder closed to us
+        os.lstat(target)  # the name may be too long, the folder not accessible
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -156,11 +156,11 @@ def check_output_path(output: str | os.PathLike, inputs: Iterable[str | os.PathL
 
 def _open(source: "str | _OpenedFile") -> InputContainer:
     # Metadata in a legacy text encoding is no reason to refuse a file.
-    return av.open(source, options=_CONTAINER_OPTIONS, metadata_errors="replace", timeout=(_OPEN_SECONDS, None))
+    return av.open(source, "r", options=_CONTAINER_OPTIONS, metadata_errors="replace", timeout=(_OPEN_SECONDS, None))
 
 
 class _OpenedFile:
-    """A file libav reads through Python, under a harmless name that keeps the extension."""
+    """A file that libav reads through Python, under a neutral name with the same extension."""
 
     def __init__(self, path: Path, keep_suffix: bool = True) -> None:
         self._file = path.open("rb")
@@ -172,7 +172,7 @@ class _OpenedFile:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether libav can be given the absolute name (names that are not UTF-8 carry surrogates in Python)."""
+    """Whether libav can open the absolute name (names that are not UTF-8 contain surrogates in Python)."""
     try:
         os.path.abspath(path).encode("utf-8")
     except UnicodeEncodeError:

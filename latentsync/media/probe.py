@@ -1,10 +1,11 @@
-"""What a video file is, found out before any work starts; every unusable file is a one-line UserError."""
+"""Examining a video file before it is processed. Every unusable file raises a one-line UserError."""
 
 import logging
 import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypedDict
 
 import av
 from av.container import InputContainer
@@ -20,6 +21,7 @@ from latentsync.media.convert import (
     has_alpha,
 )
 from latentsync.media.paths import IMAGE_ERRORS, check_input_path, open_image, open_input
+from latentsync.media.stamps import duration_of, time_of
 from latentsync.media.tone_map import HDR_TRANSFERS
 from latentsync.media.webp import AnimatedWebp, decode_frames, read_animated_webp
 from latentsync.utils.errors import UserError
@@ -28,18 +30,18 @@ from latentsync.utils.rates import MAX_DENOMINATOR, NTSC_RATES
 logger = logging.getLogger(__name__)
 
 DEFAULT_FPS = Fraction(FPS)
-MAX_PIXELS = 2**28  # 16384 x 16384: beyond this one decoded picture takes gigabytes
+MAX_PIXELS = 2**28  # 16384 x 16384; a decoded frame takes up to 2 GB
 
 _STANDARD_RATES = (*NTSC_RATES, *map(Fraction, (24, 25, 30, 48, 50, 60, 120)))
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A video or still image as `open_timeline` delivers it.
+    """A video or still image as `open_timeline` reads it.
 
-    `width` and `height` are those of the delivered frames: upright, even, and at most 4096 on a side for stills.
-    `duration` (seconds) and `num_frames` come from the file's header or index and may be off for damaged files;
-    None where the file does not say. `fps` is exact (30000/1001), the mean rate when `variable_frame_rate`.
+    `width` and `height` are those of converted frames: upright, even, and at most 4096 for stills. `duration` (seconds)
+    and `num_frames` come from the header or index, which may be wrong in damaged files; None if it does not state them.
+    `fps` is exact (30000/1001), and the mean rate if `variable_frame_rate`.
     """
 
     path: Path
@@ -50,7 +52,7 @@ class VideoInfo:
     fps: Fraction
     duration: float | None
     num_frames: int | None
-    rotation: int  # degrees clockwise that brought the coded picture upright
+    rotation: int  # degrees clockwise from the coded to the upright frame
     orientation: int  # the same with mirroring, as an EXIF code 1..8
     is_still: bool
     is_animated_webp: bool
@@ -63,11 +65,20 @@ class VideoInfo:
     is_interlaced: bool = False  # frames are deinterlaced
 
 
-def probe_video(path: str | os.PathLike) -> VideoInfo:
-    """Examine a video or image file: header, index and the first picture.
+class _Geometry(TypedDict):
+    width: int
+    height: int
+    coded_width: int
+    coded_height: int
+    rotation: int
+    orientation: int
 
-    Raises UserError (one line) for a missing, empty or unreadable file, a folder, a file that is no video, sound
-    alone, or a video without a picture that can be decoded.
+
+def probe_video(path: str | os.PathLike) -> VideoInfo:
+    """Examine a video or image file: header, index and the first frame.
+
+    Raises UserError for a missing, empty or unreadable file, a folder, a file that is not a video, audio without video,
+    or a video without a frame that can be decoded.
     """
     path = check_input_path(path)
     animation = read_animated_webp(path)
@@ -100,10 +111,10 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
 
 
 def first_video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The first video stream that is not a cover picture. Raises UserError when there is none."""
+    """The first video stream that is not cover art. Raises UserError when there is none."""
     videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not videos:
-        found = "only sound" if container.streams.audio else "no video stream"
+        found = "only audio" if container.streams.audio else "no video stream"
         raise UserError(f"{path}: the file has {found}; give a video file or a still image")
     stream = videos[0]
     if stream.codec_context is None:
@@ -113,8 +124,8 @@ def first_video_stream(container: InputContainer, path: Path) -> VideoStream:
 
 
 def first_picture(container: InputContainer, stream: VideoStream, path: Path) -> av.VideoFrame:
-    """Decode up to the first good picture. Raises UserError when the stream has none."""
-    stream.codec_context.thread_type = "SLICE"  # one picture: frame threads would only read ahead
+    """Decode up to the first good frame. Raises UserError when the stream has none."""
+    stream.codec_context.thread_type = "SLICE"  # for one frame, frame threads would only read ahead
     try:
         for packet in container.demux(stream):
             try:
@@ -126,12 +137,12 @@ def first_picture(container: InputContainer, stream: VideoStream, path: Path) ->
             if frames:
                 return frames[0]
     except av.error.FFmpegError as error:
-        raise UserError(f"{path}: no picture could be decoded ({error.strerror}); the file is damaged") from error
+        raise UserError(f"{path}: no frame could be decoded ({error.strerror}); the file is damaged") from error
     raise UserError(f"{path}: the video has no frame that can be decoded; it may be truncated")
 
 
 def frame_rate(stream: VideoStream) -> Fraction:
-    """The nominal rate of a stream: its standard rate where the mean agrees within 1 %, else the mean rate."""
+    """The rate of a stream: its nominal rate if the mean is within 1 % of it, otherwise the mean."""
     average, nominal = stream.average_rate, stream.guessed_rate
     rate = average or nominal
     if average and nominal and abs(nominal / average - 1) < Fraction(1, 100):
@@ -145,7 +156,7 @@ def frame_rate(stream: VideoStream) -> Fraction:
 
 
 def packet_times(path: Path) -> list[tuple[Fraction, Fraction]]:
-    """(time, duration) in seconds of every picture, in order of display, the first at 0; read without decoding."""
+    """(time, duration) in seconds of every frame in display order, the first at 0, without decoding."""
     times: list[tuple[Fraction, Fraction]] = []
     unstamped = 0
     with open_input(path) as container:
@@ -156,11 +167,10 @@ def packet_times(path: Path) -> list[tuple[Fraction, Fraction]]:
                 if packet.size and packet.pts is None:
                     unstamped += 1
                 elif packet.size and not packet.is_discard:
-                    length = packet.duration * packet.time_base if packet.duration else nominal
-                    times.append((packet.pts * packet.time_base, length))
+                    times.append((time_of(packet) or Fraction(0), duration_of(packet) or nominal))
         except av.error.FFmpegError as error:
             logger.debug("%s: stopped reading packets: %s", path, error)
-    if unstamped > len(times):  # a bare elementary stream: pictures are counted at the nominal rate
+    if unstamped > len(times):  # an elementary stream: frames are counted at the nominal rate
         return [(index * nominal, nominal) for index in range(unstamped + len(times))]
     times.sort()
     start = times[0][0] if times else Fraction(0)
@@ -168,9 +178,9 @@ def packet_times(path: Path) -> list[tuple[Fraction, Fraction]]:
 
 
 def _length(container: InputContainer, stream: VideoStream, path: Path) -> tuple[float | None, int | None]:
-    """Duration in seconds and number of frames, from the header, or else by counting packets."""
+    """Duration in seconds and number of frames, from the header or otherwise by counting packets."""
     num_frames = stream.frames or None
-    if stream.duration:
+    if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base), num_frames
     if container.duration:
         return container.duration / av.time_base, num_frames
@@ -181,13 +191,13 @@ def _length(container: InputContainer, stream: VideoStream, path: Path) -> tuple
 
 
 def _is_still(container: InputContainer, stream: VideoStream) -> bool:
-    """Image demuxers are called `png_pipe` and the like; AVIF and HEIC are a single picture without duration."""
+    """Image demuxers have names such as `png_pipe`; AVIF and HEIC have a single frame without duration."""
     if any(name.endswith("_pipe") for name in container.format.name.split(",")):
         return True
     return stream.frames == 1 and not stream.duration and not container.duration
 
 
-def _geometry(width: int, height: int, orientation: int, is_still: bool) -> dict[str, int]:
+def _geometry(width: int, height: int, orientation: int, is_still: bool) -> _Geometry:
     delivered = delivered_size(width, height, orientation, is_still)
     upright = (height, width) if orientation >= 5 else (width, height)
     if is_still and max(delivered) < max(upright):
@@ -204,7 +214,7 @@ def _geometry(width: int, height: int, orientation: int, is_still: bool) -> dict
 
 
 def _frame_orientation(frame: av.VideoFrame, path: Path) -> int:
-    """The EXIF code of the display matrix; only quarter turns can be undone without loss."""
+    """The EXIF code of the display matrix; only quarter turns are lossless."""
     turns = round(frame.rotation / 90) * 90
     if abs(turns - frame.rotation) > 1:
         logger.warning("%s: rotation by %d degrees is ignored; only quarter turns are applied", path, frame.rotation)
@@ -213,7 +223,7 @@ def _frame_orientation(frame: av.VideoFrame, path: Path) -> int:
 
 
 def _exif_orientation(path: Path) -> int:
-    """The EXIF orientation of a still image, 1 where it has none or Pillow does not know the format."""
+    """The EXIF orientation of a still image; 1 if it has none or Pillow cannot read the format."""
     try:
         with open_image(path) as image:
             orientation = image.getexif().get(0x0112, 1)
@@ -230,14 +240,14 @@ def _aspect_ratio(stream: VideoStream, orientation: int) -> Fraction:
 
 
 def _has_variable_rate(stream: VideoStream) -> bool:
-    """Best effort: uneven steps in the container's index, or a mean rate away from the nominal one."""
+    """Whether the steps in the container's index are uneven, or the mean rate is not the nominal one."""
     stamps = sorted(entry.timestamp for entry in stream.index_entries) if stream.index_entries else []
-    if len(stamps) > 2 and len(stamps) == stream.frames:
+    if len(stamps) > 2 and len(stamps) == stream.frames and stream.time_base:
         steps = [later - earlier for earlier, later in zip(stamps[:-2], stamps[1:-1], strict=True)]
-        # Containers that count in milliseconds round each step by one.
+        # Time stamps in milliseconds make steps differ by one.
         return (max(steps) - min(steps)) * stream.time_base > max(Fraction(2, 1000), 2 * stream.time_base)
     average, nominal = stream.average_rate, stream.guessed_rate
-    return bool(average and nominal) and abs(nominal / average - 1) > Fraction(1, 100)
+    return average is not None and nominal is not None and abs(nominal / average - 1) > Fraction(1, 100)
 
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
@@ -246,7 +256,7 @@ def _check_pixels(path: Path, width: int, height: int) -> None:
 
 
 def _probe_animated_webp(path: Path, animation: AnimatedWebp) -> VideoInfo:
-    """Examine an animated WebP: its headers and, as of other videos, the first frame."""
+    """Examine an animated WebP: its headers and the first frame."""
     _check_pixels(path, animation.width, animation.height)
     next(decode_frames(path, animation.durations))
     total = Fraction(sum(animation.durations), 1000)

@@ -1,8 +1,9 @@
-"""Sequential decoding of one video with exact times, repeated starts and tolerance for damaged packets."""
+"""Decoding one video in order, with exact times, seeking, and tolerance of damaged packets."""
 
 import logging
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from itertools import dropwhile
 
 import av
@@ -14,6 +15,7 @@ from latentsync.media.deinterlace import deinterlaced
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import open_input
 from latentsync.media.probe import VideoInfo, first_video_stream
+from latentsync.media.stamps import duration_of, time_of
 from latentsync.media.webp import decode_frames, read_animated_webp
 from latentsync.utils.errors import UserError
 
@@ -21,31 +23,31 @@ logger = logging.getLogger(__name__)
 
 
 class Picture:
-    """A decoded picture of the source: its place in time, and its samples, converted when first asked for."""
+    """A decoded frame of the source with its time. Its samples are converted on first access."""
 
     __slots__ = ("_convert", "_frame", "duration", "is_key", "time")
 
     def __init__(self, time: Fraction, duration: Fraction, is_key: bool, convert: Callable[[], VideoFrame]) -> None:
-        """`time` and `duration` in seconds, the first picture of the file at 0."""
+        """`time` and `duration` in seconds; the first frame of the file is at 0."""
         self.time = time
         self.duration = duration
         self.is_key = is_key
-        self._convert: Callable[[], VideoFrame] | None = convert
+        self._convert: Callable[[], VideoFrame] | None = convert  # holds the buffer of the decoder
         self._frame: VideoFrame | None = None
 
     @property
     def frame(self) -> VideoFrame:
-        if self._frame is None:
-            self._frame = self._convert()
-            self._convert = None  # lets go of the decoder's own buffer
+        if self._convert is not None:
+            self._frame, self._convert = self._convert(), None
+        assert self._frame is not None
         return self._frame
 
 
 class VideoReader:
-    """Decodes the video stream of one file, in order of display, as often as asked for.
+    """Decodes the video stream of one file in display order, any number of times.
 
-    Damaged packets are skipped and counted; the first pass that met any says so in the log. Only one iteration may be
-    active at a time. Close it, or use it in a `with` block.
+    Damaged packets are skipped and counted; the first pass with any logs a warning. Only one iteration may be active at
+    a time. Close the reader, or use it in a `with` block.
     """
 
     def __init__(self, info: VideoInfo) -> None:
@@ -53,9 +55,8 @@ class VideoReader:
         self._converter = FrameConverter(
             info.coded_width, info.coded_height, info.orientation, info.color, info.is_still
         )
-        self._container: InputContainer | None = None
-        self._stream: VideoStream | None = None
-        self._origin: Fraction | None = None  # time stamp of the first picture, seconds
+        self._opened: tuple[InputContainer, VideoStream] | None = None
+        self._origin: Fraction | None = None  # time stamp of the first frame, seconds
         self._has_stamps = True
         self._reported_damage = False
         self.damaged_packets = 0
@@ -71,22 +72,22 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. Safe to call twice."""
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        """Close the file. Safe to call twice."""
+        if self._opened is not None:
+            self._opened[0].close()
+            self._opened = None
 
     def pictures(self, start: Fraction | None = None) -> Iterator[Picture]:
-        """Yield pictures with strictly increasing times, to the end of the file.
+        """Yield frames with strictly increasing times, to the end of the file.
 
-        With `start` (seconds) decoding begins at a keyframe at or before it where the file can be searched; the first
-        picture yielded may then still lie after `start`, and the caller falls back to `pictures()`. Raises UserError
-        when not a single picture can be decoded from the beginning.
+        With `start` (seconds) decoding begins at a keyframe at or before it if the file can be searched; the first
+        frame may then still come after `start`, and the caller falls back to `pictures()`. Raises UserError when no
+        frame can be decoded from the beginning.
         """
         if self._info.is_animated_webp:
             yield from self._webp_pictures()
             return
-        from_start = start is None or self._origin is None or not self._has_stamps or not self._seek(start)
+        from_start = start is None or not self._seek(start)
         if from_start:
             self._reopen()
         last_time: Fraction | None = None
@@ -96,7 +97,7 @@ class VideoReader:
                 time, duration = self._timing(frame, last_time)
                 if last_time is None or time > last_time:
                     last_time = time
-                    yield Picture(time, duration, bool(frame.key_frame), lambda frame=frame: self._converter(frame))
+                    yield Picture(time, duration, bool(frame.key_frame), partial(self._converter, frame))
         finally:
             self._report_damage()
         if last_time is None and from_start:
@@ -114,38 +115,38 @@ class VideoReader:
         return frames
 
     def _timing(self, frame: av.VideoFrame, last_time: Fraction | None) -> tuple[Fraction, Fraction]:
-        """(time, duration) of a decoded frame; streams without time stamps are counted at the nominal rate."""
+        """(time, duration) of a decoded frame; without time stamps, frames are counted at the nominal rate."""
         nominal = 1 / self._info.fps
-        duration = frame.duration * frame.time_base if frame.duration else nominal
-        if frame.pts is None or not self._has_stamps:
+        stamp = time_of(frame)
+        if stamp is None or not self._has_stamps:
             self._has_stamps = False
             return (Fraction(0) if last_time is None else last_time + nominal), nominal
-        stamp = frame.pts * frame.time_base
         if self._origin is None:
             self._origin = stamp
-        return stamp - self._origin, duration
+        return stamp - self._origin, duration_of(frame) or nominal
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        """Decoded frames from the current position; bad packets are counted, an unreadable rest ends the stream."""
-        packets = self._container.demux(self._stream)
+        """Decoded frames from the current position. Bad packets are counted; an unreadable rest ends the stream."""
+        container, stream = self._current()
+        packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as error:
                 logger.warning("%s: reading stopped early (%s); the file is truncated", self._info.path, error.strerror)
                 self.damaged_packets += 1
-                yield from self._decode(None)
+                yield from self._decode(stream, None)
                 return
             if packet is None:
                 return
-            yield from self._decode(packet)
+            yield from self._decode(stream, packet)
 
-    def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
-        if packet is not None and packet.is_corrupt:  # cut short: decoding it would show half a picture
+    def _decode(self, stream: VideoStream, packet: av.Packet | None) -> list[av.VideoFrame]:
+        if packet is not None and packet.is_corrupt:  # truncated: half of the frame would be wrong
             self.damaged_packets += 1
             return []
         try:
-            return self._stream.codec_context.decode(packet)
+            return stream.codec_context.decode(packet)
         except MemoryError:
             raise
         except av.error.FFmpegError as error:  # decoders report damage with codes of their own, too
@@ -155,20 +156,28 @@ class VideoReader:
 
     def _reopen(self) -> None:
         self.close()
-        self._container = open_input(self._info.path)
-        self._stream = first_video_stream(self._container, self._info.path)
-        self._stream.codec_context.thread_type = "AUTO"
-        # AVI stores no times of display: with reordered frames (B-frames) what libav makes up is out of order.
-        if self._container.format.name == "avi" and self._stream.codec_context.has_b_frames:
+        container = open_input(self._info.path)
+        self._opened = container, first_video_stream(container, self._info.path)
+        codec = self._opened[1].codec_context
+        codec.thread_type = "AUTO"
+        # AVI has no presentation times: with B-frames, those that libav derives are out of order.
+        if container.format.name == "avi" and codec.has_b_frames:
             self._has_stamps = False
 
+    def _current(self) -> tuple[InputContainer, VideoStream]:
+        if self._opened is None:
+            raise ValueError("the reader is closed")
+        return self._opened
+
     def _seek(self, time: Fraction) -> bool:
-        """Move to a keyframe at or before `time`; False where the container cannot."""
-        if self._container is None:
+        """Move to a keyframe at or before `time`; False if the container cannot."""
+        if self._opened is None or self._origin is None or not self._has_stamps:
             return False
-        offset = int((time + self._origin) / self._stream.time_base)
+        container, stream = self._opened
+        if stream.time_base is None:
+            return False
         try:
-            self._container.seek(offset, stream=self._stream, backward=True)
+            container.seek(int((time + self._origin) / stream.time_base), stream=stream, backward=True)
         except av.error.FFmpegError:
             return False
         return True
@@ -181,11 +190,11 @@ class VideoReader:
     def _webp_pictures(self) -> Iterator[Picture]:
         animation = read_animated_webp(self._info.path)
         if animation is None:
-            raise UserError(f"{self._info.path}: is no longer the animated image that it was")
+            raise UserError(f"{self._info.path}: the animated image has changed since it was opened")
         time = Fraction(0)
         frames = decode_frames(self._info.path, animation.durations)
         for index, (milliseconds, pixels) in enumerate(zip(animation.durations, frames, strict=False)):
             rgba = av.VideoFrame.from_ndarray(pixels, format="rgba")
             duration = Fraction(milliseconds, 1000)
-            yield Picture(time, duration, index == 0, lambda rgba=rgba: self._converter(rgba))
+            yield Picture(time, duration, index == 0, partial(self._converter, rgba))
             time += duration

@@ -1,4 +1,4 @@
-"""A frame given as RGB, edited in RGB: pixels outside the edit stay as they are."""
+"""A frame given as RGB and edited in RGB, so that pixels outside the edit are unchanged."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from latentsync.media.color import MATRIX_BT709, RANGE_LIMITED, ColorTags
 from latentsync.media.frame import VideoFrame
 
 LUMA_WEIGHTS = np.array([[0.2126], [0.7152], [0.0722]], np.float32)  # BT.709
-RGB_TAGS = ColorTags(MATRIX_BT709, RANGE_LIMITED, MATRIX_BT709, MATRIX_BT709)  # of its planes, once it is encoded
+RGB_TAGS = ColorTags(MATRIX_BT709, RANGE_LIMITED, MATRIX_BT709, MATRIX_BT709)  # of its planes when it is encoded
 
 
 class RGBFrame(VideoFrame):

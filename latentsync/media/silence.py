@@ -1,24 +1,24 @@
-"""Which frames of a video lie in silence and which in speech, from the sound alone. Legend: T frames, N samples."""
+"""Classifies video frames as silence or speech by the audio alone. Letters: T frames, N samples."""
 
 import numpy as np
 
 from latentsync.constants import FPS, SAMPLE_RATE
 
-LOUD_PERCENTILE = 95  # of the frames' RMS: how loud the speech is
-SILENCE_BELOW_SPEECH = 10 ** (-20 / 20)  # recordings of real rooms are seldom quieter
-SILENCE_FLOOR = 10 ** (-60 / 20)  # of full scale: silent whatever the speech is like
+LOUD_PERCENTILE = 95  # of the RMS of frames: the level of speech
+SILENCE_BELOW_SPEECH = 10 ** (-20 / 20)  # recordings of real rooms are rarely quieter
+SILENCE_FLOOR = 10 ** (-60 / 20)  # of full scale: always silent
 SHORTEST_SILENCE = 8  # frames; shorter gaps are stops and breaths between words
-SETTLE = 4  # frames next to speech that count as neither: lips open before a word and close after it
+SETTLE = 4  # frames next to speech that count as neither, because lips open before a word and close after it
 
 
 def silence_and_speech(wave: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which video frames (25 a second) lie in silence and which in speech: two (num_frames,) bool, never both.
+    """Video frames (25 per second) in silence and in speech: two disjoint masks (num_frames,) bool.
 
-    Silence is a stretch of at least 8 frames whose sound is 20 dB below the speech (or 60 dB below full scale), less 4
-    frames next to the speech. Speech is all that is outside such stretches, pauses within it included.
+    Silence is a run of at least 8 frames at 20 dB below the speech (or 60 dB below full scale), without the 4 frames
+    next to speech. Speech is everything outside such runs, including shorter pauses.
 
     Args:
-        wave: (N,) mono at 16 kHz in [-1, 1]; where it ends before the frames do, silence follows.
+        wave: (N,) mono at 16 kHz in [-1, 1]; padded with silence to the length of the video.
     """
     levels = frame_rms(wave, num_frames)
     threshold = max(SILENCE_FLOOR, SILENCE_BELOW_SPEECH * float(np.percentile(levels, LOUD_PERCENTILE)))
@@ -32,7 +32,7 @@ def silence_and_speech(wave: np.ndarray, num_frames: int) -> tuple[np.ndarray, n
 
 
 def frame_rms(wave: np.ndarray, num_frames: int) -> np.ndarray:
-    """Root mean square of the sound of each video frame: (num_frames,)."""
+    """Root mean square of the audio of each video frame: (num_frames,)."""
     samples = SAMPLE_RATE // FPS
     padded = np.zeros(num_frames * samples)
     count = min(len(wave), len(padded))
@@ -41,6 +41,6 @@ def frame_rms(wave: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def runs_of(flags: np.ndarray) -> list[tuple[int, int]]:
-    """[start, end) of the stretches where the flags (T,) bool are set, in order."""
+    """[start, end) of each run of True in flags (T,) bool, in order."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

@@ -1,11 +1,11 @@
-"""Inputs of a generation: files, file objects, frames in memory, frames as they come, waveforms.
+"""Inputs of a generation: files, file objects, frames in memory, iterators of frames, waveforms.
 
 A video is
 - a path, or a binary file object,
 - `(frames, fps)`, frames an array or tensor (F, H, W, 3), or (F, 3, H, W), uint8 or float in [0, 1], RGB,
-- `(frames, fps)`, frames an iterator of (H, W, 3) arrays or tensors, read as they are needed.
+- `(frames, fps)`, frames an iterator of (H, W, 3) arrays or tensors, read on demand.
 An audio is
-- a path, or a binary file object (a video counts as its first audio stream),
+- a path, or a binary file object; of a video, its default audio stream,
 - `(waveform, sample_rate)`, waveform (N,) or (C, N), float in [-1, 1] or int16, with one or two channels.
 """
 
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, repeat
+from functools import cached_property
+from itertools import chain, groupby, repeat
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -37,9 +38,10 @@ LAYOUTS = {1: "mono", 2: "stereo"}
 
 
 class VideoSource(Protocol):
-    """A video that can be read on a constant frame rate."""
+    """A video that can be read at a constant frame rate."""
 
-    info: VideoInfo
+    @property
+    def info(self) -> VideoInfo: ...
 
     def open(self, duration: Fraction, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
         """Exactly ceil(duration * fps) frames, see `open_timeline`; an iterator with `close`."""
@@ -47,7 +49,7 @@ class VideoSource(Protocol):
 
 @contextmanager
 def open_video(video: VideoInput) -> Iterator[VideoSource]:
-    """Raises UserError for an input that is none of those above, or cannot be read."""
+    """Open a video. Raises UserError for any other input, or one that cannot be read."""
     if isinstance(video, tuple):
         frames, fps = _pair(video, "video", "(frames, fps)")
         yield FrameSource(frames, fps)
@@ -58,10 +60,7 @@ def open_video(video: VideoInput) -> Iterator[VideoSource]:
 
 @contextmanager
 def audio_file(audio: AudioInput) -> Iterator[str | PathLike]:
-    """A file with that audio: itself where it is one, else a temporary one.
-
-    Raises UserError for an input that is none of those above.
-    """
+    """The path of an audio file, or of a temporary file with the audio. Raises UserError for any other input."""
     if not isinstance(audio, tuple):
         with as_file(audio, "audio") as path:
             yield path
@@ -75,7 +74,7 @@ def audio_file(audio: AudioInput) -> Iterator[str | PathLike]:
 
 @contextmanager
 def as_file(source: str | PathLike | IO[bytes], kind: str) -> Iterator[str | PathLike]:
-    """A path to `source`: itself, or a temporary copy of what is left in a file object."""
+    """The path itself, or that of a temporary copy of what remains in a file object."""
     if isinstance(source, str | PathLike):
         yield source
         return
@@ -99,7 +98,7 @@ class FileSource:
 
 
 class FrameSource:
-    """Frames in memory, which can be played backward, or from an iterator, which cannot."""
+    """Frames from an array, which can be played backward, or from an iterator, which cannot."""
 
     def __init__(self, frames: Any, fps: Any) -> None:
         rate = _rate(fps, "fps")
@@ -119,26 +118,26 @@ class FrameSource:
 
     def open(self, duration: Fraction, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
         count = frame_count(duration, fps)
-        return self._stream(count, fps, on_short) if self._iterator is not None else self._replay(count, fps, on_short)
+        if self._iterator is not None:
+            return self._stream(self._iterator, count, fps, on_short)
+        return self._replay(count, fps, on_short)
 
     def _replay(self, count: int, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
-        """From an array: forward, backward, forward, ... where it is shorter than `count`."""
+        """From an array: forward, backward, forward, ... until there are `count` frames."""
         stamped = (_Stamped(index, self.info.fps) for index in range(len(self._frames)))
         picks = [item.index for item in nearest_samples(stamped, fps, count)]
         if len(picks) < count and on_short == "error" and not self.info.is_still:
             raise _too_short(len(picks), count, fps, "choose on_short_video loop or freeze")
-        shown, frame = None, None
-        for step in range(count):
-            position = min(step, len(picks) - 1) if on_short == "freeze" else pingpong_index(step, len(picks))
-            if picks[position] != shown:  # repeated frames are the same object, which is not searched again
-                shown = picks[position]
-                frame = RGBFrame(to_rgb(self._frames[shown]))
-            yield frame
+        order = (min(step, len(picks) - 1) if on_short == "freeze" else pingpong_index(step, len(picks))
+                 for step in range(count))  # fmt: skip
+        for shown, steps in groupby(picks[position] for position in order):
+            frame = RGBFrame(to_rgb(self._frames[shown]))
+            yield from (frame for _ in steps)  # the same object, in which faces are not detected again
 
-    def _stream(self, count: int, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
+    def _stream(self, frames: Iterator[Any], count: int, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
         """From an iterator, one pass."""
-        stamped = (_Stamped(index, self.info.fps, frame) for index, frame in enumerate(self._iterator))
-        last, done = None, 0
+        stamped = (_Stamped(index, self.info.fps, frame) for index, frame in enumerate(frames))
+        done = 0
         for item in nearest_samples(stamped, fps, count):
             last, done = item.frame, done + 1
             yield last
@@ -148,18 +147,16 @@ class FrameSource:
 
 
 class _Stamped:
-    """A frame and its place in time; converted when it is first shown."""
+    """A frame and its time; converted on first access."""
 
     def __init__(self, index: int, fps: Fraction, pixels: Any = None) -> None:
         self.index, self.time, self.duration = index, index / fps, 1 / fps
-        self._pixels, self._frame = pixels, None
+        self._pixels = pixels
 
-    @property
+    @cached_property
     def frame(self) -> RGBFrame:
-        if self._frame is None:
-            self._frame = RGBFrame(to_rgb(self._pixels))
-            self._pixels = None
-        return self._frame
+        pixels, self._pixels = self._pixels, None
+        return RGBFrame(to_rgb(pixels))
 
 
 def to_rgb(frame: Any) -> np.ndarray:
@@ -180,7 +177,7 @@ def to_rgb(frame: Any) -> np.ndarray:
 
 
 def _as_array(values: Any) -> np.ndarray:
-    """An array of an array, list or tensor on any device; bfloat16, which NumPy does not know, becomes float32."""
+    """Convert an array, list or tensor on any device to an array; bfloat16, which NumPy lacks, becomes float32."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values

@@ -1,11 +1,12 @@
-"""The frames a video is made of at a constant rate and an exact length, whatever the source's rate and length."""
+"""Frames of a video at a constant rate and for an exact duration, whatever the source's rate and length."""
 
 import logging
 import math
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
+from itertools import groupby, repeat
 from typing import Protocol, TypeVar
 
 from latentsync.media.frame import VideoFrame
@@ -18,13 +19,13 @@ logger = logging.getLogger(__name__)
 HALF = Fraction(1, 2)
 ON_SHORT_CHOICES = ("loop", "freeze", "error")
 
-# Frames held while a stretch is played backward: this many bytes of 4:2:0 samples, within these counts.
+# Frames kept in memory while playing backward: this many bytes of 4:2:0 samples, within these counts.
 _WINDOW_BYTES = 128 * 2**20
 _WINDOW_FRAMES = (12, 128)
 
 
 class Timed(Protocol):
-    """Something shown from `time` on, for `duration` (seconds)."""
+    """An item that is due at `time` and lasts for `duration` (seconds)."""
 
     time: Fraction
     duration: Fraction
@@ -42,9 +43,9 @@ def frame_count(duration_s: float | Fraction, fps: Fraction) -> int:
 
 
 def pingpong_index(index: int, length: int) -> int:
-    """Position in 0..length-1 of step `index` of forward, backward, forward, ...; each pass holds all positions.
+    """Position in 0..length-1 at step `index` of forward, backward, forward, ... passes over all positions.
 
-    The picture at a turn is thus shown twice: mirrored time, where every frame keeps its duration.
+    The frame at a turn is repeated: time is mirrored, and every frame keeps its duration.
     """
     position = index % (2 * length)
     return position if position < length else 2 * length - 1 - position
@@ -86,9 +87,9 @@ def open_timeline(
 ) -> "Timeline":
     """The frames of `source` for `duration_s` seconds at `fps`: an iterator of exactly ceil(duration * fps) frames.
 
-    Any rate, also a variable one, is resampled to the nearest time stamp. A longer video is cut. A shorter one, by
-    `on_short`: "loop" goes on backward, then forward, and so on; "freeze" holds the last frame; "error" raises
-    UserError here. A still image is repeated. Raises UserError for what `probe_video` refuses.
+    Any rate, also a variable one, is resampled by `nearest_samples`. A longer video is cut. `on_short` is for a shorter
+    one: "loop" continues backward, then forward, and so on; "freeze" repeats the last frame; "error" raises UserError
+    here. A still image is repeated. Raises UserError as `probe_video` does.
     """
     if on_short not in ON_SHORT_CHOICES:
         raise UserError(f"on_short_video {on_short!r}: choose one of {', '.join(ON_SHORT_CHOICES)}")
@@ -106,10 +107,10 @@ def open_timeline(
 
 
 def available_frames(info: VideoInfo, fps: Fraction) -> int:
-    """How many frames at `fps` one pass over the video gives, found from its packets without decoding."""
+    """Number of frames at `fps` in one pass over the video, from its packets, without decoding."""
     if info.is_still:
         return 1
-    if info.is_animated_webp:
+    if info.is_animated_webp and info.duration is not None:
         return max(1, math.floor(Fraction(info.duration).limit_denominator(1000) * fps + HALF))
     stamps = (_Stamp(time, duration) for time, duration in packet_times(info.path))
     return sum(1 for _ in nearest_samples(stamps, fps))
@@ -118,8 +119,8 @@ def available_frames(info: VideoInfo, fps: Fraction) -> int:
 class Timeline(Iterator[VideoFrame]):
     """Iterator over the frames of a timeline (see `open_timeline`); `len()` is their exact number.
 
-    Memory is bounded for any length: forward passes stream; backward passes decode windows that begin at a keyframe
-    where possible. A repeated frame may be the same object. Close it to let go of the file before the end.
+    Memory is bounded for any length: forward passes are streamed; backward passes decode windows that begin at a
+    keyframe if possible. A repeated frame may be the same object. Close it to release the file before the end.
     """
 
     def __init__(self, info: VideoInfo, count: int, fps: Fraction, on_short: str) -> None:
@@ -130,9 +131,9 @@ class Timeline(Iterator[VideoFrame]):
         self._reader = VideoReader(info)
         low, high = _WINDOW_FRAMES
         self._window = min(max(_WINDOW_BYTES // (info.width * info.height * 3 // 2), low), high)
-        self._picks: list[Fraction] = []  # time of the picture shown at each sample of one pass
+        self._picks: list[Fraction] = []  # time of the source frame at each sample of one pass
         self._keys: list[Fraction] = []  # times of keyframes
-        self._key_lead = 0  # how many keyframes before the wanted one a search has to aim at
+        self._key_lead = 0  # number of keyframes before the wanted one at which to start a search
         self._frames = self._run()
 
     def __len__(self) -> int:
@@ -151,9 +152,8 @@ class Timeline(Iterator[VideoFrame]):
         self._frames.close()
         self._reader.close()
 
-    def _run(self) -> Iterator[VideoFrame]:
+    def _run(self) -> Generator[VideoFrame]:
         with self._reader:
-            frame = None
             for picture in nearest_samples(self._first_pass(), self.fps, self._count):
                 frame = picture.frame
                 self._picks.append(picture.time)
@@ -164,7 +164,7 @@ class Timeline(Iterator[VideoFrame]):
             if remaining and self._on_short == "error" and not self.info.is_still:
                 raise UserError(f"{self.info.path}: the video is damaged and ends before the audio does")
             if self.info.is_still or self._on_short == "freeze" or len(set(self._picks)) == 1:
-                yield from (frame for _ in range(remaining))
+                yield from repeat(frame, remaining)
                 return
             yield from self._further_passes(remaining)
 
@@ -175,7 +175,7 @@ class Timeline(Iterator[VideoFrame]):
             yield picture
 
     def _check_promised_length(self) -> None:
-        """Say so when the pictures end well before the file's header says."""
+        """Warn when the frames end well before the duration in the header."""
         shown, promised = float(len(self._picks) / self.fps), self.info.duration
         if promised and not self.info.is_still and shown < promised - max(0.5, 0.02 * promised):
             logger.warning("%s: only %.2f of %.2f s could be decoded; truncated?", self.info.path, shown, promised)
@@ -195,14 +195,12 @@ class Timeline(Iterator[VideoFrame]):
         """Samples begin..end-1 of one pass, in order."""
         picks = self._picks[begin:end]
         frames = self._pictures_at(sorted(set(picks)))
-        frame, shown = None, None
-        for time in picks:
-            if time != shown:
-                frame, shown = next(frames), time
-            yield frame
+        for _, samples in groupby(picks):
+            frame = next(frames)
+            yield from (frame for _ in samples)
 
     def _backward(self, begin: int) -> Iterator[VideoFrame]:
-        """All samples from the last down to `begin`, window by window."""
+        """All samples from the last one back to `begin`, window by window."""
         end = len(self._picks)
         while end > begin:
             start = self._window_start(begin, end)
@@ -210,9 +208,9 @@ class Timeline(Iterator[VideoFrame]):
             end = start
 
     def _window_start(self, begin: int, end: int) -> int:
-        """Where the window that ends before sample `end` starts: as early as its size allows, at a keyframe if any.
+        """Start of the window that ends before sample `end`: as early as its size allows, at a keyframe if any.
 
-        Starting at a keyframe means that nothing is decoded twice.
+        From a keyframe on, nothing is decoded twice.
         """
         start, distinct = end - 1, 1
         while start > begin:
@@ -224,15 +222,15 @@ class Timeline(Iterator[VideoFrame]):
             return start
         key = bisect_left(self._keys, self._picks[start])
         if key < len(self._keys) and self._keys[key] <= self._picks[end - 1]:
-            # The first sample that shows this keyframe or, where resampling left it out, the next picture.
+            # The first sample with this keyframe or, if resampling dropped it, with the next frame.
             start = bisect_left(self._picks, self._keys[key], start, end - 1)
         return start
 
     def _pictures_at(self, times: list[Fraction]) -> Iterator[VideoFrame]:
-        """One frame for each of `times` (strictly increasing), all of which an earlier pass has seen.
+        """One frame for each of `times` (strictly increasing), which an earlier pass has decoded.
 
-        Searches first; should the search land past the first, tries earlier keyframes, and in the end decodes again
-        from the beginning. A picture that damage makes unreproducible is replaced by the next one.
+        Seeks first; if that ends after the first time, tries earlier keyframes, and finally decodes again from the
+        beginning. A frame that damage makes irreproducible is replaced by the next one.
         """
         found = 0
         key = bisect_right(self._keys, times[0]) - 1
@@ -247,20 +245,18 @@ class Timeline(Iterator[VideoFrame]):
                     found += 1
                     if found == len(times):
                         return
-            lead = 2 * lead + 1  # an inexact container (MPEG-TS) needs aiming at an earlier keyframe
-        picture = None
+            lead = 2 * lead + 1  # containers without an index (MPEG-TS) need an earlier keyframe
         for picture in self._reader.pictures():
             while picture.time >= times[found]:
                 yield picture.frame
                 found += 1
                 if found == len(times):
                     return
-        for _ in range(found, len(times)):
-            yield picture.frame
+        yield from repeat(picture.frame, len(times) - found)
 
 
 class _Stamp:
-    """Time and duration of a picture that is not decoded."""
+    """Time and duration of a frame that is not decoded."""
 
     __slots__ = ("duration", "time")
 

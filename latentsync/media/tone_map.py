@@ -55,11 +55,10 @@ class ToneMapper:
 
 def tone_map(rgb: np.ndarray, transfer: int) -> np.ndarray:
     """(H, W, 3) uint16 BT.2020 RGB -> (H, W, 3) uint16 BT.709 RGB. transfer: a key of `HDR_TRANSFERS`."""
-    light = _display_light(rgb, transfer)
-    brightest = np.sqrt(np.minimum(light.max(axis=2), PEAK) / PEAK)
+    light = cv2.transform(_display_light(rgb, transfer), BT2020_TO_BT709)
+    brightest = np.sqrt(np.clip(light.max(axis=2), 0, PEAK) / PEAK)
     scale = _tone_curve()[(brightest * (STEPS - 1)).astype(np.uint16)]
-    sdr = cv2.transform(light * scale[..., None], BT2020_TO_BT709)
-    coded = cv2.pow(np.clip(sdr, 0.0, 1.0), 1 / DISPLAY_GAMMA)
+    coded = cv2.pow(np.clip(light * scale[..., None], 0.0, 1.0), 1 / DISPLAY_GAMMA)
     return np.rint(coded * (STEPS - 1)).astype(np.uint16)
 
 

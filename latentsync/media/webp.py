@@ -1,6 +1,6 @@
-"""Animated WebP, which libav cannot decode: its size and timing from the chunk headers, its frames through Pillow.
+"""Animated WebP, which libav cannot decode: size and timing from its chunk headers, frames by Pillow.
 
-Nothing is decoded until a frame is asked for, so the number of frames costs nothing at the start.
+Frames are decoded one at a time, so that opening a file with many frames is fast.
 """
 
 import os
@@ -51,10 +51,10 @@ def read_animated_webp(path: Path) -> AnimatedWebp | None:
 
 
 def decode_frames(path: Path, durations: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """RGBA frames (H, W, 4) uint8, composed by Pillow, one at a time. Raises UserError at the first that is damaged."""
+    """RGBA frames (H, W, 4) uint8, composed by Pillow, one at a time. Raises UserError at the first damaged one."""
     try:
         with open_image(path) as image:
-            for index in range(min(len(durations), image.n_frames)):
+            for index in range(min(len(durations), getattr(image, "n_frames", 1))):
                 image.seek(index)
                 yield np.asarray(image.convert("RGBA"))
     except IMAGE_ERRORS as error:

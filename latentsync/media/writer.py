@@ -24,11 +24,11 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 
 
 class VideoWriter:
-    """Encodes frames at a constant rate into an mp4, mov or mkv file with the given sound.
+    """Encodes frames at a constant rate into an mp4, mov or mkv file with the given audio.
 
-    Use it in a `with` block: the file is written under a hidden, unique name in the output's folder and renamed over
-    the output at the end; any exception (Ctrl-C too) removes it and leaves an existing output as it was.
-    Frames must all have the same size. Not to be shared between threads at the same time.
+    Use it in a `with` block: the file is written under a hidden, unique name in the output's folder and renamed at the
+    end; any exception (also Ctrl-C) removes it and keeps an existing output. All frames must have the same size. Not
+    for use by several threads at the same time.
     """
 
     def __init__(
@@ -95,9 +95,11 @@ class VideoWriter:
             self.abort()
 
     def write(self, frame: VideoFrame) -> None:
-        """Encode one frame, and write the sound that belongs before it. The frame may be written again later."""
+        """Encode one frame and write the audio that belongs before its end. A frame may be written repeatedly."""
         if (frame.width, frame.height) != self._size:
             raise ValueError(f"frame of {frame.width}x{frame.height} in a video of {self._size[0]}x{self._size[1]}")
+        if self._container is None:
+            raise ValueError(f"{self._name}: the file is closed")
         picture = self._picture(frame)
         with self._user_errors():
             self._container.mux(self._stream.encode(picture))
@@ -106,7 +108,7 @@ class VideoWriter:
                 self._audio.mux_until(self._frames / self._fps)
 
     def close(self) -> None:
-        """Finish the file (all of the sound, also beyond the last frame) and put it in place. Again: no effect."""
+        """Finish the file, with all of the audio, and move it into place. No effect if it is closed."""
         if self._container is None:
             return
         try:
@@ -126,12 +128,12 @@ class VideoWriter:
             self._audio.close()
 
     def abort(self) -> None:
-        """Give the output up: nothing is left on disk, an existing output stays. No effect after `close`."""
+        """Discard the file and keep an existing output. No effect after `close`."""
         container, self._container = self._container, None
         if self._audio is not None:
             self._audio.close()
         try:
-            # Closing writes the index and can fail like any write (disk full); the file goes away anyway.
+            # Closing writes the index, which may fail (disk full); the file is removed anyway.
             with contextlib.suppress(av.error.FFmpegError, OSError):
                 if container is not None:
                     container.close()
@@ -146,8 +148,8 @@ class VideoWriter:
         audio: AudioSource | None,
         max_audio_seconds: float | None,
     ) -> None:
-        suffix = self._target.suffix.lower()
-        # The index goes to the front, so that the video plays while it is being downloaded.
+        suffix = self._temporary.suffix
+        # With the index at the front, the video plays while it is being downloaded.
         container_options = {"movflags": "+faststart"} if suffix in (".mp4", ".mov") else {}
         self._container = av.open(file_url(self._temporary.path), "w", options=container_options)
         self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
@@ -165,7 +167,7 @@ class VideoWriter:
             self._audio = AudioTrack(self._container, suffix, audio, max_audio_seconds)
 
     def _picture(self, frame: VideoFrame) -> av.VideoFrame:
-        """The next picture for the encoder. Copied: PyAV's wrapping of I420 arrays is wrong for heights like 270."""
+        """The next frame for the encoder. Copied, because PyAV wraps I420 arrays wrongly for heights such as 270."""
         picture = av.VideoFrame(frame.width, frame.height, "yuv420p")
         for plane, samples in zip(picture.planes, frame.planes, strict=True):
             plane_samples(plane)[:] = samples
@@ -179,7 +181,7 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _user_errors(self) -> Iterator[None]:
-        """What the disk or the encoder refuses becomes one line for the user."""
+        """Turn errors of the disk and the encoder into a UserError."""
         try:
             yield
         except UserError:

@@ -1,1 +1,1 @@
-"""Audio features: openai-whisper's encoder, its hidden states and the per-frame windows cut from them."""
+"""Audio features: hidden states of openai-whisper's encoder, and the window of them for each video frame."""

@@ -1,6 +1,6 @@
-"""Audio to the tokens the UNet listens to: `Audio2Feature`.
+"""From audio to the tokens of the UNet's cross-attention: `Audio2Feature`.
 
-Letters: T rows (50 a second), L encoder blocks, D width, F video frames, S tokens of one video frame.
+Letters: T rows (50 per second), L encoder blocks, D width, F video frames, S tokens of one video frame.
 """
 
 import hashlib
@@ -29,27 +29,27 @@ from latentsync.whisper.windows import (
     gather_tokens,
 )
 
-FEATURE_VERSION = 1  # raise when the same audio gives other features, so that old cache entries are left alone
+FEATURE_VERSION = 1  # increase when the same audio gives other features, so that old cache entries are not used
 CACHE_KEY = "features"
 
 
 class Audio2Feature:
-    """Hidden states of a Whisper encoder, and the windows of them that each video frame is given.
+    """Hidden states of a Whisper encoder, and the window of them for each video frame.
 
-    The tokens of video frame i are the rows from `centre - 2l` to `centre + 2(r + 1) - 1`, centre = int(i * 50 / fps),
-    clamped to the ends, all layers flattened with time outside: (50, 384) for Whisper tiny and [l, r] = [2, 2].
+    The tokens of video frame i are the rows from `center - 2l` to `center + 2(r + 1) - 1`, center = int(i * 50 / fps),
+    clamped to the ends, with all layers flattened, time first: (50, 384) for Whisper tiny and [l, r] = [2, 2].
 
-    Not safe for use by two threads at once: the encoder's hooks are shared.
+    Not for use by several threads at the same time: they would share the encoder's hooks.
 
     Args:
         model_path: Whisper checkpoint, full (`.pt`) or encoder alone (`.safetensors`).
         device: where the encoder runs. Results are always float32 on the CPU.
-        audio_embeds_cache_dir: directory for the features of files, named by the content of file and model;
-            None keeps nothing.
+        audio_embeds_cache_dir: cache of the features of files, keyed by the contents of file and model; None for no
+            cache.
         num_frames: video frames of one training sample (`crop_overlap_audio_window`).
         audio_feat_length: [l, r], in video frames at 25 fps.
-        overlap_seconds: what neighbouring 30 s windows share; a cross-fade joins them. 0 is the rule the published
-            checkpoints were trained with, which glitches every 30 s. Audio up to 30 s is the same either way.
+        overlap_seconds: overlap of neighboring 30 s windows, which are cross-faded. With 0, as the published
+            checkpoints were trained, there is a glitch every 30 s. Makes no difference for audio up to 30 s.
 
     Raises:
         UserError: the checkpoint is missing or is not a Whisper encoder.
@@ -86,7 +86,7 @@ class Audio2Feature:
 
     @property
     def num_layers(self) -> int:
-        """States kept of each row: the encoder's blocks and its input."""
+        """Number of states per row: the outputs of the encoder's blocks and its input."""
         return len(self.encoder.blocks) + 1
 
     @property
@@ -101,12 +101,12 @@ class Audio2Feature:
         return self
 
     def audio2feat(self, path: str | Path) -> torch.Tensor:
-        """States of a whole audio (or video) file: (T, L + 1, D) float32, read from the cache where it holds them.
+        """States of a whole audio or video file: (T, L + 1, D) float32, from the cache if present.
 
         Raises:
             UserError: the file has no readable audio.
         """
-        if self.cache_dir is None or not Path(path).is_file():  # load_audio names what is wrong with a path
+        if self.cache_dir is None or not Path(path).is_file():  # load_audio raises the error
             return self.wave2feat(load_audio(path, SAMPLE_RATE))
         entry = self.cache_dir / f"{self._cache_key(Path(path))}.safetensors"
         features = self._read_cache(entry)
@@ -116,23 +116,23 @@ class Audio2Feature:
         return features
 
     def wave2feat(self, wave: np.ndarray) -> torch.Tensor:
-        """States of a whole signal: (T, L + 1, D) float32. 7.7 kB a row: for long audio use `stream`.
+        """States of a whole signal: (T, L + 1, D) float32. Takes 7.7 kB per row: use `stream` for long audio.
 
         Args:
             wave: (N,) mono at 16 kHz, float32 in [-1, 1] or int16.
 
         Raises:
-            UserError: the signal holds NaN or infinite samples.
+            UserError: the signal contains NaN or infinite samples.
         """
         rows = self._rows(wave)
         return rows.read(0, rows.num_rows)
 
     def stream(self, wave: np.ndarray | SpooledAudio, fps: Fps, num_frames: int | None = None) -> AudioFeatureStream:
-        """Tokens of each video frame, computed as they are read, in memory that does not grow with the audio.
+        """Tokens of each video frame, computed on demand in constant memory.
 
         Args:
             wave: as in `wave2feat`; kept by reference.
-            fps: video frames a second; a Fraction for rates such as 30000/1001.
+            fps: video frame rate; a Fraction for rates such as 30000/1001.
             num_frames: clip length; by default ceil(duration * fps).
         """
         num_frames = count_frames(len(wave), fps) if num_frames is None else num_frames
@@ -145,7 +145,7 @@ class Audio2Feature:
 
         Args:
             feature_array: (T, L + 1, D) from `audio2feat`.
-            fps: video frames a second.
+            fps: video frame rate.
             num_frames: clip length; by default as many frames as the features cover, ceil(T * fps / 50).
         """
         features = torch.as_tensor(feature_array)
@@ -154,7 +154,7 @@ class Audio2Feature:
         return list(self._tokens(features, range(num_frames), fps))
 
     def crop_overlap_audio_window(self, feat: torch.Tensor, start_index: int, fps: Fps = FPS) -> torch.Tensor:
-        """Tokens of the `num_frames` video frames from `start_index` on: (num_frames, S, D), for training."""
+        """Tokens of `num_frames` video frames from `start_index`: (num_frames, S, D), for training."""
         return self._tokens(torch.as_tensor(feat), range(start_index, start_index + self.num_frames), fps)
 
     def _tokens(self, features: torch.Tensor, frames: range, fps: Fps) -> torch.Tensor:
@@ -179,14 +179,14 @@ class Audio2Feature:
         return digest.hexdigest()
 
     def _cache_key(self, path: Path) -> str:
-        """Name of a cache entry: what the audio is, what encodes it and how; never where the file lies."""
+        """Name of a cache entry, from the contents of the file, the encoder and its settings."""
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         parts = (FEATURE_VERSION, content, self._model_digest, self._overlap_rows)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _read_cache(self, entry: Path) -> torch.Tensor | None:
-        """Features of a cache entry; None when there is none or it is damaged (it is then computed anew)."""
+        """Features of a cache entry; None if it is missing or damaged, so that they are computed again."""
         try:
             features = load(entry.read_bytes())[CACHE_KEY]
         except (FileNotFoundError, SafetensorError, KeyError):
@@ -195,7 +195,7 @@ class Audio2Feature:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    """Readers, other processes included, see the whole file or none."""
+    """Write a file that appears complete or not at all, also to other processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:16]}-", suffix=".part")
     try:

@@ -1,6 +1,6 @@
-"""The stock openai-whisper encoder: read from a checkpoint, and its hidden states.
+"""The encoder of openai-whisper: loading a checkpoint, and its hidden states.
 
-Letters: L encoder blocks, R rows (50 a second), D width.
+Letters: L encoder blocks, R rows (50 per second), D width.
 """
 
 from pathlib import Path
@@ -15,18 +15,18 @@ from latentsync.utils.light_whisper import AudioEncoder
 
 HEAD_WIDTH = 64  # of every published Whisper size
 PREFIX = "encoder."
-MAX_REASON = 200  # characters of a library's message that are passed on
+MAX_REASON = 200  # characters of a library's message in our own
 
 
 def load_encoder(path: str | Path) -> AudioEncoder:
-    """Read a Whisper encoder in float32, in evaluation mode, on the CPU.
+    """Load a Whisper encoder in float32, in evaluation mode, on the CPU.
 
     Args:
         path: a full openai-whisper checkpoint (`.pt`, `{"dims", "model_state_dict"}`), or the encoder alone
             (`.safetensors`, names with or without the prefix `encoder.`, any float type).
 
     Raises:
-        UserError: the file is missing, unreadable, or holds something other than a Whisper encoder.
+        UserError: the file is missing, unreadable, or not a Whisper encoder.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,7 +47,7 @@ def hidden_states(encoder: AudioEncoder, mel: torch.Tensor) -> torch.Tensor:
     """States of one window before the final LayerNorm.
 
     Args:
-        mel: (n_mels, 2R) normalised log-mel, exactly the encoder's context long.
+        mel: (n_mels, 2R) normalized log-mel of exactly the length of the encoder's context.
 
     Returns:
         (R, L + 1, D): the input embedding (after the convolutions and the positional embedding), then the output of
@@ -69,12 +69,12 @@ def _read_pt(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:
         reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
-        raise UserError(f"cannot read {path} as a Whisper checkpoint, fetch it again: {reason}") from error
+        raise UserError(f"cannot read {path} as a Whisper checkpoint, download it again: {reason}") from error
     if not isinstance(checkpoint, dict) or not {"dims", "model_state_dict"} <= checkpoint.keys():
         raise UserError(f"{path} is not a Whisper checkpoint: it lacks the entries dims and model_state_dict")
     dims, tensors = checkpoint["dims"], checkpoint["model_state_dict"]
     if not isinstance(dims, dict) or not isinstance(tensors, dict):
-        raise UserError(f"{path} is not a Whisper checkpoint: dims and model_state_dict are not tables of values")
+        raise UserError(f"{path} is not a Whisper checkpoint: dims and model_state_dict must be dictionaries")
     return tensors, dims.get("n_audio_head")
 
 
@@ -84,18 +84,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
             num_heads = (file.metadata() or {}).get("n_audio_head")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read {path} as safetensors, fetch it again: {error}") from error
+        raise UserError(f"cannot read {path} as safetensors, download it again: {error}") from error
     return tensors, num_heads
 
 
 def _encoder_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The encoder's tensors under `AudioEncoder`'s own names; a decoder beside it is left out."""
+    """The tensors of the encoder under the names of `AudioEncoder`, without those of a decoder."""
     prefixed = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
     return prefixed or tensors
 
 
 def _dimensions(state: dict[str, torch.Tensor], num_heads: Any) -> dict[str, int]:
-    """Arguments of `AudioEncoder`, read off the shapes; heads are 64 wide when the file does not say."""
+    """Arguments of `AudioEncoder` from the shapes; heads are 64 wide if the file does not state their number."""
     width, n_mels, _kernel = state["conv1.weight"].shape
     num_heads = width // HEAD_WIDTH if num_heads is None else int(num_heads)
     if num_heads < 1 or width % num_heads:

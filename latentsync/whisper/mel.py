@@ -1,7 +1,6 @@
 """Log-mel spectrogram of openai-whisper, computed block by block.
 
-The values are those of `whisper.audio.log_mel_spectrogram` over the whole signal, but only the block that is asked for
-is ever in memory, so an hour of audio costs no more than half a minute.
+The values are those of `whisper.audio.log_mel_spectrogram` over the whole signal, but only one block is in memory.
 """
 
 import numpy as np
@@ -21,15 +20,15 @@ MIN_SAMPLES = max(N_FFT, 2 * HOP_LENGTH)
 
 
 class LogMel:
-    """Log-mel frames of one signal, 100 a second, computed on demand.
+    """Log-mel frames of a signal, 100 per second, computed on demand.
 
     Args:
-        wave: (N,) mono at 16 kHz; float32 in [-1, 1] or int16. Kept by reference, never copied as a whole
-            (a `SpooledAudio` will do). Fewer than 400 samples are padded with silence.
+        wave: (N,) mono at 16 kHz; float32 in [-1, 1] or int16. Kept by reference, never copied as a whole,
+            so that it may be a `SpooledAudio`. Fewer than 400 samples are padded with silence.
         n_mels: number of mel bands, 80 for the Whisper sizes used here.
 
     Raises:
-        UserError: the signal holds NaN or infinite samples.
+        UserError: the signal contains NaN or infinite samples.
     """
 
     def __init__(self, wave: np.ndarray | SpooledAudio, n_mels: int = 80) -> None:
@@ -44,17 +43,17 @@ class LogMel:
         self._floor = self._maximum() - DYNAMIC_RANGE
 
     def frames(self, start: int, stop: int) -> torch.Tensor:
-        """Normalised log-mel of frames `start` to `stop - 1`: (n_mels, stop - start) float32."""
+        """Normalized log-mel of frames `start` to `stop - 1`: (n_mels, stop - start) float32."""
         log_mel = self._log_power(start, stop).clamp_(min=self._floor)
         return log_mel.add_(4.0).div_(4.0)
 
     def _maximum(self) -> float:
         starts = range(0, self.num_frames, BLOCK_FRAMES)
-        # Numbers, not tensors: small tensors kept between the large ones of each block fragment the heap.
+        # Floats, not tensors: small tensors between the large ones of each block would fragment the heap.
         maxima = [self._log_power(s, min(s + BLOCK_FRAMES, self.num_frames)).max().item() for s in starts]
         maximum = float(np.max(maxima))
         if not np.isfinite(maximum):
-            raise UserError("the audio holds NaN or infinite samples; re-export it as 16-bit PCM")
+            raise UserError("the audio contains NaN or infinite samples; re-export it as 16-bit PCM")
         return maximum
 
     def _log_power(self, start: int, stop: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Encoder states of a signal of any length, window by window, and the tokens of each video frame.
 
-Letters: R rows (encoder states, 50 a second), L encoder blocks, D width, S tokens of one video frame.
+Letters: R rows (encoder states, 50 per second), L encoder blocks, D width, S tokens of one video frame.
 """
 
 import math
@@ -16,7 +16,7 @@ from latentsync.whisper.mel import LogMel
 
 MEL_PER_ROW = 2
 FADE_SECONDS = 1.0
-WINDOWS_IN_MEMORY = 2  # the two that meet at a seam
+WINDOWS_IN_MEMORY = 2  # the two at a seam
 
 Fps = int | float | Fraction
 
@@ -27,18 +27,18 @@ def count_frames(num_samples: int, fps: Fps) -> int:
 
 
 def frame_rows(frame: int, fps: Fps, feat_length: tuple[int, int], num_rows: int) -> torch.Tensor:
-    """Indices of the rows a video frame hears: 2(l + r + 1) of them around its time, clamped to the signal."""
+    """Indices of the 2(l + r + 1) rows around the time of a video frame, clamped to the signal."""
     left, right = feat_length
-    centre = int(frame * WHISPER_ROWS_PER_SECOND / fps)
-    return torch.arange(centre - 2 * left, centre + 2 * (right + 1)).clamp_(0, num_rows - 1)
+    center = int(frame * WHISPER_ROWS_PER_SECOND / fps)
+    return torch.arange(center - 2 * left, center + 2 * (right + 1)).clamp_(0, num_rows - 1)
 
 
 class FeatureRows:
-    """Rows of encoder states of one signal; at most two windows are held in memory.
+    """Rows of encoder states of one signal, with at most two windows in memory.
 
-    Neighbouring windows share `overlap_rows` rows. The outer rows of each window, which know least of their
-    surroundings, are dropped, and a linear cross-fade of a second in the middle of the overlap joins the two.
-    Without overlap this is the plain rule: independent windows, end to end.
+    Neighboring windows overlap by `overlap_rows` rows. The outer rows of each window, which have the least context, are
+    dropped, and a linear cross-fade of one second in the middle of the overlap joins the two. Without overlap, windows
+    are independent and adjacent.
 
     Args:
         mel: the signal.
@@ -81,16 +81,16 @@ class FeatureRows:
         return 1 + max(0, math.ceil((self.num_rows - self._window_rows) / self._hop))
 
     def _seam(self, index: int) -> int:
-        """Row at the centre of the overlap between windows `index - 1` and `index`."""
+        """Row at the center of the overlap between windows `index - 1` and `index`."""
         return index * self._hop + self._overlap // 2
 
     def _window_of(self, row: int) -> int:
-        """The window whose own stretch holds `row`; a stretch runs from one fade's begin to the next one's."""
+        """The window that `row` belongs to; windows are delimited by the starts of their cross-fades."""
         reached = (row + self._half_fade - self._overlap // 2) // self._hop
         return min(max(reached, 0), self.num_windows - 1)
 
     def _owned(self, index: int, start: int, stop: int) -> torch.Tensor:
-        """Rows of `[start, stop)` that lie in the own stretch of window `index`, its fade-in from the last applied."""
+        """Rows of `[start, stop)` that belong to window `index`, cross-faded with the window before it."""
         is_last = index == self.num_windows - 1
         stop = min(stop, self.num_rows if is_last else self._seam(index + 1) - self._half_fade)
         rows = self._window(index)[start - index * self._hop : stop - index * self._hop]
@@ -118,15 +118,15 @@ class FeatureRows:
 
 
 class AudioFeatureStream:
-    """Audio tokens of each video frame of one clip, computed as they are asked for.
+    """Audio tokens of each video frame of one clip, computed on demand.
 
-    Memory is bounded by two encoder windows (23 MB for Whisper tiny) however long the audio. Frames are meant to be
-    read in order; any order works, at the price of encoding windows again.
+    Memory is bounded by two encoder windows (23 MB for Whisper tiny) for audio of any length. Reading frames out of
+    order works, but may encode windows again.
 
     Args:
         rows: the encoder states of the whole signal.
-        fps: video frames a second.
-        feat_length: (l, r), the frames heard before and after.
+        fps: video frame rate.
+        feat_length: (l, r), video frames of context before and after.
         num_frames: length of the clip in video frames.
     """
 
@@ -158,5 +158,5 @@ class AudioFeatureStream:
 
 
 def gather_tokens(rows: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows (R, L + 1, D) picked by indices (F, 2(l + r + 1)) -> tokens (F, S, D), time outside, layer inside."""
+    """Rows (R, L + 1, D) at indices (F, 2(l + r + 1)) -> tokens (F, S, D), time first, then layers."""
     return rearrange(rows[indices], "f t l d -> f (t l) d")

@@ -14,6 +14,8 @@ from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter, is_cut
 from latentsync.media.interpolation import RifeInterpolator, change_frame_rate, load_rife, open_interpolator
 from latentsync.media.optical_flow import FlowInterpolator, FlowMeter
+from latentsync.media.probe import probe_video
+from latentsync.media.reader import VideoReader
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
 from tests.conformance.seeded import fill_
@@ -191,6 +193,18 @@ def test_a_file_at_twice_the_rate_keeps_its_sound_and_its_frames(tmp_path):
     assert packets[0] == packets[1]
     shown = numbers_of(VideoFrame.from_rgb(frame.to_ndarray(format="rgb24")) for frame in frames[::2])
     assert shown == list(range(12))
+
+
+@pytest.mark.parametrize("target", [59.94, "59.94", "60000/1001"])
+def test_ntsc_rates_keep_every_source_frame(tmp_path, target):
+    source = write_clip(tmp_path / "a.mp4", 20, fps=Fraction(30000, 1001))
+    out = change_frame_rate(source, tmp_path / "out.mp4", target, crf=0)
+    info = probe_video(out)
+    assert info.fps == Fraction(60000, 1001)
+    with VideoReader(probe_video(source)) as given, VideoReader(info) as made:
+        kept = [picture.frame.i420 for picture in made.pictures()][::2]
+        for original, frame in zip(given.pictures(), kept, strict=True):
+            np.testing.assert_array_equal(frame, original.frame.i420)
 
 
 def test_a_file_that_cannot_be_done_leaves_nothing(tmp_path):

@@ -81,7 +81,7 @@ def test_playlists_are_refused(tmp_path):
 
 def test_sound_alone(tmp_path):
     path = write_audio(tmp_path / "a.wav", tone(16000, 0.5))
-    with pytest.raises(UserError, match="only sound"):
+    with pytest.raises(UserError, match="only audio"):
         probe_video(path)
 
 
@@ -98,7 +98,7 @@ def test_cover_picture_is_no_video(tmp_path):
         frame.sample_rate = 16000
         container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
-    with pytest.raises(UserError, match="only sound"):
+    with pytest.raises(UserError, match="only audio"):
         probe_video(path)
 
 

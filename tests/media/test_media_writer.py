@@ -63,7 +63,7 @@ def test_untouched_samples_are_encoded_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tags", [ColorTags(), ColorTags(1, 1, 1, 1), ColorTags(5, 2, 5, 6), ColorTags(9, 1, 9, 16), ColorTags(6, 1, 6, 13)]
+    "tags", [ColorTags(), ColorTags(1, 1, 1, 1), ColorTags(5, 2, 5, 6), ColorTags(9, 1, 9, 14), ColorTags(6, 1, 6, 13)]
 )
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_colour_tags_and_colours_survive(tmp_path, tags, suffix):

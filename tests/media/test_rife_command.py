@@ -1,4 +1,4 @@
-"""What the command for frames in between says: which interpolator ran, and what is wrong with its options."""
+"""Output of the interpolation command: which interpolator ran, and errors in its options."""
 
 import importlib.util
 import subprocess
@@ -26,7 +26,7 @@ def test_the_interpolator_is_named_on_a_line_of_its_own(tmp_path):
     run = subprocess.run([sys.executable, COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout == f"{tmp_path / 'in_2x.mp4'}\n"
     lines = run.stderr.replace("\r", "\n").splitlines()
-    assert any(line.startswith("frames in between by optical flow") for line in lines), run.stderr
+    assert any(line.startswith("frame interpolation: optical flow") for line in lines), run.stderr
 
 
 @pytest.mark.parametrize("fps", ["nan", "inf", "0", "-25"])

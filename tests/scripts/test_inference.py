@@ -237,7 +237,7 @@ BAD_VIDEOS = {
     "noise": (bytes_file("v.mp4", np.random.default_rng(0).bytes(5000)), "not a video file that can be read"),
     "truncated": (truncated, "not a video file that can be read"),
     "no frames": (no_frames, "not a video file that can be read"),
-    "only sound": (lambda folder: write_audio(folder / "a.mp4", tone(16000, 0.4), codec="aac"), "only sound"),
+    "only audio": (lambda folder: write_audio(folder / "a.mp4", tone(16000, 0.4), codec="aac"), "only audio"),
     "no face": (lambda folder: clip(folder / "v.mp4", 12, lambda index: picture(())), "no face was found"),
     "1x1": (lambda folder: tiny_video(folder), "no face was found"),
     "1x1 still": (lambda folder: save_picture(folder / "p.png", np.zeros((1, 1, 3), np.uint8)), "no face was found"),
