@@ -258,7 +258,7 @@ def test_streams_that_come_at_once_are_bounded(tmp_path, media):
 def test_state_of_the_server(client, service, media):
     assert client.get("/healthz").json()["status"] == "ok"
     ready = client.get("/readyz")
-    assert ready.status_code == 503 and ready.json()["problems"] == ["no worker runs"]
+    assert ready.status_code == 503 and ready.json()["problems"] == ["no worker is running"]
     service.store.worker_beat("test", os.getpid(), "cpu", ["embedded"])
     assert client.get("/readyz").json() == {"ready": True, "problems": []}
     job = submit(client, media)
