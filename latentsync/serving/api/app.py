@@ -12,6 +12,7 @@ from latentsync import __version__
 from latentsync.serving.api import jobs, state
 from latentsync.serving.api.access import BrowserGuard, HeadGuard
 from latentsync.serving.api.context import ApiContext
+from latentsync.serving.api.docs import add_docs
 from latentsync.serving.api.errors import install_handlers, responses
 from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.keys import ApiKeys, key_check
@@ -59,7 +60,7 @@ def create_app(
     desk = UploadDesk(
         service.upload_folder(), service.settings.max_upload_bytes, service.settings.min_free_bytes, limits
     )
-    app = Api(title="LatentSync", version=__version__, description=DESCRIPTION, lifespan=None)
+    app = Api(title="LatentSync", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.context = ApiContext(service, limits, desk, fetcher, closing or threading.Event())
     app.state.metrics = Metrics(service, desk)
     keys = ApiKeys(api_key, named_keys or {})
@@ -70,6 +71,7 @@ def create_app(
     app.include_router(jobs.router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.keyed_router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.open_router)
+    add_docs(app)
     install_handlers(app)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(BrowserGuard, hosts=allowed_hosts)
