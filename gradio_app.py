@@ -1,8 +1,8 @@
 """The web page: `python gradio_app.py`, then http://127.0.0.1:7860.
 
-Jobs and results lie in the workspace and outlive the page. Other machines are let in only with a password, taken from
-the environment variables LATENTSYNC_PAGE_USER and LATENTSYNC_PAGE_PASSWORD, or with --no_auth. Exit codes: 0 stopped,
-1 something is wrong with what was given (one line says what), 2 wrong usage.
+Jobs and results are kept in the workspace and outlive the page. Other machines need a password, read from the
+environment variables LATENTSYNC_PAGE_USER and LATENTSYNC_PAGE_PASSWORD, unless --no_auth is given. Exit codes: 0
+stopped, 1 invalid input or settings (with a one-line message), 2 wrong usage.
 """
 
 import argparse
@@ -21,12 +21,12 @@ USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASS
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python gradio_app.py", description="The web page of LatentSync.", allow_abbrev=False
+        prog="python gradio_app.py", description="The web UI of LatentSync.", allow_abbrev=False
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on; anything but a loopback address needs a password")
-    port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # a text: what is no number is wrong usage, as of the option
-    add("--port", type=int, default=port, help="0 for any free one (default: %(default)s)")
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # text, so that an invalid value is a usage error
+    add("--port", type=int, default=port, help="0 for a free one (default: %(default)s)")
     add("--no_auth", action="store_true", help="allow other machines without a password")
     add(
         "--share",
@@ -34,15 +34,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="create a public link through Gradio's servers; anyone who has the link can use the page",
     )
     add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
-    add("--model", default=AUTO, help="model of jobs that name none (default: the best present)")
-    add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")
+    add("--model", default=AUTO, help="default model of jobs (default: the best present)")
+    add(
+        "--max_upload_mb",
+        type=size,
+        default=2048,
+        help="maximum size of an uploaded file in MiB (default: %(default)s)",
+    )
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
     add_service_arguments(parser)
     return parser
 
 
 def read_login() -> tuple[str, str] | None:
-    """User and password of the environment. Raises UserError where one of them is missing."""
+    """User name and password from the environment. Raises UserError if only one of them is set."""
     user, password = (os.environ.get(name, "") for name in (USER_VARIABLE, PASSWORD_VARIABLE))
     if bool(user) != bool(password):
         raise UserError(f"set both {USER_VARIABLE} and {PASSWORD_VARIABLE}, or neither")
@@ -50,7 +55,7 @@ def read_login() -> tuple[str, str] | None:
 
 
 def check_exposure(options: argparse.Namespace, login: tuple[str, str] | None) -> None:
-    """Raises UserError where strangers could use the page without a password."""
+    """Raises UserError if others could use the page without a password."""
     from latentsync.serving.api.access import is_loopback
 
     open_to_others = options.share or not is_loopback(options.host)
@@ -62,7 +67,7 @@ def check_exposure(options: argparse.Namespace, login: tuple[str, str] | None) -
 
 
 def run(options: argparse.Namespace) -> None:
-    """Serve the page until a signal comes; running jobs then go back to the queue."""
+    """Serve the page until a signal arrives; running jobs then return to the queue."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     login = read_login()
     check_exposure(options, login)
@@ -84,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     if options.repair:
         repair(settings.workspace)
     service = JobService(settings)
-    # Read by Gradio when it is imported: uploads age out with the workspace's, and nothing is sent home.
+    # Gradio reads these when it is imported: uploads expire with the workspace's, and no usage data is sent.
     os.environ["GRADIO_TEMP_DIR"] = str(service.upload_folder())
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from latentsync.serving.page.app import serve_page

@@ -1,4 +1,4 @@
-"""Use the HTTP API from Python: `python examples/client.py person.mp4 voice.wav result.mp4`. Needs httpx only."""
+"""Use the REST API from Python: `python examples/client.py person.mp4 speech.wav result.mp4`. Needs only httpx."""
 
 import json
 import os
@@ -11,14 +11,14 @@ import httpx
 
 
 class LatentSyncClient:
-    """A server at `url`; `api_key` as the server was given it, if it was."""
+    """Client of a server at `url`; `api_key` if the server requires one."""
 
     def __init__(self, url: str = "http://127.0.0.1:8000", api_key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(60, write=600))
 
     def submit(self, video: str, audio: str | None = None, **options: object) -> dict:
-        """Upload the files (streamed from disk); returns the queued job. Options are those of /docs."""
+        """Upload the files, streamed from disk; returns the queued job. /docs lists the options."""
         with ExitStack() as stack:
             paths = {"video": video, "audio": audio}
             files = {role: stack.enter_context(open(path, "rb")) for role, path in paths.items() if path}
@@ -27,14 +27,14 @@ class LatentSyncClient:
             )
 
     def follow(self, job_id: str) -> Iterator[dict]:
-        """The job after each change, the finished one last."""
+        """Yield the job after each change, the finished one last."""
         with self.http.stream("GET", f"/v1/jobs/{job_id}/events", timeout=60) as response:
             for line in response.raise_for_status().iter_lines():
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
 
     def download(self, job: dict, path: str) -> None:
-        """Save the result of a job that is done."""
+        """Save the result of a finished job."""
         with self.http.stream("GET", job["links"]["result"]) as response, Path(path).open("wb") as file:
             for piece in response.raise_for_status().iter_bytes():
                 file.write(piece)

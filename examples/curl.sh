@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The HTTP API with curl: examples/curl.sh VIDEO AUDIO OUT [option=value ...]
-# LATENTSYNC_URL: the server (default http://127.0.0.1:8000). LATENTSYNC_API_KEY: its key, if it has one.
+# Use the REST API with curl: examples/curl.sh VIDEO AUDIO OUT [option=value ...]
+# LATENTSYNC_URL: the server (default http://127.0.0.1:8000). LATENTSYNC_API_KEY: the key, if it requires one.
 set -euo pipefail
 
 VIDEO=$1 AUDIO=$2 OUT=$3
@@ -25,9 +25,9 @@ fi
 JOB=$(sed -n 's/.*"self": *"\([^"]*\)".*/\1/p' <<<"$ANSWER")
 echo "queued as ${JOB##*/}"
 
-# Follow until it is over: events named progress, then one named final.
+# Follow the job to its end: events named progress, then one named final.
 "${CURL[@]}" --fail --no-buffer "$URL$JOB/events" | sed -n 's/^event: //p'
 
-# Fetch the result. A download that broke off is continued by --continue-at -.
+# Download the result. Add --continue-at - to resume an interrupted download.
 "${CURL[@]}" --fail --output "$OUT" "$URL$JOB/result"
 echo "saved $OUT"

@@ -1,8 +1,8 @@
 """Lip-sync a list of videos, unattended: `python -m scripts.batch --list jobs.csv`.
 
-The list is a CSV with the columns video, audio and out, and any generation option (see docs/serving.md). Running the
-same command again resumes, and repeats only rows that have failed or changed. Exit codes: 0 all rows are done, 1 some
-are not, or an input or option is not valid, 2 wrong usage, 130 interrupted.
+The list is a CSV with the columns video, audio and out, and any generation options (see docs/serving.md). Run the same
+command again to resume; it repeats only rows that have failed or changed. Exit codes: 0 all rows are done, 1 some rows
+failed, or an input or option is not valid, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -25,16 +25,21 @@ def build_parser() -> OptionParser:
         description="Lip-sync a list of videos. The generation options given here apply to rows that leave them empty.",
     )
     add = parser.add_argument
-    add("--list", type=Path, required=True, help="CSV with the columns video, audio, out; paths start at its folder")
-    add("--workspace", type=Path, help="folder of the jobs until they are done (default: beside the list)")
-    add("--job_timeout_seconds", type=float, default=21600, help="longest duration of a job (default: %(default)s)")
+    add(
+        "--list",
+        type=Path,
+        required=True,
+        help="CSV with the columns video, audio, out; paths are relative to its folder",
+    )
+    add("--workspace", type=Path, help="folder of the jobs until they are done (default: next to the list)")
+    add("--job_timeout_seconds", type=float, default=21600, help="time limit of a job (default: %(default)s)")
     add_service_arguments(parser)
     add_option_arguments(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the list; returns the number of rows that are not done."""
+    """Run the list; returns the number of failed rows."""
     from latentsync.serving.batch import FAILED, Batch, RowResult, read_list
     from latentsync.serving.database import repair
     from latentsync.serving.service import JobService
@@ -43,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         parse_options(defaults)
     except OptionError as error:
-        if error.names:  # else a row may give what is missing
+        if error.names:  # otherwise a row may add what is missing
             raise
     rows = read_list(options.list, defaults)
     settings = ServingSettings(

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("network").add_argument
     add("--host", default="127.0.0.1", help="address to listen on; anything but a loopback address needs a key")
-    add("--port", type=int, default=8000, help="0 for any free one (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0 for a free one (default: %(default)s)")
     add("--keys_file", type=Path, help="file with one `name: key` per line; each key sees only its own jobs")
     add("--no_auth", action="store_true", help="serve other machines without a key")
     add("--allowed_hosts", nargs="+", metavar="NAME", help="accepted Host names (default: any with a key)")
@@ -35,24 +35,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("jobs").add_argument
     add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
-    add("--model", default=AUTO, help="model of jobs that name none, see /v1/models (default: the best present)")
+    add("--model", default=AUTO, help="default model of jobs, see /v1/models (default: the best present)")
     add("--max_models", type=int, default=2, help="number of models a worker keeps loaded (default: %(default)s)")
-    add("--max_queue", type=int, default=1000, help="longest queue (default: %(default)s)")
-    add("--max_upload_mb", type=size, default=2048, help="MiB of one uploaded file (default: %(default)s)")
-    add("--max_video_seconds", type=float, default=14400, help="longest video (default: %(default)s)")
-    add("--max_audio_seconds", type=float, default=3600, help="longest audio (default: %(default)s)")
-    add("--job_timeout_seconds", type=float, default=21600, help="longest duration of a job (default: %(default)s)")
+    add("--max_queue", type=int, default=1000, help="maximum number of queued jobs (default: %(default)s)")
+    add(
+        "--max_upload_mb",
+        type=size,
+        default=2048,
+        help="maximum size of an uploaded file in MiB (default: %(default)s)",
+    )
+    add("--max_video_seconds", type=float, default=14400, help="maximum duration of a video (default: %(default)s)")
+    add("--max_audio_seconds", type=float, default=3600, help="maximum duration of audio (default: %(default)s)")
+    add("--job_timeout_seconds", type=float, default=21600, help="time limit of a job (default: %(default)s)")
     add(
         "--keep_results_hours",
         type=float,
         default=168,
-        help="delete files of ended jobs after this time (default: %(default)s)",
+        help="delete files of finished jobs after this time (default: %(default)s)",
     )
     add(
         "--quota_gb",
         type=size,
         default=50,
-        help="largest workspace in GiB; the oldest results are deleted first (default: %(default)s)",
+        help="maximum size of the workspace in GiB; the oldest results are deleted first (default: %(default)s)",
     )
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
     add_service_arguments(parser)

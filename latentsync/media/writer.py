@@ -148,7 +148,7 @@ class VideoWriter:
         audio: AudioSource | None,
         max_audio_seconds: float | None,
     ) -> None:
-        suffix = self._temporary.suffix
+        suffix = self._temporary.path.suffix
         # With the index at the front, the video plays while it is being downloaded.
         container_options = {"movflags": "+faststart"} if suffix in (".mp4", ".mov") else {}
         self._container = av.open(file_url(self._temporary.path), "w", options=container_options)

@@ -1,4 +1,4 @@
-"""Run lists of jobs through the job service; an interrupted run can be resumed."""
+"""Run a list of jobs through the job service; an interrupted run can be resumed."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ DONE, KEPT, FAILED = "done", "kept", "failed"
 
 @dataclass(frozen=True)
 class BatchRow:
-    """A line of the list. audio is None for a row that only interpolates frames."""
+    """A line of the list. audio is None for frame interpolation only."""
 
     line: int
     video: Path
@@ -42,14 +42,14 @@ class BatchRow:
         return JobKind.INTERPOLATE if self.audio is None else JobKind.LIPSYNC
 
     def files(self) -> dict[str, tuple[str, Path]]:
-        """As `JobService.submit` takes them."""
-        paths = {"video": self.video}
+        """Input files, as `JobService.submit` takes them."""
+        paths: dict[str, Path | None] = {"video": self.video}
         if self.audio is not None:
             paths |= {"audio": self.audio, "mask": self.options.mask_image_path}
         return {role: (path.name, path) for role, path in paths.items() if path is not None}
 
     def key(self) -> str:
-        """Identifies the result: contents of the files, options, output. Raises UserError for unreadable files."""
+        """Hash of the files' contents, the options and the output path. Raises UserError for unreadable files."""
         parts = [file_digest(path) for _, path in self.files().values()]
         options = self.options.model_dump(exclude_defaults=True, exclude={"mask_image_path"})
         text = json.dumps([self.kind, *parts, str(self.out.absolute()), options])
@@ -58,7 +58,7 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class RowResult:
-    """The outcome of a row: done, kept (done by an earlier run) or failed."""
+    """Outcome of a row: done, kept (done by an earlier run) or failed."""
 
     row: BatchRow
     status: str
@@ -67,13 +67,13 @@ class RowResult:
 
 
 def read_list(path: Path, defaults: Mapping[str, Any] | None = None) -> list[BatchRow]:
-    """Rows of a CSV with the columns video, audio, out and any of the options; relative paths start at its folder.
+    """Read a CSV with the columns video, audio, out and any options; paths are relative to its folder.
 
-    A row without audio only interpolates the frames of its video. An empty cell means the value in `defaults`, else the
-    option's own default.
+    A row without audio is a frame interpolation job. An empty cell means the value in `defaults`, else the option's
+    default.
 
     Raises:
-        UserError: the list is not readable, or a row is not valid; the message names the line.
+        UserError: the list cannot be read, or a row is not valid; the message names the line.
     """
     names, rows = read_csv(path, FILES)
     known = (*FILES, *OPTIONS)
@@ -96,7 +96,9 @@ def _read_row(cells: dict[str, str | None], line: int, path: Path, defaults: Map
     for name in ("video", "out"):
         if not values[name]:
             raise UserError(f"{path}: line {line} has no {name}")
-    given = {RENAMED.get(name, name): value for name, value in values.items() if value and name not in FILES}
+    given: dict[str, Any] = {
+        RENAMED.get(name, name): value for name, value in values.items() if value and name not in FILES
+    }
     if "mask_image_path" in given:
         given["mask_image_path"] = path.parent / given["mask_image_path"]
     try:
@@ -120,9 +122,9 @@ def _refuse_equal_outputs(rows: Sequence[BatchRow], path: Path) -> None:
 
 
 class Batch:
-    """Runs a list through a started service. A record in its workspace maps rows to jobs and marks finished rows.
+    """Runs a list with a started service. A record in its workspace maps rows to jobs and marks finished rows.
 
-    ahead: jobs queued beyond the number of workers; more only copies more files.
+    ahead: number of jobs queued beyond the number of workers; more only copies more files.
     """
 
     def __init__(self, service: JobService, ahead: int = 2) -> None:
@@ -136,21 +138,23 @@ class Batch:
         """Run all rows that are not done yet; failed rows do not stop the others.
 
         Raises:
-            InsufficientSpace: the disk has no room for the next job, and no job runs that may make some.
+            InsufficientSpace: the disk has no room for the next job.
         """
         results: list[RowResult] = []
-        waiting, active = iter(rows), {}
-        more = True
+        active: dict[str, BatchRow] = {}
+        waiting, more = iter(rows), True
+
+        def report(result: RowResult) -> None:
+            results.append(result)
+            on_result(result)
+
         while more or active:
-            more = more and self._submit_some(
-                waiting, active, lambda result: (results.append(result), on_result(result))
-            )
+            more = more and self._submit_some(waiting, active, report)
             for job_id, row in list(active.items()):
                 result = self._result_of(self.service.get(job_id), row)
                 if result is not None:
                     del active[job_id]
-                    results.append(result)
-                    on_result(result)
+                    report(result)
             if active:
                 time.sleep(POLL_SECONDS)
         return sorted(results, key=lambda result: result.row.line)
@@ -158,7 +162,7 @@ class Batch:
     def _submit_some(
         self, waiting: Iterator[BatchRow], active: dict[str, BatchRow], report: Callable[[RowResult], object]
     ) -> bool:
-        """Submit until enough jobs are under way; False once there is nothing more to submit."""
+        """Submit jobs until enough are queued; False if no rows are left."""
         while len(active) < self.service.settings.workers + self.ahead:
             row = next(waiting, None)
             if row is None:
@@ -177,7 +181,7 @@ class Batch:
         return True
 
     def _begin(self, row: BatchRow) -> str | None:
-        """The job of a row, a new one or that of an earlier run; None where the row is done."""
+        """The id of a row's job, a new one or that of an earlier run; None if the row is done."""
         for role, (_, path) in row.files().items():
             check_input_path(path, role)
         key = row.key()
@@ -198,7 +202,7 @@ class Batch:
         return job.id
 
     def _result_of(self, job: Job, row: BatchRow) -> RowResult | None:
-        """The outcome of a row whose job has ended; its result is copied to the output and the job deleted."""
+        """The outcome of a row if its job is finished: copies the result to the output and deletes the job."""
         if not job.state.is_final:
             return None
         seconds = (job.finished or 0) - (job.started or job.finished or 0)
@@ -224,4 +228,4 @@ class Batch:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._record_path}: cannot be read ({error}); remove it to start again") from error
+            raise UserError(f"{self._record_path}: cannot be read ({error}); delete it to start again") from error

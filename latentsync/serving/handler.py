@@ -1,4 +1,4 @@
-"""Run a job, on a local worker or on a Ray replica."""
+"""Run one job, in a local worker or in a Ray replica."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,19 +17,19 @@ OnProgress = Callable[[str, int, int], None]
 
 
 class Runner(Protocol):
-    """Does jobs for a worker: here (`LocalRunner`) or elsewhere (`latentsync.serving.ray_serve.RayRunner`)."""
+    """Runs jobs for a worker: here (`LocalRunner`) or elsewhere (`latentsync.serving.ray_serve.RayRunner`)."""
 
     def __call__(
         self, kind: JobKind, options: GenerationOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
     ) -> None:
-        """As `run_job`."""
+        """See `run_job`."""
 
     def models(self) -> tuple[str, ...]:
-        """Names of the models that are loaded."""
+        """Names of the loaded models."""
 
 
 class LocalRunner:
-    """Runs jobs in this process. max_seconds: longest result."""
+    """Runs jobs in this process. max_seconds: maximum duration of a result."""
 
     def __init__(self, cache: ModelCache, max_seconds: float | None = None) -> None:
         self.cache, self.max_seconds = cache, max_seconds
@@ -53,16 +53,16 @@ def run_job(
     *,
     max_seconds: float | None = None,
 ) -> None:
-    """Write the result of a job to `out` (.mp4), whole or not at all.
+    """Run a job and write its result to `out` (.mp4), whole or not at all.
 
     Args:
-        files: by role, see `JobKind`.
-        models: where pipelines are kept between jobs.
-        on_progress: on_progress(stage, done, total) in frames; an exception in it stops the job and goes to the caller.
-        max_seconds: longest result; the header of an upload may say less than is in it.
+        files: paths by role, see `JobKind`.
+        models: cache of pipelines between jobs.
+        on_progress: called with (stage, done, total) in frames; an exception in it stops the job and is propagated.
+        max_seconds: maximum duration of the result; the header of an upload may understate its duration.
 
     Raises:
-        UserError: anything the user can fix, in one line.
+        UserError: a problem that the user can fix.
     """
     on_progress("loading", 0, 0)
     if kind is JobKind.INTERPOLATE:

@@ -1,4 +1,4 @@
-"""Which models a job may name, and the ones that a worker keeps loaded."""
+"""The models that jobs may use, and the cache of loaded ones."""
 
 import logging
 from collections import OrderedDict
@@ -18,14 +18,14 @@ from latentsync.utils.paths import PROJECT_ROOT
 
 logger = logging.getLogger(__name__)
 
-OWN_MODEL_GB = 18.0  # what a checkpoint of the user's own may need: as much as the largest registered one
-TRAINED_FOLDERS = ("checkpoints", "output")  # where checkpoints of the user's own are looked for
+OWN_MODEL_GB = 18.0  # assumed for a user's own checkpoint: as much as the largest registered one
+TRAINED_FOLDERS = ("checkpoints", "output")  # searched for users' own checkpoints
 RUN_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model that a job may name. resolution: side of its faces in pixels. paths: None for a registered model."""
+    """A model that jobs may use. resolution: side of its faces in pixels. paths: None for a registered model."""
 
     name: str
     summary: str
@@ -35,33 +35,33 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class LoraChoice:
-    """An adapter that a job may name."""
+    """A LoRA adapter that jobs may use."""
 
     name: str
     path: Path
 
 
 def list_models(root: Path = PROJECT_ROOT) -> list[ModelChoice]:
-    """Registered models whose files are present, then checkpoints of training runs: files `unet-*.pt` of a folder
-    `checkpoints`, in whose parent the run's config lies."""
+    """Registered models whose files are present, then checkpoints of training runs: files `unet-*.pt` in a folder
+    `checkpoints`, with the run's config in its parent folder."""
     registered = [
-        ModelChoice(name, REGISTRY[name].summary, REGISTRY[name].model.resolution)
+        ModelChoice(name, entry.summary, entry.model.resolution)
         for name in model_names()
-        if not REGISTRY[name].missing()
+        if (entry := REGISTRY[name]).model is not None and not entry.missing()
     ]
     return registered + [choice for path in _trained(root, "unet-*.pt") if (choice := _own_model(path, root))]
 
 
 def list_loras(root: Path = PROJECT_ROOT) -> list[LoraChoice]:
-    """Adapters of training runs: files `unet-*.safetensors` of a `checkpoints` folder."""
+    """LoRA adapters of training runs: files `unet-*.safetensors` in a `checkpoints` folder."""
     return [LoraChoice(_name(path, root), path) for path in _trained(root, "unet-*.safetensors")]
 
 
 def find_model(name: str, default: str = AUTO) -> ModelChoice | None:
-    """The model of that name; None where the best present one is meant.
+    """Look up a model by name; None stands for the best one present.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none of this name.
     """
     name = default if name == AUTO else name
     if name == AUTO:
@@ -74,22 +74,22 @@ def find_model(name: str, default: str = AUTO) -> ModelChoice | None:
 
 
 def find_lora(name: str) -> Path:
-    """The adapter of that name. Raises UserError where there is none."""
+    """Look up a LoRA adapter by name. Raises UserError if there is none."""
     found = {choice.name: choice.path for choice in list_loras()}
     if name not in found:
         near = did_you_mean(name, found) or f"; choose one of: {', '.join(found) or 'none'}"
-        raise UserError(f"adapter {name!r} is not present{near}")
+        raise UserError(f"LoRA adapter {name!r} is not present{near}")
     return found[name]
 
 
 class ModelCache:
-    """The most recently used pipelines, on one device. Not thread-safe.
+    """Cache of the most recently used pipelines on one device. Not thread-safe.
 
     Args:
         device: auto, cpu, cuda, cuda:N, mps.
-        most: number of pipelines kept.
-        default: what "auto" in a job's options means.
-        dtype: float32, float16 or bfloat16; None for what suits the device.
+        most: maximum number of pipelines.
+        default: the model that "auto" in a job's options stands for.
+        dtype: float32, float16 or bfloat16; None for the device's default.
     """
 
     def __init__(self, device: str = AUTO, most: int = 2, default: str = AUTO, dtype: str | None = None) -> None:
@@ -99,11 +99,11 @@ class ModelCache:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Models that are loaded, the one used last at the end."""
+        """Loaded models, the most recently used one last."""
         return tuple(key[0] for key in self._loaded)
 
     def get(self, options: GenerationOptions) -> LipsyncPipeline:
-        """The pipeline that a job asks for. Raises UserError where it cannot be loaded."""
+        """The pipeline for a job's options. Raises UserError if it cannot be loaded."""
         choice = find_model(options.model, self.default)
         name = default_name(self.device)[0] if choice is None else choice.name
         lora = None if options.lora is None else find_lora(options.lora)
@@ -126,11 +126,11 @@ class ModelCache:
                 torch.cuda.empty_cache()
 
     def _free_gb(self) -> float:
-        """Free memory of a CUDA device; elsewhere only the number of models is limited."""
+        """Free memory of a CUDA device; infinite elsewhere, where only the number of models is limited."""
         return torch.cuda.mem_get_info(self.device)[0] / GB if self.device.type == "cuda" else float("inf")
 
     def clear(self) -> None:
-        """Unload all pipelines, for example after running out of memory."""
+        """Unload all pipelines, e.g. after running out of memory."""
         self._loaded.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -147,7 +147,7 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _own_model(path: Path, root: Path) -> ModelChoice | None:
-    """The checkpoint of a training run, with the config that lies in the run's folder; None without a usable one."""
+    """A checkpoint of a training run with the config in the run's folder; None if that is missing or not valid."""
     config = path.parent.parent / RUN_CONFIG
     try:
         resolution = load_unet_config(config, UNetConfig).data.resolution

@@ -1,9 +1,9 @@
-"""Jobs on the machines of a Ray cluster: the queue stays here, replicas of a Ray Serve deployment do the work.
+"""Jobs on a Ray cluster: the queue stays on this machine, replicas of a Ray Serve deployment run the jobs.
 
-An optional extra: `pip install '.[ray]'`. A worker process of the service then only forwards: it claims
-a job, sends its files, hears the progress and writes the result, so that order, limits, cancelling and restarts are
-those of local jobs. Replicas run `run_job`, as local workers do; every machine of the cluster needs the project and
-its checkpoints at the same path. Start the deployment with `python -m latentsync.serving.ray_serve --address auto`.
+An optional extra: `pip install '.[ray]'`. A worker process of the service then only forwards: it claims a job, sends
+its files, receives the progress and writes the result, so order, limits, cancellation and restarts are those of local
+jobs. Replicas run `run_job`, as local workers do; every machine of the cluster needs the project and its checkpoints
+at the same path. Start the deployment with `python -m latentsync.serving.ray_serve --address auto`.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import queue
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,20 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 APPLICATION = "latentsync"
-PIECE = 8 * 2**20  # bytes of a result that travel at once
+PIECE = 8 * 2**20  # bytes of a result per message
 Message = tuple  # ("progress", stage, done, total), ("piece", bytes) or ("error", text)
 
 
 class Stopped(Exception):
-    """Whoever waits for the job has gone."""
+    """The client of the job has disconnected."""
 
 
 @serve.deployment(name="lipsync", max_ongoing_requests=1)
 class LipsyncReplica:
-    """One process with models on one machine; does one job at a time.
+    """One process with its models on one machine; runs one job at a time.
 
     Args:
-        max_seconds: longest result. cache: arguments of `ModelCache`.
+        max_seconds: maximum duration of a result. cache: arguments of `ModelCache`.
     """
 
     def __init__(self, max_seconds: float | None = None, **cache: Any):
@@ -54,7 +54,7 @@ class LipsyncReplica:
         self.cache, self.max_seconds = ModelCache(**cache), max_seconds
 
     def run(self, kind: str, options: str, files: Mapping[str, tuple[str, bytes]]) -> Iterator[Message]:
-        """Do a job; yields progress, then the result in pieces, or one error for the user.
+        """Run a job; yields progress, then the result in pieces, or one error for the user.
 
         files: role -> (file name, content). options: JSON of `GenerationOptions`.
         """
@@ -69,7 +69,7 @@ class LipsyncReplica:
     def _follow(
         self, kind: JobKind, options: GenerationOptions, paths: Mapping[str, Path], out: Path
     ) -> Iterator[Message]:
-        """The job runs in a thread; what it reports is passed on. Ends the job when nobody listens any more."""
+        """Run the job in a thread and yield its reports. Ends the job when the client disconnects."""
         messages: queue.Queue[Message | None] = queue.Queue()
         gone = threading.Event()
         failure: list[BaseException] = []
@@ -105,10 +105,10 @@ class LipsyncReplica:
 
 
 class RayRunner:
-    """Hands jobs to the deployment; a `latentsync.serving.handler.Runner`.
+    """Forwards jobs to the deployment; a `latentsync.serving.handler.Runner`.
 
     Raises:
-        UserError: the cluster cannot be reached, or the deployment does not run there.
+        UserError: the cluster cannot be reached, or the deployment is not running there.
     """
 
     def __init__(self, settings: ServingSettings) -> None:
@@ -149,7 +149,7 @@ class RayRunner:
 
 
 def connect(address: str | None) -> None:
-    """Join a cluster. Raises UserError where there is none."""
+    """Connect to a cluster. Raises UserError if there is none."""
     if ray.is_initialized():
         return
     try:
@@ -159,27 +159,33 @@ def connect(address: str | None) -> None:
 
 
 def deploy(replicas: int = 1, num_gpus: float = 0, num_cpus: float = 1, **arguments: object) -> None:
-    """Start or change the deployment on the cluster that is joined. arguments: of `LipsyncReplica`."""
+    """Start or update the deployment on the connected cluster. arguments: of `LipsyncReplica`."""
     resources = {"num_gpus": num_gpus, "num_cpus": num_cpus}
-    deployment = LipsyncReplica.options(num_replicas=replicas, ray_actor_options=resources)
+    deployment = LipsyncReplica.options(  # type: ignore[attr-defined]  # serve.deployment made it a Deployment
+        num_replicas=replicas, ray_actor_options=resources
+    )
     serve.run(deployment.bind(**arguments), name=APPLICATION, route_prefix=None)
 
 
 @command
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m latentsync.serving.ray_serve", description="Start the deployment on a Ray cluster."
     )
-    parser.add_argument("--address", default="auto", help="of the cluster (default: the one on this machine)")
-    parser.add_argument("--replicas", type=int, default=1, help="processes that do jobs (default: %(default)s)")
-    parser.add_argument("--gpus", type=float, default=0, help="of each replica (default: %(default)s)")
-    parser.add_argument("--cpus", type=float, default=1, help="of each replica (default: %(default)s)")
-    parser.add_argument("--model", default=AUTO, help="model of jobs that name none (default: the best present)")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision of the models (default: by device)")
+    parser.add_argument("--address", default="auto", help="address of the cluster (default: the one on this machine)")
+    parser.add_argument(
+        "--replicas", type=int, default=1, help="number of processes that run jobs (default: %(default)s)"
+    )
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each replica (default: %(default)s)")
+    parser.add_argument("--cpus", type=float, default=1, help="CPUs of each replica (default: %(default)s)")
+    parser.add_argument("--model", default=AUTO, help="default model (default: the best present)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)"
+    )
     options = parser.parse_args(argv)
     connect(options.address)
     deploy(options.replicas, options.gpus, options.cpus, default=options.model, dtype=options.dtype)
-    print(f"deployment {APPLICATION} runs; workers with ray_address use it")
+    print(f"deployment {APPLICATION} is running; services started with --ray_address use it")
     return 0
 
 

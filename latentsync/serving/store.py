@@ -285,10 +285,9 @@ class JobStore:
         """Return lost jobs to their place in the queue: those of a worker that died (`owner`), or those whose worker
         gave no sign of life for `silent_for` seconds or since the machine started. Jobs to be cancelled are cancelled,
         those with too many attempts fail. Returns the number of lost jobs."""
+        lost_ones, values = "(boot IS NOT ? OR beat < ?)", [boot_id(), time.monotonic() - (silent_for or 0.0)]
         if owner is not None:
-            lost_ones, values = "owner = ?", (owner,)
-        else:
-            lost_ones, values = "(boot IS NOT ? OR beat < ?)", (boot_id(), time.monotonic() - (silent_for or 0.0))
+            lost_ones, values = "owner = ?", [owner]
         with self._write() as db:
             lost = db.execute(f"SELECT * FROM jobs WHERE state = 'running' AND {lost_ones}", values).fetchall()
             for row in lost:

@@ -1,4 +1,4 @@
-"""Small pictures for lists of jobs."""
+"""Thumbnails for lists of jobs."""
 
 import os
 import uuid
@@ -17,7 +17,7 @@ QUALITY = 85
 
 
 def write_thumbnail(video: Path, path: Path) -> bool:
-    """Write a JPEG of a video's first frame, whole or not at all; False where the video has none."""
+    """Write a JPEG of a video's first frame, whole or not at all; returns False if the video has no frames."""
     try:
         info = probe_video(video)
         with closing(open_timeline(info, Fraction(1, 25), Fraction(25))) as frames:
@@ -32,7 +32,7 @@ def write_thumbnail(video: Path, path: Path) -> bool:
     try:
         temporary.write_bytes(encoded.tobytes())
         os.replace(temporary, path)
-    except OSError:  # a full disk: the list goes without
+    except OSError:  # a full disk: the list shows none
         temporary.unlink(missing_ok=True)
         return False
     return True

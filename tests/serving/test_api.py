@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -258,7 +259,7 @@ def test_streams_that_come_at_once_are_bounded(tmp_path, media):
 def test_state_of_the_server(client, service, media):
     assert client.get("/healthz").json()["status"] == "ok"
     ready = client.get("/readyz")
-    assert ready.status_code == 503 and ready.json()["problems"] == ["no worker runs"]
+    assert ready.status_code == 503 and ready.json()["problems"] == ["no worker is running"]
     service.store.worker_beat("test", os.getpid(), "cpu", ["embedded"])
     assert client.get("/readyz").json() == {"ready": True, "problems": []}
     job = submit(client, media)
@@ -288,6 +289,22 @@ def test_the_documentation_names_everything(client):
         for operation in operations.values():
             assert operation["summary"] and operation["responses"], path
     assert client.get("/docs").status_code == 200
+
+
+def test_the_root_says_where_to_go(client):
+    found = client.get("/").json()
+    assert found["docs"] == "/docs" and all(client.get(found[name]).status_code == 200 for name in ("docs", "openapi"))
+    assert client.get(found["jobs"]).status_code == 200
+
+
+def test_the_documentation_works_offline(client):
+    pytest.importorskip("fastapi_offline")
+    page = client.get("/docs").text
+    paths = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(paths) == 3 and "://" not in page
+    for path in paths:
+        assert len(client.get(path).content) > 1000, path
+    assert client.get("/docs/assets/../../openapi.py").status_code == 404
 
 
 def test_a_key_is_needed_where_there_is_one(tmp_path, media):

@@ -67,7 +67,7 @@ def test_texts_of_users_are_no_markup():
 
 def test_the_face_picker(tmp_path):
     path = clip(tmp_path / "a.mp4", 2)
-    seen = FaceFinder().look(path)
+    seen = FaceFinder().find(path)
     assert len(seen.faces) == 1 and seen.scale == 1
     x, y = seen.faces[0].centre
     assert seen.face_at(x + 5, y) == 0 and seen.face_at(x + 200, y) is None
@@ -111,8 +111,8 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     assert "next in the queue" in updates[lipsync.panel.status]
     with working(service, FakeRunner()):
         assert wait_for(service, job_id).state is JobState.DONE
-    shown = lipsync.panel.look(job_id)
-    assert shown[lipsync.panel.after]["visible"] and shown[lipsync.panel.before_picture]["visible"]
+    shown = lipsync.panel.refresh(job_id)
+    assert shown[lipsync.panel.after]["visible"] and shown[lipsync.panel.before_image]["visible"]
 
     listed = results.listing()
     assert listed[results.ids] == [job_id] and "done" in listed[results.gallery]["value"][0][1]
@@ -120,7 +120,7 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     assert opened[results.download]["visible"] and opened[results.delete]["visible"]
     removed = results.remove(job_id)
     assert removed[results.ids] == [] and not removed[results.delete]["visible"]
-    assert lipsync.panel.look(job_id)[lipsync.panel.job_id] == ""
+    assert lipsync.panel.refresh(job_id)[lipsync.panel.job_id] == ""
     with pytest.raises(UserError, match="video first"):
         frames.submit(None, 50)
 
@@ -129,7 +129,7 @@ def test_a_running_job_is_found_again_and_can_be_cancelled(service, tmp_path):
     made = service.submit(JobKind.LIPSYNC, write_files(tmp_path / "in"), GenerationOptions())
     with gr.Blocks():
         panel = JobPanel(service, "x")
-    again = panel.look(made.id)
+    again = panel.refresh(made.id)
     assert again[panel.cancel]["visible"] and again[panel.timer].active
     stopped = panel.stop(made.id)
     assert "Cancelled" in stopped[panel.status] and not stopped[panel.timer].active

@@ -1,4 +1,4 @@
-"""The HTTP API over a job service, as an application for any ASGI server."""
+"""The REST API of a job service, as an application for any ASGI server."""
 
 import threading
 from collections.abc import Collection, Mapping
@@ -12,6 +12,7 @@ from latentsync import __version__
 from latentsync.serving.api import jobs, state
 from latentsync.serving.api.access import BrowserGuard, HeadGuard
 from latentsync.serving.api.context import ApiContext
+from latentsync.serving.api.docs import add_docs
 from latentsync.serving.api.errors import install_handlers, responses
 from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.keys import ApiKeys, key_check
@@ -22,14 +23,14 @@ from latentsync.serving.api.uploads import UploadDesk
 from latentsync.serving.service import JobService
 
 DESCRIPTION = """\
-Lip synchronisation as a queue of jobs: upload a video and a voice, follow the job, fetch the result.
+Lip sync as a queue of jobs: upload a video and audio, follow the job, download the result.
 
-Every error is `{"error": {"code", "message"}}`. Where the server has an API key, send it as
+Every error is `{"error": {"code", "message"}}`. If the server has API keys, send yours as
 `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 """
 TAGS = [
-    {"name": "jobs", "description": "submit, follow, fetch"},
-    {"name": "server", "description": "the server itself"},
+    {"name": "jobs", "description": "Submit, follow, download."},
+    {"name": "server", "description": "The server itself."},
 ]
 
 
@@ -59,7 +60,7 @@ def create_app(
     desk = UploadDesk(
         service.upload_folder(), service.settings.max_upload_bytes, service.settings.min_free_bytes, limits
     )
-    app = FastAPI(title="LatentSync", version=__version__, description=DESCRIPTION, lifespan=None)
+    app = Api(title="LatentSync", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.context = ApiContext(service, limits, desk, fetcher, closing or threading.Event())
     app.state.metrics = Metrics(service, desk)
     keys = ApiKeys(api_key, named_keys or {})
@@ -70,23 +71,26 @@ def create_app(
     app.include_router(jobs.router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.keyed_router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.open_router)
+    add_docs(app)
     install_handlers(app)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(BrowserGuard, hosts=allowed_hosts)
     app.add_middleware(HeadGuard)
-    app.openapi = lambda: _document(app)
     return app
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI's description, with the models that only a request body read by hand refers to."""
-    if app.openapi_schema is None:
+class Api(FastAPI):
+    """FastAPI with the models of the body of POST /v1/jobs, which is parsed by hand, in its OpenAPI document."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is not None:
+            return self.openapi_schema
         document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes, tags=TAGS
+            title=self.title, version=self.version, description=self.description, routes=self.routes, tags=TAGS
         )
         by_url = UrlJob.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
         for name, schema in {**by_url.pop("$defs", {}), "UrlJob": by_url}.items():
             schemas.setdefault(name, schema)
-        app.openapi_schema = document
-    return app.openapi_schema
+        self.openapi_schema = document
+        return document

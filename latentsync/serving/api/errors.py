@@ -1,4 +1,4 @@
-"""One shape for every error: {"error": {"code": ..., "message": ...}}. No traceback and no server path leaves."""
+"""One format for all errors, {"error": {"code": ..., "message": ...}}, without tracebacks or server paths."""
 
 import logging
 import sqlite3
@@ -16,26 +16,26 @@ from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_REPORTED = 5  # problems named in one message
+MAX_REPORTED = 5  # problems per message
 MAX_MESSAGE = 1000  # characters
-RETRY_AFTER = 5  # seconds, told to a client that finds everything taken
+RETRY_AFTER = 5  # seconds, sent to clients when a limit is reached
 
 
 class ErrorBody(BaseModel):
-    code: str = Field(description="fixed word for programs", examples=["not_found"])
+    code: str = Field(description="Fixed word for programs.", examples=["not_found"])
     message: str = Field(
-        description="one line for people: what is wrong and what to do", examples=["there is no such job"]
+        description="One line for people: what is wrong and what to do.", examples=["there is no such job"]
     )
 
 
 class ErrorView(BaseModel):
-    """What every response with a status of 400 or more contains."""
+    """Body of every response with a status of 400 or more."""
 
     error: ErrorBody
 
 
 class ApiError(Exception):
-    """A request that is refused with `status`, a fixed `code` word and a one-line message."""
+    """A rejected request: `status`, a fixed `code` word and a one-line message."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -51,12 +51,12 @@ def error_response(status: int, code: str, message: str, headers: Mapping[str, s
 
 
 def try_later(code: str, message: str) -> ApiError:
-    """429: everything of a kind is taken."""
+    """429: a limit is reached."""
     return ApiError(429, code, message, {"Retry-After": str(RETRY_AFTER)})
 
 
 def refusal_of(error: ApiError | UserError) -> ApiError:
-    """What a request that ran into `error` is answered."""
+    """The response to a request that failed with `error`."""
     match error:
         case ApiError():
             return error
@@ -72,12 +72,12 @@ def refusal_of(error: ApiError | UserError) -> ApiError:
 
 
 def responses(*statuses: int) -> dict[int | str, dict]:
-    """For OpenAPI: the error model under each of these statuses."""
+    """The error model for each of these statuses, for OpenAPI."""
     return {status: {"model": ErrorView, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
 def describe_problems(problems: Sequence[Mapping], where: str) -> str:
-    """One line of pydantic's list of errors, without the values given: `where` says what they are parts of."""
+    """One line for a list of pydantic errors, without the given values. `where`: what the fields are parts of."""
     lines = [
         f"{where} {'.'.join(str(part) for part in problem['loc']) or '(all)'!s}: {problem['msg']}"
         for problem in problems[:MAX_REPORTED]
@@ -87,7 +87,7 @@ def describe_problems(problems: Sequence[Mapping], where: str) -> str:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Give the application's errors, FastAPI's own and unforeseen ones the one shape."""
+    """Return all errors in one format: the application's, FastAPI's and unexpected ones."""
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
@@ -109,7 +109,7 @@ def install_handlers(app: FastAPI) -> None:
         code = phrase.lower().replace(" ", "_").replace("-", "_")
         documented = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", None))
         headers = dict(error.headers or {})
-        if error.status_code == 405 and documented:  # the router names the methods of one of the path's routes only
+        if error.status_code == 405 and documented:  # the router lists the methods of only one of the path's routes
             headers["Allow"] = ", ".join(method.upper() for method in documented)
         return error_response(error.status_code, code, phrase.lower(), headers)
 
@@ -121,6 +121,6 @@ def install_handlers(app: FastAPI) -> None:
         return error_response(422, "invalid_request", describe_problems(problems, "parameter"))
 
     @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        # The server below logs the traceback: Starlette raises the exception again after this response.
-        return error_response(500, "internal_error", "the server failed on this request; its log says why")
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        # The server logs the traceback: Starlette raises the exception again after this response.
+        return error_response(500, "internal_error", "the server failed to handle this request; see its log")

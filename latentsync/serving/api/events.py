@@ -1,4 +1,7 @@
-"""Progress as server-sent events: one `progress` event per change, a last one named `final` or `deleted`."""
+"""Progress as server-sent events: one `progress` event per change, then one named `final` or `deleted`.
+
+FastAPI's EventSourceResponse fixes the interval of its heartbeat and cannot end a stream when the server stops.
+"""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,9 +19,9 @@ Look = Callable[[], Job]
 async def event_stream(
     look: Look, show: Callable[[Job], str], is_closing: Callable[[], bool], limits: ApiLimits
 ) -> AsyncIterator[str]:
-    """Events of one job until it is final, deleted, or the server stops.
+    """Events of one job until it is finished or deleted, or the server stops.
 
-    look: fetches the job, may block. show: the job as one line of JSON. Clients that reconnect get the present state.
+    look: gets the job; may block. show: the job as one line of JSON. Clients that reconnect get the current state.
     """
     yield "retry: 2000\n\n"
     shown, last = None, time.monotonic()

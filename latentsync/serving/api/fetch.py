@@ -1,7 +1,7 @@
-"""Fetch a file from a public web address, and from nowhere else.
+"""Download a file from a public URL, and from nowhere else.
 
-The name is resolved here, every address it has must be public, and the connection is made to the address that was
-checked; each redirect goes through the same. No proxy is used, since it would resolve names by itself.
+The host name is resolved here, all its addresses must be public, and the connection goes to the address that was
+checked; each redirect is checked in the same way. No proxy is used, since it would resolve names itself.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ TOTAL_SECONDS = 600.0
 PIECE = 256 * 2**10
 PORTS = {"http": 80, "https": 443}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is assigned for hosts of the public internet
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all IPv6 addresses assigned to hosts of the public internet
 
 Resolver = Callable[[str, int], list[str]]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to connect for a URL: one checked address."""
+    """The checked address to connect to for a URL."""
 
     url: str
     scheme: str
@@ -49,11 +49,11 @@ class Target:
 
 def resolve(host: str, port: int) -> list[str]:
     """All addresses of a host name, as text."""
-    return sorted({entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+    return sorted({str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, also where an IPv4 address hides in an IPv6 one."""
+    """Whether an IP address belongs to the public internet, including IPv4 addresses embedded in IPv6 ones."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
@@ -63,15 +63,15 @@ def is_public(address: str) -> bool:
             return False
         if ip.ipv4_mapped is not None:
             return True
-        if ip not in NAT64 and ip not in GLOBAL_UNICAST:  # obsolete embeddings of IPv4 (::a.b.c.d) among them
+        if ip not in NAT64 and ip not in GLOBAL_UNICAST:  # includes obsolete embeddings of IPv4 (::a.b.c.d)
             return False
     return ip.is_global and not ip.is_multicast
 
 
 class Fetcher:
-    """Downloads what users name; blocking parts run in threads.
+    """Downloads URLs given by users; blocking parts run in threads.
 
-    resolver, accepts, ports: how names are resolved, which addresses and which port per scheme are accepted.
+    resolver, accepts, ports: how to resolve names, which addresses and which port per scheme to accept.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Fetcher:
         """Download `url` to `folder / role`.
 
         Raises:
-            ApiError: 422 the address is not acceptable or does not answer well, 413 too large, 408 too slow.
-            OSError: the disk cannot take it.
+            ApiError: 422 the URL is rejected or the request fails, 413 too large, 408 too slow.
+            OSError: the disk is not writable.
         """
         try:
             async with asyncio.timeout(TOTAL_SECONDS):
@@ -100,24 +100,24 @@ class Fetcher:
             raise ApiError(422, "unreachable_url", f"{role}_url: {type(error).__name__} while fetching it") from error
 
     def check(self, url: str, role: str) -> Target:
-        """Where to connect for `url`; blocks on the name service. Raises ApiError when it is not acceptable."""
+        """Where to connect for `url`; blocks on the resolver. Raises ApiError if the URL is rejected."""
         try:
             if not url.isascii():
-                raise _refused(role, "write it in ASCII letters (xn--, %XX)")
+                raise _refused(role, "write it in ASCII (xn--, %XX)")
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise _refused(role, "it is not a web address") from error
+            raise _refused(role, "it is not a valid URL") from error
         if parts.scheme not in self.ports or not host:
-            raise _refused(role, "give an http:// or https:// address")
+            raise _refused(role, "give an http:// or https:// URL")
         if parts.username is not None or parts.password is not None:
-            raise _refused(role, "addresses with user names are not accepted")
+            raise _refused(role, "URLs with user names are not accepted")
         if port not in (None, self.ports[parts.scheme]):
             raise _refused(role, "only the standard ports are accepted")
         try:
             addresses = self.resolver(host, self.ports[parts.scheme])
         except (OSError, UnicodeError) as error:
-            raise _refused(role, "its host name is not known") from error
+            raise _refused(role, "its host name cannot be resolved") from error
         if not addresses or not all(self.accepts(address) for address in addresses):
             raise _refused(role, "its host is not on the public internet")
         return Target(url, parts.scheme, host, self.ports[parts.scheme], addresses[0])
@@ -143,18 +143,16 @@ class Fetcher:
 
     async def _save(self, response: httpx.Response, url: str, role: str, folder: Path) -> ReceivedFile:
         if response.status_code != 200:
-            raise _refused(role, f"its server answers with status {response.status_code}")
+            raise _refused(role, f"its server returned status {response.status_code}")
         if "content-encoding" in response.headers:
-            raise _refused(role, "its server sends it compressed although asked not to")
+            raise _refused(role, "its server sent it compressed although asked not to")
         path, size = folder / role, 0
         file = await anyio.to_thread.run_sync(path.open, "xb")
         try:
             async for piece in response.aiter_raw(PIECE):
                 size += len(piece)
                 if size > self.max_bytes:
-                    raise ApiError(
-                        413, "too_large", f"{role}_url: files of more than {self.max_bytes} bytes are refused"
-                    )
+                    raise ApiError(413, "too_large", f"{role}_url: files may have at most {self.max_bytes} bytes")
                 await anyio.to_thread.run_sync(file.write, piece)
         finally:
             await anyio.to_thread.run_sync(file.close)

@@ -1,4 +1,4 @@
-"""How much one client may ask of the server."""
+"""Limits on requests."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ KIB, MIB = 2**10, 2**20
 
 @dataclass(frozen=True)
 class ApiLimits:
-    """Bounds on requests; those on the media themselves (bytes, seconds, pixels) are the service's settings.
+    """Limits on requests; those on the media (bytes, seconds, pixels) are settings of the service.
 
-    Times are in seconds, sizes in bytes. A body is given up when nothing arrives for `idle_seconds`, or when after
-    `grace_seconds` less than `min_bytes_per_second` have arrived on average.
+    Times are in seconds, sizes in bytes. A body is rejected if nothing arrives for `idle_seconds`, or if after
+    `grace_seconds` fewer than `min_bytes_per_second` have arrived on average.
     """
 
     parallel_uploads: int = 16
@@ -21,9 +21,9 @@ class ApiLimits:
     idle_seconds: float = 30.0
     grace_seconds: float = 60.0
     min_bytes_per_second: int = 8 * KIB
-    send_seconds: float = 60.0  # for a client to take one piece of a download
+    send_seconds: float = 60.0  # for a client to receive one piece of a download
     max_parts: int = 64
     max_field_bytes: int = 4 * KIB
     max_json_bytes: int = 64 * KIB
-    poll_seconds: float = 0.5  # how often a stream of events looks at its job
+    poll_seconds: float = 0.5  # how often an event stream checks its job
     heartbeat_seconds: float = 15.0

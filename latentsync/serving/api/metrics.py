@@ -1,4 +1,4 @@
-"""Prometheus metrics: requests are counted as they pass, the service is asked when somebody collects."""
+"""Prometheus metrics: requests are counted as they are handled, the service is queried at each scrape."""
 
 import shutil
 import time
@@ -18,59 +18,61 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class ServiceCollector(Collector):
-    """The state of the job service and of the uploads, read anew for each collection."""
+    """The state of the job service and of the uploads, read at each scrape."""
 
     def __init__(self, service: JobService, desk: UploadDesk) -> None:
         self.service, self.desk = service, desk
 
     def collect(self) -> Iterator[Metric]:
         stats = self.service.stats()
-        jobs = GaugeMetricFamily("latentsync_jobs", "jobs kept, by state", labels=["state"])
+        jobs = GaugeMetricFamily("latentsync_jobs", "Jobs by state.", labels=["state"])
         for state, count in stats.counts.items():
             jobs.add_metric([state.value], count)
         yield jobs
         if stats.durations:
             recent = GaugeMetricFamily(
-                "latentsync_recent_job_seconds", "time that the last jobs took, quantiles", labels=["quantile"]
+                "latentsync_recent_job_seconds", "Quantiles of the duration of recent jobs.", labels=["quantile"]
             )
             for share in QUANTILES:
                 recent.add_metric([str(share)], float(np.quantile(stats.durations, share)))
             yield recent
         disk = shutil.disk_usage(self.service.settings.workspace)
         for name, text, value in (
-            ("queue_length", "jobs that wait", stats.queue_length),
-            ("workers_alive", "worker processes that run", stats.workers_alive),
-            ("models_loaded", "different models that workers keep loaded", len(stats.models_loaded)),
-            ("disk_used_bytes", "bytes of inputs, results and uploads in the workspace", stats.disk_used),
-            ("disk_free_bytes", "bytes free on the workspace's disk", disk.free),
-            ("uploads_active", "uploads under way", self.desk.active),
+            ("queue_length", "Queued jobs.", stats.queue_length),
+            ("workers_alive", "Running worker processes.", stats.workers_alive),
+            ("models_loaded", "Different models loaded by workers.", len(stats.models_loaded)),
+            ("disk_used_bytes", "Bytes of inputs, results and uploads in the workspace.", stats.disk_used),
+            ("disk_free_bytes", "Free bytes on the workspace's disk.", disk.free),
+            ("uploads_active", "Uploads in progress.", self.desk.active),
         ):
             yield GaugeMetricFamily(f"latentsync_{name}", text, value=value)
 
 
 class Metrics:
-    """All metrics of one application, in a registry of its own."""
+    """All metrics of one application, in their own registry."""
 
     def __init__(self, service: JobService, desk: UploadDesk) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(ServiceCollector(service, desk))
         labels = ["method", "route", "status"]
-        self.requests = Counter("latentsync_http_requests", "requests answered", labels, registry=self.registry)
+        self.requests = Counter(
+            "latentsync_http_requests", "Requests by method, route and status.", labels, registry=self.registry
+        )
         self.seconds = Histogram(
             "latentsync_http_request_seconds",
-            "time until the first byte of the response",
+            "Seconds until the first byte of the response.",
             ["route"],
             buckets=(0.005, 0.025, 0.1, 0.5, 2, 10, 60),
             registry=self.registry,
         )
 
     def text(self) -> bytes:
-        """In Prometheus' text format; blocks on the service."""
+        """The metrics in Prometheus' text format; blocks on the service."""
         return generate_latest(self.registry)
 
 
 class CountRequests:
-    """ASGI middleware that counts responses under the pattern of their route, never under a client's words."""
+    """ASGI middleware that counts responses by the pattern of their route, never by text from the client."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

@@ -3,12 +3,15 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from latentsync.serving.api.errors import ApiError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 MAX_NAME = 120  # characters of a display name
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
@@ -16,7 +19,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """An upload on disk. `name` is what the client called it, for display; `path` never depends on it."""
+    """An upload on disk. `name` is the client's name for it, for display only; `path` never depends on it."""
 
     name: str
     path: Path
@@ -24,19 +27,19 @@ class ReceivedFile:
 
 
 def display_name(name: str, default: str) -> str:
-    """The last part of a client's file name without control characters, at most MAX_NAME long; for showing only."""
+    """The last part of a client's file name, without control characters, at most MAX_NAME long; for display only."""
     last = re.split(r"[/\\]", name)[-1]
     return _UNPRINTABLE.sub("", last).strip(" .")[-MAX_NAME:] or default
 
 
 class FormReceiver:
-    """Takes the pieces of a body, keeps its text fields and writes the files named in `roles` into `folder`.
+    """Parses a body piece by piece: keeps its text fields, and writes the files named in `roles` into `folder`.
 
-    `feed` and `finish` block on the disk. `fields` and `files` hold what has arrived whole.
+    `feed` and `finish` block on the disk. `fields` and `files` hold the parts that are complete.
 
     Raises (from all methods):
-        ApiError: 400 for a body that is no multipart, 413 for one that is too large, 422 for wrong fields.
-        OSError: the disk cannot take it.
+        ApiError: 400 for a body that is not multipart, 413 for one that is too large, 422 for wrong fields.
+        OSError: the disk is not writable.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class FormReceiver:
         self._text = bytearray()
         self._file: BinaryIO | None = None
         self._size = 0
-        callbacks = {
+        callbacks: MultipartCallbacks = {
             "on_part_begin": self._begin_part,
             "on_header_field": self._take_header_name,
             "on_header_value": self._take_header_value,
@@ -75,19 +78,19 @@ class FormReceiver:
             _, parameters = parse_options_header(content_type)
             self._parser = MultipartParser(parameters.get(b"boundary", b""), callbacks)
         except (FormParserError, UnicodeError) as error:
-            raise _broken("its boundary cannot be used") from error
+            raise _broken("its boundary is not valid") from error
         if not parameters.get(b"boundary"):
-            raise _broken("the Content-Type names no boundary")
+            raise _broken("the Content-Type has no boundary")
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece of the body."""
+        """Parse the next piece of the body."""
         try:
             self._parser.write(data)
         except FormParserError as error:
             raise _broken(str(error).lower()) from error
 
     def finish(self) -> None:
-        """Say that the body is over."""
+        """Check that the body is complete."""
         if not self._complete:
             raise _broken("it ends before its last boundary")
 
@@ -144,9 +147,7 @@ class FormReceiver:
             self._text += data[start:end]
             return
         if self._size > self.max_file_bytes:
-            raise ApiError(
-                413, "too_large", f"{self._name}: files of more than {self.max_file_bytes} bytes are refused"
-            )
+            raise ApiError(413, "too_large", f"{self._name}: files may have at most {self.max_file_bytes} bytes")
         self._file.write(memoryview(data)[start:end])
 
     def _end_part(self) -> None:

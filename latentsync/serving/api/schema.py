@@ -1,4 +1,4 @@
-"""What the API sends: jobs, models, the server's state."""
+"""Models of requests and responses: jobs, models, the server's state."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from latentsync.serving.jobs import ROLES, Job, JobKind, JobState
 
 
 class Progress(BaseModel):
-    stage: str = Field(description="what is being done, empty while the job waits", examples=["faces"])
-    done: int = Field(description="units of this stage that are done")
-    total: int = Field(description="units of this stage, 0 where not known")
-    eta_seconds: float | None = Field(description="estimate of the time until the job is done")
+    stage: str = Field(description="Current stage; empty while the job is queued.", examples=["lip-sync"])
+    done: int = Field(description="Number of finished frames.")
+    total: int = Field(description="Total number of frames; 0 if unknown.")
+    eta_seconds: float | None = Field(description="Estimated seconds until the job is done; null if unknown.")
 
 
 class Links(BaseModel):
-    """Paths on this server. `result` and `thumbnail` are null until there is something to fetch."""
+    """Paths on this server. `result` is null until the job is done."""
 
     self: str
     events: str
@@ -31,16 +31,16 @@ class JobView(BaseModel):
     id: str = Field(examples=["0123456789abcdef0123456789abcdef"])
     kind: JobKind
     state: JobState
-    position: int | None = Field(description="place in the queue, 0 is the next; null unless it waits")
+    position: int | None = Field(description="Position in the queue, 0 is next; null unless the job is queued.")
     progress: Progress
     options: GenerationOptions
-    inputs: dict[str, str] = Field(description="name of each file as it was uploaded", examples=[{"video": "me.mp4"}])
+    inputs: dict[str, str] = Field(description="Original name of each file.", examples=[{"video": "me.mp4"}])
     created: float
     started: float | None
     finished: float | None
-    attempts: int = Field(description="how often a worker has begun it")
-    error: str | None = Field(description="why it failed, one line")
-    expired: bool = Field(description="whether its files were deleted because of their age, or to make room")
+    attempts: int = Field(description="Number of times a worker has started it.")
+    error: str | None = Field(description="Why it failed, in one line.")
+    expired: bool = Field(description="Whether its files were deleted because of their age or to free space.")
     links: Links
 
     @classmethod
@@ -61,25 +61,25 @@ class JobView(BaseModel):
 
 
 class JobList(BaseModel):
-    jobs: list[JobView] = Field(description="newest first")
+    jobs: list[JobView] = Field(description="Newest first.")
 
 
 class ModelView(BaseModel):
-    name: str = Field(description="what the option `model` takes", examples=["embedded"])
+    name: str = Field(description="Value of the option `model`.", examples=["embedded"])
     summary: str
-    resolution: int = Field(description="side of the face it works on, in pixels")
-    present: bool = Field(description="whether all of its files are there; jobs that name another are refused")
-    missing: list[str] = Field(description="files that are not, below checkpoints/")
+    resolution: int = Field(description="Side of the generated face in pixels.")
+    present: bool = Field(description="Whether all of its files are present; jobs with an absent model are rejected.")
+    missing: list[str] = Field(description="Missing files, below checkpoints/.")
 
 
 class ModelList(BaseModel):
     models: list[ModelView]
-    loras: list[str] = Field(description="adapters: what the option `lora` takes")
+    loras: list[str] = Field(description="LoRA adapters: values of the option `lora`.")
     can_upscale: bool = Field(
-        description="whether RealESRGAN's weights are there; if not, `enable_upscale` only sharpens the new face"
+        description="Whether the enhancer's weights are present; if not, `enable_upscale` only sharpens the face."
     )
     default: str = Field(
-        description="what jobs with model=auto get; 'auto' is the best that the worker's device can run"
+        description="Model of jobs with model=auto; 'auto' is the best that the worker's device can run."
     )
 
 
@@ -90,19 +90,19 @@ class Health(BaseModel):
 
 class Readiness(BaseModel):
     ready: bool
-    problems: list[str] = Field(description="why not, empty when ready")
+    problems: list[str] = Field(description="Why not; empty if ready.")
 
 
 class UrlJob(BaseModel, extra="forbid"):
-    """A job whose files the server fetches; only where it was started with --allow_urls."""
+    """A job whose files the server downloads; only if it was started with --allow_urls."""
 
     kind: JobKind = JobKind.LIPSYNC
     video_url: str = Field(max_length=2000, examples=["https://example.org/person.mp4"])
-    audio_url: str | None = Field(None, max_length=2000, examples=["https://example.org/voice.wav"])
-    mask_url: str | None = Field(None, max_length=2000, description="custom mask image")
+    audio_url: str | None = Field(None, max_length=2000, examples=["https://example.org/speech.wav"])
+    mask_url: str | None = Field(None, max_length=2000, description="Custom mask image.")
     options: GenerationOptions = Field(default_factory=GenerationOptions)
 
     def urls(self) -> dict[str, str]:
-        """The addresses that were given, by role."""
+        """The given URLs by role."""
         given = {role: getattr(self, f"{role}_url") for role in ROLES}
         return {role: url for role, url in given.items() if url}

@@ -1,4 +1,4 @@
-"""The web server as the API needs it: it tells streams when it stops, and drops clients that never finish a request."""
+"""Uvicorn with what the API needs: event streams end when it stops, and clients that stall are disconnected."""
 
 import asyncio
 import signal
@@ -18,19 +18,19 @@ from latentsync.serving.api.access import MAX_HEAD_BYTES
 from latentsync.serving.service import JobService
 from latentsync.utils.sandbox import shut_down
 
-STOP_SECONDS = 1  # for requests under way, once the server stops
-HEAD_SECONDS = 20.0  # for a client to send the head of a request
-LINGER_SECONDS = 5.0  # in which a client that was refused may go on sending, and so comes to read why
+STOP_SECONDS = 1  # for open requests when the server stops
+HEAD_SECONDS = 20.0  # for a client to send the request line and headers
+LINGER_SECONDS = 5.0  # a rejected client may continue to send for this long, so that it reads the response
 MAX_CONNECTIONS = 1000
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that closes connections on which the head of a request takes longer than HEAD_SECONDS, or the rest of a
-    body that was refused longer than LINGER_SECONDS."""
+    """HTTP/1.1 that closes a connection if the head of a request takes longer than HEAD_SECONDS, or the rest of a
+    rejected body longer than LINGER_SECONDS."""
 
     _deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch()
 
@@ -43,7 +43,7 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Have a deadline exactly while a request is awaited."""
+        """Set a deadline while a request is awaited, and only then."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()
         elif self._deadline is None and not self.transport.is_closing():
@@ -57,10 +57,10 @@ class PatientProtocol(H11Protocol):
 
 
 class ApiServer(uvicorn.Server):
-    """Serves an application of `create_app` on the sockets that `run` is given; `on_ready` is told the URL.
+    """Serves an application of `create_app` on the sockets passed to `run`; `on_ready` is called with the URL.
 
-    When asked to stop it takes no more connections, sets the application's `closing`, so that streams of events end,
-    and gives other requests STOP_SECONDS.
+    To stop, it accepts no more connections, sets the application's `closing`, so that event streams end, gives other
+    requests STOP_SECONDS, and meanwhile stops the workers.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ApiServer(uvicorn.Server):
             ws="none",
             loop="asyncio",
             log_level=log_level,
-            log_config=None,  # messages go where the program's own go
+            log_config=None,  # log as the rest of the program does
             limit_concurrency=MAX_CONNECTIONS,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=STOP_SECONDS,
@@ -90,7 +90,7 @@ class ApiServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals that the process ignores (nohup, a script's background job) stay ignored."""
+        """Signals that the process ignores (nohup, background jobs of scripts) stay ignored."""
         ignored = [number for number in HANDLED_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
         with super().capture_signals():
             for number in ignored:

@@ -13,11 +13,11 @@ from latentsync.serving.api.context import ApiContext, Context
 from latentsync.serving.api.schema import Health, ModelList, ModelView, Readiness
 from latentsync.serving.models import list_loras, list_models
 
-open_router = APIRouter(tags=["server"])  # no key needed: for the container's health check
+open_router = APIRouter(tags=["server"])  # without a key, for the container's health check
 keyed_router = APIRouter(tags=["server"])
 
 
-@open_router.get("/healthz", response_model=Health, summary="The server answers")
+@open_router.get("/healthz", response_model=Health, summary="Liveness")
 def health() -> Health:
     return Health(status="ok", version=__version__)
 
@@ -25,7 +25,7 @@ def health() -> Health:
 @open_router.get(
     "/readyz",
     response_model=Readiness,
-    summary="Jobs can be taken and done",
+    summary="Readiness to accept and run jobs",
     responses={503: {"model": Readiness, "description": "not ready"}},
 )
 def readiness(context: Context) -> Response:
@@ -35,13 +35,13 @@ def readiness(context: Context) -> Response:
 
 
 def find_problems(context: ApiContext) -> list[str]:
-    """Why jobs cannot be taken or done now."""
+    """Why jobs cannot be accepted or run at the moment."""
     problems = context.service.problems()
     if context.closing.is_set():
         problems.append("the server is stopping")
     stats = context.service.stats()
     if not stats.workers_alive:
-        problems.append("no worker runs")
+        problems.append("no worker is running")
     if stats.queue_length >= context.service.settings.max_queue:
         problems.append("the queue is full")
     if shutil.disk_usage(context.service.settings.workspace).free < context.service.settings.min_free_bytes:
@@ -49,7 +49,7 @@ def find_problems(context: ApiContext) -> list[str]:
     return problems
 
 
-@keyed_router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+@keyed_router.get("/metrics", response_class=Response, summary="Prometheus metrics")
 def metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

@@ -1,6 +1,7 @@
 """POST /v1/jobs: turns a form with files, or if allowed a JSON object with URLs, into a job."""
 
 from functools import partial
+from typing import Any
 
 import anyio.to_thread
 from fastapi import Request
@@ -24,7 +25,7 @@ CLIENT_CLOSED = 499  # only seen in the log
 def request_body_docs() -> dict:
     """The request body of POST /v1/jobs for OpenAPI: the files, and the options of a job as form fields."""
     schema = GenerationOptions.model_json_schema(ref_template="#/components/schemas/{model}")
-    options = {name: part for name, part in schema["properties"].items() if not OPTIONS[name].is_file}
+    options = {name: _not_null(part) for name, part in schema["properties"].items() if not OPTIONS[name].is_file}
     files = {
         "video": {"type": "string", "format": "binary", "description": "Video or image of a person."},
         "audio": {"type": "string", "format": "binary", "description": "Speech; not for kind=interpolate."},
@@ -39,6 +40,14 @@ def request_body_docs() -> dict:
     }
     by_url = {"$ref": "#/components/schemas/UrlJob"}
     return {"required": True, "content": {FORM: {"schema": form}, JSON: {"schema": by_url}}}
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an option without null, which a form cannot express."""
+    types = [variant for variant in schema.get("anyOf", ()) if variant != {"type": "null"}]
+    if len(types) != 1:
+        return schema
+    return {name: value for name, value in schema.items() if name not in ("anyOf", "default")} | types[0]
 
 
 async def submit(request: Request, context: ApiContext, submitter: str | None) -> Response:

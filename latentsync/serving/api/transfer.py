@@ -1,4 +1,8 @@
-"""Send a file, or the range of it that was asked for (RFC 9110, section 14)."""
+"""Send a file, or the requested range of it (RFC 9110, section 14).
+
+Starlette's FileResponse opens the file only after the headers are sent, answers no If-None-Match, and waits forever for
+a client that reads nothing.
+"""
 
 import asyncio
 import hashlib
@@ -19,36 +23,36 @@ PIECE = 256 * 2**10
 _RANGE = re.compile(r"bytes=\s*(?:(\d{1,18})-(\d{1,18})?|-(\d{1,18}))\s*", re.ASCII)
 
 
-class Unsatisfiable(ValueError):
+class Unsatisfiable(Exception):
     """The range begins after the end of the file."""
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """(first, one past the last) byte, or None for the whole file: no header, one that is malformed, several ranges.
+    """(start, end) of the requested bytes, or None for the whole file: no header, a malformed one, or several ranges.
 
     Raises:
-        Unsatisfiable: nothing of the file lies in the range.
+        Unsatisfiable: the range is outside the file.
     """
     found = _RANGE.fullmatch(header) if header else None
     if found is None:
         return None
     first, last, suffix = (None if digits is None else int(digits) for digits in found.groups())
-    if suffix is not None:
-        start, end = max(0, size - suffix), size
+    if first is None:
+        start, end = max(0, size - (suffix or 0)), size
     else:
         start, end = first, size if last is None else min(last + 1, size)
         if last is not None and last < first:
-            return None  # malformed by the RFC's words
+            return None  # malformed, according to the RFC
     if start >= end:
         raise Unsatisfiable
     return start, end
 
 
 class FileTransfer(Response):
-    """The content of a file that is opened when the response is made: deleting the file then does not disturb it.
+    """The content of a file, which is opened in the constructor: deleting the file later does not affect the response.
 
-    Raises FileNotFoundError from the constructor (to be run off the event loop). Clients that take longer than
-    `send_seconds` for a piece are disconnected.
+    The constructor blocks and raises FileNotFoundError. Clients that take longer than `send_seconds` for one piece are
+    disconnected.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class FileTransfer(Response):
         self.init_headers(headers)
 
     def _choose(self, asked: Mapping[str, str], headers: dict[str, str]) -> int:
-        """The status; sets `span` and `refusal`, adds Content-Range."""
+        """Returns the status; sets `span` and `refusal`, adds Content-Range."""
         tags = [tag.strip().removeprefix("W/") for tag in asked.get("if-none-match", "").split(",")]
         if self.etag in tags or "*" in tags:
             self.span = (0, 0)
@@ -87,7 +91,7 @@ class FileTransfer(Response):
         try:
             span = parse_range(asked.get("range"), self.size) if unchanged else None
         except Unsatisfiable:
-            message = f"the range lies outside the file, which has {self.size} bytes"
+            message = f"the range is outside the file, which has {self.size} bytes"
             self.refusal = error_response(
                 416, "range_not_satisfiable", message, {"content-range": f"bytes */{self.size}"}
             )

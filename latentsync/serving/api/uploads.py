@@ -1,4 +1,4 @@
-"""Bodies of requests, streamed to disk under limits of size, speed and number."""
+"""Request bodies, streamed to disk, with limits on size, speed and number."""
 
 import asyncio
 import errno
@@ -18,7 +18,7 @@ from latentsync.serving.api.limits import KIB, MIB, ApiLimits
 from latentsync.serving.api.multipart import FormReceiver
 from latentsync.serving.jobs import ROLES
 
-WRITE_AT_ONCE = 512 * KIB  # collected before a thread writes them
+WRITE_AT_ONCE = 512 * KIB  # collected before they are written in a thread
 FORM_OVERHEAD = MIB  # bytes of a body besides its files
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -28,7 +28,7 @@ class ClientGone(Exception):
 
 
 class Body:
-    """The body of a request. `length`: its Content-Length in bytes, None where it has none (chunked)."""
+    """The body of a request. `length`: its Content-Length in bytes, None if it has none (chunked)."""
 
     def __init__(self, request: Request, limits: ApiLimits) -> None:
         self.receive, self.limits = request.receive, limits
@@ -38,7 +38,7 @@ class Body:
         self._over = False
 
     async def pieces(self, most: int) -> AsyncIterator[bytes]:
-        """What arrives, as long as it comes fast enough and is at most `most` bytes together.
+        """The body in pieces as they arrive, up to `most` bytes in total.
 
         Raises:
             ApiError: 408 too slow, 413 too large.
@@ -69,9 +69,9 @@ class Body:
 
 
 class UploadDesk:
-    """Hands out folders for uploads and fills them; at most `limits.parallel_uploads` at a time.
+    """Receives uploads into temporary folders, at most `limits.parallel_uploads` at a time.
 
-    root: folder that temporary folders are made in. max_file_bytes: of each file. min_free_bytes: left on the disk.
+    root: parent of the temporary folders. max_file_bytes: of each file. min_free_bytes: to keep free on the disk.
     """
 
     def __init__(self, root: Path, max_file_bytes: int, min_free_bytes: int, limits: ApiLimits) -> None:
@@ -82,16 +82,16 @@ class UploadDesk:
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
-        """A slot and an empty folder; the folder is removed with what is left in it.
+        """Wait for a slot and create an empty folder, which is removed at the end with everything in it.
 
         Raises:
-            ApiError: 429 no slot became free in time, 507 the disk is full.
+            ApiError: 429 no slot was free in time, 507 the disk is full.
         """
         try:
             async with asyncio.timeout(self.limits.wait_for_upload_slot):
                 await self.slots.acquire()
         except TimeoutError:
-            raise try_later("too_many_uploads", "too many uploads are under way; try again later") from None
+            raise try_later("too_many_uploads", "too many uploads are in progress; try again later") from None
         self.active += 1
         folder = None
         try:
@@ -110,10 +110,10 @@ class UploadDesk:
                     await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def receive_form(self, body: Body, folder: Path) -> FormReceiver:
-        """The multipart `body`, its files in `folder`.
+        """Receive a multipart body; its files are written into `folder`.
 
         Raises:
-            ApiError: 400, 408, 413, 422, 507 as the body deserves.
+            ApiError: 400, 408, 413, 422 or 507.
             ClientGone: the connection was closed.
         """
         await anyio.to_thread.run_sync(self._check_space, body.length or 0)

@@ -1,1 +1,1 @@
-"""The web page on the job service: `build_page` makes it, `gradio_app.py` serves it."""
+"""The web UI of the job service: `build_page` creates it, `gradio_app.py` serves it."""

@@ -1,4 +1,4 @@
-"""The page as a whole."""
+"""The whole page."""
 
 import socket
 import threading
@@ -43,7 +43,7 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
 
 
 def build_page(service: JobService) -> gr.Blocks:
-    """The page on a service that is started. Launch it with `css=CSS` and a theme."""
+    """The page of a started service. Launch it with `css=CSS` and a theme."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Tabs():
@@ -59,21 +59,21 @@ def build_page(service: JobService) -> gr.Blocks:
 def serve_page(
     service: JobService, host: str, port: int, *, login: tuple[str, str] | None = None, share: bool = False
 ) -> None:
-    """Serve the page on a service that is started, until it is interrupted.
+    """Serve the page of a started service until it is interrupted.
 
     Args:
-        port: 0 for any free one.
-        login: user and password that visitors need.
-        share: also offer a public link, through Gradio's servers.
+        port: 0 for a free one.
+        login: user name and password that visitors need.
+        share: also create a public link through Gradio's servers.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: the address is not available.
     """
     check_port(port)
     page = build_page(service)
     guards = []
     if login is None and not share and is_loopback(host):
-        # Nothing else keeps a page of another site from reaching this one by a name that leads here.
+        # Without a login, a page of another site could reach this one through a name that leads here.
         guards.append(Middleware(BrowserGuard, hosts=(*LOOPBACK_NAMES, host)))
     try:
         _, url, _ = page.launch(
@@ -99,7 +99,7 @@ def serve_page(
 
 
 def wait_for_signal(page: gr.Blocks) -> None:
-    """Serve until a signal raises. `page.block_thread` would then wait up to five seconds for open connections."""
+    """Serve until a signal handler raises. `page.block_thread` would wait up to five seconds for open connections."""
     threading.Event().wait()
 
 

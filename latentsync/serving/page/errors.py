@@ -1,4 +1,4 @@
-"""Errors as messages on the page."""
+"""Shows errors as messages on the page."""
 
 import functools
 import logging
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def report_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Show a UserError of a page's function as a message; log everything else and show no details of it."""
+    """Show a UserError of an event handler as a message; log other exceptions and hide their details."""
 
     @functools.wraps(function)
     def safe(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -28,7 +28,7 @@ def report_errors(function: Callable[P, R]) -> Callable[P, R]:
             raise
         except Exception as error:
             logger.exception("the page failed")
-            message = "an internal error; the log of the service has the details"
+            message = "internal error; see the log of the service"
             raise gr.Error(message, duration=None, print_exception=False) from error
 
     return safe

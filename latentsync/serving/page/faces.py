@@ -1,4 +1,4 @@
-"""The face picker: the first picture of an upload with its faces marked, and which face a click means."""
+"""The face picker: the first frame of an upload with its faces marked, and the face at a click."""
 
 import threading
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from latentsync.faces.detector import Face, FaceDetector
 from latentsync.faces.factory import create_detector
 from latentsync.media.first_frame import first_frame
 
-SHOWN_SIDE = 960  # pixels of the longer side of what is shown
+SHOWN_SIDE = 960  # longer side of the displayed frame in pixels
 CHOSEN, OTHER = (46, 160, 67), (255, 255, 255)
 DARK = (20, 20, 20)
 
 
 @dataclass(frozen=True)
-class FirstPicture:
-    """pixels: (H, W, 3) uint8 as shown; scale: shown over real size; faces: in shown pixels, from left to right."""
+class FirstFrame:
+    """pixels: (H, W, 3) uint8 as displayed; scale: displayed over real size; faces: left to right, in these pixels."""
 
     pixels: np.ndarray
     scale: float
     faces: tuple[Face, ...]
 
     def face_at(self, x: float, y: float) -> int | None:
-        """Number of the face that a click on shown pixels means: the nearest one, where it is within reach of it."""
+        """Index of the face at a click: the nearest one, if the click is close enough; None otherwise."""
         if not self.faces:
             return None
         distances = [float(np.abs((face.centre - (x, y)) / np.maximum(face.size, 1)).max()) for face in self.faces]
@@ -33,34 +33,34 @@ class FirstPicture:
         return nearest if distances[nearest] <= 1 else None
 
     def option(self, number: int) -> str:
-        """The `face` option that means this face: its centre in pixels of the video."""
+        """The value of the `face` option for this face: its center in pixels of the video."""
         x, y = self.faces[number].centre / self.scale
         return f"{max(0.0, x):.0f},{max(0.0, y):.0f}"
 
     def marked(self, chosen: int | None) -> np.ndarray:
-        """The picture with a numbered frame around each face; the chosen one in green."""
+        """The frame with a numbered box around each face; the chosen one is green."""
         picture = self.pixels.copy()
         width = max(2, round(max(picture.shape[:2]) / 300))
         for number, face in enumerate(self.faces):
-            colour = CHOSEN if number == chosen else OTHER
-            corners = [tuple(int(round(float(v))) for v in face.box[i : i + 2]) for i in (0, 2)]
-            cv2.rectangle(picture, *corners, DARK, width + 2)
-            cv2.rectangle(picture, *corners, colour, width)
-            place = (corners[0][0], max(16 * width, corners[0][1] - 3 * width))
-            for ink, thickness in ((DARK, 3 * width), (colour, width)):
+            color = CHOSEN if number == chosen else OTHER
+            left, top, right, bottom = (int(round(float(value))) for value in face.box[:4])
+            for ink, thickness in ((DARK, width + 2), (color, width)):
+                cv2.rectangle(picture, (left, top), (right, bottom), ink, thickness)
+            place = (left, max(16 * width, top - 3 * width))
+            for ink, thickness in ((DARK, 3 * width), (color, width)):
                 cv2.putText(picture, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 0.6 * width, ink, thickness)
         return picture
 
 
 class FaceFinder:
-    """Finds the faces of first pictures; one detector, loaded when it is first needed, used by one caller at a time."""
+    """Finds faces in first frames, with one detector that is loaded on first use and used by one caller at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._detector: FaceDetector | None = None
 
-    def look(self, path: Path) -> FirstPicture:
-        """Raises UserError where the file has no picture."""
+    def find(self, path: Path) -> FirstFrame:
+        """The first frame of a file with its faces. Raises UserError if the file has no frames."""
         pixels = first_frame(path)
         with self._lock:
             if self._detector is None:
@@ -70,4 +70,4 @@ class FaceFinder:
         if scale < 1:
             pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         ordered = sorted((face.scaled(scale) for face in faces), key=lambda face: float(face.centre[0]))
-        return FirstPicture(pixels, scale, tuple(ordered))
+        return FirstFrame(pixels, scale, tuple(ordered))

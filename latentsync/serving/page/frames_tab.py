@@ -17,7 +17,7 @@ FLOW = "Frames are interpolated by optical flow: RIFE's weights (checkpoints/aux
 
 
 class FramesTab:
-    """Components and what they do; made inside `page`."""
+    """The components of the tab and their event handlers; to be created inside `page`."""
 
     def __init__(self, service: JobService, page: gr.Blocks) -> None:
         self.service = service
@@ -31,7 +31,7 @@ class FramesTab:
 
     def submit(self, video: str | None, fps: float) -> dict:
         if not video:
-            raise UserError("give a video first")
+            raise UserError("choose a video first")
         files = {"video": (Path(video).name, Path(video))}
         job = self.service.submit(JobKind.INTERPOLATE, files, GenerationOptions(interpolate=fps))
-        return self.panel.begun(job)
+        return self.panel.follow(job)

@@ -1,6 +1,7 @@
-"""A job as the page follows it: how far it is, a button to cancel it, before and after side by side."""
+"""The panel that follows a job: its progress, a button to cancel it, source and result side by side."""
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -12,16 +13,15 @@ from latentsync.serving.page.views import status_html
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
-LOOK_SECONDS = 1.0
-SECRET = "latentsync"  # of what the browser keeps: the number of a job, which is no secret
+REFRESH_SECONDS = 1.0
+SECRET = "latentsync"  # encrypts the job id that the browser stores; the id is not secret
 STILLS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"))
 
 
 class JobPanel:
-    """Components of one followed job, made where it is constructed.
+    """The components for one job, placed where this object is created.
 
-    The browser remembers the job's id, so that a page that is loaded again finds it. `storage_key` names it there; ""
-    for a panel that follows what it is told.
+    With `storage_key`, the browser stores the job's id under this name, so that a reloaded page shows the job again.
     """
 
     def __init__(self, service: JobService, storage_key: str = "") -> None:
@@ -29,36 +29,36 @@ class JobPanel:
         self.job_id = gr.BrowserState("", storage_key=storage_key, secret=SECRET) if storage_key else gr.State("")
         self.status = gr.HTML(status_html(None))
         self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_classes="cancel")
-        hidden = {"visible": False, "interactive": False}
+        hidden: dict[str, Any] = {"visible": False, "interactive": False}
         with gr.Row():
             self.before_video = gr.Video(label="Before", buttons=[], elem_classes="before", **hidden)
-            self.before_picture = gr.Image(label="Before", buttons=[], elem_classes="before", **hidden)
+            self.before_image = gr.Image(label="Before", buttons=[], elem_classes="before", **hidden)
             self.after = gr.Video(label="After", buttons=["download"], elem_classes="after", **hidden)
-        self.timer = gr.Timer(LOOK_SECONDS, active=False)
+        self.timer = gr.Timer(REFRESH_SECONDS, active=False)
         self.outputs = [
             self.job_id,
             self.status,
             self.cancel,
             self.before_video,
-            self.before_picture,
+            self.before_image,
             self.after,
             self.timer,
         ]
 
     def connect(self, page: gr.Blocks) -> None:
-        """Let the panel follow its job; to be called once, inside `page`."""
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        self.timer.tick(report_errors(self.look), self.job_id, self.outputs, queue=False, **quiet)
+        """Connect the event handlers; call once, inside `page`."""
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        self.timer.tick(report_errors(self.refresh), self.job_id, self.outputs, queue=False, **quiet)
         self.cancel.click(report_errors(self.stop), self.job_id, self.outputs, **quiet)
-        page.load(report_errors(self.look), self.job_id, self.outputs, **quiet)
+        page.load(report_errors(self.refresh), self.job_id, self.outputs, **quiet)
 
-    def begun(self, job: Job) -> dict:
-        """Updates of `outputs` for a job that was just submitted."""
+    def follow(self, job: Job) -> dict:
+        """Updates of `outputs` for a newly submitted job."""
         hidden = gr.update(visible=False, value=None)
-        return self._standing(job) | {self.before_video: hidden, self.before_picture: hidden, self.after: hidden}
+        return self._status(job) | {self.before_video: hidden, self.before_image: hidden, self.after: hidden}
 
-    def look(self, job_id: str) -> dict:
-        """Updates of `outputs` for a job as it stands now."""
+    def refresh(self, job_id: str) -> dict:
+        """Updates of `outputs` for the current state of a job."""
         try:
             job = self.service.get(job_id) if job_id else None
         except JobNotFound:
@@ -70,21 +70,21 @@ class JobPanel:
                 self.status: status_html(None),
                 self.cancel: gr.update(visible=False),
                 self.before_video: hidden,
-                self.before_picture: hidden,
+                self.before_image: hidden,
                 self.after: hidden,
                 self.timer: gr.Timer(active=False),
             }
         if not job.state.is_final:
-            return self._standing(job)
-        return self._standing(job) | self._pictures(job)
+            return self._status(job)
+        return self._status(job) | self._media(job)
 
     def stop(self, job_id: str) -> dict:
         """Cancel the job."""
         if job_id:
             self.service.cancel(job_id)
-        return self.look(job_id)
+        return self.refresh(job_id)
 
-    def _standing(self, job: Job) -> dict:
+    def _status(self, job: Job) -> dict:
         return {
             self.job_id: job.id,
             self.status: status_html(job),
@@ -92,21 +92,21 @@ class JobPanel:
             self.timer: gr.Timer(active=not job.state.is_final),
         }
 
-    def _pictures(self, job: Job) -> dict:
+    def _media(self, job: Job) -> dict:
         hidden = gr.update(visible=False, value=None)
         if job.state is not JobState.DONE or job.result is None:
-            return {self.before_video: hidden, self.before_picture: hidden, self.after: hidden}
+            return {self.before_video: hidden, self.before_image: hidden, self.after: hidden}
         before = self.service.input_path(job.id, "video")
         after = gr.update(visible=True, value=str(job.result))
         if before.suffix.lower() not in STILLS:
             shown = gr.update(visible=True, value=str(before))
-            return {self.before_video: shown, self.before_picture: hidden, self.after: after}
+            return {self.before_video: shown, self.before_image: hidden, self.after: after}
         shown = gr.update(visible=True, value=still_pixels(before))
-        return {self.before_video: hidden, self.before_picture: shown, self.after: after}
+        return {self.before_video: hidden, self.before_image: shown, self.after: after}
 
 
 def still_pixels(path: Path) -> np.ndarray | None:
-    """(H, W, 3) uint8 of a picture as the pipeline sees it; None where it cannot be decoded."""
+    """(H, W, 3) uint8 of an image as the pipeline reads it; None if it cannot be decoded."""
     try:
         return first_frame(path)
     except UserError:

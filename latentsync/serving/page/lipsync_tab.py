@@ -10,7 +10,7 @@ import numpy as np
 from latentsync.serving.inspection import inspect_file
 from latentsync.serving.jobs import JobKind
 from latentsync.serving.page.errors import report_errors
-from latentsync.serving.page.faces import FaceFinder, FirstPicture
+from latentsync.serving.page.faces import FaceFinder, FirstFrame
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.options_form import OptionsForm
 from latentsync.serving.service import JobService
@@ -23,7 +23,7 @@ PRIVATE = {"api_visibility": "private"}
 
 
 class LipsyncTab:
-    """Components and what they do; made inside `page`."""
+    """The components of the tab and their event handlers; to be created inside `page`."""
 
     def __init__(self, service: JobService, page: gr.Blocks) -> None:
         self.service, self.finder = service, FaceFinder()
@@ -32,7 +32,7 @@ class LipsyncTab:
                 self.video = gr.File(
                     label="1. Video or image of a person", file_types=["video", "image"], height=150, elem_id="video"
                 )
-                self.picture = gr.Image(
+                self.preview_image = gr.Image(
                     label="Which face? Click to choose",
                     visible=False,
                     interactive=False,
@@ -41,7 +41,7 @@ class LipsyncTab:
                     elem_id="faces",
                 )
             with gr.Column(min_width=280):
-                self.voice = gr.Audio(
+                self.audio = gr.Audio(
                     label="2. Audio",
                     sources=["upload", "microphone"],
                     type="filepath",
@@ -61,45 +61,49 @@ class LipsyncTab:
 
     def _connect(self, page: gr.Blocks) -> None:
         self.panel.connect(page)
-        self.video.change(report_errors(self.show_faces), self.video, [self.seen, self.picture, self.face], **PRIVATE)
-        self.example.click(lambda: EXAMPLE, None, [self.video, self.voice], **PRIVATE)
-        self.picture.select(report_errors(self.choose_face), self.seen, [self.picture, self.face], **PRIVATE)
-        inputs = [self.video, self.voice, *self.form.fields.values()]
+        self.video.change(
+            report_errors(self.show_faces), self.video, [self.seen, self.preview_image, self.face], **PRIVATE
+        )
+        self.example.click(lambda: EXAMPLE, None, [self.video, self.audio], **PRIVATE)
+        self.preview_image.select(
+            report_errors(self.choose_face), self.seen, [self.preview_image, self.face], **PRIVATE
+        )
+        inputs = [self.video, self.audio, *self.form.fields.values()]
         for button, preview in ((self.speak, {}), (self.preview, {"max_seconds": PREVIEW_SECONDS})):
             button.click(report_errors(self._submitter(preview)), inputs, self.panel.outputs, **PRIVATE)
         page.load(report_errors(self.form.refresh), None, self.form.refreshed, show_progress="hidden", **PRIVATE)
 
-    def show_faces(self, path: str | None) -> tuple[FirstPicture | None, dict, str]:
+    def show_faces(self, path: str | None) -> tuple[FirstFrame | None, dict, str]:
         """The first frame with its faces marked, and the default face option."""
         if not path:
             return None, gr.update(visible=False, value=None), "largest"
         inspect_file("video", Path(path).name, Path(path), self.service.settings)
-        seen = self.finder.look(Path(path))
+        seen = self.finder.find(Path(path))
         if not seen.faces:
             gr.Warning("No face was found in the first frame; frames without a face stay unchanged.")
         chosen = self._largest(seen)
         return seen, gr.update(visible=True, value=seen.marked(chosen)), "largest"
 
-    def choose_face(self, seen: FirstPicture | None, event: gr.SelectData) -> tuple[np.ndarray | dict, str | dict]:
-        """Choose the face that was clicked on."""
+    def choose_face(self, seen: FirstFrame | None, event: gr.SelectData) -> tuple[np.ndarray | dict, str | dict]:
+        """Choose the face at the click."""
         number = seen.face_at(*event.index) if seen is not None else None
-        if number is None:
+        if seen is None or number is None:
             return gr.skip(), gr.skip()
         return seen.marked(number), seen.option(number)
 
     @staticmethod
-    def _largest(seen: FirstPicture) -> int | None:
+    def _largest(seen: FirstFrame) -> int | None:
         sizes = [float(np.prod(face.size)) for face in seen.faces]
         return int(np.argmax(sizes)) if sizes else None
 
     def _submitter(self, preview: dict[str, float]) -> Callable[..., dict]:
-        def submit(video: str | None, voice: str | None, *values: Any) -> dict:
+        def submit(video: str | None, audio: str | None, *values: Any) -> dict:
             if not video:
-                raise UserError("give a video or an image of a person first")
-            if not voice:
-                raise UserError("give audio first: a file, or a recording by the microphone")
-            files = {role: (Path(path).name, Path(path)) for role, path in (("video", video), ("audio", voice))}
+                raise UserError("choose a video or an image of a person first")
+            if not audio:
+                raise UserError("choose audio first: a file or a recording")
+            files = {role: (Path(path).name, Path(path)) for role, path in (("video", video), ("audio", audio))}
             options, more = self.form.read(values, **preview)
-            return self.panel.begun(self.service.submit(JobKind.LIPSYNC, files | more, options))
+            return self.panel.follow(self.service.submit(JobKind.LIPSYNC, files | more, options))
 
         return submit

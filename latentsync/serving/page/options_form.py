@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from latentsync.checkpoints.registry import REGISTRY, default_name
+from latentsync.checkpoints.registry import default_name
 from latentsync.loading import pick_device
 from latentsync.options import AUTO, OPTIONS, GenerationOptions, Option, parse_options
 from latentsync.serving.models import list_loras, list_models
@@ -23,18 +23,18 @@ def model_choices(settings: ServingSettings) -> Choices:
     best = settings.model if settings.model != AUTO else default_name(pick_device(device))[0]
     found = list_models()
     sides = {choice.name: choice.resolution for choice in found}
-    side = sides.get(best) or REGISTRY[best].model.resolution
-    choices = [(f"best present: {best} ({side} px faces)", AUTO)]
+    side = f" ({sides[best]} px faces)" if best in sides else ""
+    choices = [(f"best present: {best}{side}", AUTO)]
     return choices + [(f"{choice.name} ({choice.resolution} px faces)", choice.name) for choice in found]
 
 
 def lora_choices() -> Choices:
-    """(label, name) of the adapters that are present, none first."""
+    """(label, name) of the LoRA adapters that are present, none first."""
     return [("none", EMPTY)] + [(choice.name, choice.name) for choice in list_loras()]
 
 
 class OptionsForm:
-    """Fields, created where it is constructed: basic options, then the advanced ones in a fold.
+    """The fields of the options, placed where this object is created: basic ones, then advanced ones in an accordion.
 
     `fields` maps names of options to components; `read` takes their values in this order.
     """
@@ -87,7 +87,8 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
         return _choice(option, choices, common)
     span = {"minimum": option.low, "maximum": option.high}
     is_int = option.type is int
-    if option.default is not None and option.high - option.low <= MAX_SLIDER_SPAN:
+    low, high = option.low, option.high
+    if option.default is not None and low is not None and high is not None and high - low <= MAX_SLIDER_SPAN:
         return gr.Slider(value=option.default, step=1 if is_int else 0.1, **span, **common)
     return gr.Number(option.default, placeholder=option.show.unset, precision=0 if is_int else None, **span, **common)
 
@@ -98,7 +99,7 @@ def _choice(option: Option, choices: Choices | None, common: dict[str, Any]) -> 
         texts = option.choices or option.show.suggestions
         choices = [(text, text) for text in texts]
         if option.default is None:
-            choices.insert(0, (option.show.unset, EMPTY))
+            choices.insert(0, (option.default_text, EMPTY))
     free = bool(option.show.suggestions)
     return gr.Dropdown(choices, value=option.default or EMPTY, allow_custom_value=free, **common)
 

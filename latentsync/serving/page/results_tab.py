@@ -1,4 +1,4 @@
-"""The tab of all jobs of this service, newest first."""
+"""The tab with all jobs of the service, newest first."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 class ResultsTab:
-    """Components and what they do; made inside `page`, in `tab`."""
+    """The components of the tab and their event handlers; to be created inside `page`, in `tab`."""
 
     def __init__(self, service: JobService, page: gr.Blocks, tab: gr.Tab) -> None:
         self.service = service
@@ -53,33 +53,35 @@ class ResultsTab:
         self.panel.timer.tick(report_errors(self.offered), self.panel.job_id, self.actions, queue=False, **PRIVATE)
 
     def listing(self) -> dict:
-        """The newest jobs as tiles."""
+        """Updates that list the newest jobs."""
         jobs = self.service.list(limit=SHOWN)
         tiles = [(tile(job, self._thumbnail(job)), caption(job)) for job in jobs]
         return {self.gallery: gr.update(value=tiles, selected_index=None), self.ids: [job.id for job in jobs]}
 
     def open(self, ids: list[str], event: gr.SelectData) -> dict:
-        """Show the job whose tile was chosen."""
+        """Show the selected job."""
         job_id = ids[event.index] if event.index < len(ids) else ""
-        return self.panel.look(job_id) | self.offered(job_id)
+        return self.panel.refresh(job_id) | self.offered(job_id)
 
     def offered(self, job_id: str) -> dict:
-        """The actions that a job allows."""
+        """Updates that show the actions available for a job."""
         try:
             job = self.service.get(job_id) if job_id else None
         except JobNotFound:
             job = None
-        done = job is not None and job.state is JobState.DONE and job.result is not None
-        ended = job is not None and job.state.is_final
+        if job is None:
+            return {action: gr.update(visible=False) for action in self.actions}
+        result = job.result if job.state is JobState.DONE else None
+        ended = job.state.is_final
         return {
-            self.download: gr.update(visible=done, value=str(job.result) if done else None),
-            self.smooth: gr.update(visible=done and job.kind is JobKind.LIPSYNC),
-            self.again: gr.update(visible=ended and not done and not job.expired),
+            self.download: gr.update(visible=result is not None, value=None if result is None else str(result)),
+            self.smooth: gr.update(visible=result is not None and job.kind is JobKind.LIPSYNC),
+            self.again: gr.update(visible=ended and result is None and not job.expired),
             self.delete: gr.update(visible=ended),
         }
 
     def interpolate(self, job_id: str) -> dict:
-        """Queue frame interpolation of a result."""
+        """Queue frame interpolation of the result."""
         job = self.service.get(job_id)
         if job.result is None:
             raise UserError("the result has expired; run the job again first")
@@ -94,10 +96,10 @@ class ResultsTab:
     def remove(self, job_id: str) -> dict:
         """Delete the job and its files."""
         self.service.delete(job_id)
-        return self.listing() | self.panel.look("") | self.offered("")
+        return self.listing() | self.panel.refresh("") | self.offered("")
 
     def _show(self, job: Job) -> dict:
-        return self.listing() | self.panel.begun(job) | self.offered(job.id)
+        return self.listing() | self.panel.follow(job) | self.offered(job.id)
 
     def _thumbnail(self, job: Job) -> Path | None:
         try:

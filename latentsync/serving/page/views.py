@@ -29,7 +29,7 @@ IDLE = '<p class="status">Nothing is running.</p>'
 
 
 def status_html(job: Job | None) -> str:
-    """One line and a bar on how far a job is; read aloud by screen readers when it changes."""
+    """One line and a progress bar; screen readers announce changes."""
     if job is None:
         return IDLE
     bar = ""
@@ -41,7 +41,7 @@ def status_html(job: Job | None) -> str:
 
 
 def sentence(job: Job) -> str:
-    """Where a job stands, in one sentence."""
+    """The state of a job in one sentence."""
     if job.state is JobState.QUEUED:
         ahead = job.position or 0
         return "Waiting: next in the queue." if not ahead else f"Waiting: {ahead} job{'s' * (ahead > 1)} before it."
@@ -59,7 +59,7 @@ def sentence(job: Job) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """A duration in words."""
     whole = max(1, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
 
 
 def caption(job: Job) -> str:
-    """A job in a list: how it stands, when it came, what it is."""
+    """The caption of a job in the list: state, date, inputs."""
     name = job.inputs.get("video", "")
     what = "frame interpolation" if job.kind is JobKind.INTERPOLATE else f"with {job.inputs.get('audio', '')}"
     state = "expired" if job.expired else job.state.value
@@ -81,7 +81,7 @@ def caption(job: Job) -> str:
 
 
 def tile(job: Job, thumbnail: Path | None) -> str | np.ndarray:
-    """The picture of a job in a list: its thumbnail, or a card with its state."""
+    """The image of a job in the list: its thumbnail, or a card with its state."""
     if thumbnail is not None:
         return str(thumbnail)
     card = np.full((180, 320, 3), COLORS[job.state], np.uint8)
