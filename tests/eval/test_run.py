@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from eval import clip_metrics, metrics
 from eval import run as command
@@ -17,7 +18,7 @@ from latentsync.faces import video
 from latentsync.metrics import faces
 from latentsync.metrics.clip_sync import ClipSync
 from latentsync.utils.errors import UserError
-from tests.media.synthetic import write_clip
+from tests.media.synthetic import tone, write_clip
 from tests.metrics.i3d import write_i3d
 from tests.pipelines.scenes import clip, picture
 
@@ -145,8 +146,8 @@ def test_failures_are_reported(call, folder, caplog):
 
 
 def test_other_audio_is_not_compared_with_the_video(call, folder):
-    clip(folder / "other.mp4", 6, tone_seconds=0.1)
-    (folder / "list.csv").write_text("video,audio,id\na b.mp4,other.mp4,first\n")
+    wavfile.write(folder / "other.wav", 16000, tone(16000, 0.24, frequency=700.0).astype(np.float32))
+    (folder / "list.csv").write_text("video,audio,id\na b.mp4,other.wav,first\n")
     assert call() == 0
     made = table(folder)["blurred"]
     assert made["psnr"] == made["lmd_face"] == "n/a (other audio: there is no real video to compare with)"
