@@ -22,8 +22,8 @@ from tests.waiting import eventually
 OPTIONS_OF_VERSION = {
     3: (
         "model lora lora_scale inference_steps guidance_scale seed solver enable_deepcache chunk_batch_size "
-        "vram_efficient match_color enable_upscale enhancer sharpness_factor face detector mask_image_path video_fps "
-        "keep_fps interpolate on_short_video max_seconds crf"
+        "vram_efficient match_color enable_upscale enhancer sharpness_factor face detector mask_image_path paste_mask "
+        "video_fps keep_fps interpolate audio_track on_short_video max_seconds crf"
     ),
 }
 # Options as earlier versions stored them.

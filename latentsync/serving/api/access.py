@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from latentsync.serving.api.errors import ApiError
 from latentsync.utils.errors import UserError
 
+HTTP_VERSIONS = ("1.0", "1.1")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 MAX_PORT = 2**16 - 1
 MAX_HEAD_BYTES = 32 * 2**10
@@ -53,6 +54,8 @@ class HeadGuard:
         if size > MAX_HEAD_BYTES:
             message = f"the request line and headers may have {MAX_HEAD_BYTES} bytes"
             return ApiError(431, "head_too_large", message, closing)
+        if scope["http_version"] not in HTTP_VERSIONS:
+            return ApiError(505, "http_version", f"use HTTP {' or '.join(HTTP_VERSIONS)}", closing)
         if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
             message = "send a Content-Length or a Transfer-Encoding header, not both"
             return ApiError(400, "ambiguous_length", message, closing)
