@@ -1,6 +1,6 @@
 """Face alignment: three anchors, a similarity transform, an upright crop.
 
-Anchors are the centre of the brow on the image's left, the centre of the other brow and the nose (see
+Anchors are the center of the brow on the image's left, the center of the other brow and the nose (see
 `latentsync.faces.detector`). The transform maps frame pixels (x, y) to pixels of a crop in which the face always
 has the same place and size. Everything here is a pure function on numpy arrays and runs on the CPU: one warp of a
 210x280 crop takes under a millisecond, less than moving a frame to a GPU would.
@@ -15,8 +15,8 @@ TEMPLATE_ANCHORS = np.array([[17.0, 20.0], [58.0, 20.0], [37.5, 40.0]])  # left 
 TEMPLATE_SIZE = (75, 100)  # width, height of the crop the template is drawn in
 TEMPLATE_SCALE = 2.8  # crop pixels per template unit at resolution 256
 NEW_BIAS_WEIGHT = 0.8  # share of the current frame in the running bias of the translation
-OUTSIDE_VALUE = 127  # crop pixels that lie outside the frame: mid grey
-MAX_SAMPLES = 3  # samples along the side of a crop pixel: what is left of the aliasing is below a grey level
+OUTSIDE_VALUE = 127  # crop pixels that lie outside the frame: mid gray
+MAX_SAMPLES = 3  # samples along the side of a crop pixel: what is left of the aliasing is below a gray level
 SAMPLING_SLACK = 0.25  # a face shrunk by less than this (1.25 : 1) is sampled once a crop pixel, as the reference does
 
 
@@ -59,18 +59,18 @@ def similarity_from_anchors(
     target = np.asarray(template, dtype=np.float64)
     if source.shape != (3, 2) or not np.isfinite(source).all():
         raise ValueError(f"anchors must be 3 finite (x, y) points, got {source.tolist()}")
-    source_centre, target_centre = source.mean(axis=0), target.mean(axis=0)
+    source_center, target_center = source.mean(axis=0), target.mean(axis=0)
     # The spread is the unbiased standard deviation over all six coordinates.
-    source_spread = (source - source_centre).std(ddof=1)
-    target_spread = (target - target_centre).std(ddof=1)
+    source_spread = (source - source_center).std(ddof=1)
+    target_spread = (target - target_center).std(ddof=1)
     if source_spread < 1e-6:
         raise ValueError("anchors coincide: no transform maps them to the template")
-    source_unit = (source - source_centre) / source_spread
-    target_unit = (target - target_centre) / target_spread
+    source_unit = (source - source_center) / source_spread
+    target_unit = (target - target_center) / target_spread
 
     rotation = _best_rotation(source_unit, target_unit)
     linear = rotation * (target_spread / source_spread)
-    translation = target_centre - linear @ source_centre
+    translation = target_center - linear @ source_center
     bias = previous_bias
     if smooth:
         bias = target_unit[2] - source_unit[2]
@@ -104,7 +104,7 @@ def warp_to_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -
         (height, width, 3) uint8.
     """
     samples = _samples_per_side(matrix)
-    # Centres of pixels: x in the crop is samples * x + (samples - 1) / 2 in the finer crop.
+    # Centers of pixels: x in the crop is samples * x + (samples - 1) / 2 in the finer crop.
     finer = samples * np.asarray(matrix, dtype=np.float64)
     finer[:, 2] += (samples - 1) / 2
     crop = cv2.warpAffine(

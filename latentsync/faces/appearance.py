@@ -13,7 +13,7 @@ COLOUR_UNIT = 20.0  # Lab chroma difference that weighs as much as uncorrelated 
 
 @dataclass(frozen=True)
 class Appearance:
-    """Aligned thumbnail of a face: brightness pattern (unit norm, so lighting does not count) and skin colour."""
+    """Aligned thumbnail of a face: brightness pattern (unit norm, so lighting does not count) and skin color."""
 
     pattern: np.ndarray  # (300,) float32, mean 0, norm 1
     chroma: np.ndarray  # (2,) float32, Lab a and b
@@ -40,5 +40,5 @@ def appearance(image: np.ndarray, anchors: np.ndarray) -> Appearance:
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    centred = values - values.mean()
-    return centred / max(float(np.linalg.norm(centred)), 1e-6)
+    centerd = values - values.mean()
+    return centerd / max(float(np.linalg.norm(centerd)), 1e-6)

@@ -1,10 +1,10 @@
-"""Shot cuts, seen in thumbnails of neighbouring frames."""
+"""Shot cuts, seen in thumbnails of neighboring frames."""
 
 import cv2
 import numpy as np
 
 THUMBNAIL_SIDE = 32
-# Over 15 real clips the mean difference of neighbouring thumbnails stays below 12 of 255 within a shot (quick head
+# Over 15 real clips the mean difference of neighboring thumbnails stays below 12 of 255 within a shot (quick head
 # and camera moves included) and the histogram distance below 0.05; between clips they are above 24 and 0.15.
 MIN_DIFFERENCE = 18.0
 MIN_HISTOGRAM_DISTANCE = 0.1
@@ -40,7 +40,7 @@ class CutDetector:
 
 
 def _histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of pixels (0..1) that change their bin in a 4x4x4 colour histogram."""
+    """Share of pixels (0..1) that change their bin in a 4x4x4 color histogram."""
     return 1.0 - float(np.minimum(_histogram(first), _histogram(second)).sum())
 
 

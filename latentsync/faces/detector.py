@@ -14,7 +14,7 @@ class Face:
     """One detected face, in pixels of the image it was found in."""
 
     box: np.ndarray  # (4,) float: x0, y0, x1, y1; may reach beyond the image
-    anchors: np.ndarray  # (3, 2) float: brow centre on the image's left, the other brow's, nose
+    anchors: np.ndarray  # (3, 2) float: brow center on the image's left, the other brow's, nose
     score: float  # confidence of the detector, 0..1
     contour: np.ndarray | None = None  # (N, 2) float: polygon around the face, where the detector gives one
 
@@ -24,8 +24,8 @@ class Face:
         return self.box[2:] - self.box[:2]
 
     @property
-    def centre(self) -> np.ndarray:
-        """(2,) centre of the box."""
+    def center(self) -> np.ndarray:
+        """(2,) center of the box."""
         return (self.box[:2] + self.box[2:]) / 2
 
     def scaled(self, scale: float) -> "Face":

@@ -19,10 +19,10 @@ NOSE_TIP = 4
 
 # Anchors. The template of `latentsync.faces.align` has the nose 20/41 of the brow distance below the brow line. These
 # points meet that on average: 0.487 with a standard deviation of 0.039 between people, over 320 frames of the 19
-# frontal GRID speakers, people weighted equally. The choice keeps the framing of the plain brow centres and nose
+# frontal GRID speakers, people weighted equally. The choice keeps the framing of the plain brow centers and nose
 # (tip, wings, bridge), whose own ratio is 0.70, because that framing puts nose and chin where the mask has them:
 #   brows: the four outer points of the lower brow edge (their mean is the brow's middle, 20.6 template units from
-#          the centre line; the template says 20.5);
+#          the center line; the template says 20.5);
 #   nose:  lower bridge (197), both wings at their upper end (198, 420) and tip (4). The bridge's weight was solved
 #          for the ratio, the other three share the rest.
 LEFT_BROW = [46, 53, 52, 65]
@@ -113,7 +113,7 @@ class MediaPipeDetector:
         found = self._measure(image, region, face.score)
         if found is None:
             return None
-        step = np.linalg.norm(found[0].centre - face.centre) / face.size.max()
+        step = np.linalg.norm(found[0].center - face.center) / face.size.max()
         growth = found[1].side / region.side
         return found if step < 0.5 and 0.6 < growth < 1.6 else None
 
@@ -123,7 +123,7 @@ class MediaPipeDetector:
             return None
         face = face_from_mesh(points, score)
         height, width = image.shape[:2]
-        inside = (0 <= face.centre).all() and (face.centre <= (width, height)).all()
+        inside = (0 <= face.center).all() and (face.center <= (width, height)).all()
         if not inside or face.size.max() < MIN_SIDE or not is_plausible(face):
             return None
         return face, region_from_mesh(points)
@@ -189,8 +189,8 @@ class MediaPipeDetector:
 def _clipped_square(face: Face, scale: float, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Square of `scale` times the face's long side around it, clipped to the image: x0, y0, x1, y1."""
     half = face.size.max() * scale / 2
-    x0, y0 = np.maximum(face.centre - half, 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(face.centre + half), (shape[1], shape[0])).astype(int)
+    x0, y0 = np.maximum(face.center - half, 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(face.center + half), (shape[1], shape[0])).astype(int)
     return int(x0), int(y0), int(x1), int(y1)
 
 

@@ -70,7 +70,7 @@ _stderr_lock = threading.Lock()  # two threads at once would put back each other
 class Region:
     """Rotated square around a face, in image pixels."""
 
-    centre: np.ndarray  # (2,)
+    center: np.ndarray  # (2,)
     side: float
     angle: float  # radians, clockwise on screen: the direction from the eye on the image's left to the other one
 
@@ -87,8 +87,8 @@ class BoxDetection:
         """Where the mesh network should look."""
         dx, dy = self.eyes[1] - self.eyes[0]
         size = self.box[2:] - self.box[:2]
-        centre = (self.box[:2] + self.box[2:]) / 2
-        return Region(centre, float(size.max()) * REGION_SCALE, float(np.arctan2(dy, dx)))
+        center = (self.box[:2] + self.box[2:]) / 2
+        return Region(center, float(size.max()) * REGION_SCALE, float(np.arctan2(dy, dx)))
 
 
 @contextmanager
@@ -171,7 +171,7 @@ class MeshNet:
 
     def points(self, image: np.ndarray, region: Region, indices: list[int]) -> np.ndarray | None:
         """Mesh points `indices` of the face in `region`: (len(indices), 2) image pixels, None when no face is there."""
-        if not (region.side >= 1 and np.isfinite(region.centre).all()):
+        if not (region.side >= 1 and np.isfinite(region.center).all()):
             return None
         # Shrink by area where the region is much larger than the input: plain bilinear sampling would alias.
         factor = int(np.clip(round(region.side / MESH_SIDE), 1, 3))
@@ -198,12 +198,12 @@ class MeshNet:
 
 
 def _crop_to_image(region: Region, side: int) -> np.ndarray:
-    """(2, 3) from pixel centres of a `side`-square crop of the region to pixel centres of the image."""
+    """(2, 3) from pixel centers of a `side`-square crop of the region to pixel centers of the image."""
     step = region.side / side
     cos, sin = np.cos(region.angle) * step, np.sin(region.angle) * step
     linear = np.array([[cos, -sin], [sin, cos]])
     middle = (side - 1) / 2
-    return np.column_stack([linear, region.centre - linear @ (middle, middle)])
+    return np.column_stack([linear, region.center - linear @ (middle, middle)])
 
 
 class BoxNet:

@@ -16,7 +16,7 @@ INNER_LIPS = [(82, 87), (13, 14), (312, 317)]
 FOREHEAD, CHIN = 10, 152
 MESH_POINTS = POINTS + [index for pair in INNER_LIPS for index in pair] + [FOREHEAD, CHIN]
 
-# Where the mesh network looks first in an aligned face: centre and side as fractions of R. Means over real clips; the
+# Where the mesh network looks first in an aligned face: center and side as fractions of R. Means over real clips; the
 # second look starts from the first mesh.
 LOOK_CENTRE = (0.48, 0.46)
 LOOK_SIDE = 1.4

@@ -34,10 +34,10 @@ def _taps(length_in: int, length_out: int) -> list[tuple[int, np.ndarray]]:
     stretch = max(scale, 1.0)
     taps = []
     for index in range(length_out):
-        centre = (index + 0.5) * scale
-        start = max(int(centre - 2 * stretch + 0.5), 0)
-        stop = min(int(centre + 2 * stretch + 0.5), length_in)
-        weights = _cubic((np.arange(start, stop) + 0.5 - centre) / stretch)
+        center = (index + 0.5) * scale
+        start = max(int(center - 2 * stretch + 0.5), 0)
+        stop = min(int(center + 2 * stretch + 0.5), length_in)
+        weights = _cubic((np.arange(start, stop) + 0.5 - center) / stretch)
         taps.append((start, (weights / weights.sum()).astype(np.float32)))
     return taps
 

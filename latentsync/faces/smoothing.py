@@ -35,21 +35,21 @@ class AnchorSmoother:
     def reset(self) -> None:
         """Start afresh: the next anchors pass through unchanged."""
         self._smoothed: np.ndarray | None = None
-        self._previous_centre = np.zeros(2)
+        self._previous_center = np.zeros(2)
         self._speed = np.zeros(2)
 
     def __call__(self, anchors: np.ndarray) -> np.ndarray:
         """Smoothed anchors (3, 2), same units as the given ones."""
-        centre = anchors.mean(axis=0)
+        center = anchors.mean(axis=0)
         if self._smoothed is None:
             self._smoothed = np.array(anchors, dtype=np.float64)
         else:
             brow_distance = max(float(np.linalg.norm(anchors[1] - anchors[0])), 1e-6)
-            speed = (centre - self._previous_centre) * self._fps / brow_distance
+            speed = (center - self._previous_center) * self._fps / brow_distance
             self._speed = self._speed + self._weight(SPEED_CUTOFF_HZ) * (speed - self._speed)
             cutoff = MIN_CUTOFF_HZ + SPEED_GAIN * float(np.linalg.norm(self._speed))
             self._smoothed = self._smoothed + self._weight(cutoff) * (anchors - self._smoothed)
-        self._previous_centre = centre
+        self._previous_center = center
         return self._smoothed.copy()
 
     def _weight(self, cutoff: float) -> float:

@@ -17,7 +17,7 @@ MIN_FACE_SIZE = (50.0, 80.0)
 MIN_FACE_SHARE = (0.12, 0.19)
 KEEP_SHARE = 0.8  # of that size down to which a followed face is kept: one that hovers about it must not flicker
 
-MAX_STEP = 0.6  # face lengths the centre may move between two frames
+MAX_STEP = 0.6  # face lengths the center may move between two frames
 MAX_STEP_PER_GAP_FRAME = 0.1  # and this much more for each frame without the face
 MAX_LOG_GROWTH = 0.4  # |log| of the change in size between two frames
 SAME_PERSON = 0.6  # appearance distance
@@ -77,7 +77,7 @@ class SelectRule:
             return max(faces, key=_area)
         if self.kind == "point":
             return min(faces, key=lambda face: (not _contains(face, self.point), _distance_to(face, self.point)))
-        ordered = sorted(faces, key=lambda face: float(face.centre[0]))
+        ordered = sorted(faces, key=lambda face: float(face.center[0]))
         if self.kind == "index":
             return ordered[self.index] if self.index < len(ordered) else None
         return ordered[0 if self.kind == "left" else -1]
@@ -190,17 +190,17 @@ class FaceTracker:
             alone = costs.shape == (1, 2) and self._gap <= SHORT_GAP
             if self._gap == 0 or alone or self._look.distance(looks.of(face)) <= SAME_PERSON:
                 return face
-        return self._recognise([face for index, face in enumerate(faces) if index not in columns[1:]], looks)
+        return self._recognize([face for index, face in enumerate(faces) if index not in columns[1:]], looks)
 
     def _cost(self, track: Face, face: Face) -> float:
         """Dissimilarity of place and size in face lengths; infinite beyond what a moving head can do."""
         length = max(float(track.size.max()), 1.0)
-        step = float(np.linalg.norm(face.centre - track.centre)) / length
+        step = float(np.linalg.norm(face.center - track.center)) / length
         growth = abs(math.log(float(face.size.max()) / length))
         slack = MAX_STEP_PER_GAP_FRAME * min(self._gap, 10)
         return step + growth if step <= MAX_STEP + slack and growth <= MAX_LOG_GROWTH + slack else math.inf
 
-    def _recognise(self, faces: list[Face], looks: _Looks) -> Face | None:
+    def _recognize(self, faces: list[Face], looks: _Looks) -> Face | None:
         """After a gap or a jump cut the person may be anywhere: the unclaimed face that looks like them."""
         if not faces:
             return None
@@ -232,7 +232,7 @@ def _contains(face: Face, point: tuple[float, float]) -> bool:
 
 
 def _distance_to(face: Face, point: tuple[float, float]) -> float:
-    return float(np.linalg.norm(face.centre - point))
+    return float(np.linalg.norm(face.center - point))
 
 
 def _smallest_size(shape: tuple[int, ...], scale: float) -> np.ndarray:
