@@ -7,7 +7,7 @@ Legend: T frames of a track, R working resolution.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os import PathLike
@@ -104,7 +104,7 @@ def track_faces(
     detector: str | FaceDetector = "auto",
     device: str = "cpu",
     is_still: bool = False,
-) -> Iterator[TrackedFrame]:
+) -> Generator[TrackedFrame, None, None]:
     """Yield frames with the aligned face of one person.
 
     Args:
@@ -118,16 +118,13 @@ def track_faces(
     Raises:
         UserError: unknown option or missing models; raised on the first frame.
     """
-    owned = isinstance(detector, str)
-    finder = create_detector(detector, device, static=is_still) if owned else detector
-    try:
-        if not owned:
-            finder.reset()
-        tracker = FaceTracker(finder, face, fps=float(fps))
+    with ExitStack() as stack:
+        if isinstance(detector, str):
+            detector = stack.enter_context(closing(create_detector(detector, device, static=is_still)))
+        else:
+            detector.reset()
+        tracker = FaceTracker(detector, face, fps=float(fps))
         yield from align_frames(frames, FaceAligner(tracker, AlignRestore(resolution=resolution)))
-    finally:
-        if owned:
-            finder.close()
 
 
 class FaceAligner:
@@ -203,7 +200,7 @@ class PersonTrack:
     """A track of one person without gaps or cuts. Lists have one entry per frame.
 
     Args:
-        person: number of the track, in order of first frames.
+        person: track number, in order of first appearance.
         start: index of the first frame.
         pixels: aligned faces (R, R, 3) uint8.
         boxes: (4,) x0, y0, x1, y1 in frame pixels.
