@@ -9,7 +9,7 @@ import numpy as np
 from latentsync.faces.align import require_aligned
 from latentsync.faces.mediapipe_detector import EYE_CORNERS, FACE_OVAL, POINTS, region_from_mesh
 from latentsync.faces.mediapipe_graphs import MeshNet, Region
-from latentsync.faces.mouth import REGION_CENTER, REGION_SIDE, MESH_POINTS, mouth_opening
+from latentsync.faces.mouth import MESH_POINTS, REGION_CENTER, REGION_SIDE, mouth_opening
 
 NUM_POINTS = 468  # of MediaPipe's mesh
 # Outer and inner edge of both lips.

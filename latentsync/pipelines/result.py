@@ -104,7 +104,7 @@ class Finisher:
         self.fps = fps if converter is None else converter.target_fps
 
     def push(self, item: TrackedFrame, pixels: np.ndarray | None) -> Iterable[VideoFrame]:
-        """Add a frame and its generated face (R, R, 3) in 0..255, or None to copy the frame; returns finished frames."""
+        """Add a frame and its face (R, R, 3) in 0..255, or None to copy the frame; returns finished frames."""
         frame = item.frame if pixels is None else self.paste(item, pixels)
         return [frame] if self.converter is None else self.converter.push(frame)
 

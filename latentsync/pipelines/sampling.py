@@ -61,7 +61,7 @@ class Sampling:
         """
         if self.num_inference_steps > (longest := trained.config.num_train_timesteps):
             raise UserError(
-                f"inference_steps must be at most {longest}, the number of training timesteps, not {self.num_inference_steps}"
+                f"inference_steps must not exceed the {longest} training timesteps, got {self.num_inference_steps}"
             )
         if self.solver == DDIM:
             return trained
