@@ -13,21 +13,21 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 REACH = 0.1  # of the face's side; larger than the height of the lips, so their generated color mostly remains
 
 
-def match_color(made: Tensor, given: Tensor, reach: float = REACH) -> Tensor:
+def match_color(generated: Tensor, original: Tensor, reach: float = REACH) -> Tensor:
     """Remove the low-frequency chroma difference between a generated and the original face.
 
     Large areas take the hue and saturation of the frame. Luma and fine color detail, such as the mouth, stay as
     generated.
 
     Args:
-        made, given: (N, 3, R, R), the generated and the original faces.
+        generated, original: (N, 3, R, R), the generated and the original faces.
         reach: standard deviation of the Gaussian that separates low from high frequencies, as a fraction of R.
 
     Returns:
         (N, 3, R, R) float32, may slightly exceed [-1, 1].
     """
-    made = made.float()
-    return made + _blur(_chroma(given.float() - made), reach * made.shape[-1])
+    generated = generated.float()
+    return generated + _blur(_chroma(original.float() - generated), reach * generated.shape[-1])
 
 
 def _chroma(pixels: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class TREPALoss(nn.Module):
         frames, expected = videos.shape[2], self.model.config.num_frames
         if frames != expected:
             raise UserError(
-                f"the TREPA loss requires clips of {expected} frames, got {frames}; "
+                f"the TREPA loss requires clips of {expected} frames, not {frames}; "
                 f"set data.num_frames to {expected}, or {WITHOUT_TREPA}"
             )
         weight = self.model.fc_norm.weight
