@@ -126,8 +126,9 @@ class FaceGenerator(PipelineBase):
     ) -> Run:
         """Resolve and validate the settings of a run. Raises UserError for invalid ones."""
         given = resolve_options(options, changes)
-        own = {"inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
-        resolved = resolve_options(given, {name: value for name, value in own.items() if getattr(given, name) is None})
+        steps = self.num_inference_steps if given.inference_steps is None else given.inference_steps
+        guidance_scale = self.guidance_scale if given.guidance_scale is None else given.guidance_scale
+        resolved = resolve_options(given, {"inference_steps": steps, "guidance_scale": guidance_scale})
         limit = self.unet.config.max_frames
         if num_frames < 1 or (limit is not None and num_frames > limit):
             raise UserError(f"num_frames must be 1 to {limit or 'any number'} with this UNet, not {num_frames}")
@@ -138,8 +139,8 @@ class FaceGenerator(PipelineBase):
         resolution = self._working_resolution(height, width)
         generator = make_generator(resolved.seed) if generator is None else generator
         sampling = Sampling(
-            resolved.inference_steps,
-            resolved.guidance_scale,
+            steps,
+            guidance_scale,
             eta,
             generator,
             callback,

@@ -220,7 +220,7 @@ class LipsyncPipeline(FaceGenerator):
                 if batch[0][0].face is None:
                     yield batch[0][0], None
                     continue
-                faces = np.stack([[item.face.pixels for item in chunk] for chunk in batch])
+                faces = np.stack([[item.face.pixels for item in chunk if item.face is not None] for chunk in batch])
                 tokens = torch.stack([clip.features.chunks(chunk[0].index, chunk[-1].index + 1) for chunk in batch])
                 for chunk, generated in zip(batch, self.speak(faces, tokens, run=run), strict=True):
                     yield from zip(chunk, generated.numpy(), strict=True)
