@@ -187,13 +187,13 @@ def _select(source: str | Path | ModelPaths | None, device: torch.device) -> tup
         return resolve(name), reason
     name = str(source)
     if name in REGISTRY:
-        return resolve(name), "as asked"
+        return resolve(name), "requested"
     if Path(source).is_dir():
         return _own_files(find_parts(Path(source)), device), "your folder"
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         parts = find_parts(download_folder(source), _registered_as(source))
         return _own_files(parts, device), "from the Hugging Face Hub"
-    return resolve(name), "as asked"  # raises an error that lists the names
+    return resolve(name), "requested"  # raises an error that lists the names
 
 
 def _registered_as(repo: str) -> str | None:
