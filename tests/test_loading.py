@@ -54,7 +54,7 @@ def test_without_weights_upscaling_is_sharpening_and_says_so(tiny_files, tmp_pat
     monkeypatch.setattr(parts, "UPSCALER_WEIGHTS", weights)
     pipeline = load_pipeline(paths(tiny_files), "cpu", upscale=True)
     assert pipeline.enhancer.name == "sharpness filter"
-    assert f"{weights}: generated faces are only sharpened by a filter" in caplog.text
+    assert f"{weights}: using a sharpness filter instead" in caplog.text
     with pytest.raises(UserError, match="missing weights"):
         load_pipeline(paths(tiny_files), "cpu", upscale=True, enhancer="gfpgan")  # asked for by name: strict
     assert load_pipeline(paths(tiny_files), "cpu").enhancer is None
@@ -139,8 +139,11 @@ def test_config_and_checkpoint_that_do_not_match(tiny_files, tmp_path, model, me
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"cross_attention_dim": 64}, "expects audio features of width 64, the Whisper checkpoint gives 32"),
-        ({"in_channels": 25, "out_channels": 8}, r"autoencoder \(4 latent channels\) do not belong together"),
+        (
+            {"cross_attention_dim": 64},
+            "features of width 64, but those of the Whisper checkpoint have width 32",
+        ),
+        ({"in_channels": 25, "out_channels": 8}, r"autoencoder \(4 latent channels\) are incompatible"),
     ],
 )
 def test_parts_that_do_not_fit_each_other(tiny_files, tmp_path, model, message):
@@ -157,7 +160,7 @@ def test_a_released_checkpoint_with_the_config_of_another_resolution(tiny_files,
     entry = parts.REGISTRY["latentsync-1.6"]
     unet = replace(entry.model.unet, size=len(b"weights"), sha256=hashlib.sha256(b"weights").hexdigest())
     monkeypatch.setitem(parts.REGISTRY, "latentsync-1.6", replace(entry, model=replace(entry.model, unet=unet)))
-    with pytest.raises(UserError, match="this is latentsync-1.6, trained on 512 px faces, but the config is for 64 px"):
+    with pytest.raises(UserError, match="latentsync-1.6 was trained on 512 px faces, but the config is for 64 px"):
         load_pipeline(paths(tiny_files, unet=path), "cpu")
 
 

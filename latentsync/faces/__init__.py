@@ -1,1 +1,1 @@
-"""Faces: detectors behind one interface, tracking and smoothing, alignment, masks, paste-back."""
+"""Face detection, tracking, smoothing, alignment, masks and paste-back."""

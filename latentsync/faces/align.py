@@ -1,9 +1,9 @@
-"""Face alignment: three anchors, a similarity transform, an upright crop.
+"""Face alignment with a similarity transform estimated from three anchors.
 
-Anchors are the centre of the brow on the image's left, the centre of the other brow and the nose (see
-`latentsync.faces.detector`). The transform maps frame pixels (x, y) to pixels of a crop in which the face always
-has the same place and size. Everything here is a pure function on numpy arrays and runs on the CPU: one warp of a
-210x280 crop takes under a millisecond, less than moving a frame to a GPU would.
+The anchors are the center of the brow on the image's left, the center of the other brow and the nose (see
+`latentsync.faces.detector`). The transform maps frame coordinates (x, y) to a crop in which the face has a fixed
+position and size. All functions are pure, take numpy arrays and run on the CPU: warping a 210x280 crop takes less than
+a millisecond, less than the transfer of a frame to a GPU.
 """
 
 import math
@@ -12,21 +12,21 @@ import cv2
 import numpy as np
 
 TEMPLATE_ANCHORS = np.array([[17.0, 20.0], [58.0, 20.0], [37.5, 40.0]])  # left brow, right brow, nose: (x, y)
-TEMPLATE_SIZE = (75, 100)  # width, height of the crop the template is drawn in
+TEMPLATE_SIZE = (75, 100)  # width, height of the crop in template units
 TEMPLATE_SCALE = 2.8  # crop pixels per template unit at resolution 256
-NEW_BIAS_WEIGHT = 0.8  # share of the current frame in the running bias of the translation
-OUTSIDE_VALUE = 127  # crop pixels that lie outside the frame: mid grey
-MAX_SAMPLES = 3  # samples along the side of a crop pixel: what is left of the aliasing is below a grey level
-SAMPLING_SLACK = 0.25  # a face shrunk by less than this (1.25 : 1) is sampled once a crop pixel, as the reference does
+NEW_BIAS_WEIGHT = 0.8  # weight of the current frame in the running bias of the translation
+OUTSIDE_VALUE = 127  # mid gray for crop pixels outside the frame
+MAX_SAMPLES = 3  # maximum samples per crop pixel and dimension; the remaining aliasing is below one gray level
+SAMPLING_SLACK = 0.25  # up to a downscaling of 1.25, one sample per crop pixel, as in the reference
 
 
 def template_anchors(resolution: int) -> np.ndarray:
-    """Anchors (3, 2) in pixels of the crop that belongs to a working `resolution` (256, 512, ...)."""
+    """Template anchors (3, 2) in crop pixels, for a working `resolution` (256, 512, ...)."""
     return TEMPLATE_ANCHORS * _scale(resolution)
 
 
 def crop_size(resolution: int) -> tuple[int, int]:
-    """(width, height) in pixels of the aligned crop before it is resized to `resolution` squared: (210, 280) at 256."""
+    """(width, height) in pixels of the aligned crop before it is resized to a square: (210, 280) for 256."""
     scale = _scale(resolution)
     return int(TEMPLATE_SIZE[0] * scale), int(TEMPLATE_SIZE[1] * scale)
 
@@ -40,37 +40,37 @@ def _scale(resolution: int) -> float:
 def similarity_from_anchors(
     anchors: np.ndarray, template: np.ndarray, previous_bias: np.ndarray | None = None, smooth: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Similarity transform that takes `anchors` to `template` (orthogonal Procrustes with reflections excluded).
+    """Estimate the similarity transform from `anchors` to `template` (orthogonal Procrustes without reflections).
 
     Args:
         anchors: (3, 2) points in frame pixels.
         template: (3, 2) points in crop pixels.
-        previous_bias: (2,) bias returned for the previous frame, None at the start of a clip or after a cut.
-        smooth: add the running bias, which draws the third point (the nose) towards its template place.
+        previous_bias: (2,) bias returned for the previous frame; None at the start of a clip or after a cut.
+        smooth: add a running bias, which pulls the third point (the nose) towards its template position.
 
     Returns:
-        matrix (2, 3) float64, frame pixels -> crop pixels, and the bias (2,) to hand to the next call
-        (`previous_bias` unchanged when `smooth` is off).
+        matrix (2, 3) float64, frame pixels -> crop pixels, and the bias (2,) to pass to the next call
+        (`previous_bias` unchanged if `smooth` is off).
 
     Raises:
-        ValueError: anchors are not finite or all in one place.
+        ValueError: anchors are not finite, or coincide.
     """
     source = np.asarray(anchors, dtype=np.float64)
     target = np.asarray(template, dtype=np.float64)
     if source.shape != (3, 2) or not np.isfinite(source).all():
         raise ValueError(f"anchors must be 3 finite (x, y) points, got {source.tolist()}")
-    source_centre, target_centre = source.mean(axis=0), target.mean(axis=0)
-    # The spread is the unbiased standard deviation over all six coordinates.
-    source_spread = (source - source_centre).std(ddof=1)
-    target_spread = (target - target_centre).std(ddof=1)
+    source_center, target_center = source.mean(axis=0), target.mean(axis=0)
+    # Spread: unbiased standard deviation over all six coordinates.
+    source_spread = (source - source_center).std(ddof=1)
+    target_spread = (target - target_center).std(ddof=1)
     if source_spread < 1e-6:
         raise ValueError("anchors coincide: no transform maps them to the template")
-    source_unit = (source - source_centre) / source_spread
-    target_unit = (target - target_centre) / target_spread
+    source_unit = (source - source_center) / source_spread
+    target_unit = (target - target_center) / target_spread
 
     rotation = _best_rotation(source_unit, target_unit)
     linear = rotation * (target_spread / source_spread)
-    translation = target_centre - linear @ source_centre
+    translation = target_center - linear @ source_center
     bias = previous_bias
     if smooth:
         bias = target_unit[2] - source_unit[2]
@@ -81,7 +81,7 @@ def similarity_from_anchors(
 
 
 def _best_rotation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rotation (2, 2) that brings `source` rows closest to `target` rows; V's last column flips a reflection."""
+    """Rotation (2, 2) that best aligns the rows of `source` with `target`; a reflection is undone in the last row."""
     u, _, vt = np.linalg.svd(source.T @ target)
     if np.linalg.det(u @ vt) < 0:
         vt = vt.copy()
@@ -90,10 +90,10 @@ def _best_rotation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def warp_to_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cut the aligned crop out of a frame: bilinear, 127 where the crop reaches beyond the frame.
+    """Warp a frame to the aligned crop with bilinear interpolation. Pixels outside the frame are 127.
 
-    A face that shrinks on the way is sampled several times for each crop pixel and averaged: bilinear interpolation
-    alone would skip frame pixels, and fine texture would turn into noise that crawls as the head moves.
+    When downscaling, several samples are averaged per crop pixel: plain bilinear interpolation would alias, and fine
+    texture would flicker as the head moves.
 
     Args:
         image: (H, W, 3) uint8.
@@ -104,12 +104,12 @@ def warp_to_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -
         (height, width, 3) uint8.
     """
     samples = _samples_per_side(matrix)
-    # Centres of pixels: x in the crop is samples * x + (samples - 1) / 2 in the finer crop.
-    finer = samples * np.asarray(matrix, dtype=np.float64)
-    finer[:, 2] += (samples - 1) / 2
+    # Pixel centers: x in the crop is samples * x + (samples - 1) / 2 in the supersampled crop.
+    supersampled = samples * np.asarray(matrix, dtype=np.float64)
+    supersampled[:, 2] += (samples - 1) / 2
     crop = cv2.warpAffine(
         image,
-        finer,
+        supersampled,
         (samples * size[0], samples * size[1]),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
@@ -119,13 +119,13 @@ def warp_to_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -
 
 
 def _samples_per_side(matrix: np.ndarray) -> int:
-    """How finely a crop is sampled: about once a frame pixel, at most `MAX_SAMPLES` times a crop pixel's side."""
+    """Samples per crop pixel and dimension: about one per frame pixel, at most `MAX_SAMPLES`."""
     scale = max(math.sqrt(abs(np.linalg.det(np.asarray(matrix, dtype=np.float64)[:, :2]))), 1e-9)
     return min(max(math.ceil(1 / scale - SAMPLING_SLACK), 1), MAX_SAMPLES)
 
 
 def source_box(matrix: np.ndarray, size: tuple[int, int], frame_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Part of the frame that a crop reads: x0, y0, x1, y1 (end exclusive), clipped to the frame, a pixel to spare.
+    """Frame region covered by a crop with a margin of one pixel, clipped to the frame: x0, y0, x1, y1 (end exclusive).
 
     Args:
         matrix: (2, 3), frame -> crop.
@@ -133,7 +133,7 @@ def source_box(matrix: np.ndarray, size: tuple[int, int], frame_size: tuple[int,
         frame_size: (height, width) of the frame.
 
     Returns:
-        the box, or (0, 0, 0, 0) when crop and frame do not meet.
+        the box, or (0, 0, 0, 0) if crop and frame do not overlap.
     """
     width, height = size
     corners = np.array([[-1.0, -1.0], [width, -1.0], [-1.0, height], [width, height]])
@@ -146,27 +146,27 @@ def source_box(matrix: np.ndarray, size: tuple[int, int], frame_size: tuple[int,
 
 
 def shift_source(matrix: np.ndarray, x0: float, y0: float) -> np.ndarray:
-    """The same transform for a frame of which only the part right of x0 and below y0 is at hand."""
+    """The same transform for a frame cropped at (x0, y0)."""
     shifted = np.array(matrix, dtype=np.float64)
     shifted[:, 2] += shifted[:, :2] @ (x0, y0)
     return shifted
 
 
 def resize_to_square(crop: np.ndarray, resolution: int) -> np.ndarray:
-    """Aligned crop (h, w, 3) uint8 -> (resolution, resolution, 3) uint8, Lanczos: the picture the networks see."""
+    """Aligned crop (h, w, 3) uint8 -> (resolution, resolution, 3) uint8, with Lanczos resampling, as network input."""
     return cv2.resize(crop, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4)
 
 
 def frame_to_square(points: np.ndarray, matrix: np.ndarray, size: tuple[int, int], resolution: int) -> np.ndarray:
     """Points (N, 2) in frame pixels -> pixels of the aligned face of `resolution` squared.
 
-    `matrix` (2, 3) takes the frame to the crop of `size` (width, height), which is resized to the square.
+    `matrix` (2, 3) maps the frame to the crop of `size` (width, height), which is resized to the square.
     """
     crop = points @ matrix[:, :2].T + matrix[:, 2]
     return (crop + 0.5) * (resolution / np.array(size)) - 0.5  # pixel centers lie at integer coordinates
 
 
 def require_aligned(faces: np.ndarray) -> None:
-    """Raises ValueError for anything but aligned faces (T, R, R, 3) uint8."""
+    """Raises ValueError unless `faces` is (T, R, R, 3) uint8."""
     if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1] != faces.shape[2] or faces.shape[3] != 3:
         raise ValueError(f"aligned faces must be (T, R, R, 3) uint8, not {faces.shape} {faces.dtype}")

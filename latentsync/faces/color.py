@@ -1,6 +1,6 @@
-"""Match the skin color of a regenerated face to that of the frame.
+"""Color matching between generated and original faces.
 
-Legend: N faces, R pixels of a side. Faces are RGB in [-1, 1].
+Legend: N faces, R side in pixels. Faces are RGB in [-1, 1].
 """
 
 import math
@@ -10,34 +10,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-REACH = 0.1  # of the face's side: wider than the lips are high, so their color is mostly left as generated
+REACH = 0.1  # of the face's side; larger than the height of the lips, so their generated color mostly remains
 
 
-def match_color(made: Tensor, given: Tensor, reach: float = REACH) -> Tensor:
-    """Remove the low-frequency chroma difference between a generated face and the one in the frame.
+def match_color(generated: Tensor, original: Tensor, reach: float = REACH) -> Tensor:
+    """Remove the low-frequency chroma difference between a generated and the original face.
 
-    Hue and saturation of large areas become those of the frame. Brightness and finer color detail, such as the mouth,
-    stay as generated.
+    Large areas take the hue and saturation of the frame. Luma and fine color detail, such as the mouth, stay as
+    generated.
 
     Args:
-        made, given: (N, 3, R, R), the generated face and the one in the frame.
-        reach: standard deviation of the Gaussian that separates low from high frequencies, as a share of R.
+        generated, original: (N, 3, R, R), the generated and the original faces.
+        reach: standard deviation of the Gaussian that separates low from high frequencies, as a fraction of R.
 
     Returns:
-        (N, 3, R, R) float32, values may lie slightly outside [-1, 1].
+        (N, 3, R, R) float32, may slightly exceed [-1, 1].
     """
-    made = made.float()
-    return made + _blur(_chroma(given.float() - made), reach * made.shape[-1])
+    generated = generated.float()
+    return generated + _blur(_chroma(original.float() - generated), reach * generated.shape[-1])
 
 
 def _chroma(pixels: Tensor) -> Tensor:
-    """RGB minus its luma: (N, 3, H, W); gray is 0."""
+    """RGB minus luma: (N, 3, H, W); 0 for gray."""
     luma = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
     return pixels - torch.einsum("nchw,c->nhw", pixels, luma)[:, None]
 
 
 def _blur(pixels: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (N, 3, H, W), mirrored at the edges."""
+    """Gaussian blur of (N, 3, H, W) with reflection padding."""
     radius = min(math.ceil(3 * sigma), pixels.shape[-1] - 1)
     taps = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device)
     kernel = torch.exp(-((taps / sigma) ** 2) / 2)

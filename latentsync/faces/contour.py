@@ -1,8 +1,8 @@
-"""Which pixels of a generated face are pasted: those inside the face's own contour.
+"""Paste mask from face contours.
 
-The mask that conditions the UNet reaches beyond the face, so the network also generates hair, collar and background, as
-a blur. Only what lies inside the contour of the face in the frame, or of the generated face where its jaw is lower, is
-pasted. Contours are polygons (N, 2) in pixels of the aligned face; R is its side.
+The mask that conditions the UNet extends beyond the face, so the network also generates hair, collar and background,
+but blurred. Pasting is therefore limited to the contour of the face in the frame, extended to the generated face where
+its jaw is lower. Contours are polygons (N, 2) in pixels of the aligned face; R is its side.
 """
 
 import cv2
@@ -11,26 +11,26 @@ import numpy as np
 from latentsync.faces.mediapipe_detector import FACE_OVAL
 from latentsync.faces.mediapipe_graphs import REGION_SCALE, MeshNet, Region
 
-FEATHER = 1 / 96  # of R: sigma of the soft edge, which lies inside the contour
+FEATHER = 1 / 96  # of R: sigma of the soft edge inside the contour
 SUBPIXEL_BITS = 4  # fractional bits of polygon coordinates
-NOT_COVERED = 1 / 64  # of R: a generated jaw this much higher than the frame's leaves the old jaw to be painted over
+JAW_TOLERANCE = 1 / 64  # of R: if the generated jaw is higher by more than this, the original jaw is overwritten
 
 
 class ContourFinder:
-    """Finds the contour of a generated face with MediaPipe's mesh network, about 2 ms a face."""
+    """Finds the contour of a generated face with MediaPipe's mesh network (about 2 ms per face)."""
 
     def __init__(self) -> None:
         self._mesh = MeshNet()
 
     def find(self, face: np.ndarray, near: np.ndarray) -> np.ndarray | None:
-        """Contour (36, 2) of an aligned face.
+        """Find the contour (36, 2) of an aligned face.
 
         Args:
             face: (R, R, 3) uint8 RGB.
-            near: (N, 2) contour of the face that was replaced, which tells the network where to look.
+            near: (N, 2) contour of the original face, which gives the region of interest.
 
         Returns:
-            None if no face is seen.
+            None if no face is detected.
         """
         low, high = near.min(axis=0), near.max(axis=0)
         region = Region((low + high) / 2, float((high - low).max()) * REGION_SCALE, 0.0)
@@ -42,30 +42,30 @@ class ContourFinder:
 
 
 def contour_weight(side: int, frame: np.ndarray, generated: np.ndarray | None = None) -> np.ndarray:
-    """Share of the generated face to paste, (R, R) float32: 0 outside the contours, rising smoothly to 1 inside.
+    """Blending weight (R, R) float32 of the generated face: 0 outside the contours, rising smoothly to 1 inside.
 
     Args:
         side: R.
         frame: contour of the face in the frame.
-        generated: contour of the generated face, if known. Where its jaw is lower, the paste follows it. Where it is
-            higher, the paste reaches a little beyond the frame's jaw, so that no trace of that jaw remains.
+        generated: contour of the generated face, if known. Where its jaw is lower, the mask is extended to it. Where it
+            is higher, the mask extends slightly beyond the original jaw, to overwrite it completely.
     """
     sigma = FEATHER * side
     inside = _fill(side, frame)
     if generated is not None:
         new = _fill(side, generated)
-        old_jaw = np.where(cv2.dilate(new, _disc(NOT_COVERED * side)) > 0, 0, inside).astype(np.uint8)
+        old_jaw = np.where(cv2.dilate(new, _disc(JAW_TOLERANCE * side)) > 0, 0, inside).astype(np.uint8)
         inside = np.maximum(np.maximum(inside, new), cv2.dilate(old_jaw, _disc(3 * sigma)))
     blurred = cv2.GaussianBlur(inside.astype(np.float32) / 255, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    return np.clip(2 * blurred - 1, 0, 1)  # a blurred edge is one half on the contour: nothing is pasted outside it
+    return np.clip(2 * blurred - 1, 0, 1)  # the blurred edge is 0.5 on the contour, which maps to 0
 
 
 def _fill(side: int, contour: np.ndarray) -> np.ndarray:
     """(R, R) uint8, 255 inside the polygon."""
-    picture = np.zeros((side, side), np.uint8)
+    image = np.zeros((side, side), np.uint8)
     corners = np.round(contour * (1 << SUBPIXEL_BITS)).astype(np.int32)
-    cv2.fillPoly(picture, [corners], 255, lineType=cv2.LINE_AA, shift=SUBPIXEL_BITS)
-    return picture
+    cv2.fillPoly(image, [corners], 255, lineType=cv2.LINE_AA, shift=SUBPIXEL_BITS)
+    return image
 
 
 def _disc(radius: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The one interface of all face detectors, and what they share."""
+"""The face detector interface and shared helpers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,12 +11,12 @@ BOX_RATIO_RANGE = (0.2, 1.5)  # width over height
 
 @dataclass(frozen=True)
 class Face:
-    """One detected face, in pixels of the image it was found in."""
+    """A detected face, in image pixels."""
 
-    box: np.ndarray  # (4,) float: x0, y0, x1, y1; may reach beyond the image
-    anchors: np.ndarray  # (3, 2) float: brow centre on the image's left, the other brow's, nose
-    score: float  # confidence of the detector, 0..1
-    contour: np.ndarray | None = None  # (N, 2) float: polygon around the face, where the detector gives one
+    box: np.ndarray  # (4,) float: x0, y0, x1, y1; may extend beyond the image
+    anchors: np.ndarray  # (3, 2) float: center of the brow on the image's left, of the other brow, nose
+    score: float  # detection confidence in [0, 1]
+    contour: np.ndarray | None = None  # (N, 2) float: polygon around the face, if the detector provides one
 
     @property
     def size(self) -> np.ndarray:
@@ -24,31 +24,31 @@ class Face:
         return self.box[2:] - self.box[:2]
 
     @property
-    def centre(self) -> np.ndarray:
-        """(2,) centre of the box."""
+    def center(self) -> np.ndarray:
+        """(2,) center of the box."""
         return (self.box[:2] + self.box[2:]) / 2
 
     def scaled(self, scale: float) -> "Face":
-        """The same face in an image `scale` times as large."""
+        """Scale all coordinates to an image `scale` times as large."""
         contour = None if self.contour is None else self.contour * scale
         return Face(self.box * scale, self.anchors * scale, self.score, contour)
 
 
 class FaceDetector(Protocol):
-    """Finds faces in images; may keep state from one frame of a clip to the next."""
+    """Detects faces in images; may keep state between the frames of a clip."""
 
     def detect(self, image: np.ndarray) -> list[Face]:
-        """Faces in an RGB picture (H, W, 3) uint8 of any size; empty when there is none."""
+        """Detect faces in an RGB image (H, W, 3) uint8 of any size; empty if there are none."""
 
     def reset(self) -> None:
-        """Forget temporal state: a new clip or a shot cut."""
+        """Clear temporal state, before a new clip or after a shot cut."""
 
     def close(self) -> None:
-        """Release models; the detector cannot be used afterwards."""
+        """Release the models; the detector cannot be used afterwards."""
 
 
 def is_plausible(face: Face) -> bool:
-    """Score, box proportions and anchors fit a face; the size in frame pixels is the tracker's to judge."""
+    """Check score, box proportions and anchors. The minimum size is left to the tracker."""
     width, height = face.size
     if not (np.isfinite(face.box).all() and np.isfinite(face.anchors).all()) or width <= 0 or height <= 0:
         return False

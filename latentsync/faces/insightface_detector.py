@@ -1,6 +1,6 @@
-"""InsightFace's buffalo_l: the detector of the reference system, where its models have been downloaded.
+"""Face detection with InsightFace's buffalo_l models, as in the reference implementation.
 
-The packs are for non-commercial use only, so nothing here ever fetches them.
+The models are licensed for non-commercial use only and are never downloaded automatically.
 """
 
 from collections.abc import Iterable
@@ -17,37 +17,37 @@ PACK = "buffalo_l"
 MODEL_FILES = ("det_10g.onnx", "2d106det.onnx")
 DETECTION_SIZE = (512, 512)
 
-# Of the 106 landmarks (2d106det): outlines of the brows, then lower bridge, both wings and tip of the nose.
+# Indices into the 106 landmarks of 2d106det: brow outlines; lower bridge, both wings and tip of the nose.
 LEFT_BROW = [43, 48, 49, 51, 50]
 RIGHT_BROW = [101, 102, 103, 104, 105]
 NOSE = [74, 77, 83, 86]
 
 
 class FaceApp(Protocol):
-    """The part of `insightface.app.FaceAnalysis` that is used: hits with bbox, det_score, landmark_2d_106."""
+    """The part of `insightface.app.FaceAnalysis` used here; detections have bbox, det_score and landmark_2d_106."""
 
     def get(self, image: np.ndarray) -> Iterable[Any]: ...
 
 
 def pack_folder(model_root: Path) -> Path:
-    """Where InsightFace keeps the pack below its root."""
+    """Folder of the model pack below InsightFace's root."""
     return model_root / "models" / PACK
 
 
 def missing_models(model_root: Path) -> list[Path]:
-    """Model files that are needed and not there."""
+    """Required model files that do not exist."""
     return [path for name in MODEL_FILES if not (path := pack_folder(model_root) / name).is_file()]
 
 
 def anchors_from_landmarks(landmarks: np.ndarray) -> np.ndarray:
-    """Anchors (3, 2) from 106 landmarks (106, 2), rounded to whole pixels as the released models were trained with."""
+    """Anchors (3, 2) from 106 landmarks (106, 2), rounded to whole pixels as in the training of the released models."""
     if landmarks.shape != (106, 2):
         raise ValueError(f"expected 106 landmarks (106, 2), got {landmarks.shape}")
     return np.round(np.stack([landmarks[group].mean(axis=0) for group in (LEFT_BROW, RIGHT_BROW, NOSE)]))
 
 
 def faces_from_hits(hits: Iterable[Any]) -> list[Face]:
-    """Plausible faces, largest first, from what `FaceApp.get` returns; hits without landmarks are left out."""
+    """Convert the output of `FaceApp.get` to plausible faces, largest first; hits without landmarks are skipped."""
     faces = []
     for hit in hits:
         landmarks = getattr(hit, "landmark_2d_106", None)
@@ -63,29 +63,31 @@ def faces_from_hits(hits: Iterable[Any]) -> list[Face]:
 
 
 class InsightFaceDetector:
-    """See `latentsync.faces.detector.FaceDetector`; every picture is detected afresh.
+    """Face detector without temporal state. See `latentsync.faces.detector.FaceDetector`.
 
     Args:
-        model_root: folder that holds models/buffalo_l.
-        device: "cpu", "cuda" or "cuda:N" (anything else runs on the CPU).
-        app: a ready `FaceAnalysis`, instead of loading the models.
+        model_root: folder that contains models/buffalo_l.
+        device: "cpu", "cuda" or "cuda:N"; any other device falls back to the CPU.
+        app: a prepared `FaceAnalysis` to use instead of loading the models.
 
     Raises:
-        UserError: model files or the package are missing.
+        UserError: missing model files or packages.
     """
 
-    def __init__(self, model_root: str | Path, device: str = "cpu", app: FaceApp | None = None):
-        self._app = app if app is not None else _load_app(Path(model_root), device)
+    def __init__(self, model_root: str | Path, device: str = "cpu", app: FaceApp | None = None) -> None:
+        self._app: FaceApp | None = app if app is not None else _load_app(Path(model_root), device)
 
     def detect(self, image: np.ndarray) -> list[Face]:
         check_image(image)
+        if self._app is None:
+            raise RuntimeError("the face detector is closed")
         return faces_from_hits(self._app.get(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """No-op: there is no temporal state."""
 
     def close(self) -> None:
-        """ONNX Runtime frees its sessions with the object."""
+        """Drop the ONNX Runtime sessions."""
         self._app = None
 
 
@@ -93,19 +95,19 @@ def _load_app(model_root: Path, device: str) -> FaceApp:
     missing = missing_models(model_root)
     if missing:
         raise UserError(
-            f"InsightFace model {missing[0]} is missing: download the {PACK} pack (models for non-commercial use only) "
-            f"and unpack it into {pack_folder(model_root)}, or use the mediapipe detector, which needs no download"
+            f"InsightFace model {missing[0]} is missing: download the {PACK} pack (non-commercial use only) and unpack "
+            f"it into {pack_folder(model_root)}, or use the mediapipe detector, which requires no download"
         )
     try:
         from insightface.app import FaceAnalysis
     except ImportError as error:
-        raise UserError(f"the insightface detector needs the insightface and onnxruntime packages ({error})") from error
+        raise UserError(f"the insightface detector requires insightface and onnxruntime ({error})") from error
     kind, _, number = device.partition(":")
     gpu = int(number or 0) if kind == "cuda" else -1
     providers: list = ["CPUExecutionProvider"]
     if gpu >= 0:
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu}))
-    # The folder itself as the name: InsightFace then has no path on which it would download.
+    # With a folder path as the name, InsightFace never tries to download.
     folder = str(pack_folder(model_root))
     app = FaceAnalysis(name=folder, allowed_modules=["detection", "landmark_2d_106"], providers=providers)
     app.prepare(ctx_id=gpu, det_size=DETECTION_SIZE)

@@ -1,8 +1,8 @@
-"""The default detector: MediaPipe's box and mesh networks, on the CPU, with nothing to download.
+"""The default face detector: MediaPipe's detection and mesh networks, on the CPU, without downloads.
 
-In a clip a face is carried from frame to frame by its own mesh (about 2 ms a face). The box networks run when
-nothing is carried, when a carried face is lost, and every `CHECK_EVERY` frames to find new faces and to drop regions
-that no longer hold one.
+Within a clip, each face is tracked by running the mesh network on the region of the previous mesh (about 2 ms per
+face). The detection networks run when there is no tracked face, when one is lost, and every `CHECK_INTERVAL` frames to
+find new faces and to drop regions that no longer contain a face.
 """
 
 from dataclasses import replace
@@ -14,48 +14,48 @@ from latentsync.faces.mediapipe_graphs import REGION_SCALE, BoxDetection, BoxNet
 
 FACE_OVAL = [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377]
 FACE_OVAL += [152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109]
-EYE_CORNERS = [33, 263]  # outer corners: image left, image right
+EYE_CORNERS = [33, 263]  # outer corners, image left and image right
 NOSE_TIP = 4
 
-# Anchors. The template of `latentsync.faces.align` has the nose 20/41 of the brow distance below the brow line. These
-# points meet that on average: 0.487 with a standard deviation of 0.039 between people, over 320 frames of the 19
-# frontal GRID speakers, people weighted equally. The choice keeps the framing of the plain brow centres and nose
-# (tip, wings, bridge), whose own ratio is 0.70, because that framing puts nose and chin where the mask has them:
-#   brows: the four outer points of the lower brow edge (their mean is the brow's middle, 20.6 template units from
-#          the centre line; the template says 20.5);
-#   nose:  lower bridge (197), both wings at their upper end (198, 420) and tip (4). The bridge's weight was solved
-#          for the ratio, the other three share the rest.
+# Anchors. In the template of `latentsync.faces.align`, the nose lies 20/41 of the brow distance below the brow line.
+# These points match that on average: 0.487, with a standard deviation of 0.039 between speakers, over 320 frames of
+# the 19 frontal GRID speakers, weighted equally. The framing is that of the plain brow centers and nose (tip, wings,
+# bridge; their ratio is 0.70), which aligns nose and chin with the mask:
+#   brows: the four outer points of the lower brow edge; their mean is the middle of the brow, 20.6 template units from
+#          the center line (20.5 in the template).
+#   nose:  lower bridge (197), upper ends of both wings (198, 420) and tip (4). The weight of the bridge is solved for
+#          the ratio; the other three are weighted equally.
 LEFT_BROW = [46, 53, 52, 65]
 RIGHT_BROW = [276, 283, 282, 295]
 BRIDGE, WINGS = 197, [198, 420]
 BRIDGE_WEIGHT = 0.284
 
 POINTS = FACE_OVAL + EYE_CORNERS + LEFT_BROW + RIGHT_BROW + [BRIDGE, *WINGS, NOSE_TIP]
-_PLACE = {index: place for place, index in enumerate(POINTS)}
+_POSITION = {index: position for position, index in enumerate(POINTS)}
 
 MAX_FACES = 8
-MIN_SIDE = 12.0  # image pixels: a mesh of a smaller face is guesswork
-CHECK_EVERY = 15  # frames between looks at the whole picture
-SAME_FACE_OVERLAP = 0.3
-KEEP_SCORE = 0.3  # a carried face is dropped only when the box network sees none even at this low score
-TILE_SIDE = 360  # pictures larger than this are also searched in overlapping parts
-TILE_SHARE = 0.6  # side of a tile over the side of the picture, two tiles each way
-TILE_EVERY = 10  # frames between tile searches while nothing is found
+MIN_SIDE = 12.0  # image pixels; the mesh is unreliable on smaller faces
+CHECK_INTERVAL = 15  # frames between detections in the full image
+SAME_FACE_OVERLAP = 0.3  # minimum IoU of two boxes of the same face
+KEEP_SCORE = 0.3  # a tracked face is dropped only if its detection score is below this
+TILE_SIDE = 360  # pixels; larger images are also searched in overlapping tiles
+TILE_SHARE = 0.6  # tile side relative to the image side, two tiles per dimension
+TILE_INTERVAL = 10  # frames between tiled searches while no face is found
 
 
 def _take(points: np.ndarray, indices: list[int]) -> np.ndarray:
-    return points[[_PLACE[index] for index in indices]]
+    return points[[_POSITION[index] for index in indices]]
 
 
 def anchors_from_mesh(points: np.ndarray) -> np.ndarray:
-    """Anchors (3, 2) from the mesh points listed in `POINTS`, (len(POINTS), 2)."""
+    """Anchors (3, 2) from the mesh points listed in `POINTS`, of shape (len(POINTS), 2)."""
     others = _take(points, [*WINGS, NOSE_TIP]).mean(axis=0)
     nose = BRIDGE_WEIGHT * _take(points, [BRIDGE])[0] + (1 - BRIDGE_WEIGHT) * others
     return np.stack([_take(points, LEFT_BROW).mean(axis=0), _take(points, RIGHT_BROW).mean(axis=0), nose])
 
 
 def region_from_mesh(points: np.ndarray) -> Region:
-    """The region in which to look for the same face next: around oval and nose, turned with the eyes."""
+    """Region of interest for the next frame: square around face oval and nose, rotated with the eye line."""
     left, right = _take(points, EYE_CORNERS)
     angle = float(np.arctan2(right[1] - left[1], right[0] - left[0]))
     cos, sin = np.cos(angle), np.sin(angle)
@@ -66,113 +66,114 @@ def region_from_mesh(points: np.ndarray) -> Region:
 
 
 def face_from_mesh(points: np.ndarray, score: float) -> Face:
-    """Box of the face oval, upright in the image, and the anchors."""
+    """Face with the axis-aligned box of the face oval."""
     oval = _take(points, FACE_OVAL)
     return Face(np.concatenate([oval.min(axis=0), oval.max(axis=0)]), anchors_from_mesh(points), score, oval)
 
 
 class MediaPipeDetector:
-    """See `latentsync.faces.detector.FaceDetector`.
+    """Face detector with temporal tracking. See `latentsync.faces.detector.FaceDetector`.
 
     Args:
-        static: detect every picture afresh instead of carrying faces from frame to frame.
+        static: detect faces in each image independently instead of tracking them.
     """
 
-    def __init__(self, static: bool = False):
+    def __init__(self, static: bool = False) -> None:
         self.static = static
         self._mesh = MeshNet()
-        self._near = BoxNet(full_range=False)
-        self._near_check = BoxNet(full_range=False, min_score=KEEP_SCORE)
-        self._far = BoxNet(full_range=True)
+        self._short_range = BoxNet(full_range=False)
+        self._verifier = BoxNet(full_range=False, min_score=KEEP_SCORE)
+        self._full_range = BoxNet(full_range=True)
         self.reset()
 
     def reset(self) -> None:
-        self._carried: list[tuple[Face, Region]] = []
+        self._tracked: list[tuple[Face, Region]] = []
         self._since_check = 0
-        self._since_tiles: int | None = None
+        self._since_tiles = TILE_INTERVAL
 
     def close(self) -> None:
-        for net in (self._mesh, self._near, self._near_check, self._far):
+        for net in (self._mesh, self._short_range, self._verifier, self._full_range):
             net.close()
 
     def detect(self, image: np.ndarray) -> list[Face]:
         check_image(image)
         if self.static:
             self.reset()
-        carried = [self._follow(image, face, region) for face, region in self._carried]
-        faces = _without_duplicates([item for item in carried if item is not None])
+        tracked = [self._track(image, face, region) for face, region in self._tracked]
+        faces = _without_duplicates([item for item in tracked if item is not None])
         self._since_check += 1
-        if len(faces) < len(self._carried) or not faces or self._since_check >= CHECK_EVERY:
-            faces = self._check(image, faces)
+        if len(faces) < len(self._tracked) or not faces or self._since_check >= CHECK_INTERVAL:
+            faces = self._redetect(image, faces)
             self._since_check = 0
-        self._carried = faces
+        self._tracked = faces
         return [face for face, _ in faces]
 
-    def _follow(self, image: np.ndarray, face: Face, region: Region) -> tuple[Face, Region] | None:
-        """The same face in the next frame; None when it has gone or the mesh has jumped elsewhere."""
-        found = self._measure(image, region, face.score)
+    def _track(self, image: np.ndarray, face: Face, region: Region) -> tuple[Face, Region] | None:
+        """Locate a tracked face in the next frame; None if it is lost or the mesh jumped elsewhere."""
+        found = self._fit_mesh(image, region, face.score)
         if found is None:
             return None
-        step = np.linalg.norm(found[0].centre - face.centre) / face.size.max()
+        step = np.linalg.norm(found[0].center - face.center) / face.size.max()
         growth = found[1].side / region.side
         return found if step < 0.5 and 0.6 < growth < 1.6 else None
 
-    def _measure(self, image: np.ndarray, region: Region, score: float) -> tuple[Face, Region] | None:
+    def _fit_mesh(self, image: np.ndarray, region: Region, score: float) -> tuple[Face, Region] | None:
         points = self._mesh.points(image, region, POINTS)
         if points is None:
             return None
         face = face_from_mesh(points, score)
         height, width = image.shape[:2]
-        inside = (0 <= face.centre).all() and (face.centre <= (width, height)).all()
+        inside = (0 <= face.center).all() and (face.center <= (width, height)).all()
         if not inside or face.size.max() < MIN_SIDE or not is_plausible(face):
             return None
         return face, region_from_mesh(points)
 
-    def _check(self, image: np.ndarray, carried: list[tuple[Face, Region]]) -> list[tuple[Face, Region]]:
-        """Carried faces that hold, with their scores renewed, and the faces that are new."""
-        fresh = self._search(image, look_closer=not carried)
+    def _redetect(self, image: np.ndarray, tracked: list[tuple[Face, Region]]) -> list[tuple[Face, Region]]:
+        """Tracked faces that are confirmed by detection, with updated scores, followed by new faces."""
+        detected = self._search(image, use_tiles=not tracked)
         kept = []
-        for face, region in carried:
-            match = max(fresh, key=lambda item: overlap(item[0].box, face.box), default=None)
+        for face, region in tracked:
+            match = max(detected, key=lambda item: overlap(item[0].box, face.box), default=None)
             if match is not None and overlap(match[0].box, face.box) >= SAME_FACE_OVERLAP:
                 kept.append((replace(face, score=match[0].score), region))
-            elif self._still_a_face(image, face, self._near_check):
+            elif self._is_confirmed(image, face, self._verifier):
                 kept.append((face, region))
-        return _without_duplicates(kept + fresh)[:MAX_FACES]
+        return _without_duplicates(kept + detected)[:MAX_FACES]
 
-    def _still_a_face(self, image: np.ndarray, face: Face, net: BoxNet) -> bool:
-        """The box network `net` agrees when it looks closely at the face's surroundings."""
+    def _is_confirmed(self, image: np.ndarray, face: Face, net: BoxNet) -> bool:
+        """Whether `net` also detects the face in a crop around it."""
         x0, y0, x1, y1 = _clipped_square(face, 2.0, image.shape)
         hits = net.detect(image[y0:y1, x0:x1]) if x0 < x1 and y0 < y1 else []
         return any(overlap(hit.box + (x0, y0, x0, y0), face.box) >= SAME_FACE_OVERLAP for hit in hits)
 
-    def _search(self, image: np.ndarray, look_closer: bool) -> list[tuple[Face, Region]]:
-        """Faces in the whole picture, largest first."""
-        near = self._near.detect(image)
-        far = self._far.detect(image)
-        if not near and not far and look_closer and max(image.shape[:2]) > TILE_SIDE and self._tiles_are_due():
-            far = self._search_tiles(image)
+    def _search(self, image: np.ndarray, use_tiles: bool) -> list[tuple[Face, Region]]:
+        """Detect faces in the full image, largest first."""
+        short_range = self._short_range.detect(image)
+        hits = short_range + self._full_range.detect(image)
+        if not hits and use_tiles and max(image.shape[:2]) > TILE_SIDE and self._tiles_are_due():
+            hits = self._search_tiles(image)
         found = []
-        for hit in _strongest(near + far):
-            measured = self._measure_twice(image, hit)
-            # Small hits of the far network are sometimes cloth or hands: the near network has to agree, up close.
-            if measured is not None and (
-                any(hit is other for other in near) or self._still_a_face(image, measured[0], self._near)
+        for hit in _suppress_overlaps(hits):
+            fitted = self._refine(image, hit)
+            # The full-range network sometimes fires on cloth or hands: the short-range network must confirm its hits.
+            if fitted is not None and (
+                any(hit is other for other in short_range) or self._is_confirmed(image, fitted[0], self._short_range)
             ):
-                found.append(measured)
+                found.append(fitted)
         found.sort(key=lambda item: -float(np.prod(item[0].size)))
         return _without_duplicates(found)[:MAX_FACES]
 
-    def _measure_twice(self, image: np.ndarray, hit: BoxDetection) -> tuple[Face, Region] | None:
-        """The second look starts from the first mesh, a steadier region than the box network's."""
-        first = self._measure(image, hit.region(), hit.score)
-        return None if first is None else self._measure(image, first[1], hit.score)
+    def _refine(self, image: np.ndarray, hit: BoxDetection) -> tuple[Face, Region] | None:
+        """Run the mesh twice: the region of the first mesh is more stable than that of the detection box."""
+        first = self._fit_mesh(image, hit.region(), hit.score)
+        return None if first is None else self._fit_mesh(image, first[1], hit.score)
 
     def _tiles_are_due(self) -> bool:
-        """Tiles cost several times a plain search: while nothing is found, they wait a few frames between tries."""
-        waited = self._since_tiles
-        due = waited is None or waited + 1 >= TILE_EVERY
-        self._since_tiles = 0 if due else waited + 1
+        """Limits the rate of the tiled search, which costs several times as much as a plain one."""
+        self._since_tiles += 1
+        due = self._since_tiles >= TILE_INTERVAL
+        if due:
+            self._since_tiles = 0
         return due
 
     def _search_tiles(self, image: np.ndarray) -> list[BoxDetection]:
@@ -181,21 +182,21 @@ class MediaPipeDetector:
         hits = []
         for y in (0, height - tile_height):
             for x in (0, width - tile_width):
-                for hit in self._far.detect(image[y : y + tile_height, x : x + tile_width]):
+                for hit in self._full_range.detect(image[y : y + tile_height, x : x + tile_width]):
                     hits.append(BoxDetection(hit.box + (x, y, x, y), hit.eyes + (x, y), hit.score))
         return hits
 
 
 def _clipped_square(face: Face, scale: float, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Square of `scale` times the face's long side around it, clipped to the image: x0, y0, x1, y1."""
+    """Square of `scale` times the longer side of the face, centered on it and clipped to the image: x0, y0, x1, y1."""
     half = face.size.max() * scale / 2
-    x0, y0 = np.maximum(face.centre - half, 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(face.centre + half), (shape[1], shape[0])).astype(int)
+    x0, y0 = np.maximum(face.center - half, 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(face.center + half), (shape[1], shape[0])).astype(int)
     return int(x0), int(y0), int(x1), int(y1)
 
 
-def _strongest(hits: list[BoxDetection]) -> list[BoxDetection]:
-    """One hit for each place, the one with the best score."""
+def _suppress_overlaps(hits: list[BoxDetection]) -> list[BoxDetection]:
+    """Non-maximum suppression: keep the detection with the highest score of each overlapping group."""
     kept: list[BoxDetection] = []
     for hit in sorted(hits, key=lambda hit: -hit.score):
         if all(overlap(hit.box, other.box) < SAME_FACE_OVERLAP for other in kept):
@@ -204,7 +205,7 @@ def _strongest(hits: list[BoxDetection]) -> list[BoxDetection]:
 
 
 def _without_duplicates(items: list[tuple[Face, Region]]) -> list[tuple[Face, Region]]:
-    """The first of the entries that lie on one face."""
+    """Keep the first entry of each face."""
     kept: list[tuple[Face, Region]] = []
     for item in items:
         if all(overlap(item[0].box, other[0].box) < SAME_FACE_OVERLAP for other in kept):

@@ -1,8 +1,8 @@
-"""MediaPipe's face networks behind two small classes: boxes in a picture, and the mesh of one face.
+"""Thin wrappers of MediaPipe's face networks: face detection in an image, and the mesh of one face.
 
-The models are inside the mediapipe 0.10.21 wheel. The mesh runs in a graph of our own around MediaPipe's
-`FaceLandmarkCpu`, because the stock FaceMesh solution chooses the face's region itself: its short-range detector
-misses small faces, and the region cannot be carried from frame to frame.
+The models are bundled with the mediapipe 0.10.21 wheel. The mesh runs in a custom graph around MediaPipe's
+`FaceLandmarkCpu`, because the stock FaceMesh solution selects the region of interest itself: its short-range detector
+misses small faces, and the region cannot be set by the caller.
 """
 
 import importlib
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,11 +26,11 @@ import numpy as np
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_imports import import_light
 
-MESH_SIDE = 192  # input side of the mesh network, pixels
-DETECTION_SIDE = 960  # pictures are shrunk to this for the box networks, whose inputs are 128 and 192 pixels
-REGION_SCALE = 1.5  # side of the mesh region over the long side of the face: what the network was trained with
+MESH_SIDE = 192  # input resolution of the mesh network
+DETECTION_SIDE = 960  # maximum image side passed to the detection networks, whose inputs are 128 and 192 pixels
+REGION_SCALE = 1.5  # side of the mesh region relative to the longer side of the face, as in training
 
-# Of mediapipe. The first and the last are imported for the graph options that they register.
+# mediapipe modules. The first and the last are imported for the graph options that they register.
 MODULES = (
     "calculators.core.constant_side_packet_calculator_pb2",
     "framework.calculator_pb2",
@@ -57,66 +58,66 @@ node {
 }
 """
 
-# Start-up chatter of protobuf, absl and TensorFlow Lite that says nothing about this program.
+# Irrelevant start-up messages of protobuf, absl and TensorFlow Lite.
 NOISE = re.compile(
     rb"GetPrototype|TensorFlow Lite XNNPACK delegate|before absl::InitializeLog|inference_feedback_manager"
     rb"|landmark_projection_calculator|Feedback manager requires"
 )
 
-_stderr_lock = threading.Lock()  # two threads at once would put back each other's files
+_stderr_lock = threading.Lock()  # concurrent redirections would restore each other's files
 
 
 @dataclass(frozen=True)
 class Region:
-    """Rotated square around a face, in image pixels."""
+    """Rotated square region of interest around a face, in image pixels."""
 
-    centre: np.ndarray  # (2,)
+    center: np.ndarray  # (2,)
     side: float
-    angle: float  # radians, clockwise on screen: the direction from the eye on the image's left to the other one
+    angle: float  # radians, clockwise on screen: direction from the eye on the image's left to the other eye
 
 
 @dataclass(frozen=True)
 class BoxDetection:
-    """One hit of a box network, in image pixels."""
+    """Output of a detection network, in image pixels."""
 
     box: np.ndarray  # (4,) x0, y0, x1, y1
-    eyes: np.ndarray  # (2, 2) eye on the image's left, the other eye
+    eyes: np.ndarray  # (2, 2) eye on the image's left, other eye
     score: float
 
     def region(self) -> Region:
-        """Where the mesh network should look."""
+        """Region of interest for the mesh network."""
         dx, dy = self.eyes[1] - self.eyes[0]
         size = self.box[2:] - self.box[:2]
-        centre = (self.box[:2] + self.box[2:]) / 2
-        return Region(centre, float(size.max()) * REGION_SCALE, float(np.arctan2(dy, dx)))
+        center = (self.box[:2] + self.box[2:]) / 2
+        return Region(center, float(size.max()) * REGION_SCALE, float(np.arctan2(dy, dx)))
 
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Hold back what native code writes to file descriptor 2 and afterwards pass on all but the known noise.
+    """Buffer output of native code to file descriptor 2 and drop known noise from it.
 
-    The descriptor belongs to the whole process, so this encloses start-up only; lines that other threads write
-    meanwhile come out late, not lost.
+    The descriptor is shared by the whole process, so only start-up runs in this context. Output of other threads is
+    delayed, not lost.
     """
-    with _stderr_lock, tempfile.TemporaryFile() as held:
+    with _stderr_lock, tempfile.TemporaryFile() as buffer:
         sys.stderr.flush()
         saved = os.dup(2)
         try:
-            os.dup2(held.fileno(), 2)
+            os.dup2(buffer.fileno(), 2)
             yield
         finally:
             sys.stderr.flush()
             os.dup2(saved, 2)
             os.close(saved)
-            held.seek(0)
-            rest = b"".join(line for line in held if not NOISE.search(line))
+            buffer.seek(0)
+            rest = b"".join(line for line in buffer if not NOISE.search(line))
             if rest:
                 os.write(2, rest)
 
 
 class _LazyMediapipe(ModuleType):
-    """The package mediapipe, whose contents are imported on first use: for other code in this process. (The real
-    `__init__` imports everything, and fails where parts of it are imported already.)"""
+    """Stand-in for the mediapipe package that imports its contents on first use, for other code in this process. The
+    real `__init__` imports everything, and fails if parts of the package have been imported already."""
 
     def __init__(self, spec: ModuleSpec) -> None:
         super().__init__("mediapipe")
@@ -136,10 +137,10 @@ class _LazyMediapipe(ModuleType):
 
 
 def import_mediapipe() -> dict[str, ModuleType]:
-    """The modules of `MODULES` by name, without mediapipe's drawing and audio; the log level is set first.
+    """Import `MODULES`, without mediapipe's drawing and audio packages, and return them by name. Sets the log level.
 
     Raises:
-        UserError: the package is missing.
+        UserError: the package is not installed.
     """
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -151,29 +152,29 @@ def import_mediapipe() -> dict[str, ModuleType]:
         return {module.__name__.rpartition(".")[2]: module for module in loaded}
     except ImportError as error:
         raise UserError(
-            f"the face detector needs mediapipe 0.10.21 ({error}): pip install --no-deps mediapipe==0.10.21"
+            f"the face detector requires mediapipe 0.10.21 ({error}): pip install --no-deps mediapipe==0.10.21"
         ) from error
 
 
 class MeshNet:
-    """MediaPipe's 468-point face mesh on a region of a picture."""
+    """MediaPipe's 468-point face mesh on a region of an image."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         with quiet_stderr():
             modules = import_mediapipe()
             from google.protobuf import text_format
 
             config = text_format.Parse(MESH_GRAPH, modules["calculator_pb2"].CalculatorGraphConfig())
             self._graph = modules["solution_base"].SolutionBase(graph_config=config)
-            # The face is cut out here, upright, so the graph always looks at its whole input.
-            self._whole = modules["rect_pb2"].NormalizedRect(x_center=0.5, y_center=0.5, width=1.0, height=1.0)
+            # `points` crops the region upright, so the graph always processes its whole input.
+            self._full_region = modules["rect_pb2"].NormalizedRect(x_center=0.5, y_center=0.5, width=1.0, height=1.0)
             self._run(np.zeros((MESH_SIDE, MESH_SIDE, 3), np.uint8))
 
     def points(self, image: np.ndarray, region: Region, indices: list[int]) -> np.ndarray | None:
-        """Mesh points `indices` of the face in `region`: (len(indices), 2) image pixels, None when no face is there."""
-        if not (region.side >= 1 and np.isfinite(region.centre).all()):
+        """Mesh points `indices` of the face in `region`, (len(indices), 2) in image pixels; None without a face."""
+        if not (region.side >= 1 and np.isfinite(region.center).all()):
             return None
-        # Shrink by area where the region is much larger than the input: plain bilinear sampling would alias.
+        # Bilinear sampling of a region much larger than the input would alias, so downscale by area averaging.
         factor = int(np.clip(round(region.side / MESH_SIDE), 1, 3))
         side = MESH_SIDE * factor
         to_image = _crop_to_image(region, side)
@@ -186,37 +187,37 @@ class MeshNet:
         points = np.array([(landmarks[i].x, landmarks[i].y) for i in indices]) * side - 0.5
         return points @ to_image[:, :2].T + to_image[:, 2]
 
-    def _run(self, crop: np.ndarray):
-        result = self._graph.process({"image": crop, "roi": self._whole}).landmarks
+    def _run(self, crop: np.ndarray) -> Any:
+        result = self._graph.process({"image": crop, "roi": self._full_region}).landmarks
         return None if result is None else result.landmark
 
     def close(self) -> None:
-        """Release the graph; further calls do nothing."""
+        """Release the graph. May be called repeatedly."""
         if self._graph is not None:
             self._graph.close()
             self._graph = None
 
 
 def _crop_to_image(region: Region, side: int) -> np.ndarray:
-    """(2, 3) from pixel centres of a `side`-square crop of the region to pixel centres of the image."""
+    """Affine matrix (2, 3) from pixel centers of a `side`-square crop of the region to pixel centers of the image."""
     step = region.side / side
     cos, sin = np.cos(region.angle) * step, np.sin(region.angle) * step
     linear = np.array([[cos, -sin], [sin, cos]])
     middle = (side - 1) / 2
-    return np.column_stack([linear, region.centre - linear @ (middle, middle)])
+    return np.column_stack([linear, region.center - linear @ (middle, middle)])
 
 
 class BoxNet:
-    """MediaPipe's face detection: the short-range network (large faces, 2 ms) or the full-range one (5 ms)."""
+    """MediaPipe's face detection: the short-range network (large faces, 2 ms) or the full-range network (5 ms)."""
 
-    def __init__(self, full_range: bool, min_score: float = 0.5):
+    def __init__(self, full_range: bool, min_score: float = 0.5) -> None:
         with quiet_stderr():
             detection = import_mediapipe()["face_detection"]
             self._net = detection.FaceDetection(model_selection=int(full_range), min_detection_confidence=min_score)
             self._net.process(np.zeros((64, 64, 3), np.uint8))
 
     def detect(self, image: np.ndarray) -> list[BoxDetection]:
-        """Faces in an RGB picture (H, W, 3) uint8."""
+        """Detect faces in an RGB image (H, W, 3) uint8."""
         height, width = image.shape[:2]
         shrink = DETECTION_SIDE / max(height, width)
         if shrink < 1:
@@ -226,13 +227,13 @@ class BoxNet:
         return [_box_detection(hit, width, height) for hit in hits]
 
     def close(self) -> None:
-        """Release the network; further calls do nothing."""
+        """Release the network. May be called repeatedly."""
         if self._net is not None:
             self._net.close()
             self._net = None
 
 
-def _box_detection(hit, width: int, height: int) -> BoxDetection:
+def _box_detection(hit: Any, width: int, height: int) -> BoxDetection:
     box = hit.location_data.relative_bounding_box
     corners = np.array([box.xmin, box.ymin, box.xmin + box.width, box.ymin + box.height])
     eyes = np.array([(point.x, point.y) for point in hit.location_data.relative_keypoints[:2]])

@@ -1,4 +1,4 @@
-"""How far a mouth is open, frame by frame.
+"""Mouth opening per frame.
 
 Legend: T frames, R pixels. Faces are aligned (see `latentsync.faces.align`), uint8 RGB (T, R, R, 3).
 """
@@ -11,24 +11,23 @@ from latentsync.faces.align import require_aligned
 from latentsync.faces.mediapipe_detector import POINTS, region_from_mesh
 from latentsync.faces.mediapipe_graphs import MeshNet, Region
 
-# MediaPipe mesh: pairs of points on the inner edges of upper and lower lip, left, middle, right.
+# MediaPipe mesh indices: (upper, lower) points on the inner lip contour at left, center and right.
 INNER_LIPS = [(82, 87), (13, 14), (312, 317)]
 FOREHEAD, CHIN = 10, 152
 MESH_POINTS = POINTS + [index for pair in INNER_LIPS for index in pair] + [FOREHEAD, CHIN]
 
-# Where the mesh network looks first in an aligned face: centre and side as fractions of R. Means over real clips; the
-# second look starts from the first mesh.
-LOOK_CENTRE = (0.48, 0.46)
-LOOK_SIDE = 1.4
+# Initial region of interest of the mesh network in an aligned face, means over real clips; refined by a second pass.
+REGION_CENTER = (0.48, 0.46)  # fractions of R
+REGION_SIDE = 1.4  # fraction of R
 
-CLOSED_PERCENTILE = 10  # of a person's openings in real frames: the mouth at rest
+CLOSED_PERCENTILE = 10  # of the openings of a real clip, as the closed mouth
 
 
 def mouth_opening(points: np.ndarray) -> float:
-    """Distance of the inner lips over the height of the face (forehead to chin).
+    """Distance between the inner lips relative to the height of the face (forehead to chin).
 
-    points (len(MESH_POINTS), 2). Measured along the face, so that noise of closed lips averages to 0: about 0 closed,
-    0.05 to 0.15 in speech, slightly negative where the network sees the lips overlap.
+    `points` is (len(MESH_POINTS), 2). The distance is signed, along the face axis, so that noise averages out when the
+    lips are closed: about 0 closed, 0.05 to 0.15 in speech, slightly negative if the lips overlap in the mesh.
     """
     forehead, chin = points[-2:]
     axis = chin - forehead
@@ -38,19 +37,19 @@ def mouth_opening(points: np.ndarray) -> float:
 
 
 class MouthMeter:
-    """Measures mouths with MediaPipe's mesh. Every frame is looked at afresh: equal pictures give equal openings."""
+    """Measures mouth opening with MediaPipe's mesh. Stateless: equal images give equal results."""
 
     def __init__(self) -> None:
         self._mesh = MeshNet()
 
     def openings(self, faces: np.ndarray) -> np.ndarray:
-        """(T,) float64 of `mouth_opening`, NaN where no face is seen. `faces` (T, R, R, 3) uint8."""
+        """`mouth_opening` of faces (T, R, R, 3) uint8: (T,) float64, NaN where no face is detected."""
         require_aligned(faces)
         return np.array([self._opening(face) for face in faces])
 
     def _opening(self, face: np.ndarray) -> float:
         side = len(face)
-        points = self._mesh.points(face, Region(np.array(LOOK_CENTRE) * side, LOOK_SIDE * side, 0.0), POINTS)
+        points = self._mesh.points(face, Region(np.array(REGION_CENTER) * side, REGION_SIDE * side, 0.0), POINTS)
         if points is not None:
             points = self._mesh.points(face, region_from_mesh(points), MESH_POINTS)
         return math.nan if points is None else mouth_opening(points)
@@ -61,12 +60,12 @@ class MouthMeter:
 
 
 def closed_opening(openings: np.ndarray) -> float:
-    """What the meter shows for this person's closed mouth, from the openings (T,) of a real clip; NaN without any."""
-    seen = openings[np.isfinite(openings)]
-    return float(np.percentile(seen, CLOSED_PERCENTILE)) if seen.size else math.nan
+    """Estimate the opening of a person's closed mouth from the openings (T,) of a real clip; NaN if none is valid."""
+    valid = openings[np.isfinite(openings)]
+    return float(np.percentile(valid, CLOSED_PERCENTILE)) if valid.size else math.nan
 
 
 def mean_opening(openings: np.ndarray, where: np.ndarray, closed: float) -> float:
-    """Mean opening above the closed mouth in the frames of `where` (T,) bool, at least 0; NaN when there are none."""
+    """Mean opening relative to `closed` over the frames `where` (T,) bool, at least 0; NaN without valid frames."""
     chosen = openings[where & np.isfinite(openings)]
     return float(np.maximum(chosen.mean() - closed, 0)) if chosen.size else math.nan

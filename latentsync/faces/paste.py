@@ -1,7 +1,7 @@
-"""Paste-back: an edited face returns to its place in the frame, with a soft edge.
+"""Paste-back: warps an edited face back into its frame and blends it with a soft edge.
 
-Only the box of the face is computed. The numbers are those of the whole-frame method: the crop's validity mask is
-warped into the frame, eroded in proportion to its size and blurred, and the warped face is blended in by it.
+Only the bounding box of the face is processed. Results equal those of the full-frame method: the validity mask of the
+crop is warped into the frame, eroded in proportion to its size and blurred, and used to blend the warped face.
 """
 
 import cv2
@@ -11,8 +11,8 @@ from latentsync.faces.align import shift_source, source_box
 from latentsync.faces.resample import resize_bicubic
 
 Box = tuple[int, int, int, int]
-NOTHING = (0, 0, 0, 0), np.zeros((0, 0, 3), np.float32), np.zeros((0, 0), np.float32)
-STRIP_PIXELS = 1 << 15  # pixels blended at a time, so that the float temporaries stay in the CPU's cache
+EMPTY = (0, 0, 0, 0), np.zeros((0, 0, 3), np.float32), np.zeros((0, 0), np.float32)
+STRIP_PIXELS = 1 << 15  # pixels blended at a time, so that float temporaries fit the CPU cache
 
 
 def paste_region(
@@ -22,35 +22,35 @@ def paste_region(
     size: tuple[int, int],
     weight: np.ndarray | None = None,
 ) -> tuple[Box, np.ndarray, np.ndarray]:
-    """Warp a face back into its frame and weight it, on the face's box only.
+    """Warp a face back into its frame, within its bounding box.
 
     Args:
         frame_size: (height, width) of the frame.
-        face: (h, w, 3), uint8 or float, 0..255; resized to the crop size first where it differs.
-        matrix: (2, 3), frame -> crop, as used to cut the face out.
+        face: (h, w, 3), uint8 or float, 0..255; resized to the crop size if it differs.
+        matrix: (2, 3), frame -> crop, as used for the alignment.
         size: (width, height) of the crop.
-        weight: (h, w) float32 in [0, 1], how much of the face to use where, beside the soft edge; None is all of it.
+        weight: (h, w) float32 in [0, 1], multiplied with the soft edge; None for 1 everywhere.
 
     Returns:
-        box (x0, y0, x1, y1) of what changes, end exclusive, inside the frame; rgb (h', w', 3) float32 0..255;
-        alpha (h', w') float32 0..1, exactly 0 where the frame must stay as it is.
-        An empty box and empty arrays when nothing of the face lies in the frame.
+        box (x0, y0, x1, y1) of the changed region, end exclusive, inside the frame; rgb (h', w', 3) float32 0..255;
+        alpha (h', w') float32 0..1, exactly 0 where the frame must not change.
+        An empty box and empty arrays if no part of the face lies in the frame.
     """
     x0, y0, x1, y1 = source_box(matrix, size, frame_size)
     if x0 == x1:
-        return NOTHING
+        return EMPTY
     box_size = (x1 - x0, y1 - y0)
     to_box = cv2.invertAffineTransform(shift_source(matrix, x0, y0))
     alpha = soft_mask(to_box, size, box_size)
     if weight is not None:
         share = cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
         alpha *= cv2.warpAffine(share, to_box, box_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    # What nothing of the face is used of need not be warped and blended: a third of the box with the usual weight.
+    # Skip the region of zero weight: a third of the box with the default mask.
     left, top, width, height = cv2.boundingRect((alpha > 0).view(np.uint8))
     if width == 0:
-        return NOTHING
+        return EMPTY
     to_box[:, 2] -= (left, top)
-    # Replicated edges: the mask ends before them, and no black can bleed into the last row of the face.
+    # The mask ends inside the crop; replicated borders keep black from bleeding into its last rows.
     rgb = cv2.warpAffine(
         resize_face(face, size), to_box, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
@@ -71,12 +71,12 @@ def resize_face(face: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def soft_mask(to_box: np.ndarray, size: tuple[int, int], box_size: tuple[int, int]) -> np.ndarray:
-    """Blending weight of a crop in the frame's box.
+    """Blending weight of a crop, in the box of a frame.
 
     Args:
         to_box: (2, 3), crop -> box.
         size: (width, height) of the crop.
-        box_size: (width, height) of the box; its sides are either the frame's border or clear of the crop.
+        box_size: (width, height) of the box; its sides lie on the border of the frame or outside the crop.
 
     Returns:
         (height, width) float32 in [0, 1].
@@ -90,14 +90,14 @@ def soft_mask(to_box: np.ndarray, size: tuple[int, int], box_size: tuple[int, in
     kernel = 2 * edge + 1
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
     blurred = cv2.GaussianBlur(_erode_convex(valid, edge), (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
-    return cv2.min(blurred, 1.0)  # rounding in the blur must not push a weight above one
+    return cv2.min(blurred, 1.0)  # rounding in the blur may exceed 1
 
 
 def _erode_convex(mask: np.ndarray, edge: int) -> np.ndarray:
     """Erosion by a (2 edge)-square window, offsets -edge .. edge - 1, clipped to the array.
 
-    The mask's level sets are convex (a rectangle with linear flanks, rotated), so its minimum over a window lies at
-    one of the window's corners: four comparisons a pixel, whatever the window's size.
+    The mask's superlevel sets are convex (a rotated rectangle with linear ramps), so its minimum over a window is at a
+    corner of the window: four comparisons per pixel for any window size.
     """
     height, width = mask.shape
     padded = cv2.copyMakeBorder(mask, edge, edge - 1, edge, edge - 1, cv2.BORDER_REPLICATE)
@@ -107,11 +107,11 @@ def _erode_convex(mask: np.ndarray, edge: int) -> np.ndarray:
 
 
 def blend_region(image: np.ndarray, box: Box, rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Copy of a frame with a region blended in; the result is truncated to uint8, as the reference does.
+    """Blend a region into a copy of a frame; the result is truncated to uint8, as in the reference.
 
     Args:
         image: (H, W, 3) uint8.
-        box, rgb, alpha: as `paste_region` returns them.
+        box, rgb, alpha: as returned by `paste_region`.
     """
     result = image.copy()
     x0, y0, x1, y1 = box
@@ -121,9 +121,9 @@ def blend_region(image: np.ndarray, box: Box, rgb: np.ndarray, alpha: np.ndarray
     for row in range(0, y1 - y0, step):
         part = slice(row, min(row + step, y1 - y0))
         target = result[y0 + part.start : y0 + part.stop, x0:x1]
-        below = target.astype(np.float32)
-        blended = rgb[part] - below
+        background = target.astype(np.float32)
+        blended = rgb[part] - background
         blended *= alpha[part][..., None]
-        blended += below
+        blended += background
         target[...] = blended.astype(np.uint8)
     return result

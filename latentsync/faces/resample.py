@@ -1,7 +1,7 @@
 """Antialiased bicubic resizing in numpy.
 
-Same numbers as torch's `interpolate(mode="bicubic", antialias=True)` (cubic a = -0.5, widened when shrinking), which
-takes thirty times as long for one small picture as soon as decoder or encoder threads compete for the cores.
+Equivalent to `torch.nn.functional.interpolate(mode="bicubic", antialias=True)` (cubic kernel with a = -0.5, stretched
+when downscaling), which takes thirty times as long for a small image when decoder or encoder threads compete for cores.
 """
 
 from functools import lru_cache
@@ -12,9 +12,9 @@ CUBIC_A = -0.5
 
 
 def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, C) float32 -> (height, width, C) float32 for `size` = (width, height); may overshoot the input's range."""
+    """(H, W, C) float32 -> (height, width, C) float32 for `size` = (width, height); may overshoot the input range."""
     width, height = size
-    # Rows are contiguous, so each pass is a few short dot products over whole rows; columns go first, transposed.
+    # Rows are contiguous, so each pass consists of short dot products over whole rows; columns first, transposed.
     columns = _resize_rows(np.ascontiguousarray(image.swapaxes(0, 1)), width)
     return _resize_rows(np.ascontiguousarray(columns.swapaxes(0, 1)), height)
 
@@ -29,15 +29,15 @@ def _resize_rows(image: np.ndarray, length: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _taps(length_in: int, length_out: int) -> list[tuple[int, np.ndarray]]:
-    """For each output sample: the first input sample it reads and the weights (n,) float32, summing to 1."""
+    """Filter taps per output sample: index of the first input sample, and weights (n,) float32 that sum to 1."""
     scale = length_in / length_out
     stretch = max(scale, 1.0)
     taps = []
     for index in range(length_out):
-        centre = (index + 0.5) * scale
-        start = max(int(centre - 2 * stretch + 0.5), 0)
-        stop = min(int(centre + 2 * stretch + 0.5), length_in)
-        weights = _cubic((np.arange(start, stop) + 0.5 - centre) / stretch)
+        center = (index + 0.5) * scale
+        start = max(int(center - 2 * stretch + 0.5), 0)
+        stop = min(int(center + 2 * stretch + 0.5), length_in)
+        weights = _cubic((np.arange(start, stop) + 0.5 - center) / stretch)
         taps.append((start, (weights / weights.sum()).astype(np.float32)))
     return taps
 

@@ -1,4 +1,4 @@
-"""Sharpening of a regenerated face before it is pasted back."""
+"""Sharpening of generated faces."""
 
 import cv2
 import numpy as np
@@ -9,14 +9,14 @@ _BLUR_SIGMA = 1.0
 
 
 def sharpen(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Unsharp mask: `blurred + factor (pixels - blurred)`, so 1 changes nothing, 0 blurs, 2 doubles fine detail.
+    """Unsharp mask: `blurred + factor (pixels - blurred)`, so 1 is the identity, 0 blurs and 2 doubles fine detail.
 
     Args:
         pixels: (h, w, 3) float32 in 0..255.
         factor: 0 or more.
 
     Returns:
-        same shape and range; the input itself when `factor` is 1.
+        same shape and range; the input itself if `factor` is 1.
     """
     if factor < 0:
         raise ValueError(f"factor must be 0 or more, got {factor}")
@@ -27,15 +27,15 @@ def sharpen(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 class Sharpener:
-    """The filter in the place of an enhancing network (`latentsync.pretrained.enhancers.FaceEnhancer`): sizes stay."""
+    """Sharpness filter with the interface of `latentsync.pretrained.enhancers.FaceEnhancer`; does not upscale."""
 
     name = "sharpness filter"
 
-    def __init__(self, factor: float = 1.5):
+    def __init__(self, factor: float = 1.5) -> None:
         self.factor = factor
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Sharpener":
-        """Nothing to move; returns self."""
+        """No-op: the filter has no weights."""
         return self
 
     def __call__(self, pixels: Tensor) -> Tensor:

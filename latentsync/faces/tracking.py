@@ -1,4 +1,4 @@
-"""One person followed through a clip: selection, continuity, gaps, shot cuts, smoothing."""
+"""Single-person face tracking: selection, data association, gaps, shot cuts and smoothing."""
 
 import math
 from dataclasses import dataclass
@@ -12,38 +12,38 @@ from latentsync.faces.detector import Face, FaceDetector
 from latentsync.faces.smoothing import AnchorSmoother
 from latentsync.utils.errors import UserError
 
-# Smallest face that is edited, full-frame pixels; in pictures that are small themselves a share of their short side.
+# Minimum width and height of a face to edit, in full-frame pixels; small frames use a fraction of their shorter side.
 MIN_FACE_SIZE = (50.0, 80.0)
 MIN_FACE_SHARE = (0.12, 0.19)
-KEEP_SHARE = 0.8  # of that size down to which a followed face is kept: one that hovers about it must not flicker
+KEEP_SHARE = 0.8  # hysteresis: a tracked face is kept down to this fraction of the minimum size, to avoid flicker
 
-MAX_STEP = 0.6  # face lengths the centre may move between two frames
-MAX_STEP_PER_GAP_FRAME = 0.1  # and this much more for each frame without the face
-MAX_LOG_GROWTH = 0.4  # |log| of the change in size between two frames
-SAME_PERSON = 0.6  # appearance distance
-LOOKS_WEIGHT = 0.5  # face lengths that an appearance distance of 1 weighs
-NO_MATCH = 1.5  # cost of a person being out of sight
-UNREACHABLE = 1e6
+MAX_STEP = 0.6  # maximum displacement of the center between two frames, in face lengths
+MAX_LOG_GROWTH = 0.4  # maximum |log| of the size ratio between two frames
+MAX_STEP_PER_GAP_FRAME = 0.1  # added to both limits for each frame without a detection
+SAME_PERSON = 0.6  # maximum appearance distance between two views of one person
+APPEARANCE_WEIGHT = 0.5  # matching cost of an appearance distance of 1, in face lengths
+NO_MATCH_COST = 1.5  # matching cost of a track without a detection
+UNREACHABLE = 1e6  # finite stand-in for an infinite cost
 SHORT_GAP = 5  # frames
-APPEARANCE_SHARE = 0.1  # weight of a new look at the face in its remembered appearance
-APPEARANCE_EVERY = 5  # frames between such looks
-FORGET_AFTER_SECONDS = 2.0  # then the person counts as gone and the rule chooses anew
-RESTART_STEP = 0.5  # brow distances: a jump this large restarts the smoothing instead of being drawn out
+APPEARANCE_MOMENTUM = 0.1  # weight of the new appearance in the running mean
+APPEARANCE_INTERVAL = 5  # frames between appearance updates
+FORGET_AFTER_SECONDS = 2.0  # a person not seen for this long is dropped, and a new face is selected
+RESTART_STEP = 0.5  # brow distances: a jump this large resets the smoothing filter
 
 
 @dataclass(frozen=True)
 class TrackedFace:
-    """The followed person in one frame, full-frame pixels."""
+    """The tracked face in one frame, in full-frame pixels."""
 
     box: np.ndarray  # (4,) x0, y0, x1, y1
     anchors: np.ndarray  # (3, 2), smoothed
-    is_cut: bool  # smoothing starts anew here: first frame, shot cut, after a gap, after a jump
-    contour: np.ndarray | None = None  # (N, 2) polygon around the face, where the detector gives one
+    is_cut: bool  # smoothing restarts here: first frame, shot cut, after a gap or a jump
+    contour: np.ndarray | None = None  # (N, 2) polygon around the face, if the detector provides one
 
 
 @dataclass(frozen=True)
 class SelectRule:
-    """Which face to follow: "largest", "left", "right", "index" (from the left, 0 first) or "point" (x, y)."""
+    """Which face to track: "largest", "left", "right", "index" (from the left, starting at 0) or "point" (x, y)."""
 
     kind: str
     index: int = 0
@@ -51,7 +51,7 @@ class SelectRule:
 
     @classmethod
     def parse(cls, text: str) -> "SelectRule":
-        """From largest | left | right | N | x,y; UserError for anything else."""
+        """Parse largest | left | right | N | x,y. Raises UserError for anything else."""
         text = str(text).strip().lower()
         if text in ("largest", "left", "right"):
             return cls(text)
@@ -64,54 +64,54 @@ class SelectRule:
             x = y = math.nan
         if not (math.isfinite(x) and math.isfinite(y)):
             raise UserError(
-                f"face selection {text!r} is not understood: give largest, left, right, a number N (0 is the leftmost "
-                "face) or x,y in pixels of the video"
+                f"invalid face selection {text!r}: use largest, left, right, an index N (0 is the leftmost face) "
+                "or x,y in video pixels"
             )
         return cls("point", point=(x, y))
 
     def choose(self, faces: list[Face]) -> Face | None:
-        """The face the rule means; None when there is none, or fewer faces than the number asks for."""
+        """Select one of `faces`; None if there are none, or if the index is out of range."""
         if not faces:
             return None
         if self.kind == "largest":
             return max(faces, key=_area)
         if self.kind == "point":
             return min(faces, key=lambda face: (not _contains(face, self.point), _distance_to(face, self.point)))
-        ordered = sorted(faces, key=lambda face: float(face.centre[0]))
+        ordered = sorted(faces, key=lambda face: float(face.center[0]))
         if self.kind == "index":
             return ordered[self.index] if self.index < len(ordered) else None
         return ordered[0 if self.kind == "left" else -1]
 
 
-class _Looks:
-    """Appearances of one frame's faces, computed on demand: most frames need none."""
+class _AppearanceCache:
+    """Appearances of the faces in one frame, computed on demand because most frames need none."""
 
     def __init__(self, image: np.ndarray, scale: float):
         self._image = image
         self._scale = scale
-        self._known: dict[int, Appearance] = {}
+        self._cache: dict[int, Appearance] = {}
 
-    def of(self, face: Face) -> Appearance:
-        if id(face) not in self._known:
-            self._known[id(face)] = appearance(self._image, face.anchors / self._scale)
-        return self._known[id(face)]
+    def get(self, face: Face) -> Appearance:
+        if id(face) not in self._cache:
+            self._cache[id(face)] = appearance(self._image, face.anchors / self._scale)
+        return self._cache[id(face)]
 
 
 class FaceTracker:
-    """Follows one person through the frames of one clip.
+    """Tracks one person through the frames of a clip.
 
-    The rule chooses when a person is acquired: at the start, after a shot cut, and when the person has been out of
-    sight for `FORGET_AFTER_SECONDS`. In between the choice holds, whatever the faces' sizes do. A frame without a
-    detection gives None; nothing is made up for it.
+    A face is selected by the `select` rule at the start, after a shot cut, and once the person has not been detected
+    for `FORGET_AFTER_SECONDS`. Otherwise the tracker stays with the same person, even if another face becomes larger.
+    Frames without a detection yield None; positions are not interpolated.
 
     Args:
-        detector: finds the faces; its temporal state is reset with the tracker's.
+        detector: face detector; its temporal state is reset together with the tracker.
         select: largest | left | right | N | x,y (a point in full-frame pixels).
-        smooth: filter the anchors (One-Euro).
-        fps: frames per second of the sequence.
+        smooth: smooth the anchors with a One-Euro filter.
+        fps: frame rate of the sequence.
 
     Raises:
-        UserError: `select` is not understood.
+        UserError: `select` is invalid.
     """
 
     def __init__(self, detector: FaceDetector, select: str = "largest", smooth: bool = True, fps: float = FPS):
@@ -121,106 +121,107 @@ class FaceTracker:
         self._smoother = AnchorSmoother(fps)
         self._forget_after = max(1, round(FORGET_AFTER_SECONDS * fps))
         self._cuts = CutDetector()
-        self._forget_person()
+        self._drop_person()
 
     def reset(self) -> None:
-        """Forget everything: the next frame starts a new clip."""
+        """Clear all state; the next frame starts a new clip."""
         self._detector.reset()
         self._cuts.reset()
-        self._forget_person()
+        self._drop_person()
 
-    def _forget_person(self) -> None:
+    def _drop_person(self) -> None:
         self._last: Face | None = None
-        self._look: Appearance | None = None
+        self._appearance: Appearance | None = None
         self._others: list[Face] = []
         self._gap = 0
-        self._until_look = 0
+        self._until_appearance_update = 0
         self._smoother.reset()
 
     def update(self, image_rgb: np.ndarray, scale: float = 1.0) -> TrackedFace | None:
-        """The person in the next frame.
+        """Process the next frame.
 
         Args:
-            image_rgb: (H, W, 3) uint8, the frame or a smaller copy of it.
+            image_rgb: (H, W, 3) uint8, the frame or a downscaled copy of it.
             scale: full-frame pixels per pixel of `image_rgb`.
 
         Returns:
-            the face in full-frame pixels, None when the person is not seen.
+            the tracked face in full-frame pixels, or None if the person is not detected.
         """
         if self._cuts.update(image_rgb):
             self._detector.reset()
-            self._forget_person()
+            self._drop_person()
         faces = [face.scaled(scale) for face in self._detector.detect(image_rgb)]
-        smallest = _smallest_size(image_rgb.shape, scale)
-        faces = [face for face in faces if (face.size >= KEEP_SHARE * smallest).all()]
+        minimum = _minimum_size(image_rgb.shape, scale)
+        faces = [face for face in faces if (face.size >= KEEP_SHARE * minimum).all()]
 
-        looks = _Looks(image_rgb, scale)
-        chosen = self._continue(faces, looks) if self._last is not None else None
+        appearances = _AppearanceCache(image_rgb, scale)
+        chosen = self._associate(faces, appearances)
         if chosen is None and (self._last is None or self._gap >= self._forget_after):
-            chosen = self._rule.choose([face for face in faces if (face.size >= smallest).all()])
+            chosen = self._rule.choose([face for face in faces if (face.size >= minimum).all()])
             if chosen is not None:
-                self._forget_person()
+                self._drop_person()
         if chosen is None:
             self._gap += 1
             return None
         self._others = [face for face in faces if face is not chosen]
-        return self._accept(chosen, looks)
+        return self._accept(chosen, appearances)
 
-    def _continue(self, faces: list[Face], looks: _Looks) -> Face | None:
-        """The face that is the followed person's: by place, size and looks against everybody seen last."""
-        if not faces:
+    def _associate(self, faces: list[Face], appearances: _AppearanceCache) -> Face | None:
+        """Find the tracked person among `faces` by optimal assignment of all recent tracks to the detections."""
+        last, known = self._last, self._appearance
+        if not faces or last is None or known is None:
             return None
-        tracks = [self._last, *self._others]
+        tracks = [last, *self._others]
         costs = np.array([[self._cost(track, face) for face in faces] for track in tracks])
-        if costs.size > 1:  # looks count where there is somebody to confuse the person with
-            costs[0] += [LOOKS_WEIGHT * self._look.distance(looks.of(face)) for face in faces]
-        # A further column for each track, so that it may end: one face must not be passed on to satisfy two tracks.
-        costs = np.minimum(np.hstack([costs, np.full((len(tracks), len(tracks)), NO_MATCH)]), UNREACHABLE)
-        from scipy.optimize import linear_sum_assignment  # a third of a second that only tracking needs
+        if costs.size > 1:  # appearance matters only if there is more than one candidate
+            costs[0] += [APPEARANCE_WEIGHT * known.distance(appearances.get(face)) for face in faces]
+        # One dummy column per track, so that a track may stay unmatched instead of taking the face of another.
+        costs = np.minimum(np.hstack([costs, np.full((len(tracks), len(tracks)), NO_MATCH_COST)]), UNREACHABLE)
+        from scipy.optimize import linear_sum_assignment  # imported late: takes 0.3 s
 
         columns = linear_sum_assignment(costs)[1]
-        # Who was seen together with the person is somebody else; a face that turns up in a gap may be the person.
+        # Faces detected next to the person belong to others; one that appears during a gap may be the person.
         self._others = [
             faces[column] if column < len(faces) else other
             for other, column in zip(self._others, columns[1:], strict=True)
         ]
         if columns[0] < len(faces) and costs[0, columns[0]] < UNREACHABLE:
             face = faces[columns[0]]
-            # Alone and soon seen again, place decides: a hand or a microphone before the face must not lose it.
+            # After a short occlusion (a hand, a microphone) position alone is enough if there is no other candidate.
             alone = costs.shape == (1, 2) and self._gap <= SHORT_GAP
-            if self._gap == 0 or alone or self._look.distance(looks.of(face)) <= SAME_PERSON:
+            if self._gap == 0 or alone or known.distance(appearances.get(face)) <= SAME_PERSON:
                 return face
-        return self._recognise([face for index, face in enumerate(faces) if index not in columns[1:]], looks)
+        unmatched = [face for index, face in enumerate(faces) if index not in columns[1:]]
+        return _reidentify(known, unmatched, appearances)
 
     def _cost(self, track: Face, face: Face) -> float:
-        """Dissimilarity of place and size in face lengths; infinite beyond what a moving head can do."""
+        """Matching cost in position and size, in face lengths; infinite beyond plausible head motion."""
         length = max(float(track.size.max()), 1.0)
-        step = float(np.linalg.norm(face.centre - track.centre)) / length
+        step = float(np.linalg.norm(face.center - track.center)) / length
         growth = abs(math.log(float(face.size.max()) / length))
         slack = MAX_STEP_PER_GAP_FRAME * min(self._gap, 10)
         return step + growth if step <= MAX_STEP + slack and growth <= MAX_LOG_GROWTH + slack else math.inf
 
-    def _recognise(self, faces: list[Face], looks: _Looks) -> Face | None:
-        """After a gap or a jump cut the person may be anywhere: the unclaimed face that looks like them."""
-        if not faces:
-            return None
-        best = min(faces, key=lambda face: self._look.distance(looks.of(face)))
-        return best if self._look.distance(looks.of(best)) <= SAME_PERSON else None
-
-    def _accept(self, face: Face, looks: _Looks) -> TrackedFace:
+    def _accept(self, face: Face, appearances: _AppearanceCache) -> TrackedFace:
         is_cut = self._last is None or self._gap > 0 or _jumped(self._last, face)
         if is_cut:
             self._smoother.reset()
-        if self._look is None:
-            self._look = looks.of(face)
-            self._until_look = APPEARANCE_EVERY
-        elif self._until_look == 0:
-            self._look = self._look.blended(looks.of(face), APPEARANCE_SHARE)
-            self._until_look = APPEARANCE_EVERY
-        self._until_look -= 1
+        if self._appearance is None:
+            self._appearance = appearances.get(face)
+            self._until_appearance_update = APPEARANCE_INTERVAL
+        elif self._until_appearance_update == 0:
+            self._appearance = self._appearance.blended(appearances.get(face), APPEARANCE_MOMENTUM)
+            self._until_appearance_update = APPEARANCE_INTERVAL
+        self._until_appearance_update -= 1
         self._last, self._gap = face, 0
         anchors = self._smoother(face.anchors) if self._smooth else face.anchors
         return TrackedFace(face.box, anchors, is_cut, face.contour)
+
+
+def _reidentify(known: Appearance, faces: list[Face], appearances: _AppearanceCache) -> Face | None:
+    """Find the person by appearance among the unmatched faces, after a gap or a jump cut."""
+    best = min(faces, key=lambda face: known.distance(appearances.get(face)), default=None)
+    return best if best is not None and known.distance(appearances.get(best)) <= SAME_PERSON else None
 
 
 def _area(face: Face) -> float:
@@ -232,17 +233,17 @@ def _contains(face: Face, point: tuple[float, float]) -> bool:
 
 
 def _distance_to(face: Face, point: tuple[float, float]) -> float:
-    return float(np.linalg.norm(face.centre - point))
+    return float(np.linalg.norm(face.center - point))
 
 
-def _smallest_size(shape: tuple[int, ...], scale: float) -> np.ndarray:
-    """(2,) smallest width and height of a usable face in full-frame pixels."""
+def _minimum_size(shape: tuple[int, ...], scale: float) -> np.ndarray:
+    """(2,) minimum width and height of a face in full-frame pixels."""
     short_side = min(shape[:2]) * scale
     return np.minimum(MIN_FACE_SIZE, np.array(MIN_FACE_SHARE) * short_side)
 
 
 def _jumped(before: Face, after: Face) -> bool:
-    """The face is elsewhere at once: an edit within one setting, not a movement."""
+    """Whether the displacement is too large for motion, such as a jump cut within one scene."""
     brow_distance = max(float(np.linalg.norm(before.anchors[1] - before.anchors[0])), 1e-6)
     step = float(np.linalg.norm(after.anchors.mean(axis=0) - before.anchors.mean(axis=0)))
     return step > RESTART_STEP * brow_distance

@@ -1,13 +1,13 @@
 """Aligned faces of a video: detection, tracking and alignment behind one reader.
 
-`read_faces` follows one person through a video file and `track_faces` through any frames; `PeopleTracker` follows all
-people at once.
+`read_faces` tracks one person in a video file, `track_faces` in any sequence of frames, and `PeopleTracker` tracks
+everyone.
 
-Letters: T frames of a track, R working resolution.
+Legend: T frames of a track, R working resolution.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os import PathLike
@@ -25,9 +25,9 @@ from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.utils.affine_transform import AlignRestore
 
-DETECTION_SIDE = 960  # frames are scaled down to this for detection; anchors stay well below a pixel of error
-SAME_PERSON = 0.3  # intersection over union of one person's boxes in neighboring frames
-MIN_TRACKED_FACE = 16  # pixels; smaller detections are ignored when all people are tracked
+DETECTION_SIDE = 960  # longer side for detection; the anchors stay accurate to well below a pixel
+SAME_PERSON = 0.3  # minimum IoU of one person's boxes in consecutive frames
+MIN_TRACKED_FACE = 16  # pixels; `PeopleTracker` ignores smaller detections
 DEFAULT_FPS = Fraction(25)
 
 
@@ -38,8 +38,8 @@ class AlignedFace:
     Args:
         pixels: (R, R, 3) uint8.
         matrix: (2, 3), frame -> crop.
-        starts: True after a cut.
-        contour: (N, 2) polygon around the face, in pixels of the square; None if the detector gives none.
+        starts: True in the first frame and after a cut, gap or jump.
+        contour: (N, 2) polygon around the face, in pixels of the square; None if the detector provides none.
     """
 
     pixels: np.ndarray
@@ -50,7 +50,7 @@ class AlignedFace:
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """One frame: its index, the frame itself, and the aligned face if there is one."""
+    """A frame with its index and the aligned face, if one was found."""
 
     index: int
     frame: VideoFrame
@@ -68,20 +68,20 @@ def read_faces(
     detector: str | FaceDetector = "auto",
     device: str = "cpu",
 ) -> Generator[TrackedFrame, None, None]:
-    """Yield every frame of a video file with the aligned face of one person, in constant memory.
+    """Read a video file and yield every frame with the aligned face of one person, in constant memory.
 
     Args:
-        video: path, or what `probe_video` returned for it.
+        video: path, or the result of `probe_video`.
         resolution: R, side of the aligned faces in pixels.
         fps: frame rate to resample to.
-        duration: seconds to read; all by default. For a longer one see `open_timeline`.
-        on_short: loop, freeze or error, for a video shorter than `duration`.
+        duration: seconds to read, by default the whole video. May exceed its length; see `on_short`.
+        on_short: loop, freeze or error; how to handle a video shorter than `duration`, see `open_timeline`.
         face, detector, device: see `track_faces`.
 
-    The iterator is a generator: closing it releases the file, and the detector if it was created here.
+    Closing the generator releases the file, and the detector if it was created here.
 
     Raises:
-        UserError: on the first frame, for a video that cannot be read, an unknown option, or missing models.
+        UserError: unreadable video, unknown option or missing models; raised on the first frame.
     """
     info = video if isinstance(video, VideoInfo) else probe_video(video)
     fps = Fraction(fps)
@@ -104,41 +104,38 @@ def track_faces(
     detector: str | FaceDetector = "auto",
     device: str = "cpu",
     is_still: bool = False,
-) -> Iterator[TrackedFrame]:
+) -> Generator[TrackedFrame, None, None]:
     """Yield frames with the aligned face of one person.
 
     Args:
-        frames: of one clip, in order, at `fps`.
+        frames: consecutive frames of one clip, at `fps`.
         resolution: R.
-        face: which person to follow: largest, left, right, an index from the left, or x,y in pixels of the frame.
-        detector: a name for `create_detector` (closed at the end), or a detector to use (reset, and left open).
-        device: of a detector created here.
-        is_still: all frames are the same image.
+        face: face to track: largest, left, right, an index from the left, or x,y in frame pixels.
+        detector: name passed to `create_detector`, or a detector, which is reset first and not closed.
+        device: device of a detector created here.
+        is_still: whether all frames are the same image.
 
     Raises:
-        UserError: on the first frame, for an unknown option or missing models.
+        UserError: unknown option or missing models; raised on the first frame.
     """
-    owned = isinstance(detector, str)
-    finder = create_detector(detector, device, static=is_still) if owned else detector
-    try:
-        if not owned:
-            finder.reset()
-        tracker = FaceTracker(finder, face, fps=float(fps))
+    with ExitStack() as stack:
+        if isinstance(detector, str):
+            detector = stack.enter_context(closing(create_detector(detector, device, static=is_still)))
+        else:
+            detector.reset()
+        tracker = FaceTracker(detector, face, fps=float(fps))
         yield from align_frames(frames, FaceAligner(tracker, AlignRestore(resolution=resolution)))
-    finally:
-        if owned:
-            finder.close()
 
 
 class FaceAligner:
-    """Finds, follows and aligns one person's face, frame after frame of one clip."""
+    """Tracks and aligns one person's face in consecutive frames of a clip."""
 
     def __init__(self, tracker: FaceTracker, aligner: AlignRestore):
         self.tracker, self.aligner = tracker, aligner
         self._last: tuple[VideoFrame, AlignedFace | None] | None = None
 
     def __call__(self, frame: VideoFrame) -> AlignedFace | None:
-        if self._last is not None and self._last[0] is frame:  # a still or frozen frame: the same face
+        if self._last is not None and self._last[0] is frame:  # still image or frozen frame
             face = self._last[1]
             return face and replace(face, starts=False)
         face = self._align(frame)
@@ -162,7 +159,7 @@ def align_face(
     starts: bool = False,
     contour: np.ndarray | None = None,
 ) -> AlignedFace | None:
-    """The face with these anchors (3, 2) and contour (N, 2), in pixels of the frame; None if its crop is outside."""
+    """Align the face with anchors (3, 2) and contour (N, 2) in frame pixels; None if its crop is outside the frame."""
     matrix = aligner.estimate(anchors)
     box = source_box(matrix, aligner.face_size, (frame.height, frame.width))
     if box[2] == box[0]:
@@ -182,8 +179,8 @@ def align_frames(frames: Iterable[VideoFrame], align: FaceAligner) -> Iterator[T
 def face_runs(frames: Iterable[TrackedFrame], num_frames: int) -> Iterator[list[TrackedFrame]]:
     """Group consecutive frames into runs.
 
-    A run has at most `num_frames` frames, all with a face and without a cut between them. A frame without a face is a
-    run of its own. Only the former go through the denoiser.
+    A run has at most `num_frames` frames, all with a face and without a cut in between. A frame without a face forms a
+    run of its own, which is not denoised.
     """
     run: list[TrackedFrame] = []
     for item in frames:
@@ -200,14 +197,14 @@ def face_runs(frames: Iterable[TrackedFrame], num_frames: int) -> Iterator[list[
 
 @dataclass
 class PersonTrack:
-    """One person seen without a gap or a cut, from frame `start` on. Lists have one entry per frame.
+    """A track of one person without gaps or cuts. Lists have one entry per frame.
 
     Args:
-        person: number of the track, in order of appearance.
-        start: index of its first frame.
+        person: track number, in order of first appearance.
+        start: index of the first frame.
         pixels: aligned faces (R, R, 3) uint8.
-        boxes: (4,) x0, y0, x1, y1 in pixels of the frame.
-        anchors: (3, 2), as detected, before smoothing.
+        boxes: (4,) x0, y0, x1, y1 in frame pixels.
+        anchors: (3, 2), as detected, without smoothing.
     """
 
     person: int
@@ -221,13 +218,13 @@ class PersonTrack:
 
     @property
     def widths(self) -> np.ndarray:
-        """(T,) width of the face in pixels of the frame."""
+        """(T,) width of the face in frame pixels."""
         boxes = np.stack(self.boxes)
         return boxes[:, 2] - boxes[:, 0]
 
     @property
     def jitter(self) -> float:
-        """Mean second difference of the anchors, as a share of the distance between the brows."""
+        """Mean norm of the second differences of the anchors, relative to the brow distance."""
         if len(self.anchors) < 3:
             return 0.0
         anchors = np.stack(self.anchors)
@@ -236,23 +233,23 @@ class PersonTrack:
 
 
 class PeopleTracker:
-    """Follows all people of one clip at once. `most` is the highest number of faces seen in one frame so far.
+    """Tracks all people in a clip. `most` is the maximum number of faces in any frame so far.
 
     Args:
-        detector: finds the faces; it is reset at the start and after every cut.
+        detector: face detector, reset at the start and after every cut.
         resolution: R.
-        fps: frames per second of the clip.
-        smooth: filter the anchors (One-Euro).
+        fps: frame rate of the clip.
+        smooth: smooth the anchors with a One-Euro filter.
     """
 
     def __init__(self, detector: FaceDetector, resolution: int, fps: float = 25.0, smooth: bool = True):
         self.detector, self.resolution, self.fps, self.smooth = detector, resolution, fps, smooth
         self.most = 0
         self._count = 0
-        self._present: list[_OpenTrack] = []
+        self._active: list[_ActiveTrack] = []
 
     def tracks(self, frames: Iterable[VideoFrame]) -> Iterator[PersonTrack]:
-        """Yield each track when it ends: the person is lost, a cut, or the end of the frames."""
+        """Yield each track once it ends: when the person is lost, at a cut, or after the last frame."""
         self.detector.reset()
         cuts = CutDetector()
         for index, frame in enumerate(frames):
@@ -265,36 +262,36 @@ class PeopleTracker:
         yield from self._end()
 
     def _update(self, index: int, frame: VideoFrame, faces: Sequence[Face]) -> list[PersonTrack]:
-        """Extend the tracks by one frame, the longest first; returns those that end before it."""
+        """Match the detections of one frame to the tracks, longest first; returns the tracks that ended."""
         self.most = max(self.most, len(faces))
-        left, kept, ended = list(faces), [], []
-        for track in sorted(self._present, key=lambda track: -len(track.person)):
-            face = max(left, key=lambda face: overlap(track.box, face.box), default=None)
+        unmatched, kept, ended = list(faces), [], []
+        for track in sorted(self._active, key=lambda track: -len(track.person)):
+            face = max(unmatched, key=lambda face: overlap(track.box, face.box), default=None)
             if face is not None and overlap(track.box, face.box) >= SAME_PERSON and track.extend(frame, face):
-                left.remove(face)
+                unmatched.remove(face)
                 kept.append(track)
             else:
                 ended.append(track.person)
-        self._present = kept
-        for face in left:
+        self._active = kept
+        for face in unmatched:
             self._start(index, frame, face)
         return ended
 
     def _start(self, index: int, frame: VideoFrame, face: Face) -> None:
         smoother = AnchorSmoother(self.fps) if self.smooth else None
-        track = _OpenTrack(PersonTrack(self._count, index), AlignRestore(resolution=self.resolution), smoother)
+        track = _ActiveTrack(PersonTrack(self._count, index), AlignRestore(resolution=self.resolution), smoother)
         if track.extend(frame, face):
             self._count += 1
-            self._present.append(track)
+            self._active.append(track)
 
     def _end(self) -> list[PersonTrack]:
-        ended, self._present = [track.person for track in self._present], []
+        ended, self._active = [track.person for track in self._active], []
         return ended
 
 
 @dataclass
-class _OpenTrack:
-    """A track that may still grow, with the state of its smoothing and alignment."""
+class _ActiveTrack:
+    """An unfinished track with the state of its smoothing and alignment."""
 
     person: PersonTrack
     aligner: AlignRestore
@@ -305,7 +302,7 @@ class _OpenTrack:
         return self.person.boxes[-1]
 
     def extend(self, frame: VideoFrame, face: Face) -> bool:
-        """Add a frame; False when the face lies outside it."""
+        """Append a frame; returns False if the face is outside the frame."""
         anchors = face.anchors if self.smoother is None else self.smoother(face.anchors)
         aligned = align_face(frame, anchors, self.aligner)
         if aligned is None:

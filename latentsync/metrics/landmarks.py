@@ -9,7 +9,7 @@ import numpy as np
 from latentsync.faces.align import require_aligned
 from latentsync.faces.mediapipe_detector import EYE_CORNERS, FACE_OVAL, POINTS, region_from_mesh
 from latentsync.faces.mediapipe_graphs import MeshNet, Region
-from latentsync.faces.mouth import LOOK_CENTRE, LOOK_SIDE, MESH_POINTS, mouth_opening
+from latentsync.faces.mouth import MESH_POINTS, REGION_CENTER, REGION_SIDE, mouth_opening
 
 NUM_POINTS = 468  # of MediaPipe's mesh
 # Outer and inner edge of both lips.
@@ -33,7 +33,7 @@ class FaceMesh:
 
     def _points(self, face: np.ndarray) -> np.ndarray:
         side = len(face)
-        first = self._mesh.points(face, Region(np.array(LOOK_CENTRE) * side, LOOK_SIDE * side, 0.0), POINTS)
+        first = self._mesh.points(face, Region(np.array(REGION_CENTER) * side, REGION_SIDE * side, 0.0), POINTS)
         found = None if first is None else self._mesh.points(face, region_from_mesh(first), list(range(NUM_POINTS)))
         return np.full((NUM_POINTS, 2), np.nan) if found is None else found
 

@@ -1,4 +1,4 @@
-"""The networks of a pipeline and how they run: device, memory, caching, adapters, compilation."""
+"""Base class of the pipelines: networks, device, memory modes, caching, LoRA adapters and compilation."""
 
 import logging
 from collections.abc import Iterator
@@ -25,22 +25,22 @@ DEEPCACHE_INTERVAL = 3
 
 
 class PipelineBase:
-    """Holds the networks of one model. Methods that change how they run return the pipeline.
+    """Holds the networks of a model. Methods that change the configuration return the pipeline itself.
 
     Args:
-        vae: autoencoder, or the `LatentCodec` around it.
-        audio_encoder: Whisper features.
-        unet: denoiser; its inputs are two latents more than the autoencoder's channels, see `unet_input`.
-        scheduler: DDIM with the configuration the UNet was trained with.
-        resolution: side of the aligned faces in pixels; by default from the UNet's `sample_size`.
-        num_inference_steps, guidance_scale: the model's own settings, used where the options give none.
-        blend_inset: distance of the paste's edge from the mask's edge, as a share of the face's side; see
+        vae: autoencoder, or a `LatentCodec` that wraps it.
+        audio_encoder: Whisper feature extractor.
+        unet: denoising UNet; see `unet_input` for its input channels.
+        scheduler: DDIM scheduler with the training configuration of the UNet.
+        resolution: side of the aligned faces in pixels; by default derived from the UNet's `sample_size`.
+        num_inference_steps, guidance_scale: defaults of the model, overridden by the options.
+        blend_inset: distance between blending edge and mask edge, as a fraction of the face's side; see
             `blend_weight`.
-        match_color: match the skin color of generated faces to the frame, whatever the options say.
+        match_color: match the skin color of generated faces to the frame, regardless of the options.
         enhancer: applied to generated faces before they are pasted back.
 
     Raises:
-        UserError: UNet, autoencoder and audio encoder do not fit each other.
+        UserError: UNet, autoencoder and audio encoder are incompatible.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class PipelineBase:
         self.blend_inset, self.match_color = blend_inset, match_color
         self.name = "custom"
         self._enhancers: dict[str | None, FaceEnhancer] = {}
-        self._before_lora: dict[str, Tensor] = {}
+        self._original_weights: dict[str, Tensor] = {}
         self._vram_efficient = False
-        self._check_fit()
+        self._check_compatibility()
 
     @classmethod
     def from_pretrained(
@@ -84,25 +84,25 @@ class PipelineBase:
         lora_scale: float = 1.0,
         audio_cache_dir: str | Path | None = None,
     ) -> Self:
-        """Build a ready pipeline. One log line says which model runs where.
+        """Load a pipeline. Logs the model, the reason for its selection, the device and the data type.
 
         Args:
-            model: a registered name (latentsync-1.6, latentsync-1.5, embedded), a folder with the parts of a model
-                (see `parts.FOLDER_LAYOUT`), an id on the Hugging Face Hub, single files as `ModelPaths`, or None for
-                the best model that is present and fits the device.
-            device: cuda, cuda:N, mps, cpu; None or "auto" picks the best available.
-            dtype: of the UNet and the autoencoder; by default float32 on the CPU, float16 elsewhere.
+            model: a registered name (latentsync-1.6, latentsync-1.5, embedded), a model folder (see
+                `parts.FOLDER_LAYOUT`), a Hugging Face Hub id, single files as `ModelPaths`, or None for the best
+                available model that fits the device.
+            device: cuda, cuda:N, mps or cpu; None or "auto" selects the best available.
+            dtype: data type of UNet and autoencoder; by default float32 on the CPU and float16 otherwise.
             deepcache: see `enable_deepcache`.
             low_memory: see `enable_vram_efficient`.
-            match_color: match the skin color of generated faces to the frame, whatever the model's own setting.
-            upscale: enhance generated faces with a network before they are pasted back.
-            enhancer: realesrgan (four times larger) or gfpgan (restored). By default realesrgan, or only the
-                sharpness filter where its weights are missing.
+            match_color: match the skin color of generated faces to the frame, regardless of the model's default.
+            upscale: apply an enhancer to generated faces before they are pasted back.
+            enhancer: realesrgan (4x upscaling) or gfpgan (restoration). By default realesrgan, or a sharpness
+                filter if its weights are missing.
             lora, lora_scale: see `load_lora_weights`.
-            audio_cache_dir: folder for the audio features of files, named by content.
+            audio_cache_dir: folder for cached audio features, keyed by file content.
 
         Raises:
-            UserError: unknown name, missing or unfit files, device not available.
+            UserError: unknown name, missing or incompatible files, or unavailable device.
         """
         target = pick_device(device)
         dtype = dtype or pick_dtype(target)
@@ -135,7 +135,7 @@ class PipelineBase:
         modes = {
             "deepcache": self.unet.uses_deepcache,
             "vram_efficient": self._vram_efficient,
-            "lora": bool(self._before_lora),
+            "lora": bool(self._original_weights),
         }
         extra = "".join(f", {name}" for name, is_on in modes.items() if is_on)
         return f"{type(self).__name__}({self.name}, {self.device}, {dtype}{extra})"
@@ -149,7 +149,7 @@ class PipelineBase:
         return self.codec.dtype
 
     def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move or cast all networks: `to(device)`, `to(dtype)`, `to(device, dtype)`. Audio features stay float32."""
+        """Move or cast all networks, like `torch.nn.Module.to`. The audio encoder stays in float32."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         self.codec.to(device, dtype)
@@ -162,7 +162,7 @@ class PipelineBase:
         return self
 
     def enable_deepcache(self, interval: int = DEEPCACHE_INTERVAL, branch: int = 0) -> Self:
-        """Reuse deep UNet features between steps: up to twice as fast, slightly softer. See `models.deepcache`."""
+        """Reuse deep UNet features across steps: up to twice as fast, slightly softer. See `models.deepcache`."""
         self.unet.enable_deepcache(interval, branch)
         return self
 
@@ -189,7 +189,7 @@ class PipelineBase:
         return self
 
     def enable_vram_efficient(self) -> Self:
-        """Use the least device memory: VAE slicing and tiling, one chunk at a time whatever `chunk_batch_size` says."""
+        """Minimize device memory: VAE slicing and tiling, and a single chunk at a time (ignores `chunk_batch_size`)."""
         self._vram_efficient = True
         return self.enable_vae_slicing().enable_vae_tiling()
 
@@ -198,40 +198,40 @@ class PipelineBase:
         return self.disable_vae_slicing().disable_vae_tiling()
 
     def compile(self, **options: Any) -> Self:
-        """Compile the UNet and the VAE decoder in place; `options` are those of `torch.compile`.
+        """Compile UNet and VAE decoder in place; `options` are passed to `torch.compile`.
 
-        The first chunk of each shape then takes minutes; the rest run faster.
+        The first chunk of each shape takes minutes to compile; later ones run faster.
         """
         self.unet.compile(**options)
         self.codec.vae.decoder.compile(**options)
         return self
 
     def load_lora_weights(self, path: str | Path, scale: float = 1.0) -> Self:
-        """Merge a LoRA adapter into the UNet. Several may be merged one after another.
+        """Merge a LoRA adapter into the UNet. Can be called repeatedly to merge several adapters.
 
         Raises:
-            UserError: the file is no adapter, or belongs to another architecture.
+            UserError: not an adapter, or an adapter of another architecture.
         """
-        modules = {name: self.unet.get_submodule(name) for name in find_projections(self.unet, PROJECTIONS)}
-        before = {name: module.weight.data for name, module in modules.items()}
+        weights = {name: self.unet.get_parameter(f"{name}.weight") for name in find_projections(self.unet, PROJECTIONS)}
+        original = {name: weight.data for name, weight in weights.items()}
         step = load_lora(self.unet, path, scale).step
-        for name, weight in before.items():  # merging replaces the tensors that it changes
-            if modules[name].weight.data_ptr() != weight.data_ptr():
-                self._before_lora.setdefault(name, weight.cpu())
+        for name, weight in original.items():  # merging replaces modified tensors
+            if self.unet.get_parameter(f"{name}.weight").data_ptr() != weight.data_ptr():
+                self._original_weights.setdefault(name, weight.cpu())
         logger.info("LoRA adapter %s (step %d), scale %g", path, step, scale)
         return self
 
     def unload_lora_weights(self) -> Self:
-        """Restore the UNet's weights from before the first `load_lora_weights`."""
-        for name, weight in self._before_lora.items():
-            parameter = self.unet.get_submodule(name).weight
+        """Restore the weights of the UNet before the first `load_lora_weights`."""
+        for name, weight in self._original_weights.items():
+            parameter = self.unet.get_parameter(f"{name}.weight")
             parameter.data = weight.to(parameter.device, parameter.dtype)
-        self._before_lora.clear()
+        self._original_weights.clear()
         return self
 
     @contextmanager
     def _modes(self, options: GenerationOptions) -> Iterator[None]:
-        """What `options` turn on, for the duration of the block."""
+        """Context that enables the modes requested by `options`."""
         with ExitStack() as stack:
             if options.enable_deepcache and not self.unet.uses_deepcache:
                 stack.enter_context(self.unet.deepcache(DEEPCACHE_INTERVAL))
@@ -240,24 +240,24 @@ class PipelineBase:
             yield
 
     def _enhancer(self, options: GenerationOptions) -> FaceEnhancer | None:
-        """The enhancer that `options` ask for, loaded once; the pipeline's own where they ask for none."""
+        """The enhancer requested by `options`, loaded once; by default that of the pipeline."""
         if not options.enable_upscale or (self.enhancer is not None and options.enhancer in (None, self.enhancer.name)):
             return self.enhancer
         if options.enhancer not in self._enhancers:
             self._enhancers[options.enhancer] = pick_enhancer(options.enhancer).to(self.device, self.dtype)
         return self._enhancers[options.enhancer]
 
-    def _check_fit(self) -> None:
-        """Raises UserError when UNet, autoencoder and audio encoder do not fit each other."""
+    def _check_compatibility(self) -> None:
+        """Raises UserError if UNet, autoencoder and audio encoder are incompatible."""
         channels, config = self.codec.channels, self.unet.config
         if (config.in_channels, config.out_channels) != (3 * channels + 1, channels):
             raise UserError(
-                f"UNet ({config.in_channels} channels in, {config.out_channels} out) and autoencoder ({channels} "
-                f"latent channels) do not belong together: {3 * channels + 1} in and {channels} out are needed; "
+                f"UNet ({config.in_channels} input, {config.out_channels} output channels) and autoencoder ({channels} "
+                f"latent channels) are incompatible: expected {3 * channels + 1} input, {channels} output channels; "
                 "check the config and the checkpoints"
             )
         if self.audio_encoder.width != config.cross_attention_dim:
             raise UserError(
-                f"the UNet expects audio features of width {config.cross_attention_dim}, the Whisper checkpoint gives "
-                f"{self.audio_encoder.width}: use tiny for 384 and small for 768"
+                f"the UNet expects audio features of width {config.cross_attention_dim}, but those of the Whisper "
+                f"checkpoint have width {self.audio_encoder.width}: use Whisper tiny for 384, small for 768"
             )

@@ -1,8 +1,8 @@
-"""From aligned faces and audio tokens to generated faces: tensors in, tensors out.
+"""Denoising loop: generates faces from aligned faces and audio tokens.
 
-Letters: B chunks, F frames of a chunk, C latent channels, R resolution in pixels, h side of the latents, S tokens,
-D width. The arithmetic is that of LatentSync: thirteen input channels, classifier-free guidance with zero audio as the
-unconditional branch, DDIM.
+Legend: B chunks, F frames per chunk, C latent channels, R resolution in pixels, h side of the latents, S tokens per
+frame, D width. As in LatentSync, the UNet has 3 C + 1 input channels, and the unconditional branch of classifier-free
+guidance uses zero audio embeddings.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ StepCallback = Callable[[int, int, Tensor], Tensor | None]
 
 
 def unet_input(noisy: Tensor, mask: Tensor, masked: Tensor, reference: Tensor) -> Tensor:
-    """Stack the input channels of the UNet: (B, C + 1 + C + C, F, h, h). `mask` is (1, 1, 1, h, h), 1 = keep."""
+    """Concatenate the inputs of the UNet to (B, 3 C + 1, F, h, h). `mask` is (1, 1, 1, h, h), 1 = keep."""
     batch, _, frames, height, width = noisy.shape
     return torch.cat([noisy, mask.expand(batch, 1, frames, height, width), masked, reference], dim=1)
 
 
 def encode_frames(codec: LatentCodec, pixels: Tensor) -> Tensor:
-    """(B, F, 3, R, R) in [-1, 1] -> (B, C, F, h, h). Equal frames are encoded once."""
+    """(B, F, 3, R, R) in [-1, 1] -> (B, C, F, h, h). Identical frames are encoded only once."""
     batch, frames = pixels.shape[:2]
     if frames > 1 and torch.equal(pixels, pixels[:, :1].expand_as(pixels)):
         return encode_frames(codec, pixels[:, :1]).expand(-1, -1, frames, -1, -1)
@@ -41,9 +41,9 @@ def decode_frames(codec: LatentCodec, latents: Tensor) -> Tensor:
 
 
 def shared_noise(codec: LatentCodec, resolution: int, generator: torch.Generator | None = None) -> Tensor:
-    """One noise image (1, C, 1, h, h), repeated over all frames of all chunks, which keeps neighboring frames alike.
+    """Sample noise (1, C, 1, h, h) to share between all frames of all chunks, for temporal consistency.
 
-    Sampled on the generator's device (the CPU without one), so that a seed gives the same noise on every device.
+    Sampled on the device of the generator (default: CPU), so that a seed gives the same noise on every device.
     """
     size = resolution // codec.factor
     device = generator.device if generator is not None else torch.device("cpu")
@@ -65,11 +65,11 @@ def denoise_latents(
     generator: torch.Generator | None = None,
     on_step: StepCallback | None = None,
 ) -> Tensor:
-    """Run the sampler over a batch of chunks.
+    """Denoise a batch of chunks and return latents (B, C, F, h, h).
 
     noise (1, C, 1, h, h); mask (1, 1, 1, h, h); masked, reference (B, C, F, h, h); audio (B, F, S, D).
-    Guidance (`u + s (c - u)`, one forward of a doubled batch) only for `guidance_scale` > 1; `eta` only with DDIM.
-    `on_step(step, timestep, latents)` may return other latents to continue with. Returns (B, C, F, h, h).
+    Classifier-free guidance (`u + s (c - u)`, a forward pass of a doubled batch) is used for `guidance_scale` > 1;
+    `eta` is used by DDIM only. `on_step(step, timestep, latents)` may return modified latents.
     """
     guided = guidance_scale > 1
     noise_options = {"eta": eta} if "eta" in signature(scheduler.step).parameters else {}
@@ -106,10 +106,10 @@ def regenerate_faces(
     on_step: StepCallback | None = None,
     reference: Tensor | None = None,
 ) -> Tensor:
-    """Aligned faces (B, F, 3, R, R) in [-1, 1] and their audio (B, F, S, D) -> lip-synced faces of the same shape.
+    """Lip-sync aligned faces (B, F, 3, R, R) in [-1, 1] to audio tokens (B, F, S, D); returns faces of the same shape.
 
-    `mask` (1, 1, R, R): pixels where it is 0 are regenerated, the others returned as given.
-    `reference` (B, F, 3, R, R): frames that show how the person looks; by default the frames themselves, unmasked.
+    `mask` (1, 1, R, R): 0 = regenerate; all other pixels are returned unchanged.
+    `reference` (B, F, 3, R, R): reference frames for the identity; by default the unmasked frames themselves.
     """
     pixels = pixels.to(codec.device, codec.dtype)
     mask = mask.to(pixels)
@@ -119,7 +119,7 @@ def regenerate_faces(
         unet,
         scheduler,
         noise,
-        resize_mask_to_latents(mask, reference_latents.shape[-2:]).unsqueeze(2),
+        resize_mask_to_latents(mask, (reference_latents.shape[-2], reference_latents.shape[-1])).unsqueeze(2),
         masked,
         reference_latents,
         audio.to(codec.device, codec.dtype),

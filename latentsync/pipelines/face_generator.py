@@ -1,6 +1,6 @@
-"""Generates lip-synced faces from aligned faces and audio: the only place where the model runs on faces.
+"""Generation of lip-synced faces from aligned faces and audio.
 
-Letters: B chunks, F frames, R resolution, S tokens of a frame, D width, N audio samples.
+Legend: B chunks, F frames, R resolution, S tokens per frame, D width, N audio samples.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ NUM_FRAMES = 16
 
 
 class FaceGenerator(PipelineBase):
-    """A pipeline without video: see `speak`."""
+    """Pipeline for aligned faces, without video input and output; see `speak`."""
 
     def speak(
         self,
@@ -37,26 +37,26 @@ class FaceGenerator(PipelineBase):
         run: Run | None = None,
         **changes: Any,
     ) -> Tensor:
-        """Generate lip-synced faces from aligned faces: the only place where the model runs on faces.
+        """Generate lip-synced faces from aligned faces and audio.
 
         Args:
-            faces: (F, R, R, 3) uint8 RGB, aligned faces of consecutive frames, any number of them: they are denoised
-                in chunks of `num_frames`. Or (B, F, R, R, 3): B chunks, denoised together.
-            audio: tokens (F, S, D), or (B, F, S, D), of `pipeline.audio_encoder`; or a waveform (N,) at 16 kHz, float
-                in [-1, 1] or int16, whose tokens are taken at the frame rate `video_fps`.
-            reference: frames of the shape of `faces` that show how the person looks; by default the faces themselves.
-            options: see `latentsync.options`. Those read here: inference_steps, guidance_scale, seed, solver,
+            faces: aligned faces of consecutive frames, (F, R, R, 3) uint8 RGB, denoised in chunks of `num_frames`; or
+                (B, F, R, R, 3): B chunks, denoised as one batch.
+            audio: tokens of `pipeline.audio_encoder`, (F, S, D) or (B, F, S, D); or a waveform (N,) at 16 kHz, float
+                in [-1, 1] or int16, which is encoded at the frame rate `video_fps`.
+            reference: reference frames for the identity, of the same shape as `faces`; by default `faces`.
+            options: see `latentsync.options`. Used here: inference_steps, guidance_scale, seed, solver,
                 enable_deepcache, chunk_batch_size, vram_efficient, match_color, enable_upscale, enhancer,
                 mask_image_path, video_fps.
-            run: settings of a run under way, instead of `options` and `changes`.
-            changes: options by name, and num_frames, eta, generator, callback, callback_steps, callback_on_step_end;
+            run: resolved settings, instead of `options` and `changes`.
+            changes: single options, and num_frames, eta, generator, callback, callback_steps, callback_on_step_end;
                 see `frames`.
 
         Returns:
-            float32 of the shape of `faces`, 0 to 255, on the CPU; R is larger after an enhancer.
+            float32 on the CPU, in [0, 255], of the same shape as `faces`; larger R after upscaling.
 
         Raises:
-            UserError: a wrong option, or the model's output is not finite.
+            UserError: invalid option, or non-finite model output.
         """
         faces, audio = torch.as_tensor(faces), torch.as_tensor(audio)
         reference = None if reference is None else torch.as_tensor(reference)
@@ -67,21 +67,24 @@ class FaceGenerator(PipelineBase):
             audio = self.audio_encoder.stream(audio.numpy(), run.fps, len(faces)).chunks(0, len(faces))
         if faces.ndim == 5:
             return self._denoise(faces, audio, reference, run)
-        made = []
+        generated = []
         for start, count in split_chunks(len(faces), run.num_frames, run.chunks_at_once):
             size = min(run.num_frames, len(faces) - start)
-            batch = [
-                None if part is None else part[start : start + count * size].unflatten(0, (count, size))
-                for part in (faces, audio, reference)
-            ]
-            made.append(self._denoise(*batch, run).flatten(0, 1))
-        return torch.cat(made)
+            part, shape = slice(start, start + count * size), (count, size)
+            batch = self._denoise(
+                faces[part].unflatten(0, shape),
+                audio[part].unflatten(0, shape),
+                None if reference is None else reference[part].unflatten(0, shape),
+                run,
+            )
+            generated.append(batch.flatten(0, 1))
+        return torch.cat(generated)
 
     def _denoise(self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run) -> Tensor:
-        """One batch of chunks: faces (B, F, R, R, 3) uint8, tokens (B, F, S, D); see `speak`."""
+        """Denoise a batch of chunks: faces (B, F, R, R, 3) uint8, tokens (B, F, S, D); see `speak`."""
         pixels = _to_pixel_values(faces)
         with self._modes(run.options):
-            made = regenerate_faces(
+            generated = regenerate_faces(
                 self.unet,
                 self.codec,
                 run.sampling.scheduler(self.scheduler),
@@ -96,15 +99,15 @@ class FaceGenerator(PipelineBase):
                 run.sampling.on_step,
                 None if reference is None else _to_pixel_values(reference),
             )
-        if not torch.isfinite(made).all():
+        if not torch.isfinite(generated).all():
             remedy = "the checkpoint is damaged" if self.dtype == torch.float32 else "use float32"
-            raise UserError(f"the model's output is not a number: {remedy}")
+            raise UserError(f"the model output is not finite: {remedy}")
         if self.match_color or run.options.match_color:
-            given = pixels.to(made.device)
-            made = match_color(made.flatten(0, 1), given.flatten(0, 1)).unflatten(0, made.shape[:2])
+            original = pixels.to(generated.device).flatten(0, 1)
+            generated = match_color(generated.flatten(0, 1), original).unflatten(0, generated.shape[:2])
         if run.enhancer is not None:
-            made = run.enhancer(made.flatten(0, 1)).unflatten(0, made.shape[:2])
-        return ((made.float().clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2).cpu()
+            generated = run.enhancer(generated.flatten(0, 1)).unflatten(0, generated.shape[:2])
+        return ((generated.float().clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2).cpu()
 
     def _prepare(
         self,
@@ -121,22 +124,23 @@ class FaceGenerator(PipelineBase):
         callback_on_step_end: PipelineCallback | None = None,
         **changes: Any,
     ) -> Run:
-        """Resolve the settings of one run. Raises UserError for those that cannot be used."""
+        """Resolve and validate the settings of a run. Raises UserError for invalid ones."""
         given = resolve_options(options, changes)
-        own = {"inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
-        resolved = resolve_options(given, {name: value for name, value in own.items() if getattr(given, name) is None})
+        steps = self.num_inference_steps if given.inference_steps is None else given.inference_steps
+        guidance_scale = self.guidance_scale if given.guidance_scale is None else given.guidance_scale
+        resolved = resolve_options(given, {"inference_steps": steps, "guidance_scale": guidance_scale})
         limit = self.unet.config.max_frames
         if num_frames < 1 or (limit is not None and num_frames > limit):
             raise UserError(f"num_frames must be 1 to {limit or 'any number'} with this UNet, not {num_frames}")
         if audio_sample_rate != SAMPLE_RATE:
             raise UserError(
-                f"audio_sample_rate must be {SAMPLE_RATE}, the only rate of Whisper, not {audio_sample_rate}"
+                f"audio_sample_rate must be {SAMPLE_RATE}, the sample rate of Whisper, not {audio_sample_rate}"
             )
         resolution = self._working_resolution(height, width)
         generator = make_generator(resolved.seed) if generator is None else generator
         sampling = Sampling(
-            resolved.inference_steps,
-            resolved.guidance_scale,
+            steps,
+            guidance_scale,
             eta,
             generator,
             callback,
@@ -144,7 +148,7 @@ class FaceGenerator(PipelineBase):
             resolved.solver,
             None if callback_on_step_end is None else partial(callback_on_step_end, self),
         )
-        sampling.scheduler(self.scheduler)  # refuses what it cannot do
+        sampling.scheduler(self.scheduler)  # validates the settings
         mask = load_mask(resolution, resolved.mask_image_path)
         noise = shared_noise(self.codec, resolution, generator)
         return Run(resolved, sampling, num_frames, resolution, mask, noise, self._enhancer(resolved))
@@ -159,9 +163,9 @@ class FaceGenerator(PipelineBase):
 
 
 def split_chunks(total: int, size: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """(first frame, chunks) of each batch that `total` frames are denoised in: chunks of `size`, `at_once` together.
+    """Split `total` frames into batches of up to `at_once` chunks of `size` frames; yields (first frame, chunks).
 
-    Frames left over at the end form a shorter chunk of their own.
+    The remaining frames form a shorter chunk.
     """
     whole = total // size
     for first in range(0, whole, at_once):

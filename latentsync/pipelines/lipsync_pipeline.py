@@ -1,7 +1,7 @@
-"""A video (or an image) and an audio in, the lip-synced video out, frame by frame as a stream."""
+"""Streaming lip-sync pipeline: generates a lip-synced video from a video or image and an audio input."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -41,7 +41,7 @@ GeneratedFace = tuple[TrackedFrame, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Clip:
-    """The opened inputs of a run: video, audio and its features, frame rate and length of the output."""
+    """Opened inputs of a run (video, audio, audio features), and frame rate and duration of the output."""
 
     source: VideoSource
     audio: AudioSource
@@ -55,7 +55,7 @@ class Clip:
 
 
 class LipsyncPipeline(FaceGenerator):
-    """Lip-syncs videos. Arguments and methods of the networks: see `PipelineBase`."""
+    """Pipeline for lip-syncing videos. For loading and model settings see `PipelineBase`."""
 
     def __call__(
         self,
@@ -82,25 +82,25 @@ class LipsyncPipeline(FaceGenerator):
         progress: bool = False,
         **changes: Any,
     ) -> LipsyncResult:
-        """Write the lip-synced video to `video_out_path`; it is as long as the audio, which becomes its audio track.
+        """Lip-sync a video and write it to `video_out_path`, with the given audio and its duration.
 
         Args:
             video_path, audio_path: files, file objects or arrays; see `latentsync.media.sources`.
             video_out_path: .mp4, .mov or .mkv.
-            audio_sample_rate: 16000, the only rate that Whisper takes.
+            audio_sample_rate: must be 16000, the sample rate of Whisper.
             video_fps, num_inference_steps, guidance_scale, mask_image_path: override these options.
-            weight_dtype: cast the UNet and the autoencoder first.
-            temp_dir: folder for the unfinished file; by default the folder of the result.
-            options: all options of the generation; see `latentsync.options`. `model`, `lora` and `lora_scale` apply to
-                `from_pretrained` and are not read here.
-            on_progress: called as on_progress(stage, done, total) for every frame; stages are "preparing", "lip-sync"
-                and "finishing". An exception raised in it stops the run, as in `callback`.
+            weight_dtype: data type to cast UNet and autoencoder to before the run.
+            temp_dir: folder for the unfinished file; by default the output folder.
+            options: generation options; see `latentsync.options`. `model`, `lora` and `lora_scale` belong to
+                `from_pretrained` and are ignored here.
+            on_progress: called as on_progress(stage, done, total) after every frame; stages are "preparing", "lip-sync"
+                and "finishing". Raise an exception in it to stop the run, as in `callback`.
             progress: show a progress bar.
-            changes: options by name, which override those of `options`, and callback_on_step_end.
+            changes: single options that override `options`, and callback_on_step_end.
             num_frames, height, width, eta, generator, callback, callback_steps, callback_on_step_end: see `frames`.
 
         Raises:
-            UserError: anything the user can fix; nothing is written and an existing result is kept.
+            UserError: invalid input or options. Nothing is written, and an existing output file is kept.
         """
         if weight_dtype is not None:
             self.to(weight_dtype)
@@ -133,26 +133,26 @@ class LipsyncPipeline(FaceGenerator):
         options: GenerationOptions | None = None,
         **changes: Any,
     ) -> Iterator[VideoFrame]:
-        """Yield the finished frames of the lip-synced video as they are ready, in constant memory.
+        """Lip-sync a video and yield its frames as they are generated, in constant memory.
 
-        `np.asarray(frame)` is (H, W, 3) uint8 RGB. Frames come a chunk at a time. Closing the generator stops the run
-        and releases the inputs. An iterator given as `video` is read in another thread.
+        `np.asarray(frame)` is (H, W, 3) uint8 RGB. Frames arrive in chunks. Closing the generator stops the run and
+        releases the inputs. If `video` is an iterator, it is consumed in another thread.
 
         Args:
             video, audio: see `latentsync.media.sources`.
             options: see `latentsync.options`.
-            changes: options by name, which override those of `options`, and the following.
-            num_frames: frames of a chunk, denoised together; the published models were trained with 16.
-            height, width: side of the aligned faces; must be equal. By default the model's resolution.
-            eta: DDIM's share of fresh noise, 0 to 1.
-            generator: source of the noise, instead of one seeded by the option `seed`.
+            changes: single options that override `options`, and the following arguments.
+            num_frames: frames per chunk; the released models were trained with 16.
+            height, width: side of the aligned faces; must be equal. Default: the resolution of the model.
+            eta: amount of noise added in each DDIM step, 0 (deterministic) to 1.
+            generator: random number generator, instead of one seeded with the option `seed`.
             callback: called as callback(step, timestep, latents) every `callback_steps` steps of each batch of chunks.
-                An exception raised in it stops the run.
+                Raise an exception in it to stop the run.
             callback_on_step_end: called as callback_on_step_end(pipeline, step, timestep, {"latents": latents}) after
-                every step; may return a dictionary with other latents.
+                every step; may return a dictionary with modified latents.
 
         Raises:
-            UserError: on the first frame, anything the user can fix; after the last one if no frame has a face.
+            UserError: invalid input or options, raised on the first frame; or no face in any frame, after the last.
         """
         run = self._prepare(options, **changes)
         with (
@@ -176,7 +176,7 @@ class LipsyncPipeline(FaceGenerator):
         on_progress: Progress | None,
         progress: bool,
     ) -> LipsyncResult:
-        """Generate all frames and encode them, in another thread."""
+        """Generate all frames; pasting and encoding run in another thread."""
         total, faces = len(clip.features), 0
         with (
             closing(self._finisher(clip, run)) as finisher,
@@ -192,38 +192,41 @@ class LipsyncPipeline(FaceGenerator):
             _check_faces_found(clip.info, run.options.face, faces)
         if missing := total - faces:
             logger.warning(
-                "%s: %d of %d frames do not show the chosen face and were copied", clip.info.path, missing, total
+                "%s: %d of %d frames do not contain the selected face and were copied unchanged",
+                clip.info.path,
+                missing,
+                total,
             )
         return LipsyncResult(Path(path), finisher.count(total), faces, finisher.fps)
 
     @contextmanager
     def _open(self, video: VideoInput, audio: AudioInput, run: Run) -> Iterator[Clip]:
-        """Open the inputs; files made for them are removed at the end."""
+        """Open the inputs; temporary files are removed on exit."""
         options = run.options
         with open_video(video) as source, audio_file(audio) as path, ExitStack() as files:
             selected = select_audio(path, options.audio_track, source.info.path)
             wave = files.enter_context(closing(SpooledAudio(selected, SAMPLE_RATE, options.max_seconds)))
             if wave.is_silent:
                 logger.warning("%s is silent: the mouth will not move", path)
-            keeps = options.keep_fps and not source.info.is_still
-            fps = source.info.fps if keeps else exact_rate(options.video_fps)
+            keep_fps = options.keep_fps and not source.info.is_still
+            fps = source.info.fps if keep_fps else exact_rate(options.video_fps)
             features = self.audio_encoder.stream(wave, fps)
             yield Clip(source, selected, features, fps, Fraction(len(wave), SAMPLE_RATE))
 
-    def _generate(self, clip: Clip, run: Run) -> Iterator[GeneratedFace]:
-        """Pairs of a frame and its generated face, (R, R, 3) float32 in 0..255; None where there is no face."""
+    def _generate(self, clip: Clip, run: Run) -> Generator[GeneratedFace, None, None]:
+        """Yield frames with generated faces (R, R, 3) float32 in 0..255, or with None if there is no face."""
         with closing(self._track(clip, run)) as tracked:
             for batch in batch_runs(face_runs(tracked, run.num_frames), run.chunks_at_once):
                 if batch[0][0].face is None:
                     yield batch[0][0], None
                     continue
-                faces = np.stack([[item.face.pixels for item in chunk] for chunk in batch])
+                faces = np.stack([[item.face.pixels for item in chunk if item.face is not None] for chunk in batch])
                 tokens = torch.stack([clip.features.chunks(chunk[0].index, chunk[-1].index + 1) for chunk in batch])
                 for chunk, generated in zip(batch, self.speak(faces, tokens, run=run), strict=True):
                     yield from zip(chunk, generated.numpy(), strict=True)
 
-    def _track(self, clip: Clip, run: Run) -> Iterator[TrackedFrame]:
-        """Every frame of the output with its aligned face, decoded and searched ahead in a thread."""
+    def _track(self, clip: Clip, run: Run) -> Generator[TrackedFrame, None, None]:
+        """Yield every output frame with its aligned face; decoding and tracking run ahead in a thread."""
         options = run.options
         with closing(clip.source.open(clip.duration, clip.fps, options.on_short_video)) as frames:
             tracked = track_faces(
@@ -240,19 +243,19 @@ class LipsyncPipeline(FaceGenerator):
     def _finisher(self, clip: Clip, run: Run) -> Finisher:
         options = run.options
         if options.sharpness_factor != 1 and run.enhancer is None:
-            logger.info("no enhancer is in use: the generated face is only sharpened by a filter")
-        follows = options.paste_mask == "contour"
+            logger.info("no enhancer is enabled: sharpness_factor applies a sharpness filter only")
+        use_contour = options.paste_mask == "contour"
         paste = Paste(
             AlignRestore(resolution=run.resolution),
             blend_weight(run.mask, self.blend_inset),
-            blend_weight(run.mask) if follows else None,
+            blend_weight(run.mask) if use_contour else None,
             options.sharpness_factor,
-            ContourFinder() if follows else None,
+            ContourFinder() if use_contour else None,
         )
         return Finisher(paste, clip.fps, self._converter(clip.fps, options.interpolate))
 
     def _converter(self, fps: Fraction, interpolate: float | None) -> FrameRateConverter | None:
-        """For an output of another frame rate than the generated frames."""
+        """Converter to the output frame rate; None if it is that of the generated frames."""
         target = fps if interpolate is None else exact_rate(interpolate)
         if target == fps:
             return None
@@ -264,7 +267,7 @@ class LipsyncPipeline(FaceGenerator):
 
 
 def batch_runs(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[list[TrackedFrame]]]:
-    """Group up to `size` consecutive runs of equal length; a frame without a face is a group of its own."""
+    """Group up to `size` consecutive runs of equal length; a frame without a face forms its own group."""
     batch: list[list[TrackedFrame]] = []
     for run in runs:
         fits = run[0].face is not None and batch and len(run) == len(batch[0]) and batch[0][0].face is not None

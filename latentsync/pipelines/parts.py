@@ -1,4 +1,4 @@
-"""The parts of a pipeline: found by name, in a folder, on the Hugging Face Hub or as single files, and loaded."""
+"""Resolves and loads the components of a pipeline: by name, from a folder, the Hugging Face Hub or single files."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Where each part is looked for in a folder or hub repository; the first match counts.
+# Glob patterns of each part in a folder or hub repository, in order of preference.
 FOLDER_LAYOUT = {
     "unet": ("unet.safetensors", "unet.pt", "latentsync_unet.pt"),
     "unet_config": ("unet_config.yaml", "config.yaml"),
@@ -44,7 +44,7 @@ PART_NAMES = {
 
 @dataclass(frozen=True)
 class ModelPaths:
-    """Files to use instead of those of a registered model; parts that are None come from the model named `base`."""
+    """Files that replace those of a registered model. Parts that are None are taken from the model named `base`."""
 
     unet: str | Path | None = None
     unet_config: str | Path | None = None
@@ -55,10 +55,10 @@ class ModelPaths:
 
 
 def pick_device(device: str | None = None) -> torch.device:
-    """`device`; for None and "auto" the best available: CUDA, MPS, CPU.
+    """Parse a device; None and "auto" select the best available one: CUDA, MPS or CPU.
 
     Raises:
-        UserError: the device is unknown or not available.
+        UserError: unknown or unavailable device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device in (None, "auto"):
@@ -77,13 +77,13 @@ def pick_device(device: str | None = None) -> torch.device:
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """float16 on CUDA and MPS; float32 on the CPU, where half precision is slower."""
+    """Default data type: float16 on CUDA and MPS, float32 on the CPU, where half precision is slower."""
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The networks of one model, in float32 on the CPU, and its settings. `reason`: why this model was picked."""
+    """Networks (float32, on the CPU) and settings of a model. `reason` says why it was selected."""
 
     model: ResolvedModel
     reason: str
@@ -97,10 +97,10 @@ class Parts:
 def load_parts(
     source: str | Path | ModelPaths | None, device: torch.device, audio_cache_dir: str | Path | None = None
 ) -> Parts:
-    """Load what `LipsyncPipeline.from_pretrained` is given.
+    """Load the model given to `LipsyncPipeline.from_pretrained`.
 
     Raises:
-        UserError: unknown name, or missing or unfit files.
+        UserError: unknown name, or missing or incompatible files.
     """
     model, reason = _select(source, device)
     config = load_unet_config(model.unet_config, UNetConfig)
@@ -114,10 +114,10 @@ def load_parts(
 
 
 def find_parts(folder: Path, base: str | None = None) -> ModelPaths:
-    """The parts of a model in a folder; see `FOLDER_LAYOUT`. What is missing comes from the registered model `base`.
+    """Find the parts of a model in a folder; see `FOLDER_LAYOUT`. Missing parts are taken from the model named `base`.
 
     Raises:
-        UserError: the folder has no UNet.
+        UserError: no UNet in the folder.
     """
     found = {
         part: next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
@@ -129,37 +129,37 @@ def find_parts(folder: Path, base: str | None = None) -> ModelPaths:
 
 
 def download_folder(repo: str) -> Path:
-    """Download the parts of a model from the Hugging Face Hub into its cache, resuming what is incomplete.
+    """Download the parts of a model to the Hugging Face cache; interrupted downloads are resumed.
 
     Raises:
-        UserError: the repository does not exist or cannot be reached.
+        UserError: the repository does not exist or is unreachable.
     """
     from huggingface_hub import snapshot_download  # only for hub ids
 
     patterns = [pattern + ("/*" if part == "vae" else "") for part, names in FOLDER_LAYOUT.items() for pattern in names]
     try:
         return Path(snapshot_download(repo, revision=REVISIONS.get(repo), allow_patterns=patterns))
-    except (OSError, ValueError) as error:  # huggingface_hub's errors are OSErrors, of wrong names ValueErrors
+    except (OSError, ValueError) as error:  # huggingface_hub raises OSErrors, and ValueErrors for invalid names
         reason = one_line(error)
-        raise UserError(f"{repo}: cannot be downloaded from the Hugging Face Hub ({reason})") from error
+        raise UserError(f"{repo}: download from the Hugging Face Hub failed ({reason})") from error
 
 
 def can_upscale() -> bool:
-    """Whether RealESRGAN's weights are present."""
+    """Whether the RealESRGAN weights are present."""
     return UPSCALER_WEIGHTS.is_file()
 
 
 def pick_enhancer(name: str | None = None) -> FaceEnhancer:
-    """The enhancer of that name; without a name RealESRGAN, or the sharpness filter where its weights are missing.
+    """Load an enhancer by name; None selects RealESRGAN, or the sharpness filter if its weights are missing.
 
     Raises:
-        UserError: the named one is unknown or has no weights.
+        UserError: unknown enhancer or missing weights.
     """
     if name is not None or can_upscale():
         return open_enhancer(name or "realesrgan")
     enhancer = Sharpener()
     logger.warning(
-        "RealESRGAN's weights are not at %s: generated faces are only sharpened by a filter (factor %g)",
+        "RealESRGAN weights not found at %s: using a sharpness filter instead (factor %g)",
         UPSCALER_WEIGHTS,
         enhancer.factor,
     )
@@ -167,19 +167,19 @@ def pick_enhancer(name: str | None = None) -> FaceEnhancer:
 
 
 def load_scheduler(path: str | Path) -> DDIMScheduler:
-    """DDIM from a diffusers scheduler JSON. Raises UserError for another scheduler's, and values DDIM does not know."""
+    """Load DDIM from a diffusers scheduler JSON. Raises UserError for other schedulers and invalid values."""
     scheduler = build_from_config(DDIMScheduler, path)
     if scheduler.config.prediction_type not in PREDICTION_TYPES:
         raise UserError(f"{path}: prediction_type must be one of {', '.join(PREDICTION_TYPES)}")
     try:
-        scheduler.set_timesteps(1)  # what checks the other values
+        scheduler.set_timesteps(1)  # validates the other values
     except ValueError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     return scheduler
 
 
 def _select(source: str | Path | ModelPaths | None, device: torch.device) -> tuple[ResolvedModel, str]:
-    """The files of a model, and why it is this one."""
+    """Resolve the files of a model, with the reason for the selection."""
     if isinstance(source, ModelPaths):
         return _own_files(source, device), "your files"
     if source is None:
@@ -187,22 +187,22 @@ def _select(source: str | Path | ModelPaths | None, device: torch.device) -> tup
         return resolve(name), reason
     name = str(source)
     if name in REGISTRY:
-        return resolve(name), "as asked"
+        return resolve(name), "requested"
     if Path(source).is_dir():
         return _own_files(find_parts(Path(source)), device), "your folder"
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         parts = find_parts(download_folder(source), _registered_as(source))
         return _own_files(parts, device), "from the Hugging Face Hub"
-    return resolve(name), "as asked"  # which says what names there are
+    return resolve(name), "requested"  # raises an error that lists the names
 
 
 def _registered_as(repo: str) -> str | None:
-    """The registered model whose UNet is in this hub repository."""
+    """Name of the registered model whose UNet is in this hub repository."""
     return next((name for name, item in REGISTRY.items() if item.model and item.model.unet.repo == repo), None)
 
 
 def _own_files(paths: ModelPaths, device: torch.device) -> ResolvedModel:
-    """A registered model with the given files in place of its own. The config tells which one fits."""
+    """A registered model with the given files replaced. By default the UNet config determines the model."""
     base = paths.base or _base_of(paths.unet_config, device)
     given = {field: Path(value) for field in PART_NAMES if (value := getattr(paths, field)) is not None}
     for field, path in given.items():
@@ -212,13 +212,13 @@ def _own_files(paths: ModelPaths, device: torch.device) -> ResolvedModel:
 
 
 def _check_resolution(unet: Path, resolution: int) -> None:
-    """Refuse a released UNet with the config of another resolution, which its shapes do not show."""
+    """Reject a released UNet with a config of another resolution; the weight shapes do not reveal the mismatch."""
     name = identify(unet)
     model = REGISTRY[name].model if name else None
     if model and resolution != model.resolution:
         raise UserError(
-            f"{unet}: this is {name}, trained on {model.resolution} px faces, but the config is for {resolution} px; "
-            f"give {model.unet_config}"
+            f"{unet}: {name} was trained on {model.resolution} px faces, but the config is for {resolution} px; "
+            f"use {model.unet_config}"
         )
 
 

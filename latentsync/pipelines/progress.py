@@ -1,4 +1,4 @@
-"""Progress of a run: a bar and a callback."""
+"""Progress reporting: progress bar and callback."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -10,15 +10,15 @@ PREPARING, LIPSYNC, FINISHING = "preparing", "lip-sync", "finishing"
 
 
 class ProgressReport:
-    """Counts finished frames. A context manager; exceptions of the callback are raised.
+    """Context manager that counts finished frames. Exceptions raised in the callback propagate.
 
     Args:
         total: number of frames.
-        callback: called as callback(stage, done, total) on entering, for each frame and before the end.
-        shown: show a bar on standard error.
+        callback: called as callback(stage, done, total) on entry, after each frame and before the end.
+        shown: show a progress bar on standard error.
     """
 
-    def __init__(self, total: int, callback: Progress | None = None, *, shown: bool = False):
+    def __init__(self, total: int, callback: Progress | None = None, *, shown: bool = False) -> None:
         self._total, self._done, self._callback = total, 0, callback
         self._bar = tqdm(total=total, unit="frame", desc=LIPSYNC, disable=not shown, leave=False)
 
@@ -38,7 +38,7 @@ class ProgressReport:
         self._report(LIPSYNC)
 
     def finishing(self) -> None:
-        """All frames are generated; the last ones are being written."""
+        """Report that all frames are generated and the last ones are being written."""
         self._bar.set_description(FINISHING)
         self._report(FINISHING)
 

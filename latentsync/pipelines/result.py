@@ -1,4 +1,4 @@
-"""The end of the stream: generated faces pasted into their frames, frame interpolation, the output file."""
+"""Output stages: paste-back of generated faces, frame interpolation and encoding."""
 
 import base64
 import html
@@ -24,14 +24,14 @@ from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.files import staged_output
 from latentsync.utils.threads import Sink
 
-QUEUE_FRAMES = 16  # frames kept ready on either side of the networks
-MAX_EMBEDDED_BYTES = 32 * 2**20  # of a video inside a notebook
+QUEUE_FRAMES = 16  # frames buffered before and after the networks
+MAX_EMBEDDED_BYTES = 32 * 2**20  # of a video in a notebook
 Deliver = Callable[[TrackedFrame, np.ndarray | None], None]
 
 
 @dataclass(frozen=True)
 class LipsyncResult:
-    """The written file, its number of frames and frame rate, and how many generated frames have a face."""
+    """The output file, its number of frames and frame rate, and the number of generated frames with a face."""
 
     path: Path
     num_frames: int
@@ -39,7 +39,7 @@ class LipsyncResult:
     fps: Fraction
 
     def _repr_html_(self) -> str:
-        """A player for notebooks; the video is embedded, or only named where it is too large for that."""
+        """Video player for notebooks; a video that is too large to embed is only named."""
         summary = html.escape(f"{self.path}: {self.num_frames} frames at {float(self.fps):g} frames/s")
         if not self.path.is_file() or self.path.stat().st_size > MAX_EMBEDDED_BYTES:
             return f"<p>{summary}</p>"
@@ -53,10 +53,10 @@ class Paste:
 
     Args:
         aligner: maps aligned faces to frames.
-        box_weight: (R, R) share of the generated face, by the mask alone.
-        inner_weight: the same for a paste that also ends at the face's contour; None for `box_weight` everywhere.
-        sharpness_factor: of the generated face, 1 leaves it unchanged.
-        contours: finds the contours of generated faces; None together with `inner_weight`.
+        box_weight: (R, R) blending weight of the mask alone.
+        inner_weight: (R, R) blending weight to combine with the contour of the face; None to always use `box_weight`.
+        sharpness_factor: see `latentsync.faces.sharpen.sharpen`.
+        contours: finds the contours of generated faces; required with `inner_weight`.
     """
 
     aligner: AlignRestore
@@ -66,35 +66,37 @@ class Paste:
     contours: ContourFinder | None = None
 
     def __call__(self, item: TrackedFrame, pixels: np.ndarray) -> VideoFrame:
-        """Paste the regenerated part of a face (R, R, 3); every other sample stays as decoded."""
+        """Paste the regenerated part of a face (R, R, 3) into its frame; all other samples stay as decoded."""
+        if item.face is None:
+            raise ValueError(f"frame {item.index} has no face to replace")
         pixels = sharpen(pixels, self.sharpness_factor)
         size = (item.frame.height, item.frame.width)
         box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, self.weight(item.face, pixels))
         return item.frame.blend_rgb(box[0], box[1], rgb, alpha, luma_only=item.frame.is_gray)
 
     def weight(self, face: AlignedFace, pixels: np.ndarray) -> np.ndarray:
-        """Share of the generated face (R', R', 3) to paste, (R, R) float32 in [0, 1]."""
+        """Blending weight (R, R) float32 in [0, 1] of a generated face (R', R', 3)."""
         if self.inner_weight is None or self.contours is None or face.contour is None:
             return self.box_weight
         side = len(self.inner_weight)
-        seen = np.clip(pixels, 0, 255).astype(np.uint8)
-        if len(seen) != side:  # an enhancer enlarged it
-            seen = cv2.resize(seen, (side, side), interpolation=cv2.INTER_AREA)
-        return self.inner_weight * contour_weight(side, face.contour, self.contours.find(seen, face.contour))
+        generated = np.clip(pixels, 0, 255).astype(np.uint8)
+        if len(generated) != side:  # upscaled by an enhancer
+            generated = cv2.resize(generated, (side, side), interpolation=cv2.INTER_AREA)
+        return self.inner_weight * contour_weight(side, face.contour, self.contours.find(generated, face.contour))
 
     def close(self) -> None:
-        """Release the network that finds contours."""
+        """Release the contour network."""
         if self.contours is not None:
             self.contours.close()
 
 
 class Finisher:
-    """From generated faces to finished frames.
+    """Turns generated faces into output frames.
 
     Args:
         paste: pastes a face into its frame.
-        fps: of the generated frames.
-        converter: interpolates to another frame rate.
+        fps: frame rate of the generated frames.
+        converter: converts to another frame rate by interpolation.
     """
 
     def __init__(self, paste: Paste, fps: Fraction, converter: FrameRateConverter | None = None) -> None:
@@ -102,25 +104,25 @@ class Finisher:
         self.fps = fps if converter is None else converter.target_fps
 
     def push(self, item: TrackedFrame, pixels: np.ndarray | None) -> Iterable[VideoFrame]:
-        """Finished frames that follow from a frame and its face (R, R, 3) in 0..255; None keeps the frame as it is."""
+        """Add a frame and its face (R, R, 3) in 0..255, or None to copy the frame; returns finished frames."""
         frame = item.frame if pixels is None else self.paste(item, pixels)
         return [frame] if self.converter is None else self.converter.push(frame)
 
     def flush(self) -> Iterable[VideoFrame]:
-        """The frames that are left at the end."""
+        """Return the remaining frames at the end of the stream."""
         return [] if self.converter is None else self.converter.flush()
 
     def close(self) -> None:
         self.paste.close()
 
     def count(self, num_frames: int) -> int:
-        """Finished frames that `num_frames` generated ones give."""
+        """Number of output frames for `num_frames` generated frames."""
         return num_frames if self.converter is None else self.converter.written
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """The file to write: size and color of `info`, frame rate, audio track, quality."""
+    """Settings of the output file. Frame size and color properties are those of `info`."""
 
     path: str | Path
     info: VideoInfo
@@ -131,10 +133,10 @@ class ResultFile:
 
     @contextmanager
     def open(self, finisher: Finisher) -> Iterator[Deliver]:
-        """Accepts frames and their generated faces, as `Finisher.push`.
+        """Yields a function that accepts frames and their generated faces, like `Finisher.push`.
 
-        Pasting, interpolation and encoding run in a thread of their own. The file appears when the block is left
-        normally; an exception leaves nothing behind.
+        Pasting, interpolation and encoding run in a separate thread. The file is moved into place on normal exit; on an
+        exception nothing is left behind.
         """
         with staged_output(self.path, self.temp_dir) as staged, self._writer(staged) as writer:
 

@@ -1,4 +1,4 @@
-"""The settings of one run, resolved once: options, sampler, mask, noise."""
+"""Resolved settings of a run: options, sampler, mask and noise."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from latentsync.utils.rates import exact_rate
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage of one run reads.
+    """Settings shared by all stages of a run.
 
     Args:
         options: resolved; `inference_steps` and `guidance_scale` are set.
-        sampling: sampler, callbacks and source of random numbers.
-        num_frames: F, frames of a chunk.
+        sampling: solver, callbacks and random number generator.
+        num_frames: F, frames per chunk.
         resolution: R, side of the aligned faces in pixels.
         mask: (1, 1, R, R), 1 = keep.
-        noise: (1, C, 1, h, h), the same for all chunks.
+        noise: (1, C, 1, h, h), shared by all chunks.
         enhancer: applied to generated faces.
     """
 
@@ -42,22 +42,22 @@ class Run:
 
     @property
     def fps(self) -> Fraction:
-        """`video_fps` as the exact fraction it stands for: 29.97 is 30000/1001."""
+        """`video_fps` as an exact fraction, e.g. 30000/1001 for 29.97."""
         return exact_rate(self.options.video_fps)
 
 
 def resolve_options(options: GenerationOptions | None, changes: Mapping[str, Any]) -> GenerationOptions:
-    """`options`, or the defaults, with those of `changes` that are not None.
+    """Override `options` (default: all defaults) with the values of `changes` that are not None.
 
     Raises:
-        UserError: an unknown option, or a value out of its range.
+        UserError: unknown option, or value out of range.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     return parse_options({**dict(options or {}), **given})
 
 
 def make_generator(seed: int) -> torch.Generator:
-    """Source of the noise, on the CPU; -1 picks a new seed."""
+    """Create the CPU random number generator of a run; -1 draws a random seed."""
     generator = torch.Generator()
     if seed == -1:
         generator.seed()

@@ -1,4 +1,4 @@
-"""Sampling settings of one run, and the available solvers."""
+"""Sampling settings of a run, and the available solvers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ DDIM, DPM_PLUS_PLUS = "ddim", "dpm++"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one run denoises; see `LipsyncPipeline.__call__`. `callback_on_step_end` has its pipeline bound.
+    """Sampling settings of a run; see `LipsyncPipeline.__call__`. `callback_on_step_end` has its pipeline bound.
 
     Raises:
-        UserError: a value out of its range, or settings that exclude each other.
+        UserError: value out of range, or conflicting settings.
     """
 
     num_inference_steps: int
@@ -40,7 +40,7 @@ class Sampling:
         if self.callback_steps < 1:
             raise UserError(f"callback_steps must be 1 or more, not {self.callback_steps}")
         if self.eta > 0 and self.solver != DDIM:
-            raise UserError(f"eta applies to ddim only; leave it at 0 with {self.solver}, or use ddim")
+            raise UserError(f"eta requires the ddim solver; set it to 0 with {self.solver}, or use ddim")
 
     def on_step(self, step: int, timestep: int, latents: Tensor) -> Tensor:
         """Run the callbacks after a step; returns the latents to continue with."""
@@ -52,20 +52,20 @@ class Sampling:
         return latents
 
     def scheduler(self, trained: DDIMScheduler) -> SchedulerMixin:
-        """The solver on the noise schedule that the UNet was trained with.
+        """Return the solver, with the noise schedule that the UNet was trained with.
 
         `dpm++` is DPM-Solver++(2M) (Lu et al. 2022): second order, deterministic, fewer steps for the same quality.
 
         Raises:
-            UserError: more steps than the schedule has.
+            UserError: more inference steps than training timesteps.
         """
         if self.num_inference_steps > (longest := trained.config.num_train_timesteps):
             raise UserError(
-                f"inference_steps must be at most {longest}, the length of the schedule, not {self.num_inference_steps}"
+                f"inference_steps must not exceed the {longest} training timesteps, got {self.num_inference_steps}"
             )
         if self.solver == DDIM:
             return trained
-        # The whole config counts: betas, zero terminal SNR, prediction type, timestep spacing and offset.
+        # Copy the whole config: betas, zero terminal SNR, prediction type, timestep spacing and offset.
         known = signature(DPMSolverMultistepScheduler.__init__).parameters
         config = {name: value for name, value in trained.config.items() if name in known}
         return DPMSolverMultistepScheduler(

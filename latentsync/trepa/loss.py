@@ -1,4 +1,4 @@
-"""TREPA, temporal representation alignment: a loss on features of a video network, over whole clips instead of frames.
+"""TREPA (temporal representation alignment): a loss on clip features of a self-supervised video model.
 
 Legend: B clips, F frames, H W pixels, D feature width.
 """
@@ -22,9 +22,9 @@ WITHOUT_TREPA = "set run.trepa_loss_weight to 0 to train without this loss"
 
 
 class TREPALoss(nn.Module):
-    """Squared distance of the unit VideoMAEv2 features of two clips (Li et al. 2024, "LatentSync", section 3.4).
+    """Mean squared error between L2-normalized VideoMAEv2 features of two clips (Li et al. 2024, "LatentSync", 3.4).
 
-    `loss(videos_fake, videos_real)` is a scalar; gradients reach the fake clip only. The network is frozen.
+    `loss(videos_fake, videos_real)` is a scalar; only the fake clips receive gradients. The network is frozen.
     """
 
     def __init__(
@@ -37,35 +37,35 @@ class TREPALoss(nn.Module):
     ):
         """
         Args:
-            device: of the network and the loss.
-            ckpt_path: published VideoMAEv2 weights.
-            with_cp: gradient checkpointing: far less memory, a third more time.
-            config: shape of the network in that file.
-            dtype: of its weights; half precision halves their 4 GB.
+            device: device of the network and the loss.
+            ckpt_path: VideoMAEv2 checkpoint.
+            with_cp: use gradient checkpointing: far less memory, a third more time.
+            config: architecture of the checkpoint.
+            dtype: data type of the weights (4 GB in float32).
 
         Raises:
-            UserError: the file is missing or damaged, or holds other weights.
+            UserError: missing, damaged or incompatible checkpoint.
         """
         super().__init__()
         registry.require_file(ckpt_path, "videomae", WITHOUT_TREPA)
         self.model = VideoMAE.from_pretrained(ckpt_path, config, with_cp).to(device, dtype)
 
     def forward(self, videos_fake: Tensor, videos_real: Tensor) -> Tensor:
-        """(B, 3, F, H, W) twice, RGB in [-1, 1], F = 16 -> scalar, 0 for equal clips, at most 4 / D.
+        """Compute the loss of clips (B, 3, F, H, W), RGB in [-1, 1], F = 16: a scalar in [0, 4 / D].
 
         Raises:
-            UserError: the clips have another number of frames than the network was trained for.
+            UserError: the number of frames is not that of the network.
         """
         with torch.no_grad():
             real = self.features(videos_real)
         return F.mse_loss(self.features(videos_fake), real)
 
     def features(self, videos: Tensor) -> Tensor:
-        """(B, 3, F, H, W) in [-1, 1] -> unit vectors (B, D), float32."""
+        """Encode clips (B, 3, F, H, W) in [-1, 1] to unit vectors (B, D), float32."""
         frames, expected = videos.shape[2], self.model.config.num_frames
         if frames != expected:
             raise UserError(
-                f"the TREPA loss compares clips of {expected} frames, not {frames}; "
+                f"the TREPA loss requires clips of {expected} frames, not {frames}; "
                 f"set data.num_frames to {expected}, or {WITHOUT_TREPA}"
             )
         weight = self.model.fc_norm.weight
@@ -73,7 +73,7 @@ class TREPALoss(nn.Module):
         return F.normalize(features.float(), dim=1)
 
     def _prepare(self, videos: Tensor) -> Tensor:
-        """Resize to the network's side and map [-1, 1] to [0, 1], as in the training of the network."""
+        """Resize to the input size and map [-1, 1] to [0, 1], as in the training of the network."""
         batch, side = videos.shape[0], self.model.config.img_size
         frames = rearrange(videos.float(), "b c f h w -> (b f) c h w")
         resized = F.interpolate(frames, size=(side, side), mode="bicubic")

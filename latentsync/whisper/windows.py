@@ -42,7 +42,7 @@ class FeatureRows:
 
     Args:
         mel: the signal.
-        encode: (n_mels, 2 * window_rows) normalised log-mel -> (window_rows, L + 1, D) float32 on the CPU.
+        encode: (n_mels, 2 * window_rows) normalized log-mel -> (window_rows, L + 1, D) float32 on the CPU.
         window_rows: rows of one window (1500: 30 s).
         overlap_rows: even, at most half of `window_rows` (so that two fades never meet).
     """

@@ -41,7 +41,7 @@ def test_switching_one_variation_on_leaves_the_draw_of_the_others():
 
 def test_placement_turns_zooms_and_shifts_the_way_it_says():
     spot = -torch.ones(1, 3, 9, 9)
-    spot[..., 4, 6] = 1  # two right of the centre
+    spot[..., 4, 6] = 1  # two right of the center
 
     def peak(placement: Placement) -> tuple[int, int]:
         moved = augment(spot, Augmentation(placement=placement))[0, 0]

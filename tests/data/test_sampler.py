@@ -69,7 +69,7 @@ def test_collate():
     assert "x differs in shape" in collate([{"x": torch.ones(2)}, {"x": torch.ones(3)}])["error"]
 
 
-def test_neighbouring_keys_may_share_an_item():
+def test_neighboring_keys_may_share_an_item():
     draws = drawn(2, 4, 6, 2, repeats=3)
     assert [draw.key for draw in draws] == list(range(12))
     indices = [draw.index for draw in draws]

@@ -19,7 +19,7 @@ def test_reference_never_overlaps_the_run(total):
         draw_start_and_reference(7, 4, item_rng(1, 1))
 
 
-def test_neighbouring_keys_start_at_different_places():
+def test_neighboring_keys_start_at_different_places():
     for first in (0, 1000, 10**9):
         starts = [spread_start(120, 16, 1247, key) for key in range(first, first + 32)]
         assert len(set(starts)) == 32

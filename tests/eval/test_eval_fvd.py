@@ -22,8 +22,8 @@ def i3d(tmp_path_factory) -> Path:
     return write_i3d(tmp_path_factory.mktemp("i3d") / "i3d.pt")
 
 
-def grey_faces(path: Path) -> list[FaceChunk]:
-    """Frame i is of grey level i; a cut at 20; the file's name says how many."""
+def gray_faces(path: Path) -> list[FaceChunk]:
+    """Frame i is of gray level i; a cut at 20; the file's name says how many."""
     if path.stem == "bad":
         raise UserError(f"{path}: cannot\nbe read")
     count = int(path.stem)
@@ -36,13 +36,13 @@ def grey_faces(path: Path) -> list[FaceChunk]:
 def test_windows_cover_all_clips_and_span_no_cut(i3d, caplog):
     network = VideoFeatures.from_pretrained(i3d, trust=True)
     videos = [Path(name) for name in ("19.mp4", "bad.mp4", "8.mp4", "40.mp4")]
-    features, counts = features_of(videos, network, 16, grey_faces)
+    features, counts = features_of(videos, network, 16, gray_faces)
     assert counts == {"19.mp4": 2, "bad.mp4": 0, "8.mp4": 0, "40.mp4": 4}
     windows = first_and_last(features)
     assert windows == [(0, 15), (3, 18), (0, 15), (4, 19), (20, 35), (24, 39)]
     assert "left out: bad.mp4: cannot\\nbe read" in caplog.text
     with pytest.raises(UserError, match="FVD needs more"):
-        features_of([Path("16.mp4")], network, 16, grey_faces)
+        features_of([Path("16.mp4")], network, 16, gray_faces)
 
 
 def test_two_folders(i3d, tmp_path, monkeypatch, detector, capsys):

@@ -53,7 +53,7 @@ def test_a_result_of_another_size_is_cropped_to_the_same_region(tmp_path):
     )
     _, _, result, faces = gather(source, large)
     assert len(result) == 4 and np.abs(result.astype(int) - faces).mean() < 6
-    assert np.allclose(rescaled(np.eye(2, 3), 0.5, 0.5) @ [0.5, 0.5, 1], [0, 0])  # the centre of 2 x 2 pixels
+    assert np.allclose(rescaled(np.eye(2, 3), 0.5, 0.5) @ [0.5, 0.5, 1], [0, 0])  # the center of 2 x 2 pixels
 
 
 def test_a_longer_result_is_compared_with_the_looped_source(tmp_path):

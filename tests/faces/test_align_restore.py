@@ -30,12 +30,12 @@ def waves(height: int, width: int) -> np.ndarray:
     return np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
 
 
-def face_anchors(centre: tuple[float, float], crop_width: float, degrees: float = 0.0) -> np.ndarray:
+def face_anchors(center: tuple[float, float], crop_width: float, degrees: float = 0.0) -> np.ndarray:
     """Anchors of an upright (or turned) face whose aligned crop is `crop_width` pixels wide in the frame."""
     angle = np.deg2rad(degrees)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     template = np.array([[17.0, 20.0], [58.0, 20.0], [37.5, 40.0]]) - (37.5, 50.0)
-    return template @ rotation.T * (crop_width / 75) + centre
+    return template @ rotation.T * (crop_width / 75) + center
 
 
 @pytest.fixture(scope="module")

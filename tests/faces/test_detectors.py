@@ -56,7 +56,7 @@ def test_one_face(detector, portrait):
 def test_two_faces(detector, portrait):
     faces = detector.detect(np.concatenate([portrait, portrait], axis=1))
     assert len(faces) == 2
-    left, right = sorted(faces, key=lambda face: face.centre[0])
+    left, right = sorted(faces, key=lambda face: face.center[0])
     assert_is_portrait(left)
     assert_is_portrait(right, offset=(512, 0))
 
@@ -155,7 +155,7 @@ def test_start_up_is_silent():
 
 
 def synthetic_landmarks() -> np.ndarray:
-    """106 points far away but for the ones that matter, placed around known centres."""
+    """106 points far away but for the ones that matter, placed around known centers."""
     landmarks = np.full((106, 2), 1e4)
     spread = np.array([[-8.0, 1], [-4, -1], [0, 0], [4, -1], [8, 1]])
     landmarks[[43, 48, 49, 51, 50]] = spread + (120.2, 80.3)

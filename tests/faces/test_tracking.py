@@ -23,7 +23,7 @@ def face_at(x: float, y: float, size: float) -> Face:
 
 
 def draw(image: np.ndarray, name: str, face: Face) -> None:
-    """Paint a person: a patch of their colour and pattern over the face's box."""
+    """Paint a person: a patch of their color and pattern over the face's box."""
     x0, y0, x1, y1 = face.box.round().astype(int)
     rows = np.linspace(0, 7.99, y1 - y0).astype(int)
     columns = np.linspace(0, 5.99, x1 - x0).astype(int)
@@ -90,7 +90,7 @@ def test_crossing_faces_keep_their_identity():
 
 def test_a_covered_face_is_not_passed_on_to_the_one_in_front():
     script = crossing()
-    covered = {t for t, people in enumerate(script) if abs(np.subtract(*_centres(people))[0]) < 50}
+    covered = {t for t, people in enumerate(script) if abs(np.subtract(*_centers(people))[0]) < 50}
     results, _ = play(script, hidden={t: {"anna"} for t in covered})
     for t, (result, people) in enumerate(zip(results, script, strict=True)):
         assert result is None or is_on(result, people["anna"]), t
@@ -99,8 +99,8 @@ def test_a_covered_face_is_not_passed_on_to_the_one_in_front():
     assert all(results[t] is not None for t in range(max(covered) + 5, len(script)))
 
 
-def _centres(people: dict[str, Face]) -> list[np.ndarray]:
-    return [people["anna"].centre, people["bert"].centre]
+def _centers(people: dict[str, Face]) -> list[np.ndarray]:
+    return [people["anna"].center, people["bert"].center]
 
 
 def test_a_gap_gives_none_and_restarts_the_smoothing():
@@ -166,7 +166,7 @@ def test_select_rules(select, expected):
 
 
 def test_point_prefers_the_face_that_contains_it():
-    wide, narrow = face_at(100, 120, 160), face_at(215, 120, 60)  # the point is nearer to the narrow one's centre
+    wide, narrow = face_at(100, 120, 160), face_at(215, 120, 60)  # the point is nearer to the narrow one's center
     assert SelectRule.parse("170,120").choose([narrow, wide]) is wide
 
 

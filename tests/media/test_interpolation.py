@@ -23,7 +23,7 @@ from tests.media.synthetic import numbers_of, write_clip
 
 
 class Told:
-    """Gives a grey picture of the time asked for, and remembers how often it was asked."""
+    """Gives a gray picture of the time asked for, and remembers how often it was asked."""
 
     name = "told"
 
@@ -50,7 +50,7 @@ def shifted(picture: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def frames_of(levels: list[int]) -> list[VideoFrame]:
-    """Pictures with a gradient, so that neighbours are alike, at given brightness."""
+    """Pictures with a gradient, so that neighbors are alike, at given brightness."""
     gradient = np.linspace(0, 60, 64)[None, :, None] + np.zeros((48, 1, 3))
     return [VideoFrame.from_rgb(gradient + level) for level in levels]
 
@@ -90,7 +90,7 @@ def test_exact_times(source, target, count):
     assert all(0 < t < 1 for t in asked)
 
 
-def test_equal_neighbours_and_cuts_are_not_interpolated():
+def test_equal_neighbors_and_cuts_are_not_interpolated():
     a, b = VideoFrame.from_rgb(texture(1)), VideoFrame.from_rgb(texture(2))
     assert is_cut(a, b) and not is_cut(a, VideoFrame.from_rgb(shifted(texture(1), 3)))
     same = VideoFrame.from_rgb(texture(1))
@@ -98,7 +98,7 @@ def test_equal_neighbours_and_cuts_are_not_interpolated():
     assert made[:4] == [a] * 4 and made[4:7] == [same, same, b] and not asked
 
 
-def test_neighbours_of_the_same_scene_are_told_on_either_side():
+def test_neighbors_of_the_same_scene_are_told_on_either_side():
     alike = [VideoFrame.from_rgb(shifted(texture(1), 2 * index)) for index in range(4)]
     told = Told()
     converter = FrameRateConverter(told, Fraction(25), Fraction(50))
@@ -143,7 +143,7 @@ def test_flow_knows_motion_that_speeds_up_from_four_pictures():
     assert error(flow.between(*pair, 0.5, None, after)) < error(straight) / 4
 
 
-def test_what_is_hidden_in_one_neighbour_comes_from_the_other():
+def test_what_is_hidden_in_one_neighbor_comes_from_the_other():
     backdrop, thing = texture(3), texture(4)[:60, :60]
 
     def scene(left: int) -> np.ndarray:
@@ -257,7 +257,7 @@ def rife(ifnet, tmp_path) -> RifeInterpolator:
     return open_interpolator("auto", rife_path=tmp_path / "flownet.pkl")
 
 
-def test_rife_treats_both_neighbours_alike_at_any_size(rife):
+def test_rife_treats_both_neighbors_alike_at_any_size(rife):
     first, second = texture(1)[:90, :110], texture(2)[:90, :110]
     made, turned = rife.between(first, second, 0.5), rife.between(second, first, 0.5)
     assert made.shape == first.shape and made.dtype == np.uint8

@@ -50,7 +50,7 @@ def test_where_nothing_moves_there_is_no_figure(measuring):
         measuring.gaps_of(still[:2])
 
 
-def test_frames_left_out_have_neighbours_and_theirs(measuring):
+def test_frames_left_out_have_neighbors_and_theirs(measuring):
     frames = moving(8, 2)
     assert [gap.real is frames[i] for gap, i in zip(measuring.gaps_of(frames), (1, 3, 5), strict=True)] == [True] * 3
     first, middle, last = measuring.gaps_of(frames)

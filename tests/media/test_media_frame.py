@@ -25,7 +25,7 @@ def random_frame(width=96, height=64, color=None, low=90, high=160) -> VideoFram
         (ColorTags(6, 2), (0, 0, 0), (0, 128, 128)),
     ],
 )
-def test_known_colours(tags, rgb, yuv):
+def test_known_colors(tags, rgb, yuv):
     frame = VideoFrame.from_rgb(np.full((4, 4, 3), rgb, np.float32), tags)
     assert [int(plane[0, 0]) for plane in frame.planes] == pytest.approx(yuv, abs=1)
     assert np.abs(frame.rgb()[0, 0].astype(int) - rgb).max() <= 2
@@ -88,7 +88,7 @@ def test_original_is_not_changed_and_cannot_be():
 
 
 @pytest.mark.parametrize("tags", ALL_TAGS)
-def test_blending_its_own_colour_leaves_no_seam(tags):
+def test_blending_its_own_color_leaves_no_seam(tags):
     """A flat patch laid over itself through a soft, odd-edged mask must not show in luma or chroma."""
     frame = VideoFrame.from_rgb(np.full((64, 96, 3), (200, 120, 90), np.float32), tags)
     y, x = np.mgrid[0:41, 0:53]
@@ -99,11 +99,11 @@ def test_blending_its_own_colour_leaves_no_seam(tags):
 
 
 def test_half_covered_chroma_cell_is_weighted_by_alpha():
-    grey = VideoFrame.from_rgb(np.full((4, 4, 3), 128.0, np.float32), ColorTags(6, 2))
+    gray = VideoFrame.from_rgb(np.full((4, 4, 3), 128.0, np.float32), ColorTags(6, 2))
     red = np.zeros((4, 1, 3), np.float32)
     red[..., 0] = 255
-    edited = grey.blend_rgb(0, 0, red, np.ones((4, 1), np.float32))
-    opaque = grey.blend_rgb(0, 0, np.repeat(red, 2, axis=1), np.ones((4, 2), np.float32))
+    edited = gray.blend_rgb(0, 0, red, np.ones((4, 1), np.float32))
+    opaque = gray.blend_rgb(0, 0, np.repeat(red, 2, axis=1), np.ones((4, 2), np.float32))
     v_half, v_full = int(edited.planes[2][0, 0]), int(opaque.planes[2][0, 0])
     assert v_half == pytest.approx((128 + v_full) / 2, abs=1)
     assert edited.planes[2][0, 1] == 128
@@ -126,7 +126,7 @@ def test_alpha_that_is_no_number_changes_nothing():
     np.testing.assert_array_equal(edited.i420, frame.i420)
 
 
-def test_broken_colours_with_alpha_0_change_nothing():
+def test_broken_colors_with_alpha_0_change_nothing():
     frame = random_frame()
     alpha = np.zeros((8, 8), np.float32)
     alpha[:4] = 1

@@ -22,7 +22,7 @@ QUADRANTS[24:, 32:] = (235, 235, 235)
 
 
 def corners(rgb: np.ndarray) -> str:
-    """First letters of the colours in the four corners, row by row."""
+    """First letters of the colors in the four corners, row by row."""
     names = {"r": (220, 30, 30), "g": (30, 200, 30), "b": (30, 30, 220), "w": (235, 235, 235)}
     height, width = rgb.shape[:2]
     spots = [
@@ -175,7 +175,7 @@ def test_exif_orientation_of_stills(tmp_path, suffix, code, expected):
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "jpg", "webp", "gif"])
-def test_still_formats_keep_their_colours(tmp_path, suffix):
+def test_still_formats_keep_their_colors(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(QUADRANTS).save(path)
     _, frame = first_frame(path)
@@ -326,7 +326,7 @@ def test_odd_sizes_of_videos(tmp_path, size, codec, pix_fmt, suffix, rotation):
         expected = expected[::-1]
     assert (info.width, info.height) == (frame.width, frame.height) == expected
     difference = frame.rgb().astype(int) - (200, 100, 50)
-    if codec == "gif":  # 256 fixed colours, dithered: right on average
+    if codec == "gif":  # 256 fixed colors, dithered: right on average
         difference = difference.mean(axis=(0, 1))
     assert np.abs(difference).max() <= 6
 

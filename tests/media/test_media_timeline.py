@@ -220,7 +220,7 @@ def test_truncated_file_gives_what_is_there(tmp_path, monkeypatch, caplog, suffi
     last = max(frames)
     length = next(index for index in range(150) if frames[index] == frames[index + 1] == last) + 1
     assert len(frames) == 150 and 20 < length < 100
-    # The last pictures may lack those they are predicted from: their neighbours stand in.
+    # The last pictures may lack those they are predicted from: their neighbors stand in.
     assert frames[: length - 3] == list(range(length - 3))
     assert frames[length - 3 : length] == sorted(frames[length - 3 : length])
     assert frames == [frames[index] for index in pingpong(length, 150)]

@@ -66,7 +66,7 @@ def test_untouched_samples_are_encoded_once(tmp_path):
     "tags", [ColorTags(), ColorTags(1, 1, 1, 1), ColorTags(5, 2, 5, 6), ColorTags(9, 1, 9, 14), ColorTags(6, 1, 6, 13)]
 )
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_colour_tags_and_colours_survive(tmp_path, tags, suffix):
+def test_color_tags_and_colors_survive(tmp_path, tags, suffix):
     picture = np.full((48, 64, 3), (200, 90, 60), np.float32)
     path = write(tmp_path / f"a.{suffix}", [VideoFrame.from_rgb(picture, tags)] * 3, color=tags)
     info = probe_video(path)

@@ -10,7 +10,7 @@ from latentsync.pretrained.face_embedding import FaceEmbedder
 
 
 class Mean(nn.Module):
-    """Mean colour: (N, 3, 112, 112) -> (N, 3)."""
+    """Mean color: (N, 3, 112, 112) -> (N, 3)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,8 +21,8 @@ class Mean(nn.Module):
         return inner.mean(dim=(2, 3))
 
 
-def painted(*colours: tuple[int, int, int]) -> np.ndarray:
-    return np.stack([np.full((64, 64, 3), colour, np.uint8) for colour in colours])
+def painted(*colors: tuple[int, int, int]) -> np.ndarray:
+    return np.stack([np.full((64, 64, 3), color, np.uint8) for color in colors])
 
 
 def test_1_for_the_same_and_the_cosine_for_others():

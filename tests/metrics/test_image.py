@@ -59,7 +59,7 @@ def test_ssim_of_flat_images_is_the_luminance_term():
     value = ssim(flat(124), flat(132))[0]
     c1 = 2.55**2
     assert value == pytest.approx((2 * 124 * 132 + c1) / (124**2 + 132**2 + c1), abs=1e-6)
-    assert value > 0.997  # two mid-grey images eight levels apart are nearly the same
+    assert value > 0.997  # two mid-gray images eight levels apart are nearly the same
 
 
 def test_ssim_of_one_window_by_its_definition(images):

@@ -65,7 +65,7 @@ def test_preference_of_a_constant_network_is_zero():
 
 
 class AudioOnlyNet(nn.Module):
-    """Sees the brightness of each frame, hears the loudness of each frame: unit vectors of the centred course."""
+    """Sees the brightness of each frame, hears the loudness of each frame: unit vectors of the centerd course."""
 
     def __init__(self):
         super().__init__()

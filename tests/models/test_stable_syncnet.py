@@ -150,7 +150,7 @@ def test_configs_that_are_refused(changes, message):
         StableSyncNet(tiny(audio=changes))
 
 
-def test_centred_frames_hide_what_does_not_change():
+def test_centerd_frames_hide_what_does_not_change():
     config = {**tiny(), "centred_frames": 3}
     net = StableSyncNet(config).eval()
     pictures, sound = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)

@@ -112,7 +112,7 @@ def test_frames_without_a_face_pass_bit_for_bit_and_never_reach_the_networks(run
     assert changed(written, source_frames(video, 20)) == has_face
     assert spoken == [(1, 8), (1, 2), (1, 2)]
     assert (result.num_frames, result.faces) == (20, 12)
-    assert "8 of 20 frames do not show the chosen face" in caplog.text
+    assert "8 of 20 frames do not contain the selected face" in caplog.text
 
 
 def test_a_cut_ends_a_run(run, spoken, tmp_path):
@@ -318,7 +318,7 @@ def test_the_output_may_be_a_link_with_a_temp_dir(run, media, tmp_path):
         ({"face": "middle"}, "face"),
         ({"on_short_video": "stop"}, "on_short_video"),
         ({"solver": "euler"}, "solver"),
-        ({"solver": "dpm++", "eta": 0.5}, "eta applies to ddim only"),
+        ({"solver": "dpm++", "eta": 0.5}, "eta requires the ddim solver"),
         ({"interpolate": 24}, "interpolate must be at least 25"),
         ({"max_seconds": 0}, "max_seconds"),
         ({"mask_image_path": "none.png"}, "none.png does not exist"),
@@ -332,7 +332,7 @@ def test_wrong_settings(run, media, tmp_path, options, message):
 
 def test_weights_that_are_not_numbers_are_told(pipeline, run, media, tmp_path, monkeypatch):
     monkeypatch.setattr(face_generator, "regenerate_faces", lambda *args: torch.full_like(args[3], math.nan))
-    with pytest.raises(UserError, match="the model's output is not a number"):
+    with pytest.raises(UserError, match="the model output is not finite"):
         run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4")
 
 

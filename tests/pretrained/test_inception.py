@@ -52,7 +52,7 @@ def test_a_file_with_or_without_counters_loads_and_others_do_not(net, tmp_path):
         FIDInception.from_pretrained(tmp_path / "none.pth")
 
 
-def test_resizing_has_no_half_pixel_centres():
+def test_resizing_has_no_half_pixel_centers():
     row = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
     assert resize_tf1(row, 8)[0, 0, 0].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]
     assert torch.equal(resize_tf1(row, 4), row)

@@ -107,7 +107,7 @@ def test_messages_are_those_of_the_command_line(client, media, options, message)
 
 @pytest.mark.parametrize(
     "options",
-    [{"seed": "x"}, {"seed": "-2"}, {"inference_steps": "1e9"}, {"guidance_scale": "nan"}, {"colour": "red"},
+    [{"seed": "x"}, {"seed": "-2"}, {"inference_steps": "1e9"}, {"guidance_scale": "nan"}, {"color": "red"},
      {"solver": "euler"}, {"model": "../../etc/passwd"}, {"lora": "/etc/passwd"}, {"kind": "dance"}, {"face": "a\nb"}],
 )  # fmt: skip
 def test_wrong_options_are_refused(client, service, media, options):

@@ -44,7 +44,7 @@ def test_rows_and_their_options(folder):
     [
         ("", "columns video and out are needed"),
         ("video,out\n", "no rows"),
-        ("video,out,colour\n", "unknown columns colour"),
+        ("video,out,color\n", "unknown columns color"),
         ("video,out,seed\na,b.mp4,x\n", "line 2: seed must be a whole number"),
         ("video,out\na,b.mp4\n,c.mp4\n", "line 3 has no video"),
         ("video,out\na,b.avi\n", "line 2: b.avi must end in .mp4"),

@@ -69,7 +69,7 @@ def test_the_face_picker(tmp_path):
     path = clip(tmp_path / "a.mp4", 2)
     seen = FaceFinder().find(path)
     assert len(seen.faces) == 1 and seen.scale == 1
-    x, y = seen.faces[0].centre
+    x, y = seen.faces[0].center
     assert seen.face_at(x + 5, y) == 0 and seen.face_at(x + 200, y) is None
     given = [float(part) for part in seen.option(0).split(",")]
     assert np.abs(np.array(given) - (x, y)).max() <= 1

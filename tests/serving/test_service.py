@@ -218,7 +218,7 @@ def test_unknown_models_and_options_out_of_range(service, files):
         service.submit(LIPSYNC, files, GenerationOptions(model="nonsense"))
     with pytest.raises(UserError, match="adapter"):
         service.submit(LIPSYNC, files, GenerationOptions(lora="../../x"))
-    for wrong in ({"crf": 52}, {"face": "x; rm"}, {"guidance_scale": float("nan")}, {"colour": 1}, {"seed": 2**63}):
+    for wrong in ({"crf": 52}, {"face": "x; rm"}, {"guidance_scale": float("nan")}, {"color": 1}, {"seed": 2**63}):
         with pytest.raises(ValidationError):
             GenerationOptions(**wrong)
 

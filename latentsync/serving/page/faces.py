@@ -28,13 +28,13 @@ class FirstFrame:
         """Index of the face at a click: the nearest one, if the click is close enough; None otherwise."""
         if not self.faces:
             return None
-        distances = [float(np.abs((face.centre - (x, y)) / np.maximum(face.size, 1)).max()) for face in self.faces]
+        distances = [float(np.abs((face.center - (x, y)) / np.maximum(face.size, 1)).max()) for face in self.faces]
         nearest = int(np.argmin(distances))
         return nearest if distances[nearest] <= 1 else None
 
     def option(self, number: int) -> str:
         """The value of the `face` option for this face: its center in pixels of the video."""
-        x, y = self.faces[number].centre / self.scale
+        x, y = self.faces[number].center / self.scale
         return f"{max(0.0, x):.0f},{max(0.0, y):.0f}"
 
     def marked(self, chosen: int | None) -> np.ndarray:
@@ -69,5 +69,5 @@ class FaceFinder:
         scale = min(1.0, SHOWN_SIDE / max(pixels.shape[:2]))
         if scale < 1:
             pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        ordered = sorted((face.scaled(scale) for face in faces), key=lambda face: float(face.centre[0]))
+        ordered = sorted((face.scaled(scale) for face in faces), key=lambda face: float(face.center[0]))
         return FirstFrame(pixels, scale, tuple(ordered))

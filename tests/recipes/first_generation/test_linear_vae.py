@@ -1,4 +1,4 @@
-"""The hand-set autoencoder: exactly linear encoding, a decoder that starts from the patches' colours."""
+"""The hand-set autoencoder: exactly linear encoding, a decoder that starts from the patches' colors."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_encoding_is_linear_in_the_picture(vae, images):
 
 
 @torch.no_grad()
-def test_decoder_starts_from_the_colours(vae, images):
+def test_decoder_starts_from_the_colors(vae, images):
     decoded = vae.decode(vae.encode(images).latent_dist.mean).sample
     means = torch.nn.functional.avg_pool2d(images, PATCH)
     both = torch.stack([torch.nn.functional.avg_pool2d(decoded, PATCH).flatten(), means.flatten()])

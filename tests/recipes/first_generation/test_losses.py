@@ -71,7 +71,7 @@ def outside_mouth(frames: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def judge() -> PatchDiscriminator:
-    """Trained for a moment to tell a texture from grey."""
+    """Trained for a moment to tell a texture from gray."""
     torch.manual_seed(0)
     net = PatchDiscriminator(8, 1)
     loss, optimizer = DiscriminatorLoss(net), torch.optim.Adam(net.parameters(), lr=1e-2)
@@ -92,11 +92,11 @@ def test_the_discriminator_starts_undecided():
 
 def test_made_mouths_learn_to_pass_for_real(judge):
     loss = AdversarialLoss(judge)
-    grey, real = torch.zeros(1, 2, 3, SIDE, SIDE), moving(2)
-    assert loss(grey) > loss(real)
-    better, values = descend(loss, grey + 0.1 * noise(*grey.shape), 100.0, 10)
+    gray, real = torch.zeros(1, 2, 3, SIDE, SIDE), moving(2)
+    assert loss(gray) > loss(real)
+    better, values = descend(loss, gray + 0.1 * noise(*gray.shape), 100.0, 10)
     assert values[-1] < values[0] - 0.1  # a drop of 87 to 446 over the same
-    assert torch.equal(outside_mouth(better), outside_mouth(grey + 0.1 * noise(*grey.shape)))
+    assert torch.equal(outside_mouth(better), outside_mouth(gray + 0.1 * noise(*gray.shape)))
 
 
 def test_each_side_has_its_own_gradient(judge):
