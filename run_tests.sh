@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style, import layers (.importlinter) and tests. Sets the environment up on first use.
+# Style, import layers (.importlinter), types (mypy.ini) and tests. Sets the environment up on first use.
 # Arguments go to pytest (-k name, -m slow, ...).
 set -euo pipefail
 
@@ -10,4 +10,5 @@ PYTHON=.venv/bin/python
 $PYTHON -m ruff check .
 $PYTHON -m ruff format --check .
 .venv/bin/lint-imports --no-logo --no-cache
+$PYTHON -m mypy
 $PYTHON -m pytest -n auto --maxprocesses 2 "$@"

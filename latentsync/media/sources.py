@@ -11,7 +11,7 @@ An audio is
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import chain, groupby, repeat
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeGuard
 
 import av
 import numpy as np
@@ -37,14 +37,20 @@ IN_MEMORY = Path("frames")  # in messages, in place of a file name
 LAYOUTS = {1: "mono", 2: "stereo"}
 
 
+class FrameStream(Iterator[VideoFrame], Protocol):
+    """An iterator of frames that releases its input when it is closed."""
+
+    def close(self) -> None: ...
+
+
 class VideoSource(Protocol):
     """A video that can be read at a constant frame rate."""
 
     @property
     def info(self) -> VideoInfo: ...
 
-    def open(self, duration: Fraction, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
-        """Exactly ceil(duration * fps) frames, see `open_timeline`; an iterator with `close`."""
+    def open(self, duration: Fraction, fps: Fraction, on_short: str) -> FrameStream:
+        """Exactly ceil(duration * fps) frames, see `open_timeline`."""
 
 
 @contextmanager
@@ -93,7 +99,7 @@ class FileSource:
 
     info: VideoInfo
 
-    def open(self, duration: Fraction, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
+    def open(self, duration: Fraction, fps: Fraction, on_short: str) -> FrameStream:
         return open_timeline(self.info, duration, fps, on_short)
 
 
@@ -116,13 +122,13 @@ class FrameSource:
         frame = RGBFrame(to_rgb(first))
         self.info = _describe(frame, rate, length)
 
-    def open(self, duration: Fraction, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
+    def open(self, duration: Fraction, fps: Fraction, on_short: str) -> FrameStream:
         count = frame_count(duration, fps)
         if self._iterator is not None:
             return self._stream(self._iterator, count, fps, on_short)
         return self._replay(count, fps, on_short)
 
-    def _replay(self, count: int, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
+    def _replay(self, count: int, fps: Fraction, on_short: str) -> Generator[VideoFrame, None, None]:
         """From an array: forward, backward, forward, ... until there are `count` frames."""
         stamped = (_Stamped(index, self.info.fps) for index in range(len(self._frames)))
         picks = [item.index for item in nearest_samples(stamped, fps, count)]
@@ -134,7 +140,9 @@ class FrameSource:
             frame = RGBFrame(to_rgb(self._frames[shown]))
             yield from (frame for _ in steps)  # the same object, in which faces are not detected again
 
-    def _stream(self, frames: Iterator[Any], count: int, fps: Fraction, on_short: str) -> Iterator[VideoFrame]:
+    def _stream(
+        self, frames: Iterator[Any], count: int, fps: Fraction, on_short: str
+    ) -> Generator[VideoFrame, None, None]:
         """From an iterator, one pass."""
         stamped = (_Stamped(index, self.info.fps, frame) for index, frame in enumerate(frames))
         done = 0
@@ -256,5 +264,5 @@ def _write_wav(path: Path, wave: np.ndarray, rate: Any) -> None:
         container.mux(stream.encode(None))
 
 
-def is_path(source: object) -> bool:
+def is_path(source: object) -> TypeGuard[str | PathLike[str]]:
     return isinstance(source, str | PathLike)

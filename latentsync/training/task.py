@@ -23,8 +23,7 @@ class Task(Protocol):
 
     name: str
 
-    @property
-    def model(self) -> nn.Module: ...
+    model: nn.Module
 
     @property
     def discriminators(self) -> Mapping[str, nn.Module]: ...

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -21,7 +22,7 @@ def add_docs(app: FastAPI) -> None:
     def docs(request: Request) -> HTMLResponse:
         root = request.scope.get("root_path", "")
         base = f"{root}/docs/assets"
-        local = {
+        local: dict[str, Any] = {
             "swagger_js_url": f"{base}/swagger-ui-bundle.js",
             "swagger_css_url": f"{base}/swagger-ui.css",
             "swagger_favicon_url": f"{base}/favicon.png",
