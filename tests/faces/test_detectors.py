@@ -12,7 +12,7 @@ import pytest
 from latentsync.faces.detector import Face, is_plausible, overlap
 from latentsync.faces.factory import create_detector
 from latentsync.faces.insightface_detector import InsightFaceDetector, anchors_from_landmarks, faces_from_hits
-from latentsync.faces.mediapipe_detector import CHECK_EVERY, MediaPipeDetector
+from latentsync.faces.mediapipe_detector import CHECK_INTERVAL, MediaPipeDetector
 from latentsync.faces.tracking import FaceTracker
 from latentsync.utils.errors import UserError
 
@@ -104,7 +104,7 @@ def test_other_arrays_are_refused(detector, image):
 
 
 def test_carried_face_follows_and_is_lost(detector, portrait):
-    for step in range(CHECK_EVERY + 5):
+    for step in range(CHECK_INTERVAL + 5):
         (face,) = detector.detect(np.roll(portrait, 3 * step, axis=1))
         assert_is_portrait(face, offset=(3 * step, 0), tolerance=5)
     assert detector.detect(np.full_like(portrait, 90)) == []
@@ -116,7 +116,7 @@ def test_a_second_face_is_found_later(detector, portrait):
     alone = np.concatenate([portrait, np.full_like(portrait, 90)], axis=1)
     both = np.concatenate([portrait, portrait], axis=1)
     assert len(detector.detect(alone)) == 1
-    counts = [len(detector.detect(both)) for _ in range(CHECK_EVERY + 1)]
+    counts = [len(detector.detect(both)) for _ in range(CHECK_INTERVAL + 1)]
     assert counts[-1] == 2
 
 
