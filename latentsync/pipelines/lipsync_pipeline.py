@@ -244,13 +244,11 @@ class LipsyncPipeline(FaceGenerator):
         options = run.options
         if options.sharpness_factor != 1 and run.enhancer is None:
             logger.info("no enhancer is enabled: sharpness_factor applies a sharpness filter only")
-        use_contour = options.paste_mask == "contour"
         paste = Paste(
             AlignRestore(resolution=run.resolution),
             blend_weight(run.mask, self.blend_inset),
-            blend_weight(run.mask) if use_contour else None,
             options.sharpness_factor,
-            ContourFinder() if use_contour else None,
+            ContourFinder() if options.paste_mask == "contour" else None,
         )
         return Finisher(paste, clip.fps, self._converter(clip.fps, options.interpolate))
 

@@ -53,15 +53,13 @@ class Paste:
 
     Args:
         aligner: maps aligned faces to frames.
-        box_weight: (R, R) blending weight of the mask alone.
-        inner_weight: (R, R) blending weight to combine with the contour of the face; None to always use `box_weight`.
+        mask_weight: (R, R) blending weight of the mask.
         sharpness_factor: see `latentsync.faces.sharpen.sharpen`.
-        contours: finds the contours of generated faces; required with `inner_weight`.
+        contours: finds the contours of generated faces, to limit the paste to them; None to use the mask alone.
     """
 
     aligner: AlignRestore
-    box_weight: np.ndarray
-    inner_weight: np.ndarray | None = None
+    mask_weight: np.ndarray
     sharpness_factor: float = 1.0
     contours: ContourFinder | None = None
 
@@ -76,13 +74,13 @@ class Paste:
 
     def weight(self, face: AlignedFace, pixels: np.ndarray) -> np.ndarray:
         """Blending weight (R, R) float32 in [0, 1] of a generated face (R', R', 3)."""
-        if self.inner_weight is None or self.contours is None or face.contour is None:
-            return self.box_weight
-        side = len(self.inner_weight)
+        if self.contours is None or face.contour is None:
+            return self.mask_weight
+        side = len(self.mask_weight)
         generated = np.clip(pixels, 0, 255).astype(np.uint8)
         if len(generated) != side:  # upscaled by an enhancer
             generated = cv2.resize(generated, (side, side), interpolation=cv2.INTER_AREA)
-        return self.inner_weight * contour_weight(side, face.contour, self.contours.find(generated, face.contour))
+        return self.mask_weight * contour_weight(side, face.contour, self.contours.find(generated, face.contour))
 
     def close(self) -> None:
         """Release the contour network."""

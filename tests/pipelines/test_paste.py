@@ -30,9 +30,7 @@ def square(low: float, high: float) -> np.ndarray:
 
 
 def paste(finder: Finder | None) -> Paste:
-    mask = load_mask(SIDE)
-    inner = None if finder is None else blend_weight(mask)
-    return Paste(AlignRestore(resolution=SIDE), blend_weight(mask, 0.07), inner, 1.0, finder)
+    return Paste(AlignRestore(resolution=SIDE), blend_weight(load_mask(SIDE)), 1.0, finder)
 
 
 def face(contour: np.ndarray | None) -> AlignedFace:
@@ -55,5 +53,5 @@ def test_the_paste_ends_at_the_contour_of_frame_and_generated_face(scale):
 def test_without_a_contour_the_mask_alone_decides():
     pixels = np.zeros((SIDE, SIDE, 3), np.float32)
     for given, contour in ((paste(None), square(20, 45)), (paste(Finder(square(0, 9))), None)):
-        assert np.array_equal(given.weight(face(contour), pixels), blend_weight(load_mask(SIDE), 0.07))
+        assert np.array_equal(given.weight(face(contour), pixels), blend_weight(load_mask(SIDE)))
         given.close()
