@@ -47,6 +47,9 @@ class UNetConfig:
     motion_module_resolutions: downsampling factors (1, 2, 4, ...) of the blocks that get motion modules.
     zero_initialize_conv_in: start the first convolution at zero, right when weights of a model with other input
         channels are loaded over it; give false to train from nothing.
+    reference_gate: add the reference's latents (the last input channels) to the prediction, each cell and channel as
+        far as a gate in (0, 1) lets it. For one-step models that predict the clean sample: fine texture need not pass
+        through the layers.
     """
 
     sample_size: int = 64
@@ -73,6 +76,7 @@ class UNetConfig:
     unet_use_cross_frame_attention: Literal[False] = False
     unet_use_temporal_attention: Literal[False] = False
     zero_initialize_conv_in: bool = True
+    reference_gate: bool = False
     use_motion_module: bool = False
     motion_module_resolutions: tuple[int, ...] = (1, 2, 4, 8)
     motion_module_mid_block: bool = False

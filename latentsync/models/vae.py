@@ -10,8 +10,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.utils.checkpoints import load_state_dict
-from latentsync.utils.diffusers_config import build_from_config
+from latentsync.utils.diffusers_config import build_from_config, read_config
 from latentsync.utils.errors import UserError
 from latentsync.utils.patches import describe_difference
 
@@ -32,7 +33,7 @@ class LatentCodec(nn.Module):
     (0.18215 and 0 for Stable Diffusion 1.5).
     """
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: AutoencoderKL | PatchAutoencoder):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
@@ -53,14 +54,15 @@ class LatentCodec(nn.Module):
         weights = next((path / name for name in WEIGHTS_NAMES if (path / name).is_file()), path / WEIGHTS_NAMES[0])
         state = {_current_name(name): tensor for name, tensor in load_state_dict(weights).items()}
         with torch.device("meta"):
-            vae = build_from_config(AutoencoderKL, path / "config.json")
+            vae = build_from_config(autoencoder_class(path / "config.json"), path / "config.json")
         try:
             vae.load_state_dict(state, assign=True)
         except RuntimeError as error:
             difference = describe_difference(vae.state_dict(), state)
             raise UserError(f"{weights}: does not fit the config.json beside it ({difference})") from error
         codec = cls(vae.float())
-        codec.patches = linear_patches(codec.vae, codec.factor)
+        if isinstance(codec.vae, AutoencoderKL):
+            codec.patches = linear_patches(codec.vae, codec.factor)
         return codec.to(dtype)
 
     @property
@@ -71,6 +73,8 @@ class LatentCodec(nn.Module):
     @property
     def factor(self) -> int:
         """Pixels per latent cell along one side (8 for Stable Diffusion 1.5)."""
+        if isinstance(self.vae, PatchAutoencoder):
+            return self.vae.config.patch_size
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -141,6 +145,12 @@ def linear_patches(vae: AutoencoderKL, factor: int) -> nn.Conv2d | None:
     patches.bias.copy_(at_zero[0, :, 0, 0])
     patches.weight.copy_((encode(pixels).flatten(1) - patches.bias).T.unflatten(1, (3, factor, factor)))
     return patches if torch.allclose(patches(picture), seen, rtol=0, atol=tolerance) else None
+
+
+def autoencoder_class(config: Path) -> type[AutoencoderKL] | type[PatchAutoencoder]:
+    """The class that a config.json names: `PatchAutoencoder`, or else diffusers' `AutoencoderKL`."""
+    name = read_config(config).get("_class_name")
+    return PatchAutoencoder if name == PatchAutoencoder.__name__ else AutoencoderKL
 
 
 def _current_name(name: str) -> str:
