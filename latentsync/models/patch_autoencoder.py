@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 COLORS = 3
 STEP = 2  # enlargement of each level
+SILU_GAIN = 1.7  # keeps the variance of a signal of unit variance through SiLU and a convolution
+BRANCH = 0.5  # share of a residual block's branch at the start
 
 
 class PointDistribution:
@@ -61,6 +63,18 @@ class PatchDecoder(nn.Module):
             self.levels.append(nn.Sequential(*layers, *(ResidualBlock(width) for _ in range(count))))
         self.conv_out = nn.Conv2d(widths[-1], COLORS * shuffle**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(shuffle)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Without norms, the layers have to keep the variance of what passes them. The output starts at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                nn.init.zeros_(module.bias)
+            if isinstance(module, ResidualBlock):
+                module.conv1.weight.data.mul_(SILU_GAIN)
+                module.conv2.weight.data.mul_(SILU_GAIN * BRANCH)
+        nn.init.zeros_(self.conv_out.weight)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.conv_in(latents)
@@ -83,10 +97,10 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        latent_channels: int = 64,
+        latent_channels: int = 96,
         patch_size: int = 16,
-        decoder_widths: tuple[int, ...] = (192, 128, 64, 32),
-        decoder_blocks: tuple[int, ...] = (2, 2, 2, 1),
+        decoder_widths: tuple[int, ...] = (128, 96, 64, 32),
+        decoder_blocks: tuple[int, ...] = (1, 1, 1, 1),
         sample_size: int = 256,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
@@ -102,3 +116,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def decode(self, latents: Tensor) -> DecoderOutput:
         """(N, C, h, w) -> `sample` (N, 3, H, W), about [-1, 1], not clamped."""
         return DecoderOutput(sample=self.decoder(latents))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> the same, encoded and decoded."""
+        return self.decode(self.encode(images).latent_dist.mean).sample

@@ -27,7 +27,7 @@ FITTED_FACES = 600
 class AutoencoderSettings:
     """Of the training. The adversarial term begins when `adversarial_from` of the budget is spent."""
 
-    channels: int = 64
+    channels: int = 96
     crop: int = 128
     batch: int = 8
     lr: float = 1.5e-3
@@ -35,8 +35,8 @@ class AutoencoderSettings:
     perceptual_weight: float = 0.15
     edge_weight: float = 1.0
     adversarial_weight: float = 0.01
-    adversarial_from: float = 0.7
-    latent_noise: float = 0.05
+    adversarial_from: float = 2.0
+    latent_noise: float = 0.03
     seed: int = 1247
 
 
@@ -84,6 +84,8 @@ def train(
     modules = {"autoencoder": autoencoder, "discriminator": discriminator}
     stage = Stage(output / "autoencoder.pt", seconds, modules, optimizers, ("autoencoder",))
     sampler, meter = CropSampler(pack, settings.crop), Meter(stage)
+    if not stage.path.is_file():
+        stage.save()
     for step in stage.steps():
         rng, generator = random_states(settings.seed, step + 1)
         target = sampler.draw(settings.batch, rng)

@@ -60,5 +60,3 @@ def set_linear(autoencoder: PatchAutoencoder, weight: Tensor, bias: Tensor) -> N
     linear.bias.zero_()
     constant = rearrange(-(inverse @ bias), "(k p) -> k p", k=COLORS).mean(dim=1)
     linear.bias.copy_(constant)
-    nn.init.zeros_(autoencoder.decoder.conv_out.weight)
-    nn.init.zeros_(autoencoder.decoder.conv_out.bias)

@@ -33,7 +33,7 @@ OLD_CHANNELS = 16
 WHISPER_LAYERS = 5
 LAST_TIMESTEP = 999
 OUTSIDE_WEIGHT = 0.1  # of what the pipeline takes from the frame anyway, in distillation
-SAME_MOUTH = 0.03  # squared error of the old channels up to which a cell's texture is taken to be the reference's
+SAME_MOUTH = 0.06  # squared error of the old channels up to which a cell's texture is taken to be the reference's
 DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: what the losses on pixels see, of 16 cells a side
 MARGIN = 1
 TEMPORAL_FRAMES = 3
@@ -113,12 +113,14 @@ def channel_weights(channels: int, detail_weight: float) -> Tensor:
 
 
 def distillation_loss(prediction: Tensor, latents: Tensor, teacher: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """(C, F, h, h) each: the old channels as the teacher's; the others as the frame's where the mouth has not moved."""
+    """(C, F, h, h) each: as the frame where the teacher moves nothing, for it is the sharper of the two; else the old
+    channels as the teacher's, the others free."""
     inside = torch.where(mask[0] > 0.5, OUTSIDE_WEIGHT, 1.0)
-    old = (inside * (prediction[:OLD_CHANNELS] - teacher).square()).mean()
     moved = (teacher - latents[:OLD_CHANNELS]).square().mean(0, keepdim=True)
-    same = torch.exp(-moved / SAME_MOUTH) * inside
-    detail = (same * weights[0, OLD_CHANNELS:] * (prediction - latents)[OLD_CHANNELS:].square()).mean()
+    same = torch.where(mask[0] > 0.5, 1.0, torch.exp(-moved / SAME_MOUTH))
+    wanted = torch.lerp(teacher, latents[:OLD_CHANNELS], same)
+    old = (inside * (prediction[:OLD_CHANNELS] - wanted).square()).mean()
+    detail = (same * inside * weights[0, OLD_CHANNELS:] * (prediction - latents)[OLD_CHANNELS:].square()).mean()
     return old + detail
 
 
@@ -214,7 +216,7 @@ class DenoiserTraining:
             real, fake = shown["real"], shown["result"].detach()
             self.stage.update("discriminator", hinge(self.discriminator(real), self.discriminator(fake)))
         self.stage.average()
-        return {name: float(term) for name, term in terms.items()}
+        return {name: float(term.detach()) for name, term in terms.items()}
 
     def _sync_loss(self, prediction: Tensor, tokens: Tensor, samples: list[Sample]) -> Tensor:
         heard = [index for index, sample in enumerate(samples) if sample.is_heard]

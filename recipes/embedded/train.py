@@ -38,14 +38,14 @@ logger = logging.getLogger("train")
 
 FIRST_GENERATION = Path("checkpoints/embedded")
 FIRST_CONFIG = Path("configs/unet/embedded.yaml")
-CHANNELS = 64
+CHANNELS = 96
 TEACHER_CHUNKS = 160
 MINUTES = {
-    "autoencoder": 35.0,
+    "autoencoder": 5.0,
     "teacher": 30.0,
-    "syncnet": 8.0,
-    "distill": 20.0,
-    "reconstruct": 20.0,
+    "syncnet": 7.0,
+    "distill": 9.0,
+    "reconstruct": 12.0,
     "refine": 30.0,
 }
 DENOISER = {
