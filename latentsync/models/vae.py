@@ -78,6 +78,11 @@ class LatentCodec(nn.Module):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
+    def is_local(self) -> bool:
+        """Whether a crop of the latents decodes as the whole does, but for a few cells at its edges."""
+        return isinstance(self.vae, PatchAutoencoder)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.vae.dtype
 

@@ -15,10 +15,12 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.registry import CHECKPOINTS_DIR
 from recipes.embedded.basis import enlarged_basis, residual_basis, set_linear
-from recipes.embedded.inflate import inflate
+from recipes.embedded.denoiser import LAST_TIMESTEP
+from recipes.embedded.export import fold_one_step
+from recipes.embedded.inflate import inflate, inflated_config
 from recipes.embedded.pack import Pack, PackWriter, encode_face
 from recipes.embedded.training import Stage
-from tests.conformance.seeded import seeded_input
+from tests.conformance.seeded import fill_, seeded_input
 from tests.tiny_model import UNET
 
 FIRST_GENERATION = CHECKPOINTS_DIR / "embedded" / "vae"
@@ -110,3 +112,16 @@ def test_an_interrupted_stage_resumes_exactly(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(whole.weight, parts.weight)
     averages = [torch.load(tmp_path / f"{name}.pt", weights_only=True)["averages"] for name in ("whole", "parts")]
     assert torch.equal(averages[0]["layer"]["weight"], averages[1]["layer"]["weight"])
+
+
+def test_a_folded_unet_ignores_noise_and_timestep():
+    config = inflated_config(UNetConfig.from_dict(UNET), 6)
+    unet = fill_(UNet3DConditionModel(config))
+    sample = seeded_input("sample", (1, 19, 3, 8, 8))
+    sample[:, :6] = 0
+    tokens = seeded_input("tokens", (1, 3, 4, config.cross_attention_dim))
+    other = torch.cat([seeded_input("noise", (1, 6, 3, 8, 8)), sample[:, 6:]], 1)
+    with torch.no_grad():
+        expected = unet(sample, LAST_TIMESTEP, tokens).sample
+        fold_one_step(unet)
+        assert torch.allclose(unet(other, 499, tokens).sample, expected, atol=1e-5)
