@@ -36,7 +36,7 @@ OUTSIDE_WEIGHT = 0.1  # of what the pipeline takes from the frame anyway, in dis
 SAME_MOUTH = 0.06  # squared error of the old channels up to which a cell's texture is taken to be the reference's
 DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: what the losses on pixels see, of 16 cells a side
 MARGIN = 1
-TEMPORAL_FRAMES = 3
+TEMPORAL_FRAMES = 4
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ WIDE_PERCENTILE = 90
 SHORTEST_REST = 4
 SILENCE_SECONDS = 2.5
 RETRIEVED_SHARE = 0.6  # of the windows without audio, those whose openings find the best match, are used
+RETRIEVED_WEIGHT = 0.5  # their audio is a guess
 KINDS = ("teacher", "real", "retrieved", "silent")
 
 
@@ -200,4 +201,4 @@ class SampleMaker:
         look = Look.draw(self.pack.resolution, rng)
         target = self._show(clip.first + frames, look)
         reference = self._show(clip.first + np.arange(other, other + FRAMES), look)
-        return Sample(kind, target, reference, tokens)
+        return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)

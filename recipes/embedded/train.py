@@ -45,8 +45,8 @@ MINUTES = {
     "teacher": 30.0,
     "syncnet": 7.0,
     "distill": 9.0,
-    "reconstruct": 12.0,
-    "refine": 30.0,
+    "reconstruct": 5.0,
+    "refine": 150.0,
 }
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
@@ -54,13 +54,16 @@ DENOISER = {
         {"teacher": 0.3, "real": 0.3, "retrieved": 0.25, "silent": 0.15}, lr=2e-4, sync_weight=0.05, seed=32
     ),
     "refine": DenoiserSettings(
-        {"teacher": 0.3, "real": 0.3, "retrieved": 0.25, "silent": 0.15},
-        lr=1e-4,
-        sync_weight=0.05,
+        {"teacher": 0.35, "real": 0.3, "retrieved": 0.25, "silent": 0.1},
+        lr=3e-4,
+        decoder_lr=5e-4,
+        discriminator_lr=4e-4,
+        sync_weight=0.1,
         pixel_weight=1.0,
-        perceptual_weight=0.5,
-        adversarial_weight=0.02,
+        perceptual_weight=0.2,
+        adversarial_weight=0.03,
         temporal_weight=1.0,
+        decay=0.99,
         seed=33,
     ),
 }
