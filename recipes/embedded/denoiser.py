@@ -179,7 +179,8 @@ class DenoiserTraining:
     def run(self, max_steps: int | None = None) -> None:
         """Train until the budget is spent, then load the averages into the model."""
         meter = Meter(self.stage)
-        kinds, shares = zip(*self.settings.shares.items(), strict=True)
+        kinds = [kind for kind in self.samples.kinds if self.settings.shares.get(kind)]
+        shares = [self.settings.shares[kind] for kind in kinds]
         for step in self.stage.steps(max_steps):
             rng, _ = random_states(self.settings.seed, step)
             drawn = rng.choice(len(kinds), self.settings.batch, p=np.array(shares) / sum(shares))

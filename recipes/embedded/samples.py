@@ -150,6 +150,12 @@ class SampleMaker:
         """Whisper states of silence, then the clip's audio, then silence."""
         return audio.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * 16000)))
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of `KINDS` that the data can give."""
+        there = (self.chunks or read_chunks(self._folder), self._heard, self._retrieved, self._rests)
+        return tuple(kind for kind, found in zip(KINDS, there, strict=True) if found)
+
     def draw(self, kind: str, rng: np.random.Generator) -> Sample:
         """A sample of a kind."""
         return getattr(self, f"_draw_{kind}")(rng)

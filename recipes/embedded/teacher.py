@@ -82,7 +82,7 @@ def make_chunks(pack: Pack, voices: Voices, folder: Path, count: int, seed: int 
             continue
         rng = np.random.default_rng([seed, number])
         tensors = {}
-        for index in range(CHUNKS_PER_FILE):
+        for index in range(min(CHUNKS_PER_FILE, count - number * CHUNKS_PER_FILE)):
             clips = people[(number * CHUNKS_PER_FILE + index) % len(people)]
             clip = clips[rng.integers(len(clips))]
             first = clip.first + int(rng.integers(clip.length - FRAMES + 1))

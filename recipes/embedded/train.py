@@ -8,6 +8,7 @@ syncnet      the SyncNet that trains the UNet
 distill      the UNet: the 128 px model's guided four steps in one
 reconstruct  the same, real clips, and silence
 refine       UNet and decoder together, by what the decoded mouth looks like
+export       the files that inference loads, in OUTPUT/model
 """
 
 import argparse
@@ -28,6 +29,7 @@ from latentsync.utils.config import load_unet_config
 from latentsync.utils.errors import UserError
 from recipes.embedded import autoencoder, sheets, syncnet, teacher
 from recipes.embedded.denoiser import DenoiserSettings, DenoiserTraining, OneStep
+from recipes.embedded.export import export
 from recipes.embedded.inflate import inflate, inflated_config
 from recipes.embedded.pack import Pack
 from recipes.embedded.perceptual import PerceptualDistance
@@ -40,6 +42,7 @@ FIRST_GENERATION = Path("checkpoints/embedded")
 FIRST_CONFIG = Path("configs/unet/embedded.yaml")
 CHANNELS = 96
 TEACHER_CHUNKS = 160
+QUICK_MINUTES, QUICK_CHUNKS = 0.01, 1
 MINUTES = {
     "autoencoder": 5.0,
     "teacher": 30.0,
@@ -47,6 +50,7 @@ MINUTES = {
     "distill": 9.0,
     "reconstruct": 5.0,
     "refine": 150.0,
+    "export": 0.0,
 }
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
@@ -76,10 +80,11 @@ class Recipe:
         data: folder written by `prepare`.
         output: checkpoints, results and contact sheets.
         trunk: weights of the perceptual distance.
+        chunks: results of the first generation to learn from.
     """
 
-    def __init__(self, data: Path, output: Path, trunk: Path) -> None:
-        self.data, self.output, self.trunk = data, output, trunk
+    def __init__(self, data: Path, output: Path, trunk: Path, chunks: int = TEACHER_CHUNKS) -> None:
+        self.data, self.output, self.trunk, self.chunks = data, output, trunk, chunks
         self.pack = Pack(data / "train.safetensors")
 
     def run(self, stage: str, seconds: float) -> None:
@@ -91,6 +96,7 @@ class Recipe:
                 "autoencoder": self._autoencoder,
                 "teacher": self._teacher,
                 "syncnet": self._syncnet,
+                "export": lambda _: export(self.load_model(), self.output / "model"),
             }
             stages[stage](seconds)
 
@@ -103,7 +109,7 @@ class Recipe:
         autoencoder.train(self.pack, FIRST_GENERATION / "vae", self.trunk, self.output, seconds, settings)
 
     def _teacher(self, seconds: float) -> None:
-        teacher.make_chunks(self.pack, self.voices, self.output / "teacher", TEACHER_CHUNKS)
+        teacher.make_chunks(self.pack, self.voices, self.output / "teacher", self.chunks)
 
     def _syncnet(self, seconds: float) -> FramewiseSyncNet:
         settings = syncnet.SyncNetSettings()
@@ -161,13 +167,13 @@ def main() -> int:
     parser.add_argument("--trunk", type=Path, required=True, help="weights of torchvision's mobilenet_v2 (.pth)")
     parser.add_argument("--stages", nargs="+", choices=list(MINUTES), default=list(MINUTES), help="default: all")
     parser.add_argument("--minutes", type=float, help="budget of each stage, instead of its own")
-    parser.add_argument("--quick", action="store_true", help="a few seconds for each stage, to try the recipe")
+    parser.add_argument("--quick", action="store_true", help="a step or two of each stage, to try the recipe")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        recipe = Recipe(args.data, args.output, args.trunk)
+        recipe = Recipe(args.data, args.output, args.trunk, QUICK_CHUNKS if args.quick else TEACHER_CHUNKS)
         for stage in args.stages:
-            minutes = 0.1 if args.quick else args.minutes or MINUTES[stage]
+            minutes = QUICK_MINUTES if args.quick else args.minutes or MINUTES[stage]
             logger.info("stage %s: %g minutes", stage, minutes)
             recipe.run(stage, 60 * minutes)
     except UserError as error:
