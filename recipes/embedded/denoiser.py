@@ -44,7 +44,8 @@ class DenoiserSettings:
     """Of one stage of the training.
 
     shares: of the kinds of samples, see `samples.KINDS`.
-    detail_weight: of the new channels in the losses on latents.
+    teacher_weight, latent_weight: of the distillation and of the squared error of the latents.
+    detail_weight: of the new channels in both.
     pixel_weight, perceptual_weight, adversarial_weight, temporal_weight: of the losses on decoded frames, all 0 for
         none. sync_weight: of the SyncNet's.
     """
@@ -54,6 +55,8 @@ class DenoiserSettings:
     lr: float = 2e-4
     decoder_lr: float = 1e-4
     discriminator_lr: float = 2e-4
+    teacher_weight: float = 1.0
+    latent_weight: float = 1.0
     detail_weight: float = 2.0
     motion_weight: float = 1.0
     sync_weight: float = 0.0
@@ -198,12 +201,16 @@ class DenoiserTraining:
         for index, sample in enumerate(samples):
             if sample.teacher is not None:
                 teacher = sample.teacher.transpose(0, 1)
-                loss = distillation_loss(
+                loss = self.settings.teacher_weight * distillation_loss(
                     prediction[index], latents[index], teacher, self.model.cell_mask[0], self.weights
                 )
             else:
-                loss = sample.weight * reconstruction_loss(
-                    prediction[index], latents[index], self.cells[0], self.weights, self.settings.motion_weight
+                loss = (
+                    self.settings.latent_weight
+                    * sample.weight
+                    * reconstruction_loss(
+                        prediction[index], latents[index], self.cells[0], self.weights, self.settings.motion_weight
+                    )
                 )
             terms[sample.kind] = terms.get(sample.kind, 0) + loss / len(samples)
         if self.syncnet is not None and self.settings.sync_weight:

@@ -24,6 +24,10 @@ WIDE_PERCENTILE = 90
 SHORTEST_REST = 4
 SILENCE_SECONDS = 2.5
 RETRIEVED_SHARE = 0.6  # of the windows without audio, those whose openings find the best match, are used
+SAME_POSE_SHARE = 0.7
+KEPT_ROWS = 12  # of 32: above the part that is regenerated
+APART, NEAREST = 8, 6  # frames
+LEAST_MOTION = 0.08  # standard deviation of the openings of a window that is worth a guess at its audio
 RETRIEVED_WEIGHT = 0.5  # their audio is a guess
 KINDS = ("teacher", "real", "retrieved", "silent")
 
@@ -97,6 +101,7 @@ class SampleMaker:
         self.openings = {
             clip.name: relative_openings(pack.openings[clip.first : clip.first + clip.length]) for clip in pack.clips
         }
+        self._poses: dict[str, np.ndarray] = {}
         self._retrieved = self._retrieve()
         self._rests = [rest for people in self._heard for clip in people if (rest := self._longest_rest(clip))]
         audio = Audio2Feature(whisper)
@@ -126,6 +131,10 @@ class SampleMaker:
         for clips in self._seen:
             curves, places = self._windows(clips)
             if not len(curves) or not len(bank):
+                continue
+            moving = curves.std(1) >= LEAST_MOTION
+            curves, places = curves[moving], [place for place, moves in zip(places, moving, strict=True) if moves]
+            if not len(curves):
                 continue
             distances = np.square(curves[:, None, ::2] - bank[None, :, ::2]).mean(-1)
             best = distances.argmin(1)
@@ -201,10 +210,31 @@ class SampleMaker:
         tokens = self.voices.window(states, first)
         return self._pair("silent", clip, back_and_forth(start, end, FRAMES, rng), other, tokens, rng)
 
+    def _same_pose(self, clip: PackedClip, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """For each frame one of another moment in which the head is held alike and the mouth is rather not: in
+        inference the reference is the frame itself, so its cheeks are in place and its mouth is not."""
+        if clip.name not in self._poses:
+            faces = [
+                cv2.resize(self.pack.face(clip.first + i), (32, 32), interpolation=cv2.INTER_AREA)
+                for i in range(clip.length)
+            ]
+            kept = np.stack(faces)[:, :KEPT_ROWS].reshape(clip.length, -1).astype(np.float32)
+            squares = np.square(kept).sum(1)
+            self._poses[clip.name] = squares[:, None] + squares - 2 * kept @ kept.T
+        distances = self._poses[clip.name][frames].copy()
+        distances[np.abs(frames[:, None] - np.arange(clip.length)) < APART] = np.inf
+        nearest = distances.argsort(1)[:, :NEAREST]
+        curve = np.nan_to_num(self.openings[clip.name])
+        difference = np.abs(curve[nearest] - curve[frames][:, None]) + rng.uniform(0, 0.5, nearest.shape)
+        return nearest[np.arange(len(frames)), difference.argmax(1)]
+
     def _pair(
         self, kind: str, clip: PackedClip, frames: np.ndarray, other: int, tokens: Tensor, rng: np.random.Generator
     ) -> Sample:
         look = Look.draw(self.pack.resolution, rng)
         target = self._show(clip.first + frames, look)
-        reference = self._show(clip.first + np.arange(other, other + FRAMES), look)
+        shown = np.arange(other, other + FRAMES)
+        if kind != "silent" and rng.random() < SAME_POSE_SHARE:
+            shown = self._same_pose(clip, frames, rng)
+        reference = self._show(clip.first + shown, look)
         return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)
