@@ -5,9 +5,8 @@ Each stage runs for a budget of wall time and resumes where it was interrupted, 
 autoencoder  the decoder, on crops of faces
 teacher      results of the 128 px model with other audio, to learn from
 syncnet      the SyncNet that trains the UNet
-distill      the UNet: the 128 px model's guided four steps in one
-reconstruct  the same, real clips, and silence
-refine       UNet and decoder together, by what the decoded mouth looks like
+distill      the UNet: the 128 px model's guided four steps in one, and real clips
+refine       UNet and decoder together, with silence, by what the decoded mouth looks like
 export       the files that inference loads, in OUTPUT/model
 """
 
@@ -48,15 +47,11 @@ MINUTES = {
     "teacher": 30.0,
     "syncnet": 7.0,
     "distill": 9.0,
-    "reconstruct": 5.0,
     "refine": 150.0,
     "export": 0.0,
 }
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
-    "reconstruct": DenoiserSettings(
-        {"teacher": 0.3, "real": 0.3, "retrieved": 0.25, "silent": 0.15}, lr=2e-4, sync_weight=0.05, seed=32
-    ),
     "refine": DenoiserSettings(
         {"teacher": 0.35, "real": 0.3, "retrieved": 0.25, "silent": 0.1},
         lr=3e-4,
