@@ -47,7 +47,7 @@ class DenoiserSettings:
     teacher_weight, latent_weight: of the distillation and of the squared error of the latents.
     detail_weight: of the new channels in both.
     pixel_weight, perceptual_weight, adversarial_weight, temporal_weight: of the losses on decoded frames, all 0 for
-        none. sync_weight: of the SyncNet's.
+        none. exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
     """
 
     shares: Mapping[str, float]
@@ -61,6 +61,7 @@ class DenoiserSettings:
     motion_weight: float = 1.0
     sync_weight: float = 0.0
     pixel_weight: float = 0.0
+    exact_weight: float = 0.0
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     temporal_weight: float = 0.0
@@ -106,6 +107,11 @@ class OneStep(nn.Module):
         """(..., R, R) -> the same part."""
         top, bottom, left, right = (self.autoencoder.config.patch_size * edge for edge in DECODED_CELLS)
         return faces[..., top:bottom, left:right]
+
+
+def pixel_distance(images: Tensor, targets: Tensor) -> Tensor:
+    """Mean absolute difference of (N, 3, H, W), and of their edges."""
+    return (images - targets).abs().mean() + (edges(images) - edges(targets)).abs().mean()
 
 
 def channel_weights(channels: int, detail_weight: float) -> Tensor:
@@ -164,8 +170,12 @@ class DenoiserTraining:
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
         if settings.is_decoded:
+            # The linear part stays the encoder's inverse: else it learns to sharpen what the UNet has blurred, and with
+            # it what was sharp.
             decoder = model.autoencoder.decoder.requires_grad_(True)
-            groups.append({"params": list(decoder.parameters()), "lr": settings.decoder_lr})
+            decoder.linear.requires_grad_(False)
+            trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+            groups.append({"params": trained, "lr": settings.decoder_lr})
             modules |= {"autoencoder": model.autoencoder, "discriminator": self.discriminator}
         optimizers = {
             "model": torch.optim.AdamW(groups, settings.lr, (0.9, 0.99), weight_decay=1e-3),
@@ -217,7 +227,7 @@ class DenoiserTraining:
             terms["sync"] = self.settings.sync_weight * self._sync_loss(prediction, tokens, samples)
         shown = {}
         if self.settings.is_decoded:
-            shown = self._decode(prediction, target, samples, rng)
+            shown = self._decode(prediction, latents, target, samples, rng)
             terms |= self._pixel_terms(shown)
         self.stage.update("model", sum(terms.values()))
         if shown:
@@ -237,25 +247,34 @@ class DenoiserTraining:
         return share * cosine_loss(vision, sound, torch.ones(len(vision)))
 
     def _decode(
-        self, prediction: Tensor, target: Tensor, samples: list[Sample], rng: np.random.Generator
+        self,
+        prediction: Tensor,
+        true: Tensor,
+        target: Tensor,
+        samples: list[Sample],
+        rng: np.random.Generator,
     ) -> dict[str, Tensor]:
-        """Mouths of a few neighboring frames of each sample: `result` and `real` (B * n, 3, H, W), `paired` (B * n)."""
+        """Mouths of a few neighboring frames of each sample: `result`, `real` and `exact`, decoded from the true
+        latents, (B * n, 3, H, W); `paired` (B * n): whose result should equal the real one."""
         start = int(rng.integers(prediction.shape[2] - TEMPORAL_FRAMES + 1))
         frames = slice(start, start + TEMPORAL_FRAMES)
         latents = prediction[:, :, frames].transpose(1, 2).flatten(0, 1)
         result = self.model.decode_mouth(latents)
         real = self.model.crop_mouth(target[:, frames]).flatten(0, 1)
         paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(TEMPORAL_FRAMES)
-        return {"result": result, "real": real, "paired": paired}
+        exact = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
+        return {"result": result, "real": real, "exact": exact, "paired": paired}
 
     def _pixel_terms(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings, paired = self.settings, shown["paired"]
-        terms = {"adversarial": -settings.adversarial_weight * self.discriminator(shown["result"]).mean()}
+        terms = {
+            "adversarial": -settings.adversarial_weight * self.discriminator(shown["result"]).mean(),
+            "exact": settings.exact_weight * pixel_distance(shown["exact"], shown["real"]),
+        }
         if paired.any():
             result, real = shown["result"][paired], shown["real"][paired]
             share = len(result) / len(paired)
-            pixels = (result - real).abs().mean() + (edges(result) - edges(real)).abs().mean()
-            terms["pixels"] = settings.pixel_weight * share * pixels
+            terms["pixels"] = settings.pixel_weight * share * pixel_distance(result, real)
             terms["perceptual"] = settings.perceptual_weight * share * self.perceptual(result, real)
             change = [x.unflatten(0, (-1, TEMPORAL_FRAMES)).diff(dim=1) for x in (result, real)]
             terms["temporal"] = settings.temporal_weight * share * F.l1_loss(*change)

@@ -61,6 +61,7 @@ DENOISER = {
         latent_weight=0.3,
         sync_weight=0.1,
         pixel_weight=1.0,
+        exact_weight=1.0,
         perceptual_weight=0.4,
         adversarial_weight=0.1,
         temporal_weight=1.0,
