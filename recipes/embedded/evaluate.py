@@ -21,6 +21,7 @@ from torch import Tensor
 from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.mouth import MouthMeter, closed_opening
 from latentsync.loading import ModelPaths, load_pipeline
+from latentsync.media.silence import FPS, SAMPLE_RATE
 from latentsync.metrics.sync import SyncScore, offset_score
 from latentsync.models.framewise_syncnet import FramewiseSyncNet, FramewiseSyncNetConfig
 from latentsync.models.syncnet_input import audio_input, lower_half, stack_frames
@@ -29,6 +30,7 @@ from latentsync.pipelines.denoise import regenerate_faces, shared_noise
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.checkpoints import load_state_dict
 from latentsync.utils.errors import UserError
+from latentsync.whisper.audio2feature import Audio2Feature
 from recipes.embedded import detail
 from recipes.embedded.pack import Pack, PackedClip
 from recipes.embedded.perceptual import PerceptualDistance
@@ -38,6 +40,7 @@ from recipes.embedded.teacher import FRAMES, Voices
 logger = logging.getLogger("evaluate")
 
 JUDGE = Path("checkpoints/embedded/syncnet.safetensors")
+WHISPER = Path("checkpoints/embedded/whisper_tiny_en_encoder.safetensors")
 JUDGE_SIZES = {"frame_widths": (48, 80, 128), "window_widths": (160, 256), "embedding_width": 192, "dropout": 0.15}
 CODEC = Path("checkpoints/embedded/vae")  # of the judge
 JUDGED_SIDE = 128
@@ -107,9 +110,11 @@ class Evaluation:
         sheets.mkdir(parents=True, exist_ok=True)
 
     def _silence(self) -> Tensor:
-        """Tokens (T, S, D) of the quietest frames of a recording, again and again."""
-        name = next(name for name in self.voices.recordings if name.startswith("jfk"))
-        return self.voices.tokens(name, 0, 4)[:1].expand(MAX_FRAMES, -1, -1)
+        """Tokens (T, S, D) of digital silence before speech, as Whisper hears it there."""
+        spoken = next(clip for clip in self.pack.clips if clip.has_audio)
+        seconds = MAX_FRAMES / FPS + 1
+        states = Audio2Feature(WHISPER).wave2feat(np.pad(self.pack.wave(spoken), (round(seconds * SAMPLE_RATE), 0)))
+        return self.voices.window(states, 0, MAX_FRAMES)
 
     def clip(self, clip: PackedClip, number: int) -> dict[str, float]:
         count = min(clip.length, MAX_FRAMES)
@@ -135,7 +140,7 @@ class Evaluation:
         return {name: round(value, 4) for name, value in values.items()}
 
     def silent(self, clip: PackedClip, number: int) -> dict[str, float]:
-        """Opening in the recording's silence as a share of that in speech."""
+        """Opening in silence as a share of that in speech."""
         count = min(clip.length, MAX_FRAMES // 2)
         faces = self.pack.faces(range(clip.first, clip.first + count)).float() / 127.5 - 1
         spoken = openings(self.meter, self.speaker(faces, self.voices.tokens(self._voice(number, count), 4, count)))
