@@ -53,7 +53,7 @@ MINUTES = {
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
     "refine": DenoiserSettings(
-        {"teacher": 0.35, "real": 0.3, "retrieved": 0.25, "silent": 0.1},
+        {"teacher": 0.3, "real": 0.28, "retrieved": 0.22, "silent": 0.2},
         lr=3e-4,
         decoder_lr=5e-4,
         discriminator_lr=4e-4,
