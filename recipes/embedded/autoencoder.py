@@ -75,10 +75,12 @@ def train(
     torch.manual_seed(settings.seed)
     autoencoder = build(pack, first_generation, settings.channels, settings.seed)
     autoencoder.encoder.requires_grad_(False)
+    autoencoder.decoder.linear.requires_grad_(False)  # noise on the latents would make it softer
     discriminator = PatchDiscriminator(32, 2)
     perceptual = PerceptualDistance(trunk)
+    trained = [parameter for parameter in autoencoder.decoder.parameters() if parameter.requires_grad]
     optimizers = {
-        "decoder": torch.optim.AdamW(autoencoder.decoder.parameters(), settings.lr, (0.9, 0.99), weight_decay=1e-4),
+        "decoder": torch.optim.AdamW(trained, settings.lr, (0.9, 0.99), weight_decay=1e-4),
         "discriminator": torch.optim.AdamW(discriminator.parameters(), settings.discriminator_lr, (0.5, 0.99)),
     }
     modules = {"autoencoder": autoencoder, "discriminator": discriminator}
