@@ -20,7 +20,7 @@ def build_from_config(kind: type[T], path: str | Path) -> T:
     Raises:
         UserError: the file cannot be read, is for another class, or has keys or values the class does not take.
     """
-    values = _read(Path(path))
+    values = read_config(Path(path))
     made_for = values.get("_class_name", kind.__name__)
     if made_for != kind.__name__:
         raise UserError(f"{path}: is the config of {made_for}, not of {kind.__name__}")
@@ -47,7 +47,8 @@ def _check_sizes(path: Path, values: dict[str, Any]) -> None:
             raise UserError(f"{path}: {name} has {len(value)} entries; at most {MAX_BLOCKS} are accepted")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys and values of a diffusers config. Raises UserError for what is not one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

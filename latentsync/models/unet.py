@@ -96,6 +96,7 @@ class UNet3DConditionModel(nn.Module):
             config.norm_num_groups, channels, config.norm_eps, config.use_inflated_groupnorm
         )
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
+        self.conv_gate = nn.Conv2d(channels, config.out_channels, 3, padding=1) if config.reference_gate else None
         for convolution in (self.conv_in, self.conv_out) if config.zero_initialize_conv_in else (self.conv_out,):
             for parameter in convolution.parameters():
                 nn.init.zeros_(parameter)
@@ -202,6 +203,7 @@ class UNet3DConditionModel(nn.Module):
         """(N, C_in, H, W) -> (N, C_out, H, W), using the feature cache if it is on."""
         cache = None if torch.is_grad_enabled() else self._deepcache
         features = cache.lookup(x) if cache else None
+        reference = x[:, -self.config.out_channels :]
         x = self.conv_in(x)
         last, branch = cast(UpBlock3D, self.up_blocks[-1]), cache.branch if cache else -1
         first_outer = len(last.resnets) - branch - 1
@@ -212,7 +214,10 @@ class UNet3DConditionModel(nn.Module):
         else:
             x, skips = features, self._outer_skips(x, condition, branch)
         x = last.layers(range(first_outer, len(last.resnets)), x, skips, condition)
-        return self.conv_out(self.activation(self.conv_norm_out(x, condition.frames)))
+        x = self.activation(self.conv_norm_out(x, condition.frames))
+        if self.conv_gate is None:
+            return self.conv_out(x)
+        return self.conv_out(x) + self.conv_gate(x).sigmoid() * reference
 
     def _deep_features(self, x: Tensor, condition: Condition, first_outer: int) -> tuple[Tensor, list[Tensor]]:
         """The input of layer `first_outer` of the last up block, and the skip connections of the remaining layers."""

@@ -52,6 +52,9 @@ class UNetConfig:
     motion_module_resolutions: downsampling factors (1, 2, 4, ...) of the blocks that get motion modules.
     zero_initialize_conv_in: initialize the first convolution with zeros, for training that starts from a model with
         other input channels; use false to train from scratch.
+    reference_gate: add the reference's latents (the last input channels) to the prediction, weighted per cell and
+        channel by a gate in (0, 1). For one-step models that predict the clean sample: fine texture need not pass
+        through the layers.
     """
 
     sample_size: int = 64
@@ -78,6 +81,7 @@ class UNetConfig:
     unet_use_cross_frame_attention: Literal[False] = False
     unet_use_temporal_attention: Literal[False] = False
     zero_initialize_conv_in: bool = True
+    reference_gate: bool = False
     use_motion_module: bool = False
     motion_module_resolutions: tuple[int, ...] = (1, 2, 4, 8)
     motion_module_mid_block: bool = False

@@ -6,6 +6,7 @@ Legend: N images, C latent channels, H W pixels, h w latent cells.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from latentsync.checkpoints.formats import Checkpoint
 from latentsync.checkpoints.loading import load_into, load_state_dict
-from latentsync.config.diffusers_config import build_from_config
+from latentsync.config.diffusers_config import build_from_config, read_config
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import AutoencoderKL
+
+if TYPE_CHECKING:
+    from latentsync.models.patch_autoencoder import PatchAutoencoder
 
 MAX_UNTILED = 256  # pixels
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -34,7 +38,7 @@ class LatentCodec(nn.Module):
     (0.18215 and 0 for Stable Diffusion 1.5).
     """
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: "AutoencoderKL | PatchAutoencoder"):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
@@ -54,14 +58,16 @@ class LatentCodec(nn.Module):
             raise UserError(f"{path}: no autoencoder here (config.json is missing); give a diffusers VAE folder")
         weights = next((path / name for name in WEIGHTS_NAMES if (path / name).is_file()), path / WEIGHTS_NAMES[0])
         state = {_current_name(name): tensor for name, tensor in load_state_dict(weights).items()}
+        kind = autoencoder_class(path / "config.json")
         vae = load_into(
-            lambda: build_from_config(AutoencoderKL, path / "config.json"),
+            lambda: build_from_config(kind, path / "config.json"),
             Checkpoint(weights, state),
             exact=True,
             config="the config.json beside it",
         )
         codec = cls(vae)
-        codec.patches = linear_patches(codec.vae, codec.factor)
+        if not codec.is_local:
+            codec.patches = linear_patches(codec.vae, codec.factor)
         return codec.to(dtype)
 
     @property
@@ -72,7 +78,14 @@ class LatentCodec(nn.Module):
     @property
     def factor(self) -> int:
         """Pixels per latent cell along one side (8 for Stable Diffusion 1.5)."""
+        if self.is_local:
+            return self.vae.config.patch_size
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a crop of the latents decodes as the whole does, but for a few cells at its edges."""
+        return "patch_size" in self.vae.config  # only `PatchAutoencoder` has it
 
     @property
     def dtype(self) -> torch.dtype:
@@ -169,6 +182,15 @@ def linear_patches(vae: AutoencoderKL, factor: int) -> nn.Conv2d | None:
     patches.get_parameter("bias").copy_(bias)
     patches.weight.copy_((encode(pixels).flatten(1) - bias).T.unflatten(1, (3, factor, factor)))
     return patches if torch.allclose(patches(image), encoded, rtol=0, atol=tolerance) else None
+
+
+def autoencoder_class(config: Path) -> "type[AutoencoderKL] | type[PatchAutoencoder]":
+    """The class that a config.json names: `PatchAutoencoder`, or else diffusers' `AutoencoderKL`."""
+    if read_config(config).get("_class_name") != "PatchAutoencoder":
+        return AutoencoderKL
+    from latentsync.models.patch_autoencoder import PatchAutoencoder  # imports much of diffusers
+
+    return PatchAutoencoder
 
 
 def _current_name(name: str) -> str:

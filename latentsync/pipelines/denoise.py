@@ -9,6 +9,7 @@ from collections.abc import Callable
 from inspect import signature
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.light_diffusers import SchedulerMixin
 
+DECODED_MARGIN = 1  # latent cells decoded around those with a pixel to regenerate, where the decoder is local
 StepCallback = Callable[[int, int, Tensor], Tensor | None]
 
 
@@ -129,4 +131,24 @@ def regenerate_faces(
         generator,
         on_step,
     )
-    return torch.lerp(decode_frames(codec, latents), pixels, mask)
+    if not codec.is_local:
+        return torch.lerp(decode_frames(codec, latents), pixels, mask)
+    rows, columns = masked_cells(mask, codec.factor)
+    part = (..., *(slice(codec.factor * side.start, codec.factor * side.stop) for side in (rows, columns)))
+    faces = pixels.clone()
+    faces[part] = torch.lerp(decode_frames(codec, latents[..., rows, columns]), pixels[part], mask[part])
+    return faces
+
+
+def masked_cells(mask: Tensor, factor: int) -> tuple[slice, slice]:
+    """Rows and columns of the latent cells to decode: those with a pixel to regenerate, and one around them.
+
+    mask (1, 1, R, R), 1 = keep; `factor` pixels a cell.
+    """
+    cells = F.max_pool2d(1 - mask.float(), factor)[0, 0] > 0
+    sides = []
+    for axis in (1, 0):
+        found = cells.any(axis).nonzero()
+        first, last = int(found.min()) - DECODED_MARGIN, int(found.max()) + DECODED_MARGIN
+        sides.append(slice(max(first, 0), min(last + 1, cells.shape[1 - axis])))
+    return sides[0], sides[1]

@@ -1,0 +1,206 @@
+"""Measure a model on people it has never seen: `python -m recipes.embedded.evaluate --data DIR --model DIR`.
+
+Of every held-out clip: how much of the frame's detail the finished face keeps, cross-driven; SyncNet's confidence and
+offset of the result and of the real clip; the opening of the mouth in silence against that in speech; the change
+between frames against the real one. Legend: T frames, R pixels of a side.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentsync.checkpoints.loading import load_state_dict
+from latentsync.constants import FPS, SAMPLE_RATE
+from latentsync.faces.mask import blend_weight, load_mask
+from latentsync.faces.mouth import MouthMeter, closed_opening
+from latentsync.loading import ModelPaths, load_pipeline
+from latentsync.metrics.sync import SyncScore, offset_score
+from latentsync.models.framewise_syncnet import FramewiseSyncNet, FramewiseSyncNetConfig
+from latentsync.models.syncnet_input import audio_input, lower_half, stack_frames
+from latentsync.models.vae import LatentCodec
+from latentsync.pipelines.denoise import regenerate_faces, shared_noise
+from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.utils.errors import UserError
+from latentsync.whisper.audio2feature import Audio2Feature
+from recipes.embedded import detail
+from recipes.embedded.pack import Pack, PackedClip
+from recipes.embedded.perceptual import PerceptualDistance
+from recipes.embedded.sheets import INSET, image
+from recipes.embedded.teacher import FRAMES, Voices
+
+logger = logging.getLogger("evaluate")
+
+JUDGE = Path("checkpoints/embedded/syncnet.safetensors")
+WHISPER = Path("checkpoints/embedded/whisper_tiny_en_encoder.safetensors")
+JUDGE_SIZES = {"frame_widths": (48, 80, 128), "window_widths": (160, 256), "embedding_width": 192, "dropout": 0.15}
+CODEC = Path("checkpoints/embedded/vae")  # of the judge
+JUDGED_SIDE = 128
+MAX_FRAMES = 64
+SHOWN = (5, 21, 37, 53)
+
+Speaker = Callable[[Tensor, Tensor], Tensor]
+
+
+def load_speaker(pipeline: LipsyncPipeline) -> Speaker:
+    """A function of faces (T, 3, R, R) in [-1, 1] and tokens (T, S, D): the faces speaking, pasted softly."""
+
+    @torch.inference_mode()
+    def speak(faces: Tensor, tokens: Tensor) -> Tensor:
+        side, own = faces.shape[-1], pipeline.resolution
+        mask = load_mask(own)
+        small = F.avg_pool2d(faces, side // own)
+        noise = shared_noise(pipeline.codec, own, torch.Generator().manual_seed(1247))
+        steps, guidance = pipeline.num_inference_steps, pipeline.guidance_scale
+        parts = [
+            regenerate_faces(
+                pipeline.unet, pipeline.codec, pipeline.scheduler, x[None], y[None], mask, noise, steps, guidance
+            )[0]
+            for x, y in zip(small.split(FRAMES), tokens.split(FRAMES), strict=True)
+        ]
+        result = F.interpolate(torch.cat(parts), (side, side), mode="bicubic") if own < side else torch.cat(parts)
+        weight = torch.from_numpy(blend_weight(load_mask(side), INSET))
+        return torch.lerp(faces, result, weight).clamp(-1, 1)
+
+    return speak
+
+
+class Judge:
+    """The SyncNet that had no part in the training."""
+
+    def __init__(self) -> None:
+        self.syncnet = FramewiseSyncNet(FramewiseSyncNetConfig(window_stride=1, **JUDGE_SIZES))
+        self.syncnet.load_state_dict(load_state_dict(JUDGE))
+        self.syncnet.eval()
+        self.codec = LatentCodec.from_pretrained(CODEC)
+
+    @torch.inference_mode()
+    def score(self, faces: Tensor, states: Tensor) -> SyncScore:
+        """Faces (T, 3, R, R) and Whisper states (2T, L, D)."""
+        latents = self.codec.encode(F.avg_pool2d(faces, faces.shape[-1] // JUDGED_SIDE))
+        images = stack_frames(lower_half(latents)[None])
+        audio = audio_input(states[None].float(), "whisper")
+        return offset_score(self.syncnet.embed_images(images), self.syncnet.embed_audio(audio))
+
+
+def jitter(faces: Tensor) -> float:
+    """Mean absolute second difference over time of the mouth."""
+    return float(detail.mouth(faces).diff(n=2, dim=0).abs().mean())
+
+
+def openings(meter: MouthMeter, faces: Tensor) -> np.ndarray:
+    return meter.openings(((faces.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
+
+
+class Evaluation:
+    """Measures clips one by one; `sheets` gets a picture of each."""
+
+    def __init__(self, pack: Pack, voices: Voices, speaker: Speaker, trunk: Path, sheets: Path) -> None:
+        self.pack, self.voices, self.speaker, self.sheets = pack, voices, speaker, sheets
+        self.judge, self.meter, self.perceptual = Judge(), MouthMeter(), PerceptualDistance(trunk)
+        self.silence = self._silence()
+        sheets.mkdir(parents=True, exist_ok=True)
+
+    def _silence(self) -> Tensor:
+        """Tokens (T, S, D) of digital silence before speech, as Whisper hears it there."""
+        spoken = next(clip for clip in self.pack.clips if clip.has_audio)
+        seconds = MAX_FRAMES / FPS + 1
+        states = Audio2Feature(WHISPER).wave2feat(np.pad(self.pack.wave(spoken), (round(seconds * SAMPLE_RATE), 0)))
+        return self.voices.window(states, 0, MAX_FRAMES)
+
+    def clip(self, clip: PackedClip, number: int) -> dict[str, float]:
+        count = min(clip.length, MAX_FRAMES)
+        faces = self.pack.faces(range(clip.first, clip.first + count)).float() / 127.5 - 1
+        voice = self._voice(number, count)
+        result = self.speaker(faces, self.voices.tokens(voice, 4, count))
+        values = {
+            "detail": detail.detail(detail.mouth(result)) / detail.detail(detail.mouth(faces)),
+            "laplacian": detail.laplacian(detail.mouth(result)) / detail.laplacian(detail.mouth(faces)),
+            "jitter": jitter(result) / jitter(faces),
+        }
+        self._show(clip, faces, result)
+        if count >= MAX_FRAMES // 2:
+            score = self.judge.score(result, self.voices.states[voice][8 : 8 + 2 * count])
+            values |= {"confidence": score.confidence, "offset": score.offset}
+        if clip.has_audio:
+            own = self.pack.states(clip)[: 2 * count]
+            values["real_confidence"] = self.judge.score(faces, own).confidence
+            spoken = self.speaker(faces, self.voices.window(self.pack.states(clip), 0, count))
+            mouths = [detail.mouth(x) for x in (spoken, faces)]
+            values["perceptual"] = float(self.perceptual(*mouths))
+            values["psnr"] = detail.psnr(*mouths)
+        return {name: round(value, 4) for name, value in values.items()}
+
+    def silent(self, clip: PackedClip, number: int) -> dict[str, float]:
+        """Opening in silence as a share of that in speech."""
+        count = min(clip.length, MAX_FRAMES // 2)
+        faces = self.pack.faces(range(clip.first, clip.first + count)).float() / 127.5 - 1
+        spoken = openings(self.meter, self.speaker(faces, self.voices.tokens(self._voice(number, count), 4, count)))
+        quiet = openings(self.meter, self.speaker(faces, self.silence[:count]))
+        closed = closed_opening(self.pack.openings[clip.first : clip.first + clip.length])
+        share = max(np.nanmean(quiet) - closed, 0) / max(np.nanmean(spoken) - closed, 1e-3)
+        return {"silence": round(float(share), 4)}
+
+    def _voice(self, number: int, count: int) -> str:
+        long = [name for name in self.voices.recordings if len(self.voices.states[name]) >= 2 * (count + 8)]
+        return long[number % len(long)]
+
+    def _show(self, clip: PackedClip, faces: Tensor, result: Tensor) -> None:
+        shown = [index for index in SHOWN if index < len(faces)]
+        cv2.imwrite(str(self.sheets / f"{clip.name}.png"), np.concatenate([image(x[shown]) for x in (faces, result)]))
+
+
+def load(model: Path | None) -> LipsyncPipeline:
+    """The model of a folder that `recipes.embedded.export` wrote, or None for the shipped one."""
+    if model is None:
+        return load_pipeline("embedded", "cpu")
+    paths = ModelPaths(model / "unet.safetensors", model / "unet.yaml", model / "vae", base="embedded")
+    pipeline = load_pipeline(paths, "cpu")
+    pipeline.num_inference_steps, pipeline.guidance_scale = 1, 1.0
+    return pipeline
+
+
+def summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean, least and most of every figure."""
+    figures = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row and np.isfinite(row[name])]
+        figures[name] = {"mean": round(float(np.mean(values)), 4), "min": min(values), "max": max(values)}
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder written by recipes.embedded.prepare")
+    parser.add_argument("--model", type=Path, help="folder of an exported model (default: the shipped one)")
+    parser.add_argument("--trunk", type=Path, required=True, help="weights of torchvision's mobilenet_v2 (.pth)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for figures.json and contact sheets")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        pack = Pack(args.data / "held_out.safetensors")
+        voices = Voices(pack, args.data / "voices.safetensors")
+        evaluation = Evaluation(pack, voices, load_speaker(load(args.model)), args.trunk, args.output)
+        rows = {}
+        for number, clip in enumerate(clip for clip in pack.clips if clip.length >= 2 * FRAMES):
+            rows[clip.name] = evaluation.clip(clip, number) | evaluation.silent(clip, number)
+            logger.info("%s %s", clip.name, rows[clip.name])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    figures = {"summary": summary(list(rows.values())), "clips": rows}
+    (args.output / "figures.json").write_text(json.dumps(figures, indent=1))
+    print(json.dumps(figures["summary"], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Training samples of the UNet: 16 frames of a face, a reference, and the audio of the frames.
+
+Legend: F frames of a sample, R pixels of a face, S audio tokens, D their width, C old latent channels, h cells.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsync.data.clip_dataset import draw_start_and_reference
+from latentsync.faces.mouth import closed_opening
+from latentsync.media.silence import runs_of, silence_and_speech
+from latentsync.whisper.audio2feature import Audio2Feature
+from recipes.embedded.first_generation.silence import back_and_forth, draw_apart
+from recipes.embedded.pack import Pack, PackedClip
+from recipes.embedded.teacher import FRAMES, TeacherChunk, Voices, read_chunks
+
+REST_OPENING = 0.15  # of a person's wide opening: a mouth no further open is at rest
+WIDE_PERCENTILE = 90
+SHORTEST_REST = 4
+SILENCE_SECONDS = 2.5
+RETRIEVED_SHARE = 0.6  # of the windows without audio, those whose openings find the best match, are used
+SAME_POSE_SHARE = 0.7
+KEPT_ROWS = 12  # of 32: above the part that is regenerated
+APART, NEAREST = 8, 6  # frames
+LEAST_MOTION = 0.08  # standard deviation of the openings of a window that is worth a guess at its audio
+RETRIEVED_WEIGHT = 0.5  # their audio is a guess
+KINDS = ("teacher", "real", "retrieved", "silent")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`kind` is one of `KINDS`. Target and reference faces (F, 3, R, R) in [-1, 1]; tokens (F, S, D).
+
+    teacher: latents (F, C, h, h) of the first generation in place of the target, None for other kinds.
+    weight: of the reconstruction. is_heard: the tokens are what the target says, for a sync loss.
+    """
+
+    kind: str
+    target: Tensor
+    reference: Tensor
+    tokens: Tensor
+    teacher: Tensor | None = None
+    weight: float = 1.0
+
+    @property
+    def is_heard(self) -> bool:
+        return self.kind in ("teacher", "real")
+
+
+def relative_openings(openings: np.ndarray) -> np.ndarray:
+    """Openings of a person's clip (T,) -> 0 at rest, 1 wide open; NaN where no mesh was found."""
+    closed = closed_opening(openings)
+    wide = np.nanpercentile(openings, WIDE_PERCENTILE) if np.isfinite(openings).any() else np.nan
+    return (openings - closed) / max(wide - closed, 1e-3)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the faces of a sample are changed: target and reference alike."""
+
+    matrix: np.ndarray
+    table: np.ndarray  # (256, 3) uint8
+
+    @classmethod
+    def draw(cls, side: int, rng: np.random.Generator) -> "Look":
+        matrix = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(-5, 5), 1 + rng.uniform(-0.05, 0.08))
+        matrix[0] *= rng.choice([-1.0, 1.0]) * rng.uniform(0.93, 1.03)
+        center = matrix @ [side / 2, side / 2, 1]
+        matrix[:, 2] += side / 2 - center + side * rng.uniform(-0.025, 0.025, 2)
+        gain = rng.uniform(0.8, 1.12) * rng.uniform(0.93, 1.07, 3)
+        values = (np.linspace(0, 1, 256)[:, None] * gain).clip(0, 1) ** (2 ** rng.uniform(-0.35, 0.35))
+        return cls(matrix, (values * 255).round().astype(np.uint8))
+
+    def __call__(self, face: np.ndarray) -> np.ndarray:
+        size = (face.shape[1], face.shape[0])
+        moved = cv2.warpAffine(face, self.matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        return np.stack([self.table[moved[..., color], color] for color in range(3)], -1)
+
+
+class SampleMaker:
+    """Draws samples, balanced by person.
+
+    Args:
+        pack: training faces.
+        voices: audio that may drive them.
+        chunks: the first generation's results, see `teacher`.
+        whisper: weights of the audio encoder, for the sound of silence.
+    """
+
+    def __init__(self, pack: Pack, voices: Voices, chunks: Path, whisper: Path) -> None:
+        self.pack, self.voices, self._folder = pack, voices, chunks
+        self.chunks: list[TeacherChunk] = []
+        by_person = [clips for _, clips in pack.by_person()]
+        self._heard = self._people([[c for c in clips if c.has_audio] for clips in by_person], 2 * FRAMES)
+        self._seen = self._people([[c for c in clips if not c.has_audio] for clips in by_person], 2 * FRAMES)
+        self.openings = {
+            clip.name: relative_openings(pack.openings[clip.first : clip.first + clip.length]) for clip in pack.clips
+        }
+        self._poses: dict[str, np.ndarray] = {}
+        self._retrieved = self._retrieve()
+        self._rests = [rest for people in self._heard for clip in people if (rest := self._longest_rest(clip))]
+        audio = Audio2Feature(whisper)
+        heard = [clip for clip in pack.clips if clip.has_audio]
+        self._silences = [self._silence(audio, clip) for clip in heard[:: max(1, len(heard) // 6)]]
+
+    @staticmethod
+    def _people(people: Sequence[list[PackedClip]], shortest: int) -> list[list[PackedClip]]:
+        long = [[clip for clip in clips if clip.length >= shortest] for clips in people]
+        return [clips for clips in long if clips]
+
+    def _windows(self, clips: Sequence[PackedClip]) -> tuple[np.ndarray, list[tuple[PackedClip, int]]]:
+        """Openings (n, F) of all windows that are seen throughout, and where they are."""
+        rows, places = [], []
+        for clip in clips:
+            curve = self.openings[clip.name]
+            for start in range(clip.length - FRAMES + 1):
+                if np.isfinite(curve[start : start + FRAMES]).all():
+                    rows.append(curve[start : start + FRAMES])
+                    places.append((clip, start))
+        return np.array(rows, np.float32).reshape(-1, FRAMES), places
+
+    def _retrieve(self) -> list[list[tuple[PackedClip, int, str, int]]]:
+        """For each person without audio: windows, and the audio of the window whose mouth opens most alike."""
+        bank, heard = self._windows([clip for clips in self._heard for clip in clips])
+        found = []
+        for clips in self._seen:
+            curves, places = self._windows(clips)
+            if not len(curves) or not len(bank):
+                continue
+            moving = curves.std(1) >= LEAST_MOTION
+            curves, places = curves[moving], [place for place, moves in zip(places, moving, strict=True) if moves]
+            if not len(curves):
+                continue
+            distances = np.square(curves[:, None, ::2] - bank[None, :, ::2]).mean(-1)
+            best = distances.argmin(1)
+            close = distances[np.arange(len(best)), best]
+            limit = np.quantile(close, RETRIEVED_SHARE)
+            found.append(
+                [
+                    (clip, start, heard[index][0].name, heard[index][1])
+                    for (clip, start), index, distance in zip(places, best, close, strict=True)
+                    if distance <= limit
+                ]
+            )
+        return found
+
+    def _longest_rest(self, clip: PackedClip) -> tuple[PackedClip, int, int] | None:
+        silence, _ = silence_and_speech(self.pack.wave(clip), clip.length)
+        flags = silence & (np.nan_to_num(self.openings[clip.name], nan=9.0) <= REST_OPENING)
+        runs = [run for run in runs_of(flags) if run[1] - run[0] >= SHORTEST_REST]
+        return (clip, *max(runs, key=lambda run: run[1] - run[0])) if runs else None
+
+    def _silence(self, audio: Audio2Feature, clip: PackedClip) -> Tensor:
+        """Whisper states of silence, then the clip's audio, then silence."""
+        return audio.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * 16000)))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of `KINDS` that the data can give."""
+        there = (self.chunks or read_chunks(self._folder), self._heard, self._retrieved, self._rests)
+        return tuple(kind for kind, found in zip(KINDS, there, strict=True) if found)
+
+    def draw(self, kind: str, rng: np.random.Generator) -> Sample:
+        """A sample of a kind."""
+        return getattr(self, f"_draw_{kind}")(rng)
+
+    def _show(self, frames: Sequence[int], look: Look | None) -> Tensor:
+        distinct = {int(frame): self.pack.face(int(frame)) for frame in frames}
+        if look is not None:
+            distinct = {frame: look(face) for frame, face in distinct.items()}
+        faces = np.stack([distinct[int(frame)] for frame in frames])
+        return torch.from_numpy(faces).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def _draw_teacher(self, rng: np.random.Generator) -> Sample:
+        if not self.chunks or rng.random() < 0.02:
+            self.chunks = read_chunks(self._folder)
+        chunk = self.chunks[rng.integers(len(self.chunks))]
+        faces = self._show(range(chunk.first, chunk.first + FRAMES), None)
+        tokens = self.voices.tokens(chunk.voice, chunk.start)
+        return Sample("teacher", faces, faces, tokens, chunk.latents.float())
+
+    def _draw_real(self, rng: np.random.Generator) -> Sample:
+        people = np.array([len(clips) for clips in self._heard]) ** 0.5
+        clips = self._heard[rng.choice(len(people), p=people / people.sum())]
+        clip = clips[rng.integers(len(clips))]
+        start, other = draw_start_and_reference(clip.length, FRAMES, rng)
+        return self._pair("real", clip, start + np.arange(FRAMES), other, self.voices.tokens(clip.name, start), rng)
+
+    def _draw_retrieved(self, rng: np.random.Generator) -> Sample:
+        windows = self._retrieved[rng.integers(len(self._retrieved))]
+        clip, start, voice, heard = windows[rng.integers(len(windows))]
+        other = draw_apart(clip.length, FRAMES, start, start + FRAMES, rng)
+        other = int(rng.integers(clip.length - FRAMES + 1)) if other is None else other
+        return self._pair("retrieved", clip, start + np.arange(FRAMES), other, self.voices.tokens(voice, heard), rng)
+
+    def _draw_silent(self, rng: np.random.Generator) -> Sample:
+        clip, start, end = self._rests[rng.integers(len(self._rests))]
+        other = draw_apart(clip.length, FRAMES, start, end, rng)
+        other = int(rng.integers(clip.length - FRAMES + 1)) if other is None else other
+        states = self._silences[rng.integers(len(self._silences))]
+        quiet = round(SILENCE_SECONDS * 25) - FRAMES - 4
+        first = int(rng.integers(quiet))
+        if rng.random() < 0.5:
+            first = len(states) // 2 - FRAMES - first
+        tokens = self.voices.window(states, first)
+        return self._pair("silent", clip, back_and_forth(start, end, FRAMES, rng), other, tokens, rng)
+
+    def _same_pose(self, clip: PackedClip, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """For each frame one of another moment in which the head is held alike and the mouth is rather not: in
+        inference the reference is the frame itself, so its cheeks are in place and its mouth is not."""
+        if clip.name not in self._poses:
+            faces = [
+                cv2.resize(self.pack.face(clip.first + i), (32, 32), interpolation=cv2.INTER_AREA)
+                for i in range(clip.length)
+            ]
+            kept = np.stack(faces)[:, :KEPT_ROWS].reshape(clip.length, -1).astype(np.float32)
+            squares = np.square(kept).sum(1)
+            self._poses[clip.name] = squares[:, None] + squares - 2 * kept @ kept.T
+        distances = self._poses[clip.name][frames].copy()
+        distances[np.abs(frames[:, None] - np.arange(clip.length)) < APART] = np.inf
+        nearest = distances.argsort(1)[:, :NEAREST]
+        curve = np.nan_to_num(self.openings[clip.name])
+        difference = np.abs(curve[nearest] - curve[frames][:, None]) + rng.uniform(0, 0.5, nearest.shape)
+        return nearest[np.arange(len(frames)), difference.argmax(1)]
+
+    def _pair(
+        self, kind: str, clip: PackedClip, frames: np.ndarray, other: int, tokens: Tensor, rng: np.random.Generator
+    ) -> Sample:
+        look = Look.draw(self.pack.resolution, rng)
+        target = self._show(clip.first + frames, look)
+        shown = np.arange(other, other + FRAMES)
+        if kind != "silent" and rng.random() < SAME_POSE_SHARE:
+            shown = self._same_pose(clip, frames, rng)
+        reference = self._show(clip.first + shown, look)
+        return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)

@@ -1,0 +1,184 @@
+"""Train the embedded model: `python -m recipes.embedded.train --data DIR --output DIR --trunk FILE`.
+
+Each stage runs for a budget of wall time and resumes where it was interrupted, so the same command continues. Stages:
+
+autoencoder  the decoder, on crops of faces
+teacher      results of the 128 px model with other audio, to learn from
+syncnet      the SyncNet that trains the UNet
+distill      the UNet: the 128 px model's guided four steps in one, and real clips
+refine       UNet and decoder together, with silence, by what the decoded mouth looks like
+export       the files that inference loads, in OUTPUT/model
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from latentsync.checkpoints.loading import load_checkpoint
+from latentsync.config.unet import load_unet_config
+from latentsync.models.framewise_syncnet import FramewiseSyncNet
+from latentsync.models.patch_autoencoder import PatchAutoencoder
+from latentsync.models.unet import UNet3DConditionModel
+from latentsync.models.unet_config import UNetConfig
+from latentsync.utils.errors import UserError
+from recipes.embedded import autoencoder, sheets, syncnet, teacher
+from recipes.embedded.denoiser import DenoiserSettings, DenoiserTraining, OneStep
+from recipes.embedded.export import export
+from recipes.embedded.inflate import inflate, inflated_config
+from recipes.embedded.pack import Pack
+from recipes.embedded.perceptual import PerceptualDistance
+from recipes.embedded.samples import SampleMaker
+from recipes.embedded.teacher import Voices
+
+logger = logging.getLogger("train")
+
+FIRST_GENERATION = Path("checkpoints/embedded")
+FIRST_CONFIG = Path("configs/unet/embedded.yaml")
+CHANNELS = 96
+TEACHER_CHUNKS = 160
+QUICK_MINUTES, QUICK_CHUNKS = 0.01, 1
+MINUTES = {
+    "autoencoder": 5.0,
+    "teacher": 30.0,
+    "syncnet": 7.0,
+    "distill": 9.0,
+    "refine": 150.0,
+    "export": 0.0,
+}
+DENOISER = {
+    "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
+    "refine": DenoiserSettings(
+        {"teacher": 0.3, "real": 0.28, "retrieved": 0.22, "silent": 0.2},
+        lr=3e-4,
+        decoder_lr=5e-4,
+        discriminator_lr=4e-4,
+        teacher_weight=2.5,
+        latent_weight=0.3,
+        sync_weight=0.25,
+        pixel_weight=1.0,
+        exact_weight=1.0,
+        perceptual_weight=0.4,
+        adversarial_weight=0.1,
+        temporal_weight=1.0,
+        decay=0.99,
+        seed=33,
+    ),
+}
+
+
+class Recipe:
+    """Where everything is, and the stages.
+
+    Args:
+        data: folder written by `prepare`.
+        output: checkpoints, results and contact sheets.
+        trunk: weights of the perceptual distance.
+        chunks: results of the first generation to learn from.
+    """
+
+    def __init__(self, data: Path, output: Path, trunk: Path, chunks: int = TEACHER_CHUNKS) -> None:
+        self.data, self.output, self.trunk, self.chunks = data, output, trunk, chunks
+        self.pack = Pack(data / "train.safetensors")
+
+    def run(self, stage: str, seconds: float) -> None:
+        """Run a stage, or what is left of it."""
+        if stage in DENOISER:
+            self._denoise(stage, seconds)
+        else:
+            stages: dict[str, Callable[[float], object]] = {
+                "autoencoder": self._autoencoder,
+                "teacher": self._teacher,
+                "syncnet": self._syncnet,
+                "export": lambda _: export(self.load_model(), self.output / "model"),
+            }
+            stages[stage](seconds)
+
+    @property
+    def voices(self) -> Voices:
+        return Voices(self.pack, self.data / "voices.safetensors")
+
+    def _autoencoder(self, seconds: float) -> None:
+        settings = autoencoder.AutoencoderSettings(channels=CHANNELS)
+        autoencoder.train(self.pack, FIRST_GENERATION / "vae", self.trunk, self.output, seconds, settings)
+
+    def _teacher(self, seconds: float) -> None:
+        teacher.make_chunks(self.pack, self.voices, self.output / "teacher", self.chunks)
+
+    def _syncnet(self, seconds: float) -> FramewiseSyncNet:
+        settings = syncnet.SyncNetSettings()
+        return syncnet.train(self.pack, self.load_autoencoder(), self.output / "syncnet.pt", seconds, settings)
+
+    def _denoise(self, name: str, seconds: float) -> None:
+        model = self.load_model(before=name)
+        chunks, whisper = self.output / "teacher", FIRST_GENERATION / "whisper_tiny_en_encoder.safetensors"
+        samples = SampleMaker(self.pack, self.voices, chunks, whisper)
+        judge = self._load_syncnet() if DENOISER[name].sync_weight else None
+        perceptual = PerceptualDistance(self.trunk)
+        path = self.output / f"{name}.pt"
+        DenoiserTraining(model, samples, judge, perceptual, path, seconds, DENOISER[name]).run()
+        sheets.draw(model.eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
+
+    def _load_syncnet(self) -> nn.Module | None:
+        path = self.output / "syncnet.pt"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; run the stage syncnet first")
+        network = FramewiseSyncNet(syncnet.SyncNetSettings().network)
+        network.load_state_dict(torch.load(path, weights_only=True)["averages"]["syncnet"])
+        return network.eval().requires_grad_(False)
+
+    def load_autoencoder(self) -> PatchAutoencoder:
+        """The trained one, or as far as its training is."""
+        path = self.output / "autoencoder.pt"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; run the stage autoencoder first")
+        network = PatchAutoencoder(latent_channels=CHANNELS)
+        network.load_state_dict(torch.load(path, weights_only=True)["averages"]["autoencoder"])
+        return network.to(memory_format=torch.channels_last).eval()
+
+    def load_model(self, before: str | None = None) -> OneStep:
+        """The results of the last stage that has any, of those before one."""
+        first = load_unet_config(FIRST_CONFIG, UNetConfig).model
+        names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
+        found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
+        network = self.load_autoencoder()
+        if not found:
+            state = load_checkpoint(FIRST_GENERATION / "unet.safetensors").state_dict
+            return OneStep(inflate(state, first, CHANNELS).to(memory_format=torch.channels_last), network)
+        averages = torch.load(found[-1], weights_only=True)["averages"]
+        unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
+        unet.load_state_dict(averages["unet"])
+        if "autoencoder" in averages:
+            network.load_state_dict(averages["autoencoder"])
+        logger.info("starting from %s", found[-1])
+        return OneStep(unet.to(memory_format=torch.channels_last), network)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder written by recipes.embedded.prepare")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and results")
+    parser.add_argument("--trunk", type=Path, required=True, help="weights of torchvision's mobilenet_v2 (.pth)")
+    parser.add_argument("--stages", nargs="+", choices=list(MINUTES), default=list(MINUTES), help="default: all")
+    parser.add_argument("--minutes", type=float, help="budget of each stage, instead of its own")
+    parser.add_argument("--quick", action="store_true", help="a step or two of each stage, to try the recipe")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        recipe = Recipe(args.data, args.output, args.trunk, QUICK_CHUNKS if args.quick else TEACHER_CHUNKS)
+        for stage in args.stages:
+            minutes = QUICK_MINUTES if args.quick else args.minutes or MINUTES[stage]
+            logger.info("stage %s: %g minutes", stage, minutes)
+            recipe.run(stage, 60 * minutes)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""A training stage that runs for a budget of wall time, saves often and resumes exactly."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger("train")
+
+SAVE_SECONDS = 150.0
+LOG_STEPS = 20
+WARMUP, FLOOR = 0.02, 0.02  # of the schedule, as shares of the budget and of the learning rate
+GRADIENT_NORM = 1.0
+
+
+def cosine_with_warmup(progress: float) -> float:
+    """Factor on the learning rate at `progress` in [0, 1]."""
+    if progress < WARMUP:
+        return max(progress / WARMUP, 1e-2)
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min((progress - WARMUP) / (1 - WARMUP), 1)))
+
+
+def random_states(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """All random numbers of a step follow from the seed and its number, so a resumed run draws the same ones."""
+    return np.random.default_rng([seed, step]), torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+@dataclass
+class Stage:
+    """What is trained, and how far it is.
+
+    Args:
+        path: checkpoint file.
+        seconds: budget of wall time, over all runs together.
+        modules: trained networks, by name. `averaged` names those of which an exponential average is kept.
+        optimizers: by name; each has its own learning rate as `initial_lr`.
+        decay: of the average.
+    """
+
+    path: Path
+    seconds: float
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    averaged: tuple[str, ...] = ()
+    decay: float = 0.995
+    step: int = 0
+    elapsed: float = 0.0
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        for name in self.averaged:
+            self.averages[name] = {key: value.clone() for key, value in self.modules[name].state_dict().items()}
+        if self.path.is_file():
+            self._load()
+
+    @property
+    def progress(self) -> float:
+        return min(self.elapsed / self.seconds, 1.0)
+
+    def steps(self, max_steps: int | None = None) -> Iterator[int]:
+        """Numbers of the steps to take, until the budget is spent; saves on the way and at the end."""
+        began, before, saved = time.monotonic(), self.elapsed, time.monotonic()
+        first = self.step
+        while self.elapsed < self.seconds and (max_steps is None or self.step - first < max_steps):
+            for optimizer in self.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * cosine_with_warmup(self.progress)
+            yield self.step
+            self.step += 1
+            self.elapsed = before + time.monotonic() - began
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+    def update(self, name: str, loss: Tensor) -> None:
+        """One step of an optimizer, and of the averages of the networks it trains."""
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+        if torch.isfinite(norm):
+            optimizer.step()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, average in self.averages.items():
+            for key, value in self.modules[name].state_dict().items():
+                if value.is_floating_point():
+                    average[key].lerp_(value, 1 - decay)
+                else:
+                    average[key].copy_(value)
+
+    def averaged_state(self, name: str) -> dict[str, Tensor]:
+        return self.averages[name]
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".part")
+        state = {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "averages": self.averages,
+            "step": self.step,
+            "elapsed": self.elapsed,
+        }
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.averages = state["averages"]
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        logger.info("%s: resumed at step %d, %.0f s", self.path, self.step, self.elapsed)
+
+
+class Meter:
+    """Running means of losses, logged every `LOG_STEPS` steps."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._sums, self._count, self._since = stage, {}, 0, time.monotonic()
+
+    def add(self, **values: float | Tensor) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._count += 1
+        if self._count == LOG_STEPS:
+            pace = (time.monotonic() - self._since) / self._count
+            text = "  ".join(f"{name} {total / self._count:.4f}" for name, total in self._sums.items())
+            logger.info("step %d %3.0f%% %.2f s/step  %s", self._stage.step, 100 * self._stage.progress, pace, text)
+            self._sums, self._count, self._since = {}, 0, time.monotonic()

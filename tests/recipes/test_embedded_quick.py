@@ -1,0 +1,43 @@
+"""The whole recipe of the embedded model in its quick mode, on drawn faces."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from latentsync.loading import ModelPaths, load_pipeline
+from recipes.embedded import perceptual, train
+from tests.recipes.drawn_faces import write_pack
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_pack(folder / "train.safetensors")
+    write_pack(folder / "held_out.safetensors")
+    save_file({"voice": torch.randn(120, 5, 384).half()}, folder / "voices.safetensors")
+    return folder
+
+
+def write_trunk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random MobileNetV2."""
+    with monkeypatch.context() as patched:
+        patched.setattr(perceptual.PerceptualDistance, "_load", lambda self, path: None)
+        torch.save(perceptual.PerceptualDistance(path).state_dict(), path)
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_the_result_loads(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_trunk(tmp_path / "trunk.pth", monkeypatch)
+    output = tmp_path / "output"
+    places = ["--data", str(data), "--output", str(output), "--trunk", str(tmp_path / "trunk.pth")]
+    monkeypatch.setattr(sys, "argv", ["train", *places, "--quick"])
+    assert train.main() == 0
+    model = output / "model"
+    paths = ModelPaths(model / "unet.safetensors", model / "unet.yaml", model / "vae", base="embedded")
+    pipeline = load_pipeline(paths, "cpu")
+    assert (pipeline.resolution, pipeline.codec.channels) == (256, train.CHANNELS)
+    assert {path.name for path in (output / "refine").glob("*.png")} == {f"{n}_a.png" for n in ("anna", "ben", "cara")}
