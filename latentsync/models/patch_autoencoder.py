@@ -70,7 +70,7 @@ class PatchDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.get_parameter("bias"))
             if isinstance(module, ResidualBlock):
                 module.conv1.weight.data.mul_(SILU_GAIN)
                 module.conv2.weight.data.mul_(SILU_GAIN * BRANCH)

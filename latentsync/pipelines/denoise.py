@@ -134,7 +134,8 @@ def regenerate_faces(
     if not codec.is_local:
         return torch.lerp(decode_frames(codec, latents), pixels, mask)
     rows, columns = masked_cells(mask, codec.factor)
-    part = (..., *(slice(codec.factor * side.start, codec.factor * side.stop) for side in (rows, columns)))
+    height, width = (slice(codec.factor * side.start, codec.factor * side.stop) for side in (rows, columns))
+    part = (..., height, width)
     faces = pixels.clone()
     faces[part] = torch.lerp(decode_frames(codec, latents[..., rows, columns]), pixels[part], mask[part])
     return faces
