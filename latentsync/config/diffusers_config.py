@@ -48,7 +48,7 @@ def _check_sizes(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The keys and values of a diffusers config. Raises UserError for what is not one."""
+    """The keys and values of a diffusers config. Raises UserError if the file is not a valid one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,7 +1,5 @@
 """Thumbnails for lists of jobs."""
 
-import os
-import uuid
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +9,7 @@ import cv2
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import open_timeline
 from latentsync.utils.errors import UserError
+from latentsync.utils.files import replaced
 
 SIDE = 320  # pixels, of the longer side
 QUALITY = 85
@@ -28,11 +27,9 @@ def write_thumbnail(video: Path, path: Path) -> bool:
     size = tuple(max(1, round(side * scale)) for side in pixels.shape[1::-1])
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(encoded.tobytes())
-        os.replace(temporary, path)
+        with replaced(path) as temporary:
+            temporary.write_bytes(encoded.tobytes())
     except OSError:  # a full disk: the list shows none
-        temporary.unlink(missing_ok=True)
         return False
     return True

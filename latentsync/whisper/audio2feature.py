@@ -4,8 +4,6 @@ Letters: T rows (50 per second), L encoder blocks, D width, F video frames, S to
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors.torch import load, save
 from latentsync.constants import FPS, SAMPLE_RATE, WHISPER_ROWS_PER_SECOND
 from latentsync.media.audio import SpooledAudio, load_audio
 from latentsync.utils.errors import UserError
+from latentsync.utils.files import replaced
 from latentsync.whisper.encoder import hidden_states, load_encoder
 from latentsync.whisper.mel import LogMel
 from latentsync.whisper.windows import (
@@ -112,7 +111,8 @@ class Audio2Feature:
         features = self._read_cache(entry)
         if features is None:
             features = self.wave2feat(load_audio(path, SAMPLE_RATE))
-            _write_atomically(entry, save({CACHE_KEY: features}))
+            with replaced(entry) as temporary:
+                temporary.write_bytes(save({CACHE_KEY: features}))
         return features
 
     def wave2feat(self, wave: np.ndarray) -> torch.Tensor:
@@ -192,16 +192,3 @@ class Audio2Feature:
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
         return features if features.shape[1:] == (self.num_layers, self.width) else None
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all, also to other processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:16]}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

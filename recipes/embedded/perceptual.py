@@ -11,34 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentsync.pretrained.mobilenet import IMAGENET_MEAN, IMAGENET_STD, STAGES, STEM, InvertedResidual, conv_bn
 from latentsync.utils.errors import UserError
 
-# Expansion, channels, blocks, stride of the first block (table 2 of the paper).
-STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1)]
-FIRST_WIDTH = 32
 DEPTHS = (1, 3, 6, 10, 13)  # index of the last block of each stage, whose output is compared
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def _convolution(before: int, after: int, kernel: int, stride: int, groups: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU6())
-
-
-class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project."""
-
-    def __init__(self, before: int, after: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        width = before * expansion
-        layers: list[nn.Module] = [_convolution(before, width, 1, 1)] if expansion > 1 else []
-        layers += [_convolution(width, width, 3, stride, groups=width)]
-        layers += [nn.Conv2d(width, after, 1, bias=False), nn.BatchNorm2d(after)]
-        self.conv = nn.Sequential(*layers)
-        self.is_residual = stride == 1 and before == after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.is_residual else self.conv(x)
+COMPARED_STAGES = STAGES[: len(DEPTHS)]
 
 
 class PerceptualDistance(nn.Module):
@@ -53,15 +30,15 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
-        self.features = nn.Sequential(_convolution(3, FIRST_WIDTH, 3, 2))
-        width = FIRST_WIDTH
-        for expansion, channels, count, stride in STAGES:
+        self.features = nn.Sequential(conv_bn(3, STEM, 3, 2))
+        width = STEM
+        for expansion, channels, count, stride in COMPARED_STAGES:
             for index in range(count):
                 self.features.append(InvertedResidual(width, channels, stride if index == 0 else 1, expansion))
                 width = channels
         self._load(Path(weights))
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
     def _load(self, path: Path) -> None:

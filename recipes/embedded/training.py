@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from latentsync.utils.files import replaced
 
 logger = logging.getLogger("train")
 
@@ -107,8 +108,6 @@ class Stage:
         return self.averages[name]
 
     def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".part")
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -116,8 +115,8 @@ class Stage:
             "step": self.step,
             "elapsed": self.elapsed,
         }
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        with replaced(self.path) as partial:
+            torch.save(state, partial)
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
