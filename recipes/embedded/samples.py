@@ -23,6 +23,8 @@ from recipes.embedded.teacher import FRAMES, TeacherChunk, Voices, read_chunks
 REST_OPENING = 0.15  # of a person's wide opening: a mouth no further open is at rest
 WIDE_PERCENTILE = 90
 SHORTEST_REST = 4
+SHORTEST_UNHEARD_REST = 3  # without audio nothing but the mouth itself says that it rests
+CLOSED_OPENING = 0.08  # so it must be further closed
 SILENCE_SECONDS = 2.5
 RETRIEVED_SHARE = 0.6  # of the windows without audio, those whose openings find the best match, are used
 SAME_POSE_SHARE = 0.7
@@ -104,7 +106,9 @@ class SampleMaker:
         }
         self._poses: dict[str, np.ndarray] = {}
         self._retrieved = self._retrieve()
-        self._rests = [rest for people in self._heard for clip in people if (rest := self._longest_rest(clip))]
+        people = [*self._heard, *self._seen]
+        rests = [[rest for clip in clips if (rest := self._longest_rest(clip))] for clips in people]
+        self._rests = [found for found in rests if found]
         audio = Audio2Feature(whisper)
         heard = [clip for clip in pack.clips if clip.has_audio]
         self._silences = [self._silence(audio, clip) for clip in heard[:: max(1, len(heard) // 6)]]
@@ -151,9 +155,13 @@ class SampleMaker:
         return found
 
     def _longest_rest(self, clip: PackedClip) -> tuple[PackedClip, int, int] | None:
-        silence, _ = silence_and_speech(self.pack.wave(clip), clip.length)
-        flags = silence & (np.nan_to_num(self.openings[clip.name], nan=9.0) <= REST_OPENING)
-        runs = [run for run in runs_of(flags) if run[1] - run[0] >= SHORTEST_REST]
+        openings = np.nan_to_num(self.openings[clip.name], nan=9.0)
+        if clip.has_audio:
+            silence, _ = silence_and_speech(self.pack.wave(clip), clip.length)
+            flags, shortest = silence & (openings <= REST_OPENING), SHORTEST_REST
+        else:
+            flags, shortest = openings <= CLOSED_OPENING, SHORTEST_UNHEARD_REST
+        runs = [run for run in runs_of(flags) if run[1] - run[0] >= shortest]
         return (clip, *max(runs, key=lambda run: run[1] - run[0])) if runs else None
 
     def _silence(self, audio: Audio2Feature, clip: PackedClip) -> Tensor:
@@ -200,7 +208,8 @@ class SampleMaker:
         return self._pair("retrieved", clip, start + np.arange(FRAMES), other, self.voices.tokens(voice, heard), rng)
 
     def _draw_silent(self, rng: np.random.Generator) -> Sample:
-        clip, start, end = self._rests[rng.integers(len(self._rests))]
+        rests = self._rests[rng.integers(len(self._rests))]
+        clip, start, end = rests[rng.integers(len(rests))]
         other = draw_apart(clip.length, FRAMES, start, end, rng)
         other = int(rng.integers(clip.length - FRAMES + 1)) if other is None else other
         states = self._silences[rng.integers(len(self._silences))]
@@ -235,7 +244,7 @@ class SampleMaker:
         look = Look.draw(self.pack.resolution, rng)
         target = self._show(clip.first + frames, look)
         shown = np.arange(other, other + FRAMES)
-        if kind != "silent" and rng.random() < SAME_POSE_SHARE:
+        if rng.random() < SAME_POSE_SHARE:
             shown = self._same_pose(clip, frames, rng)
         reference = self._show(clip.first + shown, look)
         return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)
