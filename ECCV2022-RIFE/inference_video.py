@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from tqdm import tqdm  # noqa: E402
 from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: E402
 
+from latentsync.media.codecs import DEFAULT_CRF  # noqa: E402
 from latentsync.media.interpolation import INTERPOLATORS, change_frame_rate  # noqa: E402
-from latentsync.media.writer import DEFAULT_CRF  # noqa: E402
 from latentsync.utils.commands import command  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
 from latentsync.utils.files import parent_folders  # noqa: E402

@@ -21,6 +21,7 @@ from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.rates import exact_rate
 
 AUTO: Final = "auto"
+DEFAULT_CRF = 18
 MAX_SEED = 2**63 - 1
 MAX_FPS = 240
 MAX_NAME = 300
@@ -34,6 +35,9 @@ DTYPES = ("float32", "float16", "bfloat16")  # of a process, not of a generation
 
 Solver = Literal["ddim", "dpm++"]
 Detector = Literal["auto", "mediapipe", "insightface"]
+Codec = Literal["h264", "hevc", "prores", "ffv1"]
+PixelFormat = Literal["yuv420p", "yuv420p10le"]
+HDR = Literal["sdr", "keep"]
 Enhancer = Literal["realesrgan", "gfpgan"]
 OnShortVideo = Literal["loop", "freeze", "error"]
 PasteMask = Literal["contour", "box"]
@@ -185,8 +189,17 @@ class GenerationOptions(BaseModel):
         None, ge=0.1, le=86400, description="Process only this many seconds from the start of the audio."
     )
 
+    codec: Annotated[Codec, Show(Group.OUTPUT, advanced=True)] = Field(
+        "h264", description="Video codec; prores needs a .mov or .mkv file, ffv1 (lossless) a .mkv file."
+    )
     crf: Annotated[int, Show(Group.OUTPUT)] = Field(
-        18, ge=0, le=51, description="H.264 quality from 0 (lossless) to 51 (smallest file)."
+        DEFAULT_CRF, ge=0, le=51, description="Quality of h264 and hevc from 0 (lossless) to 51 (smallest file)."
+    )
+    pix_fmt: Annotated[
+        PixelFormat | None, Show(Group.OUTPUT, advanced=True, unset="10 bits for prores and HDR, else 8")
+    ] = Field(None, description="Pixel format of the output; yuv420p10le keeps 10 bits of the source.")
+    hdr: Annotated[HDR, Show(Group.OUTPUT, advanced=True)] = Field(
+        "sdr", description="HDR sources: sdr tone-maps them, keep writes 10-bit HDR (hevc, prores or ffv1)."
     )
 
     @model_validator(mode="before")
@@ -204,7 +217,25 @@ class GenerationOptions(BaseModel):
             raise ValueError("lora_scale has no effect without lora; give the adapter as well")
         if self.enhancer is not None and not self.enable_upscale:
             raise ValueError("enhancer has no effect without enable_upscale; turn that on as well")
+        if self.codec in ("prores", "ffv1") and self.crf != DEFAULT_CRF:
+            raise ValueError(f"crf has no effect on {self.codec}; leave it out, or choose codec h264 or hevc")
+        if self.pix_fmt == "yuv420p" and (self.codec == "prores" or self.hdr == "keep"):
+            raise ValueError("pix_fmt yuv420p has 8 bits, but prores and hdr keep need 10; leave it out")
+        if self.hdr == "keep" and self.codec == "h264":
+            raise ValueError("hdr keep needs codec hevc, prores or ffv1; choose one of them")
+        if self.hdr == "keep" and self.interpolate is not None:
+            raise ValueError("interpolate works on SDR only; leave out hdr keep")
         return self
+
+    @property
+    def is_ten_bit(self) -> bool:
+        """Whether 10 bits of the source are kept."""
+        return self.pix_fmt == "yuv420p10le" or self.codec == "prores" or self.hdr == "keep"
+
+    @property
+    def suffix(self) -> str:
+        """Of the most common container for the codec."""
+        return {"prores": ".mov", "ffv1": ".mkv"}.get(self.codec, ".mp4")
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,12 @@ OTHER: dict[str, Any] = {
     "model": "embedded", "lora": "me", "lora_scale": "0.5", "inference_steps": "3", "guidance_scale": "2.5",
     "seed": "7",     "solver": "dpm++", "enable_deepcache": "true", "chunk_batch_size": "2", "vram_efficient": "true",
     "match_color": "true", "enable_upscale": "true", "enhancer": "gfpgan", "sharpness_factor": "1.5", "face": "left",
-    "detector": "mediapipe", "paste_mask": "box",
+    "min_face": "120", "detector": "mediapipe", "paste_mask": "box", "codec": "hevc", "pix_fmt": "yuv420p10le",
+    "hdr": "keep",
     "mask_image_path": "mask.png", "video_fps": "30", "keep_fps": "true", "interpolate": "50",
     "audio_track": "deu", "on_short_video": "freeze", "max_seconds": "2.5", "crf": "20",
 }  # fmt: skip
-NEEDS = {"lora_scale": {"lora": "me"}, "enhancer": {"enable_upscale": "true"}}
+NEEDS = {"lora_scale": {"lora": "me"}, "enhancer": {"enable_upscale": "true"}, "hdr": {"codec": "hevc"}}
 NUMBERS = [option for option in OPTIONS.values() if option.type in (int, float)]
 
 

@@ -15,7 +15,7 @@ PIPELINE = "LATENTSYNC_PIPELINE"
 CATEGORY = "LatentSync"
 UNSET = "default"  # choice that stands for None
 LOADED = ("model", "lora", "lora_scale")  # options of the loader
-LEFT_OUT = {"crf", "max_seconds"}  # ComfyUI has its own nodes for encoding and trimming
+LEFT_OUT = {"codec", "crf", "pix_fmt", "hdr", "max_seconds"}  # ComfyUI has its own nodes for encoding and trimming
 
 
 def widget(field: FieldInfo) -> tuple[Any, dict[str, Any]]:

@@ -1,14 +1,18 @@
 """Conversion of decoded frames, in any pixel format and orientation, to upright 8-bit planar YUV 4:2:0."""
 
+from collections.abc import Iterator
+
 import av
 import cv2
 import numpy as np
 from av.video.plane import VideoPlane
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from latentsync.media.codecs import TEN_BIT
 from latentsync.media.color import MATRIX_BT709, RANGE_FULL, RANGE_LIMITED, UNSPECIFIED, ColorTags
-from latentsync.media.frame import VideoFrame
-from latentsync.media.tone_map import SDR_TAGS, ToneMapper, is_hdr
+from latentsync.media.deep_frame import DeepFrame
+from latentsync.media.frame import VideoFrame, join_planes
+from latentsync.media.tone_map import HDR_TRANSFERS, SDR_TAGS, ToneMapper, is_hdr
 
 # The largest side that common H.264 decoders play; larger still images are scaled down to it.
 MAX_STILL_SIDE = 4096
@@ -41,13 +45,13 @@ def bit_depth(frame: av.VideoFrame) -> int:
     return max((component.bits for component in frame.format.components), default=8)
 
 
-def converted_tags(frame: av.VideoFrame) -> ColorTags:
+def converted_tags(frame: av.VideoFrame, keep_hdr: bool = False) -> ColorTags:
     """The color tags of the planes that `FrameConverter` makes from frames like this one.
 
     YUV keeps its matrix and range. RGB and HDR become BT.709, limited range. Gray keeps its samples, which are full
     range unless tagged otherwise (libav's convention).
     """
-    if is_hdr(frame):
+    if is_hdr(frame) and not keep_hdr:
         return SDR_TAGS
     primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
     if _is_rgb(frame):
@@ -76,31 +80,56 @@ class FrameConverter:
     - A frame of another size than the first (a stream that changes resolution) is scaled to it.
     """
 
-    def __init__(self, width: int, height: int, orientation: int, color: ColorTags, is_still: bool = False) -> None:
-        """`width`, `height`: of the first coded frame, before orientation (an EXIF code 1..8) is applied."""
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        orientation: int,
+        color: ColorTags,
+        is_still: bool = False,
+        deep: ColorTags | None = None,
+    ) -> None:
+        """
+        Args:
+            width, height: of the first coded frame, before orientation is applied.
+            orientation: EXIF code 1..8.
+            color: tags of the converted frames.
+            is_still: whether the size is limited.
+            deep: tags of the 10-bit samples of `DeepFrame`s to return; None for 8-bit frames. With the tags of HDR,
+                only the 8-bit version is tone-mapped.
+        """
         self._size = _scaled_size(width, height, is_still)
         self._orientation = orientation
-        self._color = color
+        self._color, self._deep = color, deep
         self._reformatter = VideoReformatter()
         self._tone_mapper = ToneMapper()
 
     def __call__(self, frame: av.VideoFrame) -> VideoFrame:
         """Convert one decoded frame. The result holds its own copy of the samples."""
+        original = frame
         if is_hdr(frame):
             frame = self._tone_mapper(frame)
         if has_alpha(frame):
             frame = self._over_black(frame)
+        deep = original if self._deep is not None and self._deep.transfer in HDR_TRANSFERS else frame
         if frame.format.name not in _DIRECT_FORMATS or (frame.width, frame.height) != self._size:
             frame = self._reformat(frame, "yuv420p")
-        y, u, v = (upright(plane, self._orientation) for plane in _padded(frame))
-        return VideoFrame.from_planes(y, u, v, self._color)
+        shown = VideoFrame.from_planes(*self._upright(frame), self._color)
+        if self._deep is None:
+            return shown
+        if deep.format.name != TEN_BIT or (deep.width, deep.height) != self._size:
+            deep = self._reformat(deep, TEN_BIT, self._deep)
+        return DeepFrame(shown, join_planes(*self._upright(deep)), self._deep)
 
-    def _reformat(self, frame: av.VideoFrame, pixel_format: str) -> av.VideoFrame:
+    def _upright(self, frame: av.VideoFrame) -> Iterator[np.ndarray]:
+        return (upright(plane, self._orientation) for plane in _padded(frame))
+
+    def _reformat(self, frame: av.VideoFrame, pixel_format: str, color: ColorTags | None = None) -> av.VideoFrame:
         if _is_rgb(frame):
             matrix, source, target = MATRIX_BT709, RANGE_FULL, RANGE_LIMITED
         else:
             # The same range on both sides keeps the samples; swscale always takes gray and yuvj for full range.
-            full = self._color.is_full_range or frame.format.name.startswith(("yuvj", "gray"))
+            full = (color or self._color).is_full_range or frame.format.name.startswith(("yuvj", "gray"))
             matrix, source, target = None, *((RANGE_FULL if full else RANGE_LIMITED,) * 2)
         width, height = self._size
         return self._reformatter.reformat(
@@ -129,10 +158,10 @@ class FrameConverter:
         return opaque
 
 
-def plane_samples(plane: VideoPlane) -> np.ndarray:
-    """A view (H, W) uint8 of a plane of a libav frame."""
-    samples = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]  # PyAV does not declare the buffer
-    return samples.reshape(plane.height, plane.line_size)[:, : plane.width]
+def plane_samples(plane: VideoPlane, dtype: type[np.unsignedinteger] = np.uint8) -> np.ndarray:
+    """A view (H, W) of a plane of a libav frame, whose samples have one or two bytes."""
+    samples = np.frombuffer(plane, dtype)  # type: ignore[call-overload]  # PyAV does not declare the buffer
+    return samples.reshape(plane.height, -1)[:, : plane.width]
 
 
 def upright(plane: np.ndarray, orientation: int) -> np.ndarray:
@@ -145,7 +174,8 @@ def upright(plane: np.ndarray, orientation: int) -> np.ndarray:
 
 def _padded(frame: av.VideoFrame) -> list[np.ndarray]:
     """The three planes, luma padded to even sides so that luma and chroma stay aligned when rotated."""
-    y, u, v = (plane_samples(plane) for plane in frame.planes)
+    dtype = np.uint16 if bit_depth(frame) > 8 else np.uint8
+    y, u, v = (plane_samples(plane, dtype) for plane in frame.planes)
     if y.shape[0] % 2 or y.shape[1] % 2:
         y = np.pad(y, ((0, y.shape[0] % 2), (0, y.shape[1] % 2)), mode="edge")
     return [y, u, v]

@@ -31,17 +31,7 @@ class VideoFrame:
     @classmethod
     def from_planes(cls, y: np.ndarray, u: np.ndarray, v: np.ndarray, color: ColorTags | None = None) -> "VideoFrame":
         """Copy planes y (H, W), u and v (ceil(H/2), ceil(W/2)), uint8; odd sides are padded to even with their edge."""
-        height, width = y.shape
-        data = np.empty(((height + height % 2) // 2 * 3, width + width % 2), np.uint8)
-        planes = _split(data)
-        planes[0][:height, :width] = y
-        if width % 2:
-            planes[0][:height, width] = y[:, -1]
-        if height % 2:
-            planes[0][height] = planes[0][height - 1]
-        planes[1][:] = u
-        planes[2][:] = v
-        return cls(data, color)
+        return cls(join_planes(y, u, v), color)
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, color: ColorTags | None = None) -> "VideoFrame":
@@ -58,7 +48,7 @@ class VideoFrame:
     @property
     def planes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Read-only views of Y (H, W), U and V (H/2, W/2)."""
-        return _split(self._data)
+        return split_planes(self._data)
 
     @property
     def is_gray(self) -> bool:
@@ -107,53 +97,79 @@ class VideoFrame:
         if rgb.shape[:2] != alpha.shape or rgb.shape[2] != 3:
             raise ValueError(f"rgb {rgb.shape} and alpha {alpha.shape} do not match")
         data = self._data.copy()
-        left, top = max(x0, 0), max(y0, 0)
-        right, bottom = min(x0 + alpha.shape[1], self.width), min(y0 + alpha.shape[0], self.height)
-        if left < right and top < bottom:
-            box = slice(top - y0, bottom - y0), slice(left - x0, right - x0)
-            planes = _split(data)[:1] if luma_only else _split(data)
-            self._blend_box(planes, left, top, rgb[box], alpha[box])
-        return VideoFrame(data, self.color)
-
-    def _blend_box(self, planes: tuple[np.ndarray, ...], x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray) -> None:
-        """Blend a box inside the frame into writable planes (Y, U, V, or Y alone), in place."""
-        # A border with alpha 0 completes the chroma cells at odd edges.
-        height, width = alpha.shape
-        border = (y0 % 2, (y0 + height) % 2, x0 % 2, (x0 + width) % 2)
-        alpha = _numbers(np.clip(alpha, 0.0, 1.0, dtype=np.float32))
-        rgb = rgb.astype(np.float32, copy=False)
-        if any(border):
-            alpha = cv2.copyMakeBorder(alpha, *border, cv2.BORDER_CONSTANT, value=0)
-            rgb = cv2.copyMakeBorder(rgb, *border, cv2.BORDER_REPLICATE)
-        left, top = x0 - x0 % 2, y0 - y0 % 2
-        height, width = alpha.shape
-        cells = (width // 2, height // 2)
+        planes = split_planes(data)[:1] if luma_only else split_planes(data)
         to_yuv = rgb_to_yuv_matrix(self.color.resolved_matrix(self.width, self.height), self.color.is_full_range)
-        new = cv2.transform(np.ascontiguousarray(rgb), to_yuv)
-        kept = cv2.subtract(1.0, alpha)
-        # old * (1 - alpha) + new * alpha, which is exactly old where alpha is 0.
-        luma, *chroma = (_numbers(cv2.multiply(plane, alpha)) for plane in cv2.split(new))
-        _mix(planes[0][top : top + height, left : left + width], kept, luma)
-        # Both terms are averaged over each cell, so that each pixel counts by its own alpha.
-        kept = cv2.resize(kept, cells, interpolation=cv2.INTER_AREA)
-        for plane, weighted in zip(planes[1:], chroma, strict=False):
-            box = plane[top // 2 : top // 2 + cells[1], left // 2 : left // 2 + cells[0]]
-            _mix(box, kept, cv2.resize(weighted, cells, interpolation=cv2.INTER_AREA))
+        blend_planes(planes, x0, y0, rgb, alpha, to_yuv)
+        return VideoFrame(data, self.color)
 
     def _yuv_to_rgb(self) -> np.ndarray:
         return yuv_to_rgb_matrix(self.color.resolved_matrix(self.width, self.height), self.color.is_full_range)
 
 
-def _split(data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def join_planes(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Copy planes y (H, W), u and v (ceil(H/2), ceil(W/2)) to an I420 array (3H/2, W), padded to even sides."""
+    height, width = y.shape
+    data = np.empty(((height + height % 2) // 2 * 3, width + width % 2), y.dtype)
+    planes = split_planes(data)
+    planes[0][:height, :width] = y
+    if width % 2:
+        planes[0][:height, width] = y[:, -1]
+    if height % 2:
+        planes[0][height] = planes[0][height - 1]
+    planes[1][:] = u
+    planes[2][:] = v
+    return data
+
+
+def split_planes(data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Views of the Y, U and V planes of an I420 array (3H/2, W)."""
     height, width = data.shape[0] // 3 * 2, data.shape[1]
     chroma = data[height:].reshape(2, height // 2, width // 2)
     return data[:height], chroma[0], chroma[1]
 
 
+def blend_planes(
+    planes: tuple[np.ndarray, ...], x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, to_yuv: np.ndarray
+) -> None:
+    """Blend `rgb` (h, w, 3) into writable planes (Y, U, V, or Y alone) of uint8 or uint16, in place.
+
+    `alpha` and the position are those of `VideoFrame.blend_rgb`; `to_yuv` (3, 4) maps RGB to samples.
+    """
+    frame_height, frame_width = planes[0].shape
+    x1, y1 = min(x0 + alpha.shape[1], frame_width), min(y0 + alpha.shape[0], frame_height)
+    left, top = max(x0, 0), max(y0, 0)
+    if left >= x1 or top >= y1:
+        return
+    box = slice(top - y0, y1 - y0), slice(left - x0, x1 - x0)
+    # A border with alpha 0 completes the chroma cells at odd edges.
+    border = (top % 2, y1 % 2, left % 2, x1 % 2)
+    alpha = _numbers(np.clip(alpha[box], 0.0, 1.0, dtype=np.float32))
+    rgb = rgb[box].astype(np.float32, copy=False)
+    if any(border):
+        alpha = cv2.copyMakeBorder(alpha, *border, cv2.BORDER_CONSTANT, value=0)
+        rgb = cv2.copyMakeBorder(rgb, *border, cv2.BORDER_REPLICATE)
+    left, top = left - left % 2, top - top % 2
+    height, width = alpha.shape
+    cells = (width // 2, height // 2)
+    new = cv2.transform(np.ascontiguousarray(rgb), to_yuv)
+    kept = cv2.subtract(1.0, alpha)
+    # old * (1 - alpha) + new * alpha, which is exactly old where alpha is 0.
+    luma, *chroma = (_numbers(cv2.multiply(plane, alpha)) for plane in cv2.split(new))
+    _mix(planes[0][top : top + height, left : left + width], kept, luma)
+    # Both terms are averaged over each cell, so that each pixel counts by its own alpha.
+    kept = cv2.resize(kept, cells, interpolation=cv2.INTER_AREA)
+    for plane, weighted in zip(planes[1:], chroma, strict=False):
+        part = plane[top // 2 : top // 2 + cells[1], left // 2 : left // 2 + cells[0]]
+        _mix(part, kept, cv2.resize(weighted, cells, interpolation=cv2.INTER_AREA))
+
+
 def _mix(old: np.ndarray, kept: np.ndarray, added: np.ndarray) -> None:
-    """`old` * kept + added, rounded to uint8, written to `old`."""
-    old[:] = cv2.add(cv2.multiply(old, kept, dtype=cv2.CV_32F), added, dtype=cv2.CV_8U)
+    """`old` (uint8, or uint16 for 10 bits) * kept + added, rounded, written to `old`."""
+    mixed = cv2.multiply(old, kept, dtype=cv2.CV_32F)
+    if old.dtype == np.uint8:
+        old[:] = cv2.add(mixed, added, dtype=cv2.CV_8U)
+    else:
+        old[:] = cv2.min(cv2.add(mixed, added, dtype=cv2.CV_16U), 1023)
 
 
 def _numbers(image: np.ndarray) -> np.ndarray:

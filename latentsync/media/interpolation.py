@@ -17,12 +17,13 @@ from latentsync.checkpoints import registry
 from latentsync.checkpoints.formats import Checkpoint
 from latentsync.checkpoints.loading import load_checkpoint, load_into
 from latentsync.media.audio_stream import has_audio, select_audio
+from latentsync.media.codecs import DEFAULT_CRF
 from latentsync.media.frame_rate import FrameRateConverter, Interpolator
 from latentsync.media.optical_flow import FlowInterpolator
 from latentsync.media.paths import check_output_path
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import available_frames, open_timeline
-from latentsync.media.writer import DEFAULT_CRF, VideoWriter
+from latentsync.media.writer import VideoWriter
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR, PROJECT_ROOT
 from latentsync.utils.rates import exact_rate
@@ -176,6 +177,7 @@ def change_frame_rate(
     scale: float = 1.0,
     device: str = "cpu",
     rife_path: str | Path | None = None,
+    codec: str = "h264",
     crf: int = DEFAULT_CRF,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
@@ -187,7 +189,7 @@ def change_frame_rate(
         target_fps: frame rate of the result, such as 50, 59.94 or "60000/1001"; or
         factor: multiple of the source's frame rate.
         interpolator, scale, device, rife_path: see `open_interpolator` and `RifeInterpolator`.
-        crf: see `VideoWriter`.
+        codec, crf: see `VideoWriter`.
         on_progress: called as on_progress("interpolation", done, total) for each source frame. An exception raised in
             it stops the run and leaves nothing behind.
 
@@ -213,6 +215,7 @@ def change_frame_rate(
             target,
             color=info.color,
             sample_aspect_ratio=info.sample_aspect_ratio,
+            codec=codec,
             crf=crf,
             audio=audio,
         ) as writer,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TypedDict
@@ -63,6 +63,17 @@ class VideoInfo:
     sample_aspect_ratio: Fraction
     hdr: str | None = None  # PQ or HLG: frames are tone-mapped to SDR
     is_interlaced: bool = False  # frames are deinterlaced
+    hdr_color: ColorTags | None = None  # tags of HDR samples before tone mapping
+    deep_color: ColorTags | None = None  # tags of 10-bit samples, which frames then have, too
+
+    @property
+    def output_color(self) -> ColorTags:
+        """Tags of the samples that are encoded."""
+        return self.deep_color or self.color
+
+    def with_ten_bits(self, keep_hdr: bool) -> "VideoInfo":
+        """The same video, whose frames are read as `DeepFrame`s; with `keep_hdr`, 10-bit samples keep their HDR."""
+        return replace(self, deep_color=(self.hdr_color if keep_hdr else None) or self.color)
 
 
 class _Geometry(TypedDict):
@@ -106,6 +117,7 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
             color=converted_tags(frame),
             sample_aspect_ratio=_aspect_ratio(stream, orientation),
             hdr=HDR_TRANSFERS.get(int(frame.color_trc)),
+            hdr_color=converted_tags(frame, keep_hdr=True) if int(frame.color_trc) in HDR_TRANSFERS else None,
             is_interlaced=not is_still and bool(frame.interlaced_frame),
         )
 

@@ -53,7 +53,7 @@ class VideoReader:
     def __init__(self, info: VideoInfo) -> None:
         self._info = info
         self._converter = FrameConverter(
-            info.coded_width, info.coded_height, info.orientation, info.color, info.is_still
+            info.coded_width, info.coded_height, info.orientation, info.color, info.is_still, info.deep_color
         )
         self._opened: tuple[InputContainer, VideoStream] | None = None
         self._origin: Fraction | None = None  # time stamp of the first frame, seconds
@@ -61,7 +61,9 @@ class VideoReader:
         self._reported_damage = False
         self.damaged_packets = 0
         if info.hdr is not None:
-            logger.info("%s: HDR (%s) is tone-mapped to SDR", info.path, info.hdr)
+            is_kept = info.deep_color == info.hdr_color
+            outcome = "kept; faces are generated in SDR" if is_kept else "tone-mapped to SDR"
+            logger.info("%s: HDR (%s) is %s", info.path, info.hdr, outcome)
         if info.is_interlaced:
             logger.info("%s: interlaced video is deinterlaced", info.path)
 

@@ -54,14 +54,18 @@ class VideoSource(Protocol):
 
 
 @contextmanager
-def open_video(video: VideoInput) -> Iterator[VideoSource]:
-    """Open a video. Raises UserError for any other input, or one that cannot be read."""
+def open_video(video: VideoInput, *, ten_bits: bool = False, keep_hdr: bool = False) -> Iterator[VideoSource]:
+    """Open a video; of a file, with its 10-bit samples if `ten_bits`, see `VideoInfo.with_ten_bits`.
+
+    Raises UserError for any other input, or one that cannot be read.
+    """
     if isinstance(video, tuple):
         frames, fps = _pair(video, "video", "(frames, fps)")
         yield FrameSource(frames, fps)
         return
     with as_file(video, "video") as path:
-        yield FileSource(probe_video(path))
+        info = probe_video(path)
+        yield FileSource(info.with_ten_bits(keep_hdr) if ten_bits else info)
 
 
 @contextmanager

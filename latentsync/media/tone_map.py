@@ -1,4 +1,4 @@
-"""HDR frames (PQ and HLG, BT.2020) to SDR in BT.709.
+"""HDR frames (PQ and HLG, BT.2020) to SDR in BT.709, and back for edited parts.
 
 Reference: ITU-R BT.2100 (transfer functions), BT.2390 section 5.4.1 (the tone curve, EETF), BT.2408 (reference white),
 BT.2087 (primaries).
@@ -60,6 +60,41 @@ def tone_map(rgb: np.ndarray, transfer: int) -> np.ndarray:
     scale = _tone_curve()[(brightest * (STEPS - 1)).astype(np.uint16)]
     coded = cv2.pow(np.clip(light * scale[..., None], 0.0, 1.0), 1 / DISPLAY_GAMMA)
     return np.rint(coded * (STEPS - 1)).astype(np.uint16)
+
+
+def to_hdr(rgb: np.ndarray, transfer: int) -> np.ndarray:
+    """The inverse of `tone_map`, up to its rounding and clipping.
+
+    Args:
+        rgb: (H, W, 3), BT.709 RGB, 0..255.
+        transfer: a key of `HDR_TRANSFERS`.
+
+    Returns:
+        (H, W, 3) float32, BT.2020 RGB, 0..255.
+    """
+    shown = cv2.pow(np.clip(rgb.astype(np.float32) / 255, 0, 1), DISPLAY_GAMMA)
+    brightest = shown.max(axis=2)
+    light, mapped = _curve_points()
+    scale = np.interp(brightest, mapped, light) / np.maximum(brightest, 1e-9)
+    linear = cv2.transform(shown * scale[..., None].astype(np.float32), np.linalg.inv(BT2020_TO_BT709))
+    return (255 * _encoded(np.maximum(linear, 0), transfer)).astype(np.float32)
+
+
+def _encoded(light: np.ndarray, transfer: int) -> np.ndarray:
+    """Code values 0..1 of BT.2020 RGB in cd/m2; the inverse of `_display_light`."""
+    if HDR_TRANSFERS[transfer] == "PQ":
+        return _pq_code(light)
+    luminance = np.maximum(cv2.transform(light, LUMINANCE), 1e-6) / PEAK
+    scene = light / PEAK * (luminance ** (1 / HLG_GAMMA - 1))[..., None]
+    high = _A * np.log(np.maximum(12 * scene - _B, 1e-9)) + _C
+    return np.clip(np.where(scene <= 1 / 12, np.sqrt(3 * scene), high), 0, 1)
+
+
+@lru_cache(maxsize=1)
+def _curve_points() -> tuple[np.ndarray, np.ndarray]:
+    """(light, shown): points of the tone curve, from cd/m2 to SDR light, both rising."""
+    light = np.linspace(0, 1, STEPS) ** 2 * PEAK
+    return light, np.maximum.accumulate(_tone_curve() * light)
 
 
 def _display_light(rgb: np.ndarray, transfer: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Writing the result: encoded once as H.264, with its audio, in a file that appears only when it is complete."""
+"""Writing the result: encoded once, with its audio, in a file that appears only when it is complete."""
 
 import contextlib
 import os
@@ -7,20 +7,19 @@ from fractions import Fraction
 from types import TracebackType
 
 import av
+import numpy as np
 
 from latentsync.media.audio import audio_source
 from latentsync.media.audio_stream import AudioSource
 from latentsync.media.audio_track import AudioTrack
+from latentsync.media.codecs import DEFAULT_CRF, DEFAULT_PRESET, EIGHT_BIT, PRESETS, TEN_BIT, video_codec
 from latentsync.media.color import ColorTags
 from latentsync.media.convert import plane_samples
-from latentsync.media.frame import VideoFrame
+from latentsync.media.deep_frame import DeepFrame
+from latentsync.media.frame import VideoFrame, split_planes
 from latentsync.media.paths import check_output_path, file_url
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import HiddenFile
-
-DEFAULT_CRF = 18  # visually lossless
-DEFAULT_PRESET = "fast"
-PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
 
 class VideoWriter:
@@ -40,6 +39,8 @@ class VideoWriter:
         *,
         color: ColorTags | None = None,
         sample_aspect_ratio: Fraction = Fraction(1),
+        codec: str = "h264",
+        pixel_format: str = EIGHT_BIT,
         crf: float = DEFAULT_CRF,
         preset: str = DEFAULT_PRESET,
         audio: str | os.PathLike | AudioSource | None = None,
@@ -53,13 +54,16 @@ class VideoWriter:
             fps: frame rate.
             color: how the samples are to be read.
             sample_aspect_ratio: of a pixel.
-            crf: x264's quality, 0 (lossless) to 51.
-            preset: x264's trade-off between speed and size.
+            codec: h264, hevc, prores (.mov and .mkv, always 10 bits) or ffv1 (lossless, .mkv).
+            pixel_format: yuv420p or yuv420p10le.
+            crf: quality of h264 and hevc, 0 (lossless) to 51.
+            preset: their trade-off between speed and size.
             audio: an audio or video file (its default audio stream), or one of its streams.
             max_audio_seconds: where the audio is cut off.
 
         Raises:
-            UserError: the output cannot be written, `crf` or `preset` is not valid, or `audio` has no audio stream.
+            UserError: the output cannot be written, `codec`, `crf` or `preset` is not valid, or `audio` has no audio
+                stream.
         """
         if not 0 <= crf <= 51:
             raise UserError(f"crf {crf}: choose a number from 0 (lossless) to 51 (worst)")
@@ -68,6 +72,8 @@ class VideoWriter:
         source = None if audio is None else audio_source(audio)
         self._target = check_output_path(path, [] if source is None else [source.path])
         self._name = os.fspath(path)
+        self._codec = video_codec(codec, self._target.suffix)
+        self._pixel_format = TEN_BIT if EIGHT_BIT not in self._codec.pixel_formats else pixel_format
         self._fps = Fraction(fps)
         self._size = (width, height)
         self._frames = 0
@@ -77,8 +83,7 @@ class VideoWriter:
             self._temporary = HiddenFile(self._target)
         try:
             with self._user_errors():
-                options = {"crf": f"{crf:g}", "preset": preset}
-                self._open(color or ColorTags(), sample_aspect_ratio, options, source, max_audio_seconds)
+                self._open(color or ColorTags(), sample_aspect_ratio, crf, preset, source, max_audio_seconds)
         except BaseException:
             self.abort()
             raise
@@ -144,7 +149,8 @@ class VideoWriter:
         self,
         color: ColorTags,
         aspect_ratio: Fraction,
-        options: dict[str, str],
+        crf: float,
+        preset: str,
         audio: AudioSource | None,
         max_audio_seconds: float | None,
     ) -> None:
@@ -152,10 +158,13 @@ class VideoWriter:
         # With the index at the front, the video plays while it is being downloaded.
         container_options = {"movflags": "+faststart"} if suffix in (".mp4", ".mov") else {}
         self._container = av.open(file_url(self._temporary.path), "w", options=container_options)
-        self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
+        options = self._codec.options(crf, preset, self._pixel_format)
+        self._stream = self._container.add_stream(self._codec.name, rate=self._fps, options=options)
         codec = self._stream.codec_context
+        if self._codec.tag is not None and container_options:
+            codec.codec_tag = self._codec.tag
         codec.width, codec.height = self._size
-        codec.pix_fmt = "yuv420p"
+        codec.pix_fmt = self._codec.pixel_formats[self._pixel_format]
         codec.time_base = 1 / self._fps
         codec.sample_aspect_ratio = aspect_ratio
         self._color = color
@@ -168,9 +177,15 @@ class VideoWriter:
 
     def _picture(self, frame: VideoFrame) -> av.VideoFrame:
         """The next frame for the encoder. Copied, because PyAV wraps I420 arrays wrongly for heights such as 270."""
-        picture = av.VideoFrame(frame.width, frame.height, "yuv420p")
-        for plane, samples in zip(picture.planes, frame.planes, strict=True):
-            plane_samples(plane)[:] = samples
+        picture = av.VideoFrame(frame.width, frame.height, self._pixel_format)
+        if self._pixel_format == TEN_BIT:
+            for plane, deep in zip(picture.planes, self._deep_planes(frame), strict=True):
+                plane_samples(plane, np.uint16)[:] = deep
+        else:
+            for plane, samples in zip(picture.planes, frame.planes, strict=True):
+                plane_samples(plane)[:] = samples
+        if self._codec.pixel_formats[self._pixel_format] != self._pixel_format:
+            picture = picture.reformat(format=self._codec.pixel_formats[self._pixel_format])
         picture.pts = self._frames
         picture.time_base = 1 / self._fps
         picture.color_range = self._color.range
@@ -178,6 +193,13 @@ class VideoWriter:
         picture.color_primaries = self._color.primaries
         picture.color_trc = self._color.transfer
         return picture
+
+    def _deep_planes(self, frame: VideoFrame) -> list[np.ndarray]:
+        """10-bit planes (Y, U, V) of a frame; 8-bit samples are scaled."""
+        if isinstance(frame, DeepFrame):
+            return list(split_planes(frame.samples))
+        y, u, v = (plane.astype(np.uint16) for plane in frame.planes)
+        return [y * 1023 // 255 if self._color.is_full_range else y * 4, u * 4, v * 4]
 
     @contextlib.contextmanager
     def _user_errors(self) -> Iterator[None]:

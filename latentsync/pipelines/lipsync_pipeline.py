@@ -16,6 +16,7 @@ from latentsync.faces.mask import blend_weight
 from latentsync.faces.video import TrackedFrame, face_runs, track_faces
 from latentsync.media.audio import SpooledAudio
 from latentsync.media.audio_stream import AudioSource, select_audio
+from latentsync.media.codecs import video_codec
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.interpolation import open_interpolator
@@ -126,6 +127,7 @@ class LipsyncPipeline(FaceGenerator):
             **changes,
         )
         check_output_path(video_out_path, [path for path in (video_path, audio_path) if is_path(path)])
+        video_codec(run.options.codec, Path(video_out_path).suffix)
         with self._open(video_path, audio_path, run) as clip:
             with open_log(clip.fps, report_path) as log:
                 return self._write(clip, run, video_out_path, temp_dir, log, on_progress, progress)
@@ -204,7 +206,8 @@ class LipsyncPipeline(FaceGenerator):
     def _open(self, video: VideoInput, audio: AudioInput, run: Run) -> Iterator[Clip]:
         """Open the inputs; temporary files are removed on exit."""
         options = run.options
-        with open_video(video) as source, audio_file(audio) as path, ExitStack() as files:
+        opened = open_video(video, ten_bits=options.is_ten_bit, keep_hdr=options.hdr == "keep")
+        with opened as source, audio_file(audio) as path, ExitStack() as files:
             selected = select_audio(path, options.audio_track, source.info.path)
             wave = files.enter_context(closing(SpooledAudio(selected, SAMPLE_RATE, options.max_seconds)))
             if wave.is_silent:

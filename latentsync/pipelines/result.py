@@ -16,6 +16,7 @@ from latentsync.faces.sharpen import sharpen
 from latentsync.faces.video import AlignedFace, TrackedFrame
 from latentsync.faces.visibility import keep_out_weight
 from latentsync.media.audio_stream import AudioSource
+from latentsync.media.codecs import EIGHT_BIT, TEN_BIT
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.probe import VideoInfo
@@ -161,8 +162,10 @@ class ResultFile:
             self.info.width,
             self.info.height,
             self.fps,
-            color=self.info.color,
+            color=self.info.output_color,
             sample_aspect_ratio=self.info.sample_aspect_ratio,
+            codec=self.options.codec,
+            pixel_format=self.options.pix_fmt or (TEN_BIT if self.options.is_ten_bit else EIGHT_BIT),
             crf=self.options.crf,
             audio=self.audio,
             max_audio_seconds=self.options.max_seconds,

@@ -106,8 +106,8 @@ def _read_row(cells: dict[str, str | None], line: int, path: Path, defaults: Map
     except OptionError as error:
         raise UserError(f"{path}: line {line}: {error}") from error
     out = path.parent / values["out"]
-    if out.suffix.lower() != ".mp4":
-        raise UserError(f"{path}: line {line}: {values['out']} must end in .mp4")
+    if out.suffix.lower() != options.suffix:
+        raise UserError(f"{path}: line {line}: {values['out']} must end in {options.suffix}")
     audio = path.parent / values["audio"] if values.get("audio") else None
     return BatchRow(line, path.parent / values["video"], audio, out, options)
 

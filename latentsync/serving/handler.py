@@ -53,7 +53,7 @@ def run_job(
     *,
     max_seconds: float | None = None,
 ) -> None:
-    """Run a job and write its result to `out` (.mp4), whole or not at all.
+    """Run a job and write its result to `out`, whole or not at all.
 
     Args:
         files: paths by role, see `JobKind`.
@@ -71,6 +71,7 @@ def run_job(
             out,
             options.interpolate or DEFAULT_TARGET_FPS,
             device=str(models.device),
+            codec=options.codec,
             crf=options.crf,
             on_progress=on_progress,
         )

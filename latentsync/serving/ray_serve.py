@@ -58,13 +58,14 @@ class LipsyncReplica:
 
         files: role -> (file name, content). options: JSON of `GenerationOptions`.
         """
+        chosen = GenerationOptions.model_validate_json(options)
         with tempfile.TemporaryDirectory(prefix="latentsync-job-") as folder:
             paths = {}
             for role, (name, content) in files.items():
                 paths[role] = Path(folder) / name
                 paths[role].write_bytes(content)
-            out = Path(folder) / "result.mp4"
-            yield from self._follow(JobKind(kind), GenerationOptions.model_validate_json(options), paths, out)
+            out = Path(folder) / f"result{chosen.suffix}"
+            yield from self._follow(JobKind(kind), chosen, paths, out)
 
     def _follow(
         self, kind: JobKind, options: GenerationOptions, paths: Mapping[str, Path], out: Path

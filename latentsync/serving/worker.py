@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from latentsync.serving.background import BackgroundTask
 from latentsync.serving.handler import LocalRunner, Runner
@@ -116,8 +117,7 @@ class Worker:
     def _do(self, row: Row) -> None:
         logger.info("job %s: attempt %d", row.id, row.attempts)
         try:
-            self._make(row)
-            outcome = Outcome(JobState.DONE, result=RESULT)
+            outcome = Outcome(JobState.DONE, result=self._make(row))
         except Lost:
             logger.warning("job %s was taken from this worker", row.id)
             return
@@ -130,16 +130,19 @@ class Worker:
         logger.info("job %s: %s%s", row.id, outcome.state, f", {outcome.error}" if outcome.error else "")
         self._persist(row, outcome)
 
-    def _make(self, row: Row) -> None:
+    def _make(self, row: Row) -> str:
+        """Run the job; returns the file name of its result."""
         folder = self.workspace.folder(row.id)
+        name = Path(RESULT).with_suffix(row.options.suffix).name
         files = {role: folder / name for role, name in row.files.items()}
         self.workspace.clear_attempt(row.id)
         self._interruptible = True
         try:
-            self.runner(row.kind, row.options, files, folder / RESULT, self._report_of(row))
+            self.runner(row.kind, row.options, files, folder / name, self._report_of(row))
         finally:
             self._interruptible = False
-        write_thumbnail(folder / RESULT, folder / THUMBNAIL)
+        write_thumbnail(folder / name, folder / THUMBNAIL)
+        return name
 
     def end_job(self) -> None:
         """Raise the exception that ends the current job, at most once; to be called in the thread that runs it."""
