@@ -222,9 +222,7 @@ class GenerationOptions(BaseModel):
         if self.pix_fmt == "yuv420p" and (self.codec == "prores" or self.hdr == "keep"):
             raise ValueError("pix_fmt yuv420p has 8 bits, but prores and hdr keep need 10; leave it out")
         if self.hdr == "keep" and self.codec == "h264":
-            raise ValueError("hdr keep needs codec hevc, prores or ffv1; choose one of them")
-        if self.hdr == "keep" and self.interpolate is not None:
-            raise ValueError("interpolate works on SDR only; leave out hdr keep")
+            raise ValueError("hdr has no effect without codec hevc, prores or ffv1; choose one of them")
         return self
 
     @property

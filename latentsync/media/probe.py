@@ -71,6 +71,11 @@ class VideoInfo:
         """Tags of the samples that are encoded."""
         return self.deep_color or self.color
 
+    @property
+    def keeps_hdr(self) -> bool:
+        """Whether HDR samples are encoded."""
+        return self.hdr is not None and self.deep_color == self.hdr_color
+
     def with_ten_bits(self, keep_hdr: bool) -> "VideoInfo":
         """The same video, whose frames are read as `DeepFrame`s; with `keep_hdr`, 10-bit samples keep their HDR."""
         return replace(self, deep_color=(self.hdr_color if keep_hdr else None) or self.color)

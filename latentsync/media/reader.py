@@ -61,8 +61,7 @@ class VideoReader:
         self._reported_damage = False
         self.damaged_packets = 0
         if info.hdr is not None:
-            is_kept = info.deep_color == info.hdr_color
-            outcome = "kept; faces are generated in SDR" if is_kept else "tone-mapped to SDR"
+            outcome = "kept; faces are generated in SDR" if info.keeps_hdr else "tone-mapped to SDR"
             logger.info("%s: HDR (%s) is %s", info.path, info.hdr, outcome)
         if info.is_interlaced:
             logger.info("%s: interlaced video is deinterlaced", info.path)

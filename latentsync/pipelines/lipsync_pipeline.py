@@ -255,7 +255,10 @@ class LipsyncPipeline(FaceGenerator):
             options.sharpness_factor,
             ContourFinder() if options.paste_mask == "contour" else None,
         )
-        return Finisher(paste, clip.fps, self._converter(clip.fps, options.interpolate))
+        converter = self._converter(clip.fps, options.interpolate)
+        if converter is not None and clip.info.keeps_hdr:
+            raise UserError("interpolate works on SDR only; leave it out, or leave out hdr keep")
+        return Finisher(paste, clip.fps, converter)
 
     def _converter(self, fps: Fraction, interpolate: float | None) -> FrameRateConverter | None:
         """Converter to the output frame rate; None if it is that of the generated frames."""
