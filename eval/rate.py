@@ -1,8 +1,8 @@
 """Blind comparison by people: `python -m eval.rate --pairs list.csv --methods A B --output_dir ratings`.
 
-Serves a page that shows two results of a clip side by side, in random order and without names, and asks which is better.
-Answers are appended to ratings/votes.csv; raters who come back continue where they stopped. `--summary` writes and prints
-votes.md instead of serving. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
+Serves a page that shows two results of a clip side by side, in random order and without names, and asks which is
+better. Answers are appended to ratings/votes.csv; raters who come back continue where they stopped. `--summary` writes
+and prints votes.md instead of serving. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """
 
 import argparse

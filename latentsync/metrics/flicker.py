@@ -1,6 +1,7 @@
 """Temporal flicker of the mouth: frame-to-frame change that motion does not explain.
 
-Legend: T frames, F frames of a chunk, R pixels. Faces are aligned (see `latentsync.faces.align`), uint8 RGB (F, R, R, 3).
+Legend: T frames, F frames of a chunk, R pixels. Faces are aligned (see `latentsync.faces.align`), uint8 RGB
+(F, R, R, 3).
 """
 
 import math
