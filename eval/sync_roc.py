@@ -2,8 +2,8 @@
 
 Every clip is scored with its own audio and with that of other clips (dubbed). A clip is kept if its offset is within
 the limit, both halves have the same offset, and its preference reaches the threshold, see
-`latentsync.metrics.sync_gate`. The clips must be real recordings with the speaker's own voice. Writes roc.csv, clips.csv
-and roc.png. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
+`latentsync.metrics.sync_gate`. The clips must be real recordings with the speaker's own voice. Writes roc.csv,
+clips.csv and roc.png. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """
 
 import argparse

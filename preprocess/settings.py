@@ -56,7 +56,7 @@ class ProcessSettings:
     sync_conf_threshold: float | None = setting(None, "lowest sync confidence (default: 3; embedded: 0.15)")
     min_preference: float | None = setting(
         None,
-        "lowest share of the clip's other audio that fits worse (default: none; embedded: 0.95); 0: no check",
+        "lowest share of the clip's other audio that fits worse (default: none; embedded: 0.9); 0: no check",
     )
     max_offset: int = setting(6, "largest audio-visual offset to correct, in frames", low=0, high=15)
     quality_measure: str = setting("auto", "image quality metric", choices=QUALITY_METRICS)
