@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from latentsync.options import GenerationOptions
 from latentsync.serving.background import BackgroundTask
@@ -36,6 +37,8 @@ SWEEP_SECONDS = 60.0
 SIZE_SECONDS = 10.0  # a measured size of the workspace is reused for this long
 POLL_SECONDS = 0.25
 RECENT = 100  # number of jobs whose durations are reported
+TYPICAL = 20  # number of jobs that the expected duration of a queued one is derived from
+PACE_SECONDS = 0.5  # the expected duration is reused for this long
 
 __all__ = ["InsufficientSpace", "JobNotFound", "JobService", "QueueFull", "WrongState"]
 
@@ -57,6 +60,7 @@ class JobService:
         self._time = SteadyTime()
         self._sweeper = BackgroundTask("sweeper", self.sweep, SWEEP_SECONDS, self.store.close)
         self._size = (0.0, 0)
+        self._pace_cache: tuple[float, tuple[float | None, float, int] | None] = (0.0, None)
 
     def start(self) -> None:
         """Start the workers and the sweeper. Jobs that were running when all workers died return to the queue."""
@@ -295,6 +299,7 @@ class JobService:
 
     def _job(self, row: Row) -> Job:
         running = row.state is JobState.RUNNING
+        position = self.store.position(row) if row.state is JobState.QUEUED else None
         result = self.workspace.folder(row.id) / row.result if row.result is not None and not row.expired else None
         return Job(
             id=row.id,
@@ -309,21 +314,40 @@ class JobService:
             stage=row.stage,
             done=row.done,
             total=row.total,
-            eta_seconds=_eta(row) if running else None,
+            fraction=row.fraction if running else float(row.state is JobState.DONE),
+            eta_seconds=self._eta(row, position),
             error=row.error,
             result=result,
             expired=row.expired,
-            position=self.store.position(row) if row.state is JobState.QUEUED else None,
+            position=position,
             submitter=row.submitter,
+            tags=row.tags,
+            webhook=row.webhook,
         )
 
+    def _eta(self, row: Row, position: int | None) -> float | None:
+        """Estimated seconds until a job is done: a running one by its worker's estimate, a queued one from the duration
+        of recent jobs. None if unknown."""
+        if row.state is JobState.RUNNING:
+            return None if row.ends is None else max(0.0, row.ends - time.monotonic())
+        if position is None:
+            return None
+        typical, busy, workers = self._pace()
+        return None if typical is None else (busy + position * typical) / workers + typical
 
-def _eta(row: Row) -> float | None:
-    """Estimated seconds until a running job is done, from the average time per frame so far.
-
-    Frames finish in batches; between two of them the elapsed time is subtracted.
-    """
-    if not row.done or row.frames_since is None or row.moved is None or row.beat is None:
-        return None
-    left = (row.moved - row.frames_since) * max(0, row.total - row.done) / row.done
-    return max(0.0, left - (row.beat - row.moved))
+    def _pace(self) -> tuple[float | None, float, int]:
+        """(median duration of recent jobs or None, seconds left of all running jobs, number of workers)."""
+        measured, pace = self._pace_cache
+        if pace is not None and time.monotonic() - measured < PACE_SECONDS:
+            return pace
+        recent = self.store.durations(TYPICAL)
+        typical = median(recent) if recent else None
+        now = time.time()
+        left = [
+            typical - (now - (row.started or now)) if (own := self._eta(row, None)) is None else own
+            for row in (self.store.listing([JobState.RUNNING], RECENT, 0) if typical is not None else ())
+        ]
+        workers = max(1, len(self.store.workers(self.settings.lease_seconds)))
+        pace = (typical, sum(max(0.0, seconds) for seconds in left), workers)
+        self._pace_cache = (time.monotonic(), pace)
+        return pace

@@ -19,6 +19,7 @@ from latentsync.options import GenerationOptions, read_stored
 from latentsync.serving import database
 from latentsync.serving.clock import boot_id
 from latentsync.serving.jobs import JobKind, JobState
+from latentsync.utils.progress import Progress
 
 ENDED = "state IN ('done', 'failed', 'cancelled')"
 TOO_MANY_ATTEMPTS = "the worker died {attempts} times while it ran this job, which may need more memory than there is"
@@ -30,10 +31,10 @@ MAX_REASON = 200  # characters
 class Row:
     """A job as it is stored.
 
-    files: role -> file name in the job's folder; result: the same, or None. place: order in the queue. frames_since:
-    when the running attempt first knew the number of frames; moved: when `done` last changed. owner, beat: the worker
-    and its last sign of life. cancel: the owner should stop. submitter: name of the API key, None without one.
-    beat, frames_since and moved are monotonic seconds, the other times seconds since 1970.
+    files: role -> file name in the job's folder; result: the same, or None. place: order in the queue. fraction: of the
+    work that is done. ends: when the running attempt is expected to end. owner, beat: the worker and its last sign of
+    life. cancel: the owner should stop. submitter: name of the API key, None without one. webhook: URL to call at the
+    end; webhook_attempts: calls so far. ends and beat are monotonic seconds, the other times seconds since 1970.
     """
 
     number: int
@@ -51,8 +52,8 @@ class Row:
     stage: str
     done: int
     total: int
-    frames_since: float | None
-    moved: float | None
+    fraction: float
+    ends: float | None
     error: str | None
     result: str | None
     expired: bool
@@ -60,6 +61,9 @@ class Row:
     beat: float | None
     cancel: bool
     submitter: str | None
+    tags: tuple[str, ...] = ()
+    webhook: str | None = None
+    webhook_attempts: int = 0
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> "Row":
@@ -78,11 +82,12 @@ def _parse(values: dict[str, Any]) -> dict[str, Any]:
         parsed[name] = {str(role): str(file) for role, file in json.loads(values[name]).items()}
     parsed |= {"options": read_stored(values["options"])}
     parsed |= {"kind": JobKind(values["kind"]), "state": JobState(values["state"])}
-    for name in ("created", "place"):
+    parsed["tags"] = tuple(str(tag) for tag in json.loads(values["tags"]))
+    for name in ("created", "place", "fraction"):
         parsed[name] = float(values[name])
-    for name in ("started", "finished", "frames_since", "moved", "beat"):
+    for name in ("started", "finished", "ends", "beat"):
         parsed[name] = None if values[name] is None else float(values[name])
-    for name in ("attempts", "done", "total"):
+    for name in ("attempts", "done", "total", "webhook_attempts"):
         parsed[name] = int(values[name])
     return parsed | {name: bool(values[name]) for name in ("expired", "cancel")}
 
@@ -91,7 +96,7 @@ def _unreadable(values: dict[str, Any], error: Exception) -> dict[str, Any]:
     reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
     times = {name: value if isinstance(value := values[name], float) else None for name in ("created", "finished")}
     kept = {name: values[name] for name in ("number", "id", "owner", "submitter")}
-    empty: dict[str, Any] = dict.fromkeys(("started", "frames_since", "moved", "beat", "result"))
+    empty: dict[str, Any] = dict.fromkeys(("started", "ends", "beat", "result", "webhook"))
     return (
         empty
         | times
@@ -105,6 +110,9 @@ def _unreadable(values: dict[str, Any], error: Exception) -> dict[str, Any]:
             "created": times["created"] or 0.0,
             "attempts": 0,
             "place": 0.0,
+            "fraction": 0.0,
+            "tags": (),
+            "webhook_attempts": 0,
             "stage": "",
             "done": 0,
             "total": 0,
@@ -216,7 +224,8 @@ class JobStore:
                 return False
             db.execute(
                 "UPDATE jobs SET state = 'queued', attempts = 0, started = NULL, finished = NULL, error = NULL,"
-                " result = NULL, stage = '', done = 0, total = 0, cancel = 0, owner = NULL,"
+                " result = NULL, stage = '', done = 0, total = 0, fraction = 0, ends = NULL, cancel = 0, owner = NULL,"
+                " webhook_attempts = 0, webhook_due = NULL,"
                 " place = (SELECT max(place) + 1 FROM jobs) WHERE id = ?",
                 (job_id,),
             )
@@ -235,8 +244,8 @@ class JobStore:
             while True:
                 found = db.execute(
                     "UPDATE jobs SET state = 'running', owner = ?, beat = ?, boot = ?, started = ?,"
-                    " attempts = attempts + 1, stage = 'starting', done = 0, total = 0, frames_since = NULL,"
-                    " moved = NULL, cancel = 0 WHERE number ="
+                    " attempts = attempts + 1, stage = 'starting', done = 0, total = 0, fraction = 0, ends = NULL,"
+                    " cancel = 0 WHERE number ="
                     " (SELECT number FROM jobs WHERE state = 'queued' ORDER BY place LIMIT 1) RETURNING *",
                     (owner, time.monotonic(), boot_id(), time.time()),
                 ).fetchone()
@@ -248,16 +257,17 @@ class JobStore:
                     (row.error, time.time(), row.number),
                 )
 
-    def progress(self, row: Row, stage: str, done: int, total: int) -> bool | None:
-        """Report progress and renew the lease. Returns whether to cancel the job; None if the caller has lost it."""
-        now = time.monotonic()
+    def progress(self, row: Row, progress: Progress, ends: float | None = None) -> bool | None:
+        """Report progress and renew the lease. Returns whether to cancel the job; None if the caller has lost it.
+
+        ends: when the job is expected to be done, in monotonic seconds.
+        """
+        values = (progress.stage, progress.done, progress.total, progress.fraction, ends, time.monotonic())
         with self._write() as db:
             found = db.execute(
-                "UPDATE jobs SET stage = ?, done = ?, total = ?, beat = ?,"
-                " frames_since = CASE WHEN ? > 0 THEN coalesce(frames_since, ?) END,"
-                " moved = CASE WHEN done = ? THEN moved ELSE ? END"
+                "UPDATE jobs SET stage = ?, done = ?, total = ?, fraction = ?, ends = ?, beat = ?"
                 " WHERE id = ? AND owner = ? AND attempts = ? AND state = 'running' RETURNING cancel",
-                (stage, done, total, now, total, now, done, now, row.id, row.owner, row.attempts),
+                (*values, row.id, row.owner, row.attempts),
             ).fetchone()
             return None if found is None else bool(found["cancel"])
 

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.5
 GRACE_SECONDS = 1.0  # for a worker to stop before it is killed; it is interrupted, unless native code hangs
+END_SECONDS = 10.0  # for a worker to end one job; if it is killed, its models have to be loaded again
 HEALTHY_SECONDS = 60.0  # a worker that lived this long did not fail at startup
 MAX_BACKOFF_SECONDS = 60.0
 TIMED_OUT = "the job took longer than the allowed {seconds:g} s"
@@ -124,7 +125,7 @@ class Supervisor:
             return
         if slot.overdue_since is None:
             slot.overdue_since = now
-        if now - slot.overdue_since < GRACE_SECONDS:
+        if now - slot.overdue_since < END_SECONDS:
             return
         process.kill()
         process.wait()

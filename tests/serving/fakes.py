@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from latentsync.options import GenerationOptions
-from latentsync.serving.handler import OnProgress
 from latentsync.serving.jobs import Job, JobKind
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.worker import Worker
+from latentsync.utils.progress import OnProgress, Progress
 from tests.media.synthetic import write_clip
 from tests.waiting import HANG_SECONDS
 
@@ -46,14 +46,14 @@ class FakeRunner:
 
 
 def write_result(out: Path, on_progress: OnProgress) -> None:
-    on_progress("lip-sync", 1, 2)
+    on_progress(Progress("lip-sync", 1, 2))
     out.write_bytes(b"a result")
 
 
 def endless(out: Path, on_progress: OnProgress) -> None:
     """A job that goes on until it is stopped."""
     while True:
-        on_progress("lip-sync", 1, 100)
+        on_progress(Progress("lip-sync", 1, 100, 0.25, 60.0))
         time.sleep(0.02)
 
 

@@ -13,7 +13,10 @@ class Progress(BaseModel):
     stage: str = Field(description="Current stage; empty while the job is queued.", examples=["lip-sync"])
     done: int = Field(description="Number of finished frames.")
     total: int = Field(description="Total number of frames; 0 if unknown.")
-    eta_seconds: float | None = Field(description="Estimated seconds until the job is done; null if unknown.")
+    fraction: float = Field(description="Fraction of the work that is done, 0 to 1.", examples=[0.42])
+    eta_seconds: float | None = Field(
+        description="Estimated seconds until the job is done, also for queued jobs; null if unknown.", examples=[35.5]
+    )
 
 
 class Links(BaseModel):
