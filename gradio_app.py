@@ -69,7 +69,9 @@ def check_exposure(options: argparse.Namespace, login: tuple[str, str] | None) -
 def run(options: argparse.Namespace) -> None:
     """Serve the page until a signal arrives; running jobs then return to the queue."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    login = read_login()
+    from latentsync.serving.api.keys import read_key
+
+    login, api_key = read_login(), read_key()
     check_exposure(options, login)
 
     from latentsync.serving.database import repair
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     from latentsync.serving.page.app import serve_page
 
     with service:
-        serve_page(service, options.host, options.port, login=login, share=options.share)
+        serve_page(service, options.host, options.port, login=login, share=options.share, api_key=api_key)
 
 
 @command(interrupted=None, interrupted_code=0)

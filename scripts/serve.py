@@ -5,7 +5,6 @@ stopped by a signal, 1 invalid input or settings (with a one-line message), 2 wr
 """
 
 import argparse
-import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +14,12 @@ from latentsync.serving.settings import GIB, MIB, ServingSettings, add_service_a
 from latentsync.utils.commands import command, configure_server_logging, exit_now, size
 from latentsync.utils.errors import UserError
 
-KEY_VARIABLE = "LATENTSYNC_API_KEY"
-
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.serve",
         usage="%(prog)s [--option value ...], all optional; --help lists them",
-        description=f"REST API for lip-sync jobs. Its key is read from {KEY_VARIABLE}.",
+        description="REST API for lip-sync jobs. Its key is read from LATENTSYNC_API_KEY.",
         allow_abbrev=False,
     )
     add = parser.add_argument_group("network").add_argument
@@ -64,17 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_key() -> str | None:
-    """The API key of the environment. Raises UserError for one that is not valid."""
-    from latentsync.serving.api.keys import check_key
-
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    return check_key(key, KEY_VARIABLE) if key else None
-
-
 def check_exposure(host: str, has_key: bool, no_auth: bool) -> bool:
     """Whether `host` is a loopback address. Raises UserError if others could use the server without a key."""
     from latentsync.serving.api.access import is_loopback
+    from latentsync.serving.api.keys import KEY_VARIABLE
 
     local = is_loopback(host)
     if not local and not has_key and not no_auth:
@@ -132,11 +122,11 @@ def allowed_hosts(options: argparse.Namespace, has_key: bool, local: bool) -> Se
 
 def run(options: argparse.Namespace) -> None:
     """Serve until a signal arrives; running jobs then return to the queue."""
+    from latentsync.serving.api.keys import read_key, read_keys_file
+
     key = read_key()
     if options.no_auth and (key or options.keys_file):
         raise UserError("--no_auth is given together with a key; drop one of them")
-
-    from latentsync.serving.api.keys import read_keys_file
 
     named = read_keys_file(options.keys_file) if options.keys_file else {}
     has_key = bool(key or named)

@@ -375,7 +375,7 @@ def test_progress_tells_stage_and_frames(run, media, tmp_path):
 
 def test_progress_is_told_after_each_denoising_step(run, media, tmp_path):
     told: list[Progress] = []
-    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", inference_steps=4, on_progress=told.append)
+    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", num_inference_steps=4, on_progress=told.append)
     before = [progress for progress in told if progress.done == 0 and progress.stage == "lip-sync"]
     assert len(before) == 1 + 4  # the chunk begins, then its steps
     assert before[2].seconds_left is not None  # from the second step on

@@ -64,7 +64,7 @@ def test_a_worker_that_lost_its_job_can_do_nothing_to_it(store):
     assert (now.id, now.attempts) == ("a", 2)
     assert store.progress(late, Progress("x", 1, 2)) is None
     assert not store.finish(late, JobState.DONE, result="r")
-    assert store.progress(now, "x", 1, 2) is False and store.finish(now, JobState.DONE, result="r")
+    assert store.progress(now, Progress("x", 1, 2)) is False and store.finish(now, JobState.DONE, result="r")
     assert not store.finish(now, JobState.FAILED, error="twice")
     assert store.get("a").state is JobState.DONE
 
@@ -81,7 +81,7 @@ def test_lost_jobs_keep_their_place_and_fail_when_begun_too_often(store):
     store.give_back("w")
     assert store.claim("w").attempts == 1
     store.cancel("b")
-    assert store.progress(store.get("b"), "x", 0, 0) is True
+    assert store.progress(store.get("b"), Progress("x")) is True
     store.recover(9, owner="w")
     assert store.get("b").state is JobState.CANCELLED
     assert store.recover(9, owner="w") == 0
