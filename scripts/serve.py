@@ -1,6 +1,7 @@
 """Serve lip-sync jobs over HTTP: `python -m scripts.serve`, then http://127.0.0.1:8000/docs.
 
-The API key is read from the environment variable LATENTSYNC_API_KEY, further ones from --keys_file. Exit codes: 0
+The API key is read from the environment variable LATENTSYNC_API_KEY, further ones from --keys_file; the secret that
+webhooks are signed with from LATENTSYNC_WEBHOOK_SECRET. Exit codes: 0
 stopped by a signal, 1 invalid input or settings (with a one-line message), 2 wrong usage.
 """
 
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from latentsync.options import AUTO
 from latentsync.serving.settings import GIB, MIB, ServingSettings, add_service_arguments
-from latentsync.utils.commands import command, configure_server_logging, exit_now, size
+from latentsync.utils.commands import command, exit_now, size
 from latentsync.utils.errors import UserError
+from latentsync.utils.logs import FORMATS, configure_server_logging
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="maximum size of the workspace in GiB; the oldest results are deleted first (default: %(default)s)",
     )
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
+    parser.add_argument("--log_format", choices=FORMATS, help="format of the log lines (default: text)")
     add_service_arguments(parser)
     return parser
 
@@ -84,6 +87,7 @@ def build_settings(options: argparse.Namespace) -> ServingSettings:
         workers=options.workers,
         devices=tuple(options.devices),
         dtype=options.dtype,
+        unload_after_minutes=options.unload_after_minutes,
         model=options.model,
         max_models=options.max_models,
         max_queue=options.max_queue,
@@ -134,6 +138,7 @@ def run(options: argparse.Namespace) -> None:
 
     from latentsync.serving.api import ApiServer, create_app
     from latentsync.serving.api.fetch import Fetcher
+    from latentsync.serving.api.webhooks import WebhookSender, read_secret
     from latentsync.serving.database import repair
     from latentsync.serving.service import JobService
 
@@ -141,23 +146,32 @@ def run(options: argparse.Namespace) -> None:
     if options.repair:
         repair(settings.workspace)
     with listen(options.host, options.port) as sock, JobService(settings) as service:
+        fetcher = Fetcher(settings.max_upload_bytes)
+        secret = read_secret()
+        webhooks = None if secret is None else WebhookSender(service, secret, fetcher)
         app = create_app(
             service,
             api_key=key,
             named_keys=named,
             allowed_hosts=allowed_hosts(options, has_key, local),
-            fetcher=Fetcher(settings.max_upload_bytes) if options.allow_urls else None,
+            fetcher=fetcher if options.allow_urls else None,
+            webhooks=webhooks,
         )
+        if webhooks is not None:
+            webhooks.start()
         try:
             ApiServer(app, on_ready=lambda url: print(f"listening on {url}", flush=True)).run([sock])
         except KeyboardInterrupt:  # the signal that stopped the server, raised once more at its end
             return
+        finally:
+            if webhooks is not None:
+                webhooks.stop()
 
 
 @command(interrupted=None, interrupted_code=0)
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    configure_server_logging()
+    configure_server_logging(options.log_format)
     run(options)
     return 0
 

@@ -28,6 +28,9 @@ class Runner(Protocol):
     def models(self) -> tuple[str, ...]:
         """Names of the loaded models."""
 
+    def unload(self) -> None:
+        """Free the memory of the loaded models."""
+
 
 class LocalRunner:
     """Runs jobs in this process. max_seconds: maximum duration of a result."""
@@ -42,6 +45,9 @@ class LocalRunner:
 
     def models(self) -> tuple[str, ...]:
         return self.cache.names
+
+    def unload(self) -> None:
+        self.cache.clear()
 
 
 def run_job(

@@ -39,6 +39,19 @@ class JobKind(StrEnum):
 
 
 @dataclass(frozen=True)
+class Metadata:
+    """What a client says about a job. tags: words to find it by. webhook: URL to call when it has ended.
+    idempotency_key: a second submission with the same key returns the first job."""
+
+    tags: tuple[str, ...] = ()
+    webhook: str | None = None
+    idempotency_key: str | None = None
+
+
+NO_METADATA = Metadata()
+
+
+@dataclass(frozen=True)
 class Job:
     """Snapshot of a job.
 

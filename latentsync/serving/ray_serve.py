@@ -148,6 +148,9 @@ class RayRunner:
         """Models are loaded elsewhere."""
         return ()
 
+    def unload(self) -> None:
+        """Models are loaded elsewhere."""
+
 
 def connect(address: str | None) -> None:
     """Connect to a cluster. Raises UserError if there is none."""

@@ -13,11 +13,13 @@ from latentsync.serving.background import BackgroundTask
 from latentsync.serving.clock import SteadyTime
 from latentsync.serving.inspection import inspect_files, printable_name
 from latentsync.serving.jobs import (
+    NO_METADATA,
     InsufficientSpace,
     Job,
     JobKind,
     JobNotFound,
     JobState,
+    Metadata,
     QueueFull,
     ServiceStats,
     WrongState,
@@ -79,9 +81,10 @@ class JobService:
         self._sweeper.stop()
 
     def problems(self) -> list[str]:
-        """Errors of the background threads that persist, one line each."""
+        """Why jobs do not run: errors of the background threads that persist, workers that end; one line each."""
         tasks = (("monitoring the workers", self._supervisor.failure), ("cleaning up", self._sweeper.failure))
-        return [f"{what} fails: {failure}" for what, failure in tasks if failure is not None]
+        failing = [f"{what} fails: {failure}" for what, failure in tasks if failure is not None]
+        return failing + self._supervisor.dead_workers()
 
     def __enter__(self) -> "JobService":
         self.start()
@@ -100,6 +103,7 @@ class JobService:
         *,
         move: bool = False,
         submitter: str | None = None,
+        metadata: Metadata = NO_METADATA,
     ) -> Job:
         """Examine the files, copy them into the workspace and queue the job.
 
@@ -107,6 +111,7 @@ class JobService:
             files: role (video, audio, mask) -> (name to display, path).
             move: move the files instead of copying them.
             submitter: name of the API key that the job belongs to.
+            metadata: tags, webhook, idempotency key; with a key that was used before, the earlier job is returned.
 
         Raises:
             UserError: the files or the model are not usable.
@@ -114,6 +119,8 @@ class JobService:
         """
         if options.mask_image_path is not None:
             raise UserError("mask_image_path: a job takes no paths; upload the image as the file mask")
+        if (earlier := self.submitted_before(metadata.idempotency_key, submitter)) is not None:
+            return earlier
         inspect_files(kind, files, self.settings)
         if kind is JobKind.LIPSYNC:
             find_model(options.model, self.settings.model)
@@ -126,14 +133,27 @@ class JobService:
         inputs = {role: printable_name(name) for role, (name, _) in files.items()}
         try:
             names = self.workspace.fill(job_id, files, move=move)
-            added = self.store.add(job_id, kind, options, inputs, names, self.settings.max_queue, submitter)
+            most = self.settings.max_queue
+            added = self.store.add(job_id, kind, options, inputs, names, most, submitter, metadata)
+        except sqlite3.IntegrityError:  # another request with the same key was faster
+            self.workspace.remove(job_id)
+            earlier = self.submitted_before(metadata.idempotency_key, submitter)
+            if earlier is None:
+                raise
+            return earlier
         except (OSError, sqlite3.OperationalError) as error:
             self.workspace.remove(job_id)
             raise InsufficientSpace(f"the job could not be stored ({error}); free space and try again") from error
         if not added:
             self.workspace.remove(job_id)
             raise self._queue_full()
+        logger.info("job %s: submitted", job_id)
         return self.get(job_id)
+
+    def submitted_before(self, key: str | None, submitter: str | None) -> Job | None:
+        """The job that was submitted with this idempotency key."""
+        row = None if key is None else self.store.with_key(key, submitter)
+        return None if row is None else self._job(row)
 
     def get(self, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -146,9 +166,10 @@ class JobService:
         limit: int = 50,
         offset: int = 0,
         submitter: str | None = None,
+        tag: str | None = None,
     ) -> list[Job]:
-        """Jobs in these states (default: all), of one submitter (default: of all), newest first."""
-        return [self._job(row) for row in self.store.listing(states, limit, offset, submitter)]
+        """Jobs in these states (default: all), of one submitter (default: of all), with a tag, newest first."""
+        return [self._job(row) for row in self.store.listing(states, limit, offset, submitter, tag)]
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if it is queued, within seconds if it is running. A finished job is left unchanged.

@@ -18,7 +18,7 @@ from typing import Any
 from latentsync.options import GenerationOptions, read_stored
 from latentsync.serving import database
 from latentsync.serving.clock import boot_id
-from latentsync.serving.jobs import JobKind, JobState
+from latentsync.serving.jobs import NO_METADATA, JobKind, JobState, Metadata
 from latentsync.utils.progress import Progress
 
 ENDED = "state IN ('done', 'failed', 'cancelled')"
@@ -166,34 +166,53 @@ class JobStore:
         files: dict[str, str],
         most: int,
         submitter: str | None = None,
+        metadata: Metadata = NO_METADATA,
     ) -> bool:
-        """Queue a job; returns False, and does nothing, if `most` jobs are queued already."""
+        """Queue a job; returns False, and does nothing, if `most` jobs are queued already.
+
+        Raises:
+            sqlite3.IntegrityError: the submitter has used the idempotency key before.
+        """
         with self._write() as db:
             if self._count(db, JobState.QUEUED) >= most:
                 return False
             values = (job_id, kind, options.model_dump_json(), json.dumps(inputs), json.dumps(files), time.time())
+            more = (submitter, json.dumps(metadata.tags), metadata.webhook, metadata.idempotency_key)
             db.execute(
-                "INSERT INTO jobs (id, kind, state, options, inputs, files, created, submitter, place)"
-                " VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, (SELECT coalesce(max(place), 0) + 1 FROM jobs))",
-                (*values, submitter),
+                "INSERT INTO jobs (id, kind, state, options, inputs, files, created, submitter, tags, webhook,"
+                " idempotency_key, place) VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?,"
+                " (SELECT coalesce(max(place), 0) + 1 FROM jobs))",
+                (*values, *more),
             )
             return True
+
+    def with_key(self, key: str, submitter: str | None) -> Row | None:
+        """The job that a submitter has submitted with an idempotency key."""
+        query = "SELECT * FROM jobs WHERE idempotency_key = ? AND coalesce(submitter, '') = ?"
+        row = self._connection().execute(query, (key, submitter or "")).fetchone()
+        return None if row is None else Row.of(row)
 
     def get(self, job_id: str) -> Row | None:
         row = self._connection().execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else Row.of(row)
 
     def listing(
-        self, states: Sequence[JobState] | None, limit: int, offset: int, submitter: str | None = None
+        self,
+        states: Sequence[JobState] | None,
+        limit: int,
+        offset: int,
+        submitter: str | None = None,
+        tag: str | None = None,
     ) -> list[Row]:
-        """Jobs in these states (None: all), of one submitter (None: of all), newest first."""
+        """Jobs in these states (None: all), of one submitter (None: of all), with a tag (None: any), newest first."""
         chosen = list(JobState) if states is None else list(states)
         marks = ", ".join("?" * len(chosen))
         any_state = " OR TRUE" if states is None else ""  # also one that this version does not know
         rows = self._connection().execute(
             f"SELECT * FROM jobs WHERE (state IN ({marks}){any_state}) AND (? IS NULL OR submitter = ?)"
+            " AND (? IS NULL OR EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?))"
             " ORDER BY number DESC LIMIT ? OFFSET ?",
-            (*chosen, submitter, submitter, limit, offset),
+            (*chosen, submitter, submitter, tag, tag, limit, offset),
         )
         return [Row.of(row) for row in rows]
 
@@ -358,6 +377,30 @@ class JobStore:
             " ORDER BY finished DESC LIMIT ?"
         )
         return [row["seconds"] for row in self._connection().execute(query, (last,))]
+
+    # Webhooks
+
+    def claim_webhook(self, delays: Sequence[float]) -> Row | None:
+        """A finished job whose webhook is to be called now; it is due again `delays[attempts so far]` seconds later."""
+        now = time.time()
+        with self._write() as db:
+            found = db.execute(
+                f"SELECT * FROM jobs WHERE webhook IS NOT NULL AND {ENDED} AND webhook_attempts < ?"
+                " AND coalesce(webhook_due, 0) <= ? ORDER BY finished LIMIT 1",
+                (len(delays), now),
+            ).fetchone()
+            if found is None:
+                return None
+            db.execute(
+                "UPDATE jobs SET webhook_attempts = webhook_attempts + 1, webhook_due = ? WHERE number = ?",
+                (now + delays[found["webhook_attempts"]], found["number"]),
+            )
+            return Row.of(found)
+
+    def webhook_done(self, job_id: str) -> None:
+        """The webhook was delivered, or can never be."""
+        with self._write() as db:
+            db.execute("UPDATE jobs SET webhook = NULL WHERE id = ?", (job_id,))
 
     # Workers
 

@@ -26,6 +26,7 @@ from latentsync.serving.thumbnails import write_thumbnail
 from latentsync.serving.workspace import RESULT, THUMBNAIL, Workspace
 from latentsync.utils.commands import exit_now
 from latentsync.utils.errors import UserError
+from latentsync.utils.logs import configure_server_logging
 from latentsync.utils.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
@@ -92,16 +93,26 @@ class Worker:
         heartbeat = BackgroundTask("heartbeat", self._beat, BEAT_SECONDS, self.store.close, self.stopping)
         if not self.stopping.is_set():
             heartbeat.start()
+        idle_since = time.monotonic()
         while not self.stopping.is_set():
             row = self._claim()
             if row is None:
+                self._unload_if_idle(idle_since)
                 self.stopping.wait(IDLE_SECONDS)
                 continue
             self._newest, self._job = (Progress(row.stage), None), row
             self._do(row)
             self._job = None
+            idle_since = time.monotonic()
         heartbeat.stop()
         self.store.worker_gone(self.owner)
+
+    def _unload_if_idle(self, since: float) -> None:
+        """Free the memory of the models if there was no job for long enough."""
+        minutes = self.settings.unload_after_minutes
+        if minutes is not None and time.monotonic() - since > 60 * minutes and self.runner.models():
+            logger.info("no job for %g min: unloading the models", minutes)
+            self.runner.unload()
 
     def _claim(self) -> Row | None:
         """The next job. None while the disk is full, when one after the other would fail, or the queue is unusable."""
@@ -246,7 +257,7 @@ class Outcome:
 def main(argv: list[str]) -> int:
     """Run a worker until SIGTERM, SIGINT or the end of the service, even if that came during startup."""
     plain, owner, device, service = argv
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s worker {owner[:8]}: %(message)s")
+    configure_server_logging(text_format=f"%(asctime)s worker {owner[:8]}: %(message)s")
     settings = ServingSettings(**json.loads(plain))
     worker = Worker(settings, owner, device, make_runner(settings, device), int(service))
     run_until_signal(worker)

@@ -34,15 +34,20 @@ class FakeRunner:
 
     def __init__(self, work: Callable[[Path, OnProgress], None] | None = None) -> None:
         self.work, self.seen = work or write_result, []
+        self.loaded = True
 
     def __call__(
         self, kind: JobKind, options: GenerationOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
     ) -> None:
         self.seen.append((kind, options, dict(files)))
+        self.loaded = True
         self.work(out, on_progress)
 
     def models(self) -> tuple[str, ...]:
-        return ("fake",)
+        return ("fake",) if self.loaded else ()
+
+    def unload(self) -> None:
+        self.loaded = False
 
 
 def write_result(out: Path, on_progress: OnProgress) -> None:

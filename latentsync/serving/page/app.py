@@ -76,6 +76,9 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
 }
 @media (max-width: 600px) {
+    .gradio-container main.contain, .gradio-container .wrap > main { padding: 0.5rem !important; }
+    .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
+    .tab-wrapper { overflow-x: auto; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
     #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; -webkit-line-clamp: 3; }
 }
