@@ -14,8 +14,8 @@ from latentsync.config.syncnet import SyncNetFileConfig, load_syncnet_config
 from latentsync.config.unet import UNetFileConfig
 from latentsync.constants import WHISPER_ROWS_PER_FRAME
 from latentsync.data.audio import MelReader
-from latentsync.data.clips import read_fileslist
-from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_all
+from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_once
+from latentsync.data.file_lists import open_clips
 from latentsync.data.unet_dataset import LatentClipDataset, UNetDataset
 from latentsync.faces.mask import load_mask
 from latentsync.models.lora import add_lora
@@ -167,12 +167,12 @@ def build_dataset(
         with_mel: whether the sync loss needs the SyncNet mel.
 
     Raises:
-        UserError: the file list or its clips cannot be used, see `read_fileslist`, `UNetDataset`, `ClipEncoder`.
+        UserError: the file list or its clips cannot be used, see `open_clips`, `UNetDataset`, `ClipEncoder`.
     """
     data, run, recipe = config.data, config.run, recipe_of(config)
     if not data.train_fileslist:
         raise UserError("data.train_fileslist is empty; write a list of clips with `python -m tools.write_fileslist`")
-    clips = read_fileslist(project_path(data.train_fileslist), data.train_data_dir or None)
+    clips = open_clips(data, data.train_fileslist, data.train_data_dir)
     mask = load_mask(data.resolution, data.mask_image_path or None)
     # An encoder of its own on the CPU, because worker processes use it.
     audio = Audio2Feature(whisper_path, "cpu", data.audio_embeds_cache, data.num_frames, data.audio_feat_length)
@@ -188,7 +188,9 @@ def build_dataset(
         )
     key = cache_key(vae_path, whisper_path, mask)
     encoder = ClipEncoder(codec, audio, mask, data.latent_cache, key, data.video_fps)
-    encoded = encode_all(encoder, recipe.encoding_jobs(encoder, clips, with_mel))
+    encoded = encode_once(
+        encoder, clips, lambda some: recipe.encoding_jobs(encoder, some, with_mel), repr((recipe, with_mel))
+    )
     return LatentClipDataset(
         encoded,
         data.audio_feat_length,

@@ -109,9 +109,10 @@ def test_command_trains_and_exports(write_config, tmp_path, caplog):
     assert "a batch of 4 pairs is small" in caplog.text
 
 
-def test_dry_run_leaves_nothing(write_config, tmp_path):
+def test_dry_run_leaves_nothing_but_the_index(write_config, tmp_path):
     assert train_syncnet.main(["--config_path", str(write_config(contrastive=True)), "--dry_run"]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.txt", "output.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.txt", "output", "output.yaml"]
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["index"]  # of the clips, for the run itself
 
 
 def test_problems_are_one_line(write_config, tmp_path, capsys):
