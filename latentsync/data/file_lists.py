@@ -111,9 +111,7 @@ def _make_index(index: Path, location: Location, root: Location) -> None:
         if not len(columns["path"]):
             raise UserError(f"{location}: the file list is empty")
         start = f"{root}/"
-        columns["path"] = [
-            name if name.startswith("/") or "://" in name else start + name for name in columns["path"]
-        ]
+        columns["path"] = [name if name.startswith("/") or "://" in name else start + name for name in columns["path"]]
         clips = write_columns(index, Clip, columns)
         if "digest" in columns and (clips.column("num_frames") > 0).all():
             return

@@ -5,7 +5,6 @@ forking nor pickling copies it.
 """
 
 import dataclasses
-import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
