@@ -177,9 +177,7 @@ class FaceTracker:
             costs[0] += [APPEARANCE_WEIGHT * known.distance(appearances.get(face)) for face in faces]
         # One dummy column per track, so that a track may stay unmatched instead of taking the face of another.
         costs = np.minimum(np.hstack([costs, np.full((len(tracks), len(tracks)), NO_MATCH_COST)]), UNREACHABLE)
-        from scipy.optimize import linear_sum_assignment  # imported late: takes 0.3 s
-
-        columns = linear_sum_assignment(costs)[1]
+        columns = _assign(costs)
         # Faces detected next to the person belong to others; one that appears during a gap may be the person.
         self._others = [
             faces[column] if column < len(faces) else other
@@ -216,6 +214,15 @@ class FaceTracker:
         self._last, self._gap = face, 0
         anchors = self._smoother(face.anchors) if self._smooth else face.anchors
         return TrackedFace(face.box, anchors, is_cut, face.contour)
+
+
+def _assign(costs: np.ndarray) -> np.ndarray:
+    """The column of each row at the lowest total cost."""
+    if len(costs) == 1:  # one person, as in most videos
+        return costs.argmin(axis=1)
+    from scipy.optimize import linear_sum_assignment  # takes 0.3 s to import
+
+    return linear_sum_assignment(costs)[1]
 
 
 def _reidentify(known: Appearance, faces: list[Face], appearances: _AppearanceCache) -> Face | None:
