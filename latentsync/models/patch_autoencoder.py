@@ -65,7 +65,8 @@ class PatchDecoder(nn.Module):
             self.levels.append(nn.Sequential(*layers, *(ResidualBlock(width) for _ in range(count))))
         self.conv_out = nn.Conv2d(widths[-1], COLORS * shuffle**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(shuffle)
-        self._initialize()
+        if not self.linear.weight.is_meta:  # weights are loaded; this arithmetic would import torch._dynamo
+            self._initialize()
 
     def _initialize(self) -> None:
         """Without norms, the layers have to keep the variance of what passes them. The output starts at zero."""
