@@ -41,6 +41,7 @@ MODULES = (
 )
 SOLUTIONS = "mediapipe.python.solutions"
 MESH_GRAPH = """
+num_threads: 1
 input_stream: "image"
 input_stream: "roi"
 output_stream: "landmarks"

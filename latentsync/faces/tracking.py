@@ -225,9 +225,7 @@ class FaceTracker:
             costs[0] += [APPEARANCE_WEIGHT * known.distance(appearances.get(face)) for face in faces]
         # One dummy column per track, so that a track may stay unmatched instead of taking the face of another.
         costs = np.minimum(np.hstack([costs, np.full((len(tracks), len(tracks)), NO_MATCH_COST)]), UNREACHABLE)
-        from scipy.optimize import linear_sum_assignment  # imported late: takes 0.3 s
-
-        columns = linear_sum_assignment(costs)[1]
+        columns = _assign(costs)
         matches = [faces[column] if column < len(faces) else None for column in columns]
         lost = [other for other, match in zip(self._others, matches[1:], strict=True) if match is None]
         # Faces detected next to the person belong to others; one that appears during a gap may be the person.
@@ -268,6 +266,15 @@ class FaceTracker:
         self._last, self._gap, self._unused = face, 0, 0
         anchors = self._smoother(face.anchors) if self._smooth else face.anchors
         return TrackedFace(face, anchors, is_cut, is_new, tuple(self._others))
+
+
+def _assign(costs: np.ndarray) -> np.ndarray:
+    """The column of each row at the lowest total cost."""
+    if len(costs) == 1:  # one person, as in most videos
+        return costs.argmin(axis=1)
+    from scipy.optimize import linear_sum_assignment  # takes 0.3 s to import
+
+    return linear_sum_assignment(costs)[1]
 
 
 def _reidentify(known: Appearance, faces: list[Face], appearances: _AppearanceCache) -> Face | None:

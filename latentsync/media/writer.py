@@ -18,6 +18,7 @@ from latentsync.media.convert import plane_samples
 from latentsync.media.deep_frame import DeepFrame
 from latentsync.media.frame import VideoFrame, split_planes
 from latentsync.media.paths import check_output_path, file_url
+from latentsync.utils.cores import codec_threads
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import HiddenFile
 
@@ -165,6 +166,7 @@ class VideoWriter:
             codec.codec_tag = self._codec.tag
         codec.width, codec.height = self._size
         codec.pix_fmt = self._codec.pixel_formats[self._pixel_format]
+        codec.thread_count = codec_threads()
         codec.time_base = 1 / self._fps
         codec.sample_aspect_ratio = aspect_ratio
         self._color = color

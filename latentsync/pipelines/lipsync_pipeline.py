@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from latentsync.media.probe import VideoInfo
 from latentsync.media.sources import AudioInput, VideoInput, VideoSource, audio_file, is_path, open_video
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator
-from latentsync.pipelines.progress import Progress, ProgressReport
+from latentsync.pipelines.progress import ProgressReport, Work
 from latentsync.pipelines.report import FrameLog, open_log
 from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, LipsyncResult, Paste, ResultFile
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Callback
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import OnProgress
 from latentsync.utils.rates import exact_rate
 from latentsync.utils.threads import prefetch
 from latentsync.whisper.audio2feature import AudioFeatureStream
@@ -80,7 +81,7 @@ class LipsyncPipeline(FaceGenerator):
         callback_steps: int = 1,
         *,
         options: GenerationOptions | None = None,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         progress: bool = False,
         report_path: str | Path | None = None,
         **changes: Any,
@@ -96,8 +97,9 @@ class LipsyncPipeline(FaceGenerator):
             temp_dir: folder for the unfinished file; by default the output folder.
             options: generation options; see `latentsync.options`. `model`, `lora` and `lora_scale` belong to
                 `from_pretrained` and are ignored here.
-            on_progress: called as on_progress(stage, done, total) after every frame; stages are "preparing", "lip-sync"
-                and "finishing". Raise an exception in it to stop the run, as in `callback`.
+            on_progress: called with a `latentsync.utils.progress.Progress` after every denoising step and every frame;
+                stages are "preparing", "lip-sync" and "finishing". Raise an exception in it to stop the run, as in
+                `callback`.
             progress: show a progress bar.
             report_path: JSON file with the face and its confidence for every frame; see docs/inference.md.
             changes: single options that override `options`, and callback_on_step_end.
@@ -180,16 +182,19 @@ class LipsyncPipeline(FaceGenerator):
         path: str | Path,
         temp_dir: str | Path | None,
         log: FrameLog,
-        on_progress: Progress | None,
+        on_progress: OnProgress | None,
         progress: bool,
     ) -> LipsyncResult:
         """Generate all frames; pasting and encoding run in another thread."""
         total, faces = len(clip.features), 0
+        work = Work(total, run.sampling.num_inference_steps, QUEUE_FRAMES, self._speeds.setdefault(run.pace_key, {}))
         with (
             closing(self._finisher(clip, run)) as finisher,
-            closing(self._generate(clip, run)) as pairs,
-            ResultFile(path, clip.info, finisher.fps, clip.audio, run.options, temp_dir).open(finisher) as deliver,
-            ProgressReport(total, on_progress, shown=progress) as report,
+            ProgressReport(work, on_progress, shown=progress) as report,
+            closing(self._generate(clip, replace(run, watch=report))) as pairs,
+            ResultFile(path, clip.info, finisher.fps, clip.audio, run.options, temp_dir).open(
+                finisher, report.wrote
+            ) as deliver,
         ):
             for item, pixels in pairs:
                 faces += pixels is not None
