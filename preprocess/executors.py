@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from preprocess.write import OutputError
 EXECUTORS = ("local", "ray")
 ATTEMPTS = 2  # for a source that crashes its worker
 CRASHED = "crashed the worker"
+STALLED_SECONDS = 600.0  # for a segment of a source, which is then given up
+STALLED = "a segment took longer than {seconds:g} s"
 
 
 def run_local(files: Sequence[FileStamp], job: Job, workers: int) -> Iterator[SourceRecord]:
@@ -103,7 +106,7 @@ class _Actor:
         self._job, self._tools = job, Tools(job.settings)
 
     def process(self, file: FileStamp) -> SourceRecord:
-        return process_source(file, self._job, self._tools)
+        return _process_in_time(file, self._job, self._tools)
 
 
 @dataclass
@@ -150,9 +153,22 @@ def _work(pipe: multiprocessing.connection.Connection, job: Job, workers: int) -
             except (EOFError, OSError):
                 return
             try:
-                pipe.send(process_source(file, job, tools))
+                pipe.send(_process_in_time(file, job, tools))
             except OutputError as error:
                 pipe.send(error)
+
+
+def _process_in_time(file: FileStamp, job: Job, tools: Tools) -> SourceRecord:
+    """As `process_source`; ends this process if a segment takes longer than `STALLED_SECONDS`."""
+    try:
+        return process_source(file, job, tools, _restart_timer)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _restart_timer() -> None:
+    """When the timer expires, the kernel ends this process, even inside a decoder that hangs."""
+    signal.setitimer(signal.ITIMER_REAL, STALLED_SECONDS)
 
 
 def _exit_with_parent() -> None:
@@ -171,6 +187,9 @@ def _receive(worker: _Worker, pending: deque[_Task]) -> Iterator[SourceRecord]:
         answer = worker.pipe.recv()
     except (EOFError, ConnectionError):
         worker.process.join()
+        if worker.process.exitcode == -signal.SIGALRM:
+            yield crashed(task.file, worker.job, STALLED.format(seconds=STALLED_SECONDS))
+            return
         yield from _retry(task, worker.job, pending)
         return
     if isinstance(answer, Exception):

@@ -27,6 +27,7 @@ from preprocess.tools import Tools
 from preprocess.write import FrameWriter, OutputError, output_errors, write_faces
 
 CLIPS = "clips"
+Beat = Callable[[], None]
 ClipStep = Callable[[Clip, ProcessSettings, Tools], Clip]
 CLIP_STEPS: dict[str, ClipStep] = {"face_size": face_size, "alignment": alignment, "sync": sync, "quality": quality}
 _MAX_STEM = 80  # characters of a source's name in its clips' names
@@ -59,11 +60,15 @@ def person_of(name: str, pattern: str | None = None) -> str:
     return path.stem.rpartition("_")[0] or path.stem
 
 
-def process_source(file: FileStamp, job: Job, tools: Tools) -> SourceRecord:
+def no_beat() -> None:
+    """Without a time limit."""
+
+
+def process_source(file: FileStamp, job: Job, tools: Tools, beat: Beat = no_beat) -> SourceRecord:
     """Process a source; saves and returns its record.
 
     Segments finished by an interrupted run are not repeated. A source that was only moved or touched is not processed
-    again.
+    again. `beat` is called whenever a segment's worth of frames has been read, or a segment finished.
 
     Raises:
         OutputError: the output cannot be written.
@@ -82,7 +87,7 @@ def process_source(file: FileStamp, job: Job, tools: Tools) -> SourceRecord:
         record = replace(known, root=record.root, name=record.name, size=record.size, stamp=record.stamp)
         records.save(record)
         return record
-    work = _SourceWork(record, job, tools, records, output)
+    work = _SourceWork(record, job, tools, records, output, beat)
     with source.fetched(file.name, job.scratch) as path:
         record = work.run(path)
     record = replace(record, seconds={**work.seconds, "total": round(time.monotonic() - began, 3)})
@@ -93,13 +98,16 @@ def process_source(file: FileStamp, job: Job, tools: Tools) -> SourceRecord:
 class _SourceWork:
     """A source in progress."""
 
-    def __init__(self, record: SourceRecord, job: Job, tools: Tools, records: Records, output: Storage) -> None:
+    def __init__(
+        self, record: SourceRecord, job: Job, tools: Tools, records: Records, output: Storage, beat: Beat
+    ) -> None:
         self.record, self.job, self.tools, self.output = record, job, tools, output
-        self.records, self.settings = records, job.settings
+        self.records, self.settings, self._beat = records, job.settings, beat
         self.seconds: dict[str, float] = defaultdict(float)
 
     def run(self, path: Path) -> SourceRecord:
         """Process the source at `path`; returns its record."""
+        self._beat()
         clips: list[ClipRow] = []
         figures: dict = {}
         try:
@@ -128,6 +136,7 @@ class _SourceWork:
                 if rows is None:
                     rows = self._segment(segment, source)
                     self.records.save_part(self.record.sha256, self.job.params, segment.index, rows)
+                self._beat()
                 yield from rows
 
     def _segment(self, segment: Segment, source: Source) -> list[ClipRow]:
@@ -201,6 +210,8 @@ class _SourceWork:
                 sample = next(samples, None)
             if sample is None:
                 return
+            if sample.index % self.settings.segment_frames == 0:
+                self._beat()
             yield sample
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import OptionError, parse_options
-from latentsync.serving.settings import ServingSettings, add_service_arguments
+from latentsync.serving.settings import GIB, ServingSettings, add_service_arguments
 from latentsync.utils.commands import command
 from latentsync.utils.errors import one_line
 
@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         unload_after_minutes=options.unload_after_minutes,
         job_timeout_seconds=options.job_timeout_seconds,
+        worker_memory_bytes=int(options.worker_memory_gb * GIB),
     )
     if options.repair:
         repair(settings.workspace)

@@ -95,6 +95,7 @@ def build_settings(options: argparse.Namespace) -> ServingSettings:
         max_video_seconds=options.max_video_seconds,
         max_audio_seconds=options.max_audio_seconds,
         job_timeout_seconds=options.job_timeout_seconds,
+        worker_memory_bytes=int(options.worker_memory_gb * GIB),
         keep_results_hours=options.keep_results_hours,
         quota_bytes=int(options.quota_gb * GIB),
         ray_address=options.ray_address,

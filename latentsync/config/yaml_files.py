@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from latentsync.config.schema import Key, SchemaError, check_numbers
 from latentsync.utils.errors import UserError
 
 BASE_KEY = "base"
+MAX_NODES = 100_000  # values of a file, aliases expanded
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def _read_layer(path: Path) -> DictConfig:
     if path.is_dir():
         raise UserError(f"{path}: is a directory; give a YAML file")
     try:
-        with path.open(encoding="utf-8") as file:
-            layer = OmegaConf.load(file)
+        text = path.read_text(encoding="utf-8")
+        _check_size(yaml.compose(text, Loader=yaml.SafeLoader), {})
+        layer = OmegaConf.load(StringIO(text))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such config file") from error
     except UnicodeDecodeError as error:
@@ -90,6 +93,24 @@ def _read_layer(path: Path) -> DictConfig:
     if not isinstance(layer, DictConfig):
         raise UserError(f"{path}: holds a list; a config is a group of keys")
     return layer
+
+
+def _check_size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Number of nodes below `node`, aliases counted as often as they are used.
+
+    Raises:
+        ValueError: there are more than `MAX_NODES`, or an alias contains itself.
+    """
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    size = sizes.get(id(node))
+    if size is None:
+        sizes[id(node)] = MAX_NODES  # while it is being counted: an alias of itself
+        inner = [item for pair in node.value for item in (pair if isinstance(pair, tuple) else (pair,))]
+        size = sizes[id(node)] = 1 + sum(_check_size(item, sizes) for item in inner)
+    if size > MAX_NODES:
+        raise ValueError(f"has more than {MAX_NODES} values, counting those behind aliases")
+    return size
 
 
 def _line_of(path: Path, key: Key) -> int | None:

@@ -1,6 +1,7 @@
 """The settings of a job service, and the command-line arguments for them."""
 
 import argparse
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class ServingSettings:
         None for never.
     max_queue: maximum number of queued jobs.
     max_upload_bytes: of one file. max_audio_seconds, max_video_seconds, max_pixels (of a frame): limits on its content.
+    worker_memory_bytes: of a worker; its job fails beyond it. 0: its share of 80 % of the machine's memory.
     job_timeout_seconds: time limit of one attempt. max_attempts: how often a job is started if its worker dies.
     lease_seconds: a job whose worker gives no sign of life for this long is lost and queued again.
     keep_results_hours: after this time, files of finished jobs are deleted. quota_bytes: of the workspace; if it is
@@ -44,6 +46,7 @@ class ServingSettings:
     max_audio_seconds: float = 3600.0
     max_video_seconds: float = 4 * 3600.0
     max_pixels: int = 4096 * 4096
+    worker_memory_bytes: int = 0
     job_timeout_seconds: float = 6 * 3600.0
     max_attempts: int = 3
     lease_seconds: float = 20.0
@@ -67,10 +70,18 @@ class ServingSettings:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.unload_after_minutes is not None and not self.unload_after_minutes > 0:
             raise UserError(f"unload_after_minutes must be above 0, not {self.unload_after_minutes}")
+        if self.worker_memory_bytes < 0:
+            raise UserError(f"worker_memory_bytes must be 0 or more, not {self.worker_memory_bytes}")
         if self.dtype not in (None, *DTYPES):
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if self.min_free_bytes < 0:
             raise UserError(f"min_free_bytes must be 0 or more, not {self.min_free_bytes}")
+
+    @property
+    def worker_memory_limit(self) -> int:
+        """Bytes of memory that a worker may use."""
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return self.worker_memory_bytes or int(0.8 * machine) // max(1, self.workers)
 
     def as_plain(self) -> dict:
         """JSON-compatible values; `ServingSettings(**plain)` restores them."""
@@ -81,6 +92,12 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that all commands with a job service share."""
     add = parser.add_argument_group("workers").add_argument
     add("--workers", type=int, default=1, help="number of processes, each with its own models (default: %(default)s)")
+    add(
+        "--worker_memory_gb",
+        type=float,
+        default=0,
+        help="memory of a process in GiB, beyond which its job fails (default: its share of 80 %% of the machine's)",
+    )
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
     add("--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)")
     add(

@@ -9,10 +9,11 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 from latentsync.serving.background import BackgroundTask
 from latentsync.serving.jobs import JobState
-from latentsync.serving.settings import ServingSettings
+from latentsync.serving.settings import GIB, ServingSettings
 from latentsync.serving.store import JobStore
 from latentsync.utils.cores import worker_environment
 from latentsync.utils.paths import PACKAGE_PARENT
@@ -24,6 +25,7 @@ GRACE_SECONDS = 1.0  # for a worker to stop before it is killed; it is interrupt
 END_SECONDS = 10.0  # for a worker to end one job; if it is killed, its models have to be loaded again
 HEALTHY_SECONDS = 60.0  # a worker that lived this long did not fail at startup
 MAX_BACKOFF_SECONDS = 60.0
+TOO_LARGE = "the job needed more than the allowed {gib:.1f} GiB of memory; use a smaller video or a smaller model"
 TIMED_OUT = "the job took longer than the allowed {seconds:g} s"
 
 
@@ -131,6 +133,12 @@ class Supervisor:
         attempt = None if row is None else (row.id, row.attempts)
         if attempt != slot.attempt:
             slot.attempt, slot.running_since = attempt, now
+        limit = self.settings.worker_memory_limit
+        if row is not None and resident_bytes(process.pid) > limit:
+            process.kill()
+            process.wait()
+            self.store.end_running(slot.owner, JobState.FAILED, TOO_LARGE.format(gib=limit / GIB))
+            return
         late = now - slot.running_since > self.settings.job_timeout_seconds
         if row is None or not (row.cancel or late):
             slot.overdue_since = None
@@ -165,3 +173,12 @@ class Supervisor:
                 logger.warning("the job of a stopped worker could not be returned to the queue: %s", error)
             slot.process = None
         self.store.close()
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory in use by a process of this machine; 0 if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -204,3 +204,13 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "audio.yaml").write_text(text.replace("fmax: 7600", "fmax: 9000"))
     with pytest.raises(UserError, match="audio.yaml, line 9: syncnet: fmin 55.0 and fmax 9000.0"):
         load_audio_config(tmp_path / "audio.yaml")
+
+
+def test_a_file_that_aliases_blow_up_is_refused(tmp_path):
+    lines = ["a0: &a0 {x: 1, y: 2}"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="behind aliases"):
+        load_unet_config(tmp_path / "bomb.yaml", UNetConfig)
+    (tmp_path / "loop.yaml").write_text("a: &a [*a]\n")
+    with pytest.raises(UserError):
+        load_unet_config(tmp_path / "loop.yaml", UNetConfig)

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +23,7 @@ from preprocess.data_processing_pipeline import build_parser, main, settings_of
 from preprocess.executors import run_local
 from preprocess.runner import RunOptions, process
 from preprocess.settings import ProcessSettings
-from preprocess.source_work import Job, person_of, process_source
+from preprocess.source_work import Beat, Job, person_of, process_source
 from preprocess.storages.base import FileStamp
 from preprocess.tools import Tools
 from tests.media.synthetic import click_track, numbered_rgb, numbers_of, onsets, tone, write_clip, write_frames
@@ -193,10 +194,10 @@ def test_finished_segments_are_not_written_again(here, sources, tmp_path, monkey
 def _die_on(name: str):
     """A stand-in for the work that kills its process at one source."""
 
-    def work(file: FileStamp, job: Job, tools: Tools):
+    def work(file: FileStamp, job: Job, tools: Tools, beat: Beat):
         if file.name == name:
             os.kill(os.getpid(), signal.SIGKILL)
-        return process_source(file, job, tools)
+        return process_source(file, job, tools, beat)
 
     return work
 
@@ -206,6 +207,29 @@ def _deadly_worker(pipe, job: Job, workers: int) -> None:
 
     executors.process_source = _die_on("silent.mp4")
     executors._work(pipe, job, workers)
+
+
+def _hanging_worker(pipe, job: Job, workers: int) -> None:
+    """A worker that hangs in one source, with a short time limit."""
+    from preprocess import executors
+
+    real = executors.process_source
+
+    def hang(file: FileStamp, job: Job, tools: Tools, beat: Beat):
+        if file.name == "silent.mp4":
+            beat()
+            time.sleep(600)
+        return real(file, job, tools)
+
+    executors.STALLED_SECONDS, executors.process_source = 0.2, hang
+    executors._work(pipe, job, workers)
+
+
+def test_a_source_that_takes_too_long_is_given_up(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocess.executors._work", _hanging_worker)
+    summary = process(RunOptions(sources, tmp_path / "out", workers=2), FAST)
+    fate = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
+    assert "took longer than" in fate["silent.mp4"] and summary.kept == 3
 
 
 def test_a_crashed_worker_loses_its_source_only(sources, tmp_path, monkeypatch):

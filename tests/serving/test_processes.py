@@ -12,6 +12,7 @@ from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind, JobState
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
+from latentsync.serving.supervisor import resident_bytes
 from tests.pipelines.scenes import clip
 from tests.serving.fakes import Files, wait_for
 from tests.waiting import eventually
@@ -42,6 +43,22 @@ def test_a_job_survives_its_worker(tmp_path):
         assert service.stats().models_loaded == ("embedded",) or service.stats().workers_alive == 1
         left = pids(service)
     assert not any(psutil.pid_exists(pid) for pid in left)
+
+
+@pytest.mark.slow
+def test_a_job_that_needs_too_much_memory_fails_with_a_message(tmp_path):
+    """Any job exceeds 64 MiB, the interpreter alone nearly does."""
+    files = scene(tmp_path)
+    with JobService(ServingSettings(tmp_path / "ws", devices=("cpu",), worker_memory_bytes=64 * 2**20)) as service:
+        job = wait_for(service, service.submit(JobKind.LIPSYNC, files, QUICK).id)
+        assert job.state is JobState.FAILED and "allowed 0.1 GiB of memory" in job.error
+
+
+def test_the_memory_of_a_process_and_its_limit(tmp_path):
+    assert resident_bytes(os.getpid()) > 2**20 and resident_bytes(2**30) == 0
+    limits = [ServingSettings(tmp_path, workers=workers).worker_memory_limit for workers in (1, 4)]
+    assert limits[0] > 2**28 and limits[1] == pytest.approx(limits[0] / 4, rel=0.01)
+    assert ServingSettings(tmp_path, worker_memory_bytes=5).worker_memory_limit == 5
 
 
 @pytest.mark.slow
