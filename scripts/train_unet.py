@@ -22,7 +22,7 @@ from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.training.loop import run_training
-from latentsync.training.unet_setup import FrozenParts, build_dataset, load_loss_networks
+from latentsync.training.unet_setup import FrozenParts, build_dataset, check_start, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.paths import project_path
@@ -59,6 +59,7 @@ def make_validation(config: UNetFileConfig) -> Validation | None:
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_unet_config(args.unet_config_path, UNetConfig)
+    check_start(config)
     given = {
         "vae": args.vae_path,
         "whisper": args.whisper_path,

@@ -201,11 +201,11 @@ def _die_on(name: str):
     return work
 
 
-def _deadly_worker(pipe, job: Job, threads: int) -> None:
+def _deadly_worker(pipe, job: Job, workers: int) -> None:
     from preprocess import executors
 
     executors.process_source = _die_on("silent.mp4")
-    executors._work(pipe, job, threads)
+    executors._work(pipe, job, workers)
 
 
 def test_a_crashed_worker_loses_its_source_only(sources, tmp_path, monkeypatch):
