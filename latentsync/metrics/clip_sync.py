@@ -129,7 +129,7 @@ class PublishedScorer:
 
     min_frames = WINDOW_FRAMES + 1
     default_threshold = PUBLISHED_THRESHOLD
-    default_preference = None
+    default_preference: float | None = None
 
     def __init__(self, model_path: str | Path, s3fd_path: str | Path | None = None, device: str = "cpu"):
         self.net = SyncNetV2.from_pretrained(model_path).to(device)
@@ -187,7 +187,7 @@ class EmbeddedScorer:
 
     name = "embedded"
     default_threshold = EMBEDDED_THRESHOLD
-    default_preference = EMBEDDED_PREFERENCE
+    default_preference: float | None = EMBEDDED_PREFERENCE
 
     def __init__(self, device: str = "cpu"):
         model, weights = resolve("embedded"), EMBEDDED_SYNCNET.find() or CHECKPOINTS_DIR / EMBEDDED_SYNCNET.path

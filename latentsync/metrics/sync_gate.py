@@ -37,7 +37,8 @@ class Evidence:
 
 def gather(vision: np.ndarray, audio: np.ndarray, offset: int) -> Evidence:
     """Evidence from the embeddings (W, D) of all windows of a clip and the offset found in it."""
-    distances = torch.cdist(*(torch.as_tensor(side, dtype=torch.float64)[None] for side in (vision, audio)))[0].numpy()
+    one, other = (torch.as_tensor(side, dtype=torch.float64) for side in (vision, audio))
+    distances = torch.cdist(one, other).numpy()
     count = len(distances)
     middle = (count + 1) // 2
     parts = (slice(0, middle), slice(middle, count))

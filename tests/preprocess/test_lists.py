@@ -10,6 +10,7 @@ from PIL import Image
 from latentsync.data.clips import read_fileslist
 from latentsync.utils.errors import UserError
 from preprocess.lists import ListOptions, choose, spread
+from preprocess.report import _gate
 from preprocess.runner import RunOptions, process
 from preprocess.settings import ProcessSettings
 from preprocess.source_work import person_of, process_source
@@ -123,3 +124,10 @@ def test_person_pattern(tmp_path):
         process(RunOptions(tmp_path / "in", tmp_path / "out"), ProcessSettings(steps=(), person_pattern="^id"))
     with pytest.raises(UserError, match="is not a valid regular expression"):
         ProcessSettings(person_pattern="(")
+
+
+def test_the_report_tells_what_is_known_of_the_sync_step():
+    rows = [{"sync_scorer": "embedded"}, {"sync_scorer": "embedded"}, {}]
+    assert "97.5 %" in (_gate(rows) or "") and "eval.sync_roc" not in (_gate(rows) or "")
+    assert "have not been measured: run `python -m eval.sync_roc`" in (_gate([{"sync_scorer": "syncnet_v2"}]) or "")
+    assert _gate([{}]) is None

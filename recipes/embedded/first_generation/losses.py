@@ -8,8 +8,6 @@ Legend: B samples, K of them counted, F frames, H W and R pixels, N images.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.training.losses import Estimate, crop, region_box
+from recipes.embedded.first_generation.flow import optical_flow, warp_grid
 
 VISIBILITY_FALLOFF = 50.0  # of the squared error of pixels in [0, 1] (Lai et al. 2018)
 CHARBONNIER_EPS = 1e-3
@@ -85,7 +84,7 @@ class DiscriminatorLoss(nn.Module):
 class FlowConsistencyLoss(nn.Module):
     """The mouth should change from frame to frame as the real one does, along the real motion.
 
-    Optical flow of neighboring real frames (DIS, Kroeger et al. 2016) warps frame t to frame t + 1. The residual
+    Optical flow of neighboring real frames, computed on their device, warps frame t to frame t + 1. The residual
     between the warped and the next frame is compared between made and real frames: flicker adds to it, a mouth that
     is still while the real one opens lacks some of it. Comparing with the real residual instead of with zero keeps the
     loss from rewarding smooth, motionless mouths. Pixels that the real flow does not explain (occluded, uncovered,
@@ -180,16 +179,9 @@ def motion_grid(frames: Tensor) -> Tensor:
 
     In [-1, 1] from edge to edge, x before y; beyond that for pixels from outside.
     """
-    gray = ((frames.detach().float().mean(dim=2).clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flows = [
-        estimator.calc(after, before, None) for clip in gray for before, after in zip(clip[:-1], clip[1:], strict=True)
-    ]
-    height, width = frames.shape[-2:]
-    rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    came_from = np.stack(flows) + np.stack([columns, rows], axis=-1)
-    grid = (2 * came_from + 1) / np.array([width, height], dtype=np.float32) - 1
-    return torch.from_numpy(grid).to(frames.device)
+    gray = (frames.detach().float().mean(dim=2, keepdim=True).clamp(-1, 1) + 1) / 2
+    before, after = (part.flatten(0, 1) for part in (gray[:, :-1], gray[:, 1:]))
+    return warp_grid(optical_flow(after, before))
 
 
 def _change(frames: Tensor, grid: Tensor) -> Tensor:
