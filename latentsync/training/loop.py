@@ -157,9 +157,9 @@ class Trainer:
         if self.config.run.fsdp:
             shard(self.task.model, accelerator, DTYPES[accelerator.mixed_precision])
             self.model = accelerator.prepare_model(self.task.model, evaluation_mode=True)  # no DDP around it
-            self.optimizer = accelerator.prepare_optimizer(make_adamw(trained(self.model), lr, settings))
+            self.optimizer = accelerator.prepare_optimizer(make_optimizer(trained(self.model), lr, settings))
         else:
-            optimizer = make_adamw(self.trained, lr, settings)
+            optimizer = make_optimizer(self.trained, lr, settings)
             self.model, self.optimizer = accelerator.prepare(self.task.model, optimizer)
         self.trained = trained(self.model)
         load_without_prefix(accelerator)
@@ -357,7 +357,17 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def make_adamw(parameters: Sequence[nn.Parameter], lr: float, settings: OptimizerSection) -> torch.optim.Optimizer:
-    """AdamW in one kernel for all parameters (fused), where the device has it."""
+def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, settings: OptimizerSection) -> torch.optim.Optimizer:
+    """The optimizer of the config; AdamW in one kernel for all parameters (fused), where the device has it.
+
+    Raises:
+        UserError: torchao, for 8 bits, is not installed.
+    """
+    if settings.name == "adamw_8bit":
+        try:
+            from torchao.optim import AdamW8bit
+        except ImportError as error:
+            raise UserError("optimizer.name adamw_8bit needs torchao: run `pip install '.[lowbit]'`") from error
+        return AdamW8bit(parameters, lr, **settings.adamw)
     fused = all(parameter.device.type in FUSED for parameter in parameters)
     return torch.optim.AdamW(parameters, lr, fused=fused, **settings.adamw)

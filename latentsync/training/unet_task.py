@@ -122,8 +122,12 @@ class UNetTask:
         return self.dataset().person_weights() if self.config.data.balance_people else None
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Frozen networks to `device`. They keep float32 weights and compute in `dtype` by autocast."""
+        """Frozen networks to `device`. They compute in `dtype` by autocast; the large ones keep weights of bfloat16 if
+        it is that: the autoencoder, VideoMAE and the convolutions of VGG16."""
         self._device, self._dtype = device, dtype
+        if dtype == torch.bfloat16:
+            self.codec.to(dtype)
+            self.losses.shrink(dtype)
         self.codec.to(device)
         self.audio.to(device)
         self.losses.to(device)
