@@ -14,6 +14,7 @@ from latentsync.config.schema import SchemaError, build, require, require_not_ne
 from latentsync.constants import DEFAULT_SEED, FPS, LATENT_FACTOR, SAMPLE_RATE
 
 Precision = Literal["auto", "no", "fp16", "bf16"]
+BestBy = Literal["balanced", "sync", "mouth", "identity", "silence", "sharpness", "accuracy"]
 RECIPE_MODULE = re.compile(r"recipes(\.[a-z_0-9]+)+")
 
 
@@ -122,6 +123,7 @@ class RunSection:
     background_saves: write checkpoints while training continues; needs host memory for a copy of the state.
     compile: torch.compile the model; the first steps then take minutes. tf32: allow TF32 in float32 matrix products.
     keep_last: number of checkpoints to keep.
+    best_by: rule that names the best export, see `latentsync.training.selection`.
     stop_after_minutes: save and exit after this time, 0 for no limit; the same command resumes.
     """
 
@@ -139,6 +141,7 @@ class RunSection:
     compile: bool = False
     tf32: bool = True
     keep_last: int = 3
+    best_by: BestBy = "balanced"
     stop_after_minutes: float = 0.0
 
     def __post_init__(self) -> None:

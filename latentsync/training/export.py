@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from latentsync.config.sections import TrainingConfig
 from latentsync.training.distributed import any_process, is_sharded, together
 from latentsync.training.report import Report
+from latentsync.training.selection import keep_best
 from latentsync.training.task import Task
 from latentsync.utils.errors import UserError
 
@@ -135,6 +136,8 @@ class Exporter:
         if self.accelerator.is_main_process:
             self.report.write_validation(step, metrics)
             self.report.draw_chart()
+            rows, run = self.report.validation_rows, self.config.run
+            keep_best(self.config.checkpoint_dir, self.task.name, rows, run.best_by)
 
     def _averaged(self) -> AbstractContextManager[None]:
         return self.ema.in_place() if self.ema is not None else nullcontext()

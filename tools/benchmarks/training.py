@@ -149,7 +149,7 @@ def write_clips(folder: Path, resolution: int) -> Path:
 
 
 def make_task(config: UNetFileConfig[UNetConfig]) -> UNetTask:
-    """The training task of scripts/train_unet.py; networks of full size have random weights."""
+    """The training task of scripts/train_unet.py; the networks are random, of full size but for the embedded model."""
     embedded = resolve("embedded")
     whisper = embedded.whisper
     if config.ckpt.base_model == embedded.name:
