@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from latentsync.config.sections import OptimizerSection, TrainingConfig
-from latentsync.data.sampler import StepBatchSampler, collate
+from latentsync.data.sampler import StepBatchSampler, collate, seed_step
 from latentsync.training.checkpoints import CheckpointStore, Progress
 from latentsync.training.discriminators import Discriminators
 from latentsync.training.distributed import (
@@ -37,7 +37,6 @@ from latentsync.training.distributed import (
     together,
 )
 from latentsync.training.export import AveragedWeights, Exporter
-from latentsync.training.randomness import seed_step
 from latentsync.training.report import Report
 from latentsync.training.state import RunState, describe_settings
 from latentsync.training.stopping import StopRequest, ignore_first_signal
