@@ -100,7 +100,7 @@ class UNetDataset(ClipDataset):
 
 
 def whisper_tokens(audio: Audio2Feature, mels: Tensor, rows: Tensor) -> Tensor:
-    """Tokens (B, F, S, D) of whisper_mel (B, n_mels, T) and whisper_rows (B, F, S / layers), on the device of `audio`."""
+    """Tokens (B, F, S, D) of whisper_mel (B, n_mels, T) and whisper_rows (B, F, S / layers), on `audio`'s device."""
     states = audio.encode_windows(mels)
     batch = torch.arange(len(rows), device=states.device)[:, None, None]
     return rearrange(states[batch, rows.to(states.device)], "b f t l d -> b f (t l) d")

@@ -241,8 +241,7 @@ class Trainer:
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimizer step. Batches that cannot be used are replaced by the next ones."""
         lr, count = self.lr_at(self.progress.step), self.config.run.gradient_accumulation_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         while True:
             values = [self._backward(batches, last=index == count - 1) for index in range(count)]
             norm = self._apply_gradients()
@@ -354,6 +353,15 @@ class Trainer:
 def trained(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that are trained."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate; compiled optimizers keep it in a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, settings: OptimizerSection) -> torch.optim.Optimizer:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentsync.checkpoints.loading import load_state_dict
+from latentsync.config.sections import OptimizerSection
 from latentsync.training import checkpoints, loop
 from latentsync.training.loop import run_training
 from latentsync.training.stopping import StopRequest, ignore_first_signal
@@ -385,7 +386,7 @@ def test_optimizer_with_eight_bit_state(tmp_path):
 
     def run(output, **changes):
         task = TinyTask()
-        task.model = torch.nn.Sequential(torch.nn.Linear(4, 1024), torch.nn.Tanh(), torch.nn.Linear(1024, 1))
+        task.model = torch.nn.Sequential(torch.nn.Linear(4, 4096), torch.nn.Tanh(), torch.nn.Linear(4096, 1))
         torch.manual_seed(0)
         for parameter in task.model.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -397,5 +398,9 @@ def test_optimizer_with_eight_bit_state(tmp_path):
     run(tmp_path / "halves")
     a, b = saved_weights(tmp_path / "whole"), saved_weights(tmp_path / "halves")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    state = saved_state(tmp_path / "whole")["optimizer"]["state"]
-    assert any("8bit" in type(value).__name__ for values in state.values() for value in values.values())
+    parameter = torch.nn.Parameter(torch.ones(4096))
+    parameter.grad = torch.ones(4096)
+    optimizer = loop.make_optimizer([parameter], 1e-3, OptimizerSection(name="adamw_8bit"))
+    with torch.compiler.set_stance("force_eager"):
+        optimizer.step()
+    assert type(optimizer.state[parameter]["exp_avg"]).__name__ == "OptimState8bit"
