@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import logging
 import os
+import re
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 REPORT = "report.html"
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 REASONS = 5  # shown for each step
+PEOPLE = 50  # shown with their hours
+MEASURED = re.compile(r"[+-]?\d+(\.\d+)?")
 EXAMPLES = 18  # of kept clips, and of dropped ones
 SIDE = 128  # pixels of an example
 BINS = 24
@@ -77,6 +80,7 @@ def write_report(
         clips=len(clips),
         minutes=sum(float(row["seconds"]) for row in kept) / 60,
         people=len({row["person"] for row in kept}),
+        hours=_hours(clips),
         sources=len(sources),
         dropped_sources=sum(row["status"] == "dropped" for row in sources),
         drops=_drops(rows),
@@ -91,17 +95,34 @@ def write_report(
 
 
 def _drops(rows: list[Row]) -> list[Row]:
-    """For each kind and step, the most frequent reasons; the steps that drop most come first."""
+    """For each kind and step, the most frequent reasons; the steps that drop most come first.
+
+    Reasons that differ only in what was measured count as one.
+    """
     counters: dict[tuple[str, str], Counter] = {}
+    seconds: Counter[tuple[str, str]] = Counter()
     for row in rows:
         if row["status"] == "dropped":
-            counters.setdefault((row["kind"], row["step"]), Counter())[str(row["reason"])] += 1
+            group = row["kind"], row["step"]
+            counters.setdefault(group, Counter())[MEASURED.sub("…", str(row["reason"]), count=1)] += 1
+            seconds[group] += float(row.get("seconds") or row.get("source_seconds") or 0)
     found = []
     for (kind, step), counter in sorted(counters.items(), key=lambda item: -item[1].total()):
         reasons = counter.most_common(REASONS)
         others = counter.total() - sum(count for _, count in reasons)
-        found.append({"kind": kind, "step": step, "count": counter.total(), "reasons": reasons, "others": others})
+        lost = {"hours": seconds[kind, step] / 3600, "reasons": reasons, "others": others}
+        found.append({"kind": kind, "step": step, "count": counter.total(), **lost})
     return found
+
+
+def _hours(clips: list[Row]) -> list[tuple[str, float, float]]:
+    """(person, hours kept, hours dropped) of those with the most hours kept."""
+    kept: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    for row in clips:
+        (kept if row["status"] == "kept" else dropped)[str(row["person"])] += float(row["seconds"]) / 3600
+    names = sorted({*kept, *dropped}, key=lambda name: -kept[name])
+    return [(name, kept[name], dropped[name]) for name in names[:PEOPLE]]
 
 
 def _gate(clips: list[Row]) -> str | None:

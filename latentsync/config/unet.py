@@ -39,6 +39,8 @@ class DataConfig(DataSection):
     val_video_path, val_audio_path: video and audio of the validation video.
     mask_image_path: empty for the mask of the released checkpoints.
     audio_feat_length: [before, after], frames of audio context around each frame.
+    whisper_on_device: run the audio encoder in the training step, on the GPU, instead of keeping its states in
+        audio_embeds_cache_dir (0.7 TB for 1000 hours); for clips of up to 30 s.
     """
 
     train_output_dir: str = "output/unet"
@@ -47,6 +49,7 @@ class DataConfig(DataSection):
     val_audio_path: str = ""
     mask_image_path: str = ""
     audio_feat_length: tuple[int, ...] = (2, 2)
+    whisper_on_device: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,6 +155,10 @@ class UNetFileConfig(TrainingConfig, Generic[Model]):
         require(
             not self.run.cache_latents or self.data.augment == AugmentConfig(),
             "data.augment has no effect on cached latents; set run.cache_latents to false, or remove augment",
+        )
+        require(
+            not (self.run.cache_latents and self.data.whisper_on_device),
+            "data.whisper_on_device has no effect on cached latents, which have the audio beside them; set it to false",
         )
         if self.recipe is not None:
             self.recipe.check_unet_config(self)

@@ -194,7 +194,7 @@ def select(clips: Sequence[C], chosen: np.ndarray) -> Sequence[C]:
     """The clips where `chosen`, (len(clips),) bool."""
     if chosen.all():
         return clips
-    return clips.select(chosen) if isinstance(clips, Table) else [clips[index] for index in np.flatnonzero(chosen)]
+    return clips.select(chosen) if isinstance(clips, Table) else [clips[int(index)] for index in np.flatnonzero(chosen)]
 
 
 def drop_short_clips(clips: Sequence[C], min_frames: int) -> Sequence[C]:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -105,8 +105,8 @@ class ClipEncoder:
                 return ClipSource(frame_batches(self.read(clip)), self.audio.audio2feat(path, clip.digest))
 
         entry, frames, rows = self.cached(clip, "0", source)
-        place = {"digest": clip.digest, "offset": clip.offset, "size": clip.size}
-        return EncodedClip(clip.path, clip.person, frames, entry, rows, **place)
+        encoded = EncodedClip(clip.path, clip.person, frames, entry, rows)
+        return replace(encoded, digest=clip.digest, offset=clip.offset, size=clip.size)
 
     def read(self, clip: Clip) -> np.ndarray:
         """All frames of a clip, (T, R, R, 3) uint8. Raises UserError."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentsync.config.sections import DataSection
-from latentsync.data.clips import Clip, missing_clips, read_fileslist, read_headers
+from latentsync.data.clips import Clip, column, missing_clips, read_fileslist, read_headers
 from latentsync.data.locations import Location, as_location, local_file, parent_of
 from latentsync.data.table import Table, write_columns, write_table
 from latentsync.utils.errors import UserError
@@ -112,14 +112,14 @@ def _make_index(index: Path, location: Location, root: Location) -> None:
             raise UserError(f"{location}: the file list is empty")
         start = f"{root}/"
         columns["path"] = [name if name.startswith("/") or "://" in name else start + name for name in columns["path"]]
-        clips = write_columns(index, Clip, columns)
-        if "digest" in columns and (clips.column("num_frames") > 0).all():
+        listed: Sequence[Clip] = write_columns(index, Clip, columns)
+        if "digest" in columns and (column(listed, "num_frames") > 0).all():
             return
     else:
         with local_file(location, suffix=".txt") as path:
-            clips = read_fileslist(path, root)
-    logger.info("%s: reading the headers of %d clips, once", location, len(clips))
-    write_table(index, Clip, read_headers(clips, with_digest=True))
+            listed = read_fileslist(path, root)
+    logger.info("%s: reading the headers of %d clips, once", location, len(listed))
+    write_table(index, Clip, read_headers(listed, with_digest=True))
 
 
 def _key(location: Location, folder: str) -> str:

@@ -21,9 +21,9 @@ def as_location(text: str | os.PathLike) -> Location:
 
 def joined(root: Location, name: str) -> Location:
     """`name` below a folder; absolute names and addresses stay as they are."""
-    if "://" in name or isinstance(root, Path):
-        return as_location(name) if "://" in name else root / name
-    return as_location(name) if os.path.isabs(name) else f"{root.rstrip('/')}/{name}"
+    if "://" in name or os.path.isabs(name):
+        return as_location(name)
+    return root / name if isinstance(root, Path) else f"{root.rstrip('/')}/{name}"
 
 
 def parent_of(location: Location) -> Location:

@@ -1,9 +1,10 @@
 """The batch sampler of training: which clip each sample comes from, and its random numbers.
 
-Both are pure functions of the seed and the sample's position in the run, so that a run that is resumed, or uses another
-number of processes, sees the same samples.
+There is no random state to save: both are pure functions of the seed and the sample's position in the run, so that a
+run that is resumed, or uses another number of processes, sees the same samples.
 """
 
+import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 # Keep the three kinds of random numbers apart that share one seed.
 ORDER_STREAM, WEIGHT_STREAM, ITEM_STREAM = 1, 2, 3
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 class SampleId(NamedTuple):
@@ -100,6 +103,34 @@ class StepBatchSampler(torch.utils.data.Sampler[list[SampleId]]):
 def item_rng(seed: int, key: int, attempt: int = 0) -> np.random.Generator:
     """The random numbers of the sample at position `key`; `attempt` counts the clips tried in its place."""
     return _generator(ITEM_STREAM, seed, key, attempt)
+
+
+def mix(*numbers: int) -> int:
+    """A well-spread number in [0, 2^63) of all `numbers`, in order (SplitMix64, Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state ^ (number & _MASK)) + _GOLDEN & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def sample_generators(seed: int, keys: Tensor, stream: int = 0) -> list[torch.Generator]:
+    """One CPU generator for each sample of a batch, from its key: `keys` (B,) as the batch carries them.
+
+    Draw noise on the CPU and move it: the numbers then do not depend on the device, the batch size or the number of
+    processes. `stream` separates different uses.
+    """
+    return [torch.Generator().manual_seed(mix(seed, stream, key)) for key in keys.tolist()]
+
+
+def seed_step(seed: int, position: int, rank: int) -> None:
+    """Seed the global generators (dropout uses them) for batch `position` of process `rank`."""
+    number = mix(seed, position, rank)
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)
+    torch.manual_seed(number)
 
 
 def collate(items: list[dict]) -> dict:

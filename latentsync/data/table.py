@@ -115,12 +115,16 @@ def _value(stored: Any, hint: Any) -> Any:
     return stored.item() if hint in NUMBERS else FROM_TEXT[hint](stored.decode("utf-8", "surrogateescape"))
 
 
-def _fields(kind: type) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(kind)  # type: ignore[arg-type]  # a dataclass
+def _fields(kind: Any) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(kind)
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of the fields, in order."""
+    return _hints_once(kind)
 
 
 @lru_cache
-def _hints(kind: type) -> dict[str, Any]:
-    """Types of the fields, in order."""
+def _hints_once(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in _fields(kind)}

@@ -8,23 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from latentsync.config.sections import AugmentConfig
-from latentsync.constants import DEFAULT_SEED, FPS
+from latentsync.constants import DEFAULT_SEED, FPS, SAMPLE_RATE
 from latentsync.data.audio import MelReader, frame_tokens
 from latentsync.data.augment import augment, draw_augmentation
 from latentsync.data.clip_dataset import ClipDataset, draw_start_and_reference
 from latentsync.data.clips import Clip, drop_short_clips, examine_clips, read_frames, to_pixel_values
 from latentsync.data.encoded_clips import EncodedClip
+from latentsync.media.audio import load_audio
 from latentsync.whisper.audio2feature import Audio2Feature
+from latentsync.whisper.windows import frame_rows
 
 
 class UNetDataset(ClipDataset):
     """Windows of frames with a reference window of the same clip that does not overlap them.
 
     Items: gt_pixel_values, masked_pixel_values, ref_pixel_values (F, 3, R, R) float32 in [-1, 1]; masks (F, 1, R, R),
-    1 = keep; mel (1, 80, columns); audio (F, S, D); start_idx int; key, video_path, failed_paths.
+    1 = keep; mel (1, 80, columns); audio (F, S, D); start_idx int; key, video_path, failed_paths. With
+    `whisper_on_device`, instead of audio: whisper_mel, the input of the audio encoder, and whisper_rows, the rows of
+    its output that make the tokens of each frame, see `whisper_tokens`.
 
     Args:
         clips: of a file list; their headers are checked, see `examine_clips`.
@@ -35,6 +40,7 @@ class UNetDataset(ClipDataset):
         fps: frame rate that clips must have.
         mel_cache_dir: keeps the mel of whole files; empty or None computes it for each sample.
         augmentation: of the frames.
+        whisper_on_device: leave the audio encoder to the training step, which needs no cache of its states.
 
     Raises:
         UserError: the clips cannot be used for training.
@@ -50,8 +56,9 @@ class UNetDataset(ClipDataset):
         fps: float = FPS,
         mel_cache_dir: str | None = None,
         augmentation: AugmentConfig | None = None,
+        whisper_on_device: bool = False,
     ) -> None:
-        self.audio, self.mask, self.fps = audio, mask, fps
+        self.audio, self.mask, self.fps, self.whisper_on_device = audio, mask, fps, whisper_on_device
         self.num_frames, self.resolution = audio.num_frames, mask.shape[-1]
         super().__init__(
             examine_clips(clips, min_frames=2 * self.num_frames, fps=fps, resolution=self.resolution), seed
@@ -66,7 +73,7 @@ class UNetDataset(ClipDataset):
             indices = np.concatenate([start + window, reference + window])
             frames = read_frames(local.path, indices, resolution=self.resolution, fps=self.fps)
             mel = self.mels.open(local).window(start, self.num_frames)
-            states = self.audio.audio2feat(local.path, clip.digest)
+            sound = self._whisper_input(local, start) if self.whisper_on_device else self._tokens(local, start)
         pixels = augment(to_pixel_values(frames), draw_augmentation(self.augmentation, rng))
         target, reference_pixels = pixels.split(self.num_frames)
         return {
@@ -75,9 +82,28 @@ class UNetDataset(ClipDataset):
             "ref_pixel_values": reference_pixels.contiguous(),
             "masks": self.mask.expand(self.num_frames, -1, -1, -1),
             "mel": mel,
-            "audio": self.audio.crop_overlap_audio_window(states, start, self.fps),
+            **sound,
             "start_idx": start,
         }
+
+    def _tokens(self, clip: Clip, start: int) -> dict[str, Tensor]:
+        with clip.local() as path:
+            states = self.audio.audio2feat(path, clip.digest)
+        return {"audio": self.audio.crop_overlap_audio_window(states, start, self.fps)}
+
+    def _whisper_input(self, clip: Clip, start: int) -> dict[str, Tensor]:
+        with clip.local() as path:
+            mel, num_rows = self.audio.window_mel(load_audio(path, SAMPLE_RATE))
+        frames, context = range(start, start + self.num_frames), self.audio.audio_feat_length
+        rows = torch.stack([frame_rows(frame, self.fps, context, num_rows) for frame in frames])
+        return {"whisper_mel": mel, "whisper_rows": rows}
+
+
+def whisper_tokens(audio: Audio2Feature, mels: Tensor, rows: Tensor) -> Tensor:
+    """Tokens (B, F, S, D) of whisper_mel (B, n_mels, T) and whisper_rows (B, F, S / layers), on `audio`'s device."""
+    states = audio.encode_windows(mels)
+    batch = torch.arange(len(rows), device=states.device)[:, None, None]
+    return rearrange(states[batch, rows.to(states.device)], "b f t l d -> b f (t l) d")
 
 
 @dataclass(frozen=True)

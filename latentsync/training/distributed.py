@@ -90,7 +90,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule) or hasattr(model, "zero_optimization_stage")
 
 
-def shard(model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> nn.Module:
+def shard(model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> None:
     """Split a model over all processes (FSDP2), in place.
 
     Blocks in lists, from 1 M parameters on, are gathered one by one, the rest together. Weights are gathered in
@@ -103,7 +103,7 @@ def shard(model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> nn.
     for block in (block for blocks in reversed(lists) for block in blocks):  # inner ones first
         if sum(parameter.numel() for parameter in block.parameters()) >= MIN_UNIT:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def no_gradient_exchange(accelerator: Accelerator, model: nn.Module) -> AbstractContextManager:

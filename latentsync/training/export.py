@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -103,7 +104,8 @@ class Exporter:
         """All weights in the main process, with the bare model's names."""
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             return self.accelerator.get_state_dict(self.model)
-        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
 
     def validate(self, step: int) -> None:
         """Compute the task's metrics, add the row, draw the chart. Raises UserError in all processes."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from latentsync.config.sections import OptimizerSection, TrainingConfig
-from latentsync.data.sampler import StepBatchSampler, collate
+from latentsync.data.sampler import StepBatchSampler, collate, seed_step
 from latentsync.training.checkpoints import CheckpointStore, Progress
 from latentsync.training.discriminators import Discriminators
 from latentsync.training.distributed import (
@@ -37,7 +37,6 @@ from latentsync.training.distributed import (
     together,
 )
 from latentsync.training.export import AveragedWeights, Exporter
-from latentsync.training.randomness import seed_step
 from latentsync.training.report import Report
 from latentsync.training.state import RunState, describe_settings
 from latentsync.training.stopping import StopRequest, ignore_first_signal
@@ -157,9 +156,9 @@ class Trainer:
         if self.config.run.fsdp:
             shard(self.task.model, accelerator, DTYPES[accelerator.mixed_precision])
             self.model = accelerator.prepare_model(self.task.model, evaluation_mode=True)  # no DDP around it
-            self.optimizer = accelerator.prepare_optimizer(make_adamw(trained(self.model), lr, settings))
+            self.optimizer = accelerator.prepare_optimizer(make_optimizer(trained(self.model), lr, settings))
         else:
-            optimizer = make_adamw(self.trained, lr, settings)
+            optimizer = make_optimizer(self.trained, lr, settings)
             self.model, self.optimizer = accelerator.prepare(self.task.model, optimizer)
         self.trained = trained(self.model)
         load_without_prefix(accelerator)
@@ -242,8 +241,7 @@ class Trainer:
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimizer step. Batches that cannot be used are replaced by the next ones."""
         lr, count = self.lr_at(self.progress.step), self.config.run.gradient_accumulation_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         while True:
             values = [self._backward(batches, last=index == count - 1) for index in range(count)]
             norm = self._apply_gradients()
@@ -357,7 +355,26 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def make_adamw(parameters: Sequence[nn.Parameter], lr: float, settings: OptimizerSection) -> torch.optim.Optimizer:
-    """AdamW in one kernel for all parameters (fused), where the device has it."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate; compiled optimizers keep it in a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, settings: OptimizerSection) -> torch.optim.Optimizer:
+    """The optimizer of the config; AdamW in one kernel for all parameters (fused), where the device has it.
+
+    Raises:
+        UserError: torchao, for 8 bits, is not installed.
+    """
+    if settings.name == "adamw_8bit":
+        try:
+            from torchao.optim import AdamW8bit
+        except ImportError as error:
+            raise UserError("optimizer.name adamw_8bit needs torchao: run `pip install '.[lowbit]'`") from error
+        return AdamW8bit(parameters, lr, **settings.adamw)
     fused = all(parameter.device.type in FUSED for parameter in parameters)
     return torch.optim.AdamW(parameters, lr, fused=fused, **settings.adamw)

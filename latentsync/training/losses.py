@@ -111,6 +111,15 @@ class UNetLosses(nn.Module):
             values[f"{name}_loss"] = self._discriminate(discriminator_loss, estimate)
         return {"loss": loss, **values, "mouth_mse": mouth_mse(estimate)}
 
+    def shrink(self, dtype: torch.dtype) -> None:
+        """Keep the weights of the large frozen networks in `dtype`."""
+        if "trepa" in self.networks:
+            self.networks["trepa"].to(dtype)
+        if "perceptual" in self.networks:  # without its statistics of pixels
+            for module in self.networks["perceptual"].modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(dtype)
+
     @staticmethod
     def _discriminate(loss: nn.Module, estimate: Estimate) -> Tensor:
         """The discriminator's own loss; a zero with gradients where no sample counts."""

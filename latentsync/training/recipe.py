@@ -42,10 +42,9 @@ class Recipe:
     def initialize(self, unet: nn.Module) -> None:
         """Change the initial weights of a UNet that starts from no checkpoint."""
 
-    def timestep_sampler(self, scheduler: DDIMScheduler, inference_steps: int) -> TimestepSampler:
-        """Draws the timesteps of a batch, (B,), one from each generator: uniform over the schedule."""
-        total = scheduler.config.num_train_timesteps
-        return lambda generators: torch.stack([torch.randint(0, total, (), generator=each) for each in generators])
+    def timestep_sampler(self, scheduler: DDIMScheduler, inference_steps: int) -> TimestepSampler | None:
+        """Draws the timesteps of a batch, (B,), one from each generator; None for uniform over the schedule."""
+        return None
 
     def recon_weights(self, mask: Tensor) -> Tensor | None:
         """Weights of the reconstruction loss for a latent mask (1, 1, 1, h, h), 1 = keep; see `ReconstructionLoss`."""

@@ -10,7 +10,7 @@ import pickle
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -79,7 +79,7 @@ class RunState:
                 files[DISCRIMINATORS] = buffer.getvalue()
         tensors = None if self.is_deepspeed else self._tensors()
         if copied and tensors is not None:
-            tensors = DefaultStager(COPIED).stage(tensors)
+            tensors = cast(dict[str, Any], DefaultStager(COPIED).stage(tensors))
         return Snapshot(self.accelerator, tensors, files)
 
     def load(self, folder: Path) -> Progress:
@@ -156,7 +156,7 @@ class Snapshot:
 def describe_settings(config: TrainingConfig, clips: int, processes: int) -> dict[str, str]:
     """Every key of a config, `section.key`, the number of clips and of processes, as text."""
     values: dict[str, str] = {}
-    for section, keys in asdict(config).items():  # type: ignore[call-overload]  # a dataclass, by `section`
+    for section, keys in asdict(config).items():
         if isinstance(keys, dict):
             values |= {f"{section}.{key}": str(value) for key, value in keys.items()}
         elif keys is not None:

@@ -208,6 +208,7 @@ def build_dataset(
             fps=data.video_fps,
             mel_cache_dir=data.audio_mel_cache_dir,
             augmentation=data.augment,
+            whisper_on_device=data.whisper_on_device,
         )
     key = cache_key(vae_path, whisper_path, mask)
     encoder = ClipEncoder(codec, audio, mask, data.latent_cache, key, data.video_fps)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.unet import UNetFileConfig
 from latentsync.data.clip_dataset import ClipDataset
+from latentsync.data.sampler import sample_generators
+from latentsync.data.unet_dataset import whisper_tokens
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.models.lora import save_lora
 from latentsync.models.unet import UNet3DConditionModel
@@ -25,7 +28,6 @@ from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import decode_frames, encode_frames, unet_input
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.training.losses import Estimate, LossNetworks, build_losses, crop, region_box
-from latentsync.training.randomness import sample_generators
 from latentsync.training.recipe import recipe_of
 from latentsync.training.unet_setup import FrozenParts, build_unet
 from latentsync.utils.errors import UserError
@@ -95,7 +97,8 @@ class UNetTask:
         )
         if self.needs_estimate:
             check_one_step(self.scheduler)
-        self._draw_timesteps = recipe.timestep_sampler(self.scheduler, self.run.inference_steps)
+        own = recipe.timestep_sampler(self.scheduler, self.run.inference_steps)
+        self._draw_timesteps = own or partial(uniform_timesteps, self.scheduler.config.num_train_timesteps)
         self._make_dataset = make_dataset
         self._dataset: ClipDataset | None = None
         self._scorer = scorer
@@ -122,8 +125,12 @@ class UNetTask:
         return self.dataset().person_weights() if self.config.data.balance_people else None
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Frozen networks to `device`. They keep float32 weights and compute in `dtype` by autocast."""
+        """Frozen networks to `device`. They compute in `dtype` by autocast; the large ones keep weights of bfloat16 if
+        it is that: the autoencoder, VideoMAE and the convolutions of VGG16."""
         self._device, self._dtype = device, dtype
+        if dtype == torch.bfloat16:
+            self.codec.to(dtype)
+            self.losses.shrink(dtype)
         self.codec.to(device)
         self.audio.to(device)
         self.losses.to(device)
@@ -131,6 +138,9 @@ class UNetTask:
 
     def step(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         """Losses of a batch of `UNetDataset` (pixels) or `LatentClipDataset` (latents), see there for the keys."""
+        if "whisper_mel" in batch:
+            tokens = whisper_tokens(self.audio, batch["whisper_mel"], batch["whisper_rows"])
+            batch = {**batch, "audio": tokens.to(batch["start_idx"].device)}
         latents, masked, reference = self._latents(batch)
         drawn = self._draw(latents.shape, batch["key"])
         noise, timesteps = drawn.noise.to(latents), drawn.timesteps.to(latents.device)
@@ -241,6 +251,11 @@ class UNetTask:
 
     def advise(self, step: int, means: Mapping[str, float]) -> str | None:
         return None
+
+
+def uniform_timesteps(total: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """(B,) timesteps below `total`, one from each generator."""
+    return torch.stack([torch.randint(0, total, (), generator=generator) for generator in generators])
 
 
 def mixed_noise(shape: Sequence[int], alpha: float, generator: torch.Generator) -> Tensor:

@@ -132,6 +132,32 @@ class Audio2Feature:
         rows = self._rows(wave)
         return rows.read(0, rows.num_rows)
 
+    def window_mel(self, wave: np.ndarray) -> tuple[torch.Tensor, int]:
+        """The encoder's input for a signal of one window: (n_mels, 2 * window_rows) float32, and its number of rows.
+
+        Raises:
+            UserError: it is longer than a window, or contains NaN or infinite samples.
+        """
+        mel = LogMel(wave, n_mels=self.encoder.conv1.in_channels)
+        width = 2 * self._window_rows
+        if mel.num_frames > width:
+            raise UserError(
+                f"a clip of {len(wave) / SAMPLE_RATE:.0f} s is longer than {self.window_seconds:g} s, what the audio "
+                "encoder takes at once; give shorter clips, or set data.whisper_on_device to false"
+            )
+        frames = mel.frames(0, mel.num_frames)
+        return torch.nn.functional.pad(frames, (0, width - frames.shape[1])), mel.num_frames // 2
+
+    def encode_windows(self, mels: torch.Tensor) -> torch.Tensor:
+        """States of several signals: (B, n_mels, 2 * window_rows) from `window_mel` -> (B, window_rows, L + 1, D), on
+        the encoder's device."""
+        return hidden_states(self.encoder, mels.to(self.device))
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of the encoder's context."""
+        return self._window_rows / WHISPER_ROWS_PER_SECOND
+
     def stream(self, wave: np.ndarray | SpooledAudio, fps: Fps, num_frames: int | None = None) -> AudioFeatureStream:
         """Tokens of each video frame, computed on demand in constant memory.
 

@@ -47,21 +47,22 @@ def hidden_states(encoder: AudioEncoder, mel: torch.Tensor) -> torch.Tensor:
     """States of one window before the final LayerNorm.
 
     Args:
-        mel: (n_mels, 2R) normalized log-mel of exactly the length of the encoder's context.
+        mel: (n_mels, 2R) normalized log-mel of exactly the length of the context, or several, (B, n_mels, 2R).
 
     Returns:
-        (R, L + 1, D): the input embedding (after the convolutions and the positional embedding), then the output of
-        each block.
+        (R, L + 1, D), or (B, R, L + 1, D): the input embedding (after the convolutions and the positional embedding),
+        then the output of each block.
     """
     states: list[torch.Tensor] = []
     hooks = [encoder.blocks[0].register_forward_pre_hook(lambda _module, args: states.append(args[0]))]
     hooks += [block.register_forward_hook(lambda _module, _args, out: states.append(out)) for block in encoder.blocks]
     try:
-        encoder(mel[None])
+        encoder(mel if mel.ndim == 3 else mel[None])
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat(states).transpose(0, 1).contiguous()
+    stacked = torch.stack(states, 2)
+    return stacked if mel.ndim == 3 else stacked[0]
 
 
 def _read_pt(path: Path) -> tuple[dict[str, torch.Tensor], Any]:

@@ -1,5 +1,6 @@
 """Pixel samples of the UNet: published keys, frames and sound of one place, bad clips replaced and named."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -9,7 +10,7 @@ from latentsync.data.audio import MelReader, mel_window
 from latentsync.data.clip_dataset import MAX_TRIES, ClipDataset
 from latentsync.data.clips import Clip
 from latentsync.data.sampler import SampleId, StepBatchSampler, collate
-from latentsync.data.unet_dataset import UNetDataset
+from latentsync.data.unet_dataset import UNetDataset, whisper_tokens
 from latentsync.faces.mask import load_mask
 from latentsync.utils.errors import UserError
 from tests.data.conftest import NUM_FRAMES, SIDE, numbers, same
@@ -113,3 +114,19 @@ def test_mel_is_cached_by_content(clips, tmp_path, monkeypatch):
     assert torch.equal(reader.mel(Clip(copy, "ben")), mel)
     with pytest.raises(pytest.fail.Exception):
         reader.mel(clips[1])
+
+
+def test_audio_encoder_in_the_step_gives_the_same_tokens(clips, audio, tiny_files):
+    """Up to the rounding of the cache to float16."""
+    plain = UNetDataset(clips, audio, load_mask(SIDE))
+    own = UNetDataset(clips, audio, load_mask(SIDE), whisper_on_device=True)
+    first, second = collate([plain[0], plain[2]]), collate([own[0], own[2]])
+    assert "audio" not in second
+    tokens = whisper_tokens(audio, second["whisper_mel"], second["whisper_rows"])
+    assert tokens.shape == first["audio"].shape
+    assert torch.allclose(tokens, first["audio"], atol=2e-3 * float(first["audio"].abs().max()))
+
+
+def test_audio_longer_than_the_encoders_context_is_refused(audio):
+    with pytest.raises(UserError, match="whisper_on_device"):
+        audio.window_mel(np.zeros(int(16000 * (audio.window_seconds + 1)), np.float32))

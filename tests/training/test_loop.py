@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentsync.checkpoints.loading import load_state_dict
+from latentsync.config.sections import OptimizerSection
 from latentsync.training import checkpoints, loop
 from latentsync.training.loop import run_training
 from latentsync.training.stopping import StopRequest, ignore_first_signal
@@ -377,3 +378,29 @@ def test_checkpoints_of_earlier_versions_are_resumed(whole, tmp_path):
     checkpoints._commit(temporary, newest)
     run_training(TinyTask(dropout=0.2), run_config(tmp_path))
     assert_equal_runs(whole, tmp_path)
+
+
+def test_optimizer_with_eight_bit_state(tmp_path):
+    """Trains, and its state goes through a checkpoint. Without its kernels compiled, which takes minutes."""
+    pytest.importorskip("torchao")
+
+    def run(output, **changes):
+        task = TinyTask()
+        task.model = torch.nn.Sequential(torch.nn.Linear(4, 4096), torch.nn.Tanh(), torch.nn.Linear(4096, 1))
+        torch.manual_seed(0)
+        for parameter in task.model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        with torch.compiler.set_stance("force_eager"):
+            run_training(task, run_config(output, name="adamw_8bit", adam_epsilon=1e-8, lr=1e-3, **changes))
+
+    run(tmp_path / "whole")
+    run(tmp_path / "halves", max_train_steps=3)
+    run(tmp_path / "halves")
+    a, b = saved_weights(tmp_path / "whole"), saved_weights(tmp_path / "halves")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    parameter = torch.nn.Parameter(torch.ones(4096))
+    parameter.grad = torch.ones(4096)
+    optimizer = loop.make_optimizer([parameter], 1e-3, OptimizerSection(name="adamw_8bit"))
+    with torch.compiler.set_stance("force_eager"):
+        optimizer.step()
+    assert type(optimizer.state[parameter]["exp_avg"]).__name__ == "OptimState8bit"

@@ -13,10 +13,9 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.sections import CkptSection, DataSection, OptimizerSection, RunSection, TrainingConfig
-from latentsync.data.sampler import SampleId, item_rng
+from latentsync.data.sampler import SampleId, item_rng, sample_generators
 from latentsync.training import checkpoints
 from latentsync.training.loop import run_training
-from latentsync.training.randomness import sample_generators
 
 
 class TinyDataset(torch.utils.data.Dataset):

@@ -76,7 +76,8 @@ def write_clips(folder: Path, count: int = 2, frames: int = 10) -> Path:
 def tiny_config(folder: Path, **run) -> UNetFileConfig[UNetConfig]:
     """configs/unet/debug.yaml with the sizes of `tests.tiny_model`, clips in `folder`, and `run` in its section."""
     config = load_unet_config(PROJECT_ROOT / "configs" / "unet" / "debug.yaml", UNetConfig)
-    options = {"pixel_space_supervise": False, "use_syncnet": False, "enable_gradient_checkpointing": False, **run}
+    off = ("pixel_space_supervise", "use_syncnet", "perceptual_random_trunk", "trepa_random_network")
+    options = {name: False for name in (*off, "enable_gradient_checkpointing")} | run
     return replace(
         config,
         model=UNetConfig.from_dict(UNET),

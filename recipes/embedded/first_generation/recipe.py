@@ -111,7 +111,7 @@ class Recipe(recipe.Recipe):
         if self.start_from_reference:
             start_from_reference(unet)
 
-    def timestep_sampler(self, scheduler: DDIMScheduler, inference_steps: int) -> recipe.TimestepSampler:
+    def timestep_sampler(self, scheduler: DDIMScheduler, inference_steps: int) -> recipe.TimestepSampler | None:
         if not self.train_sampled_timesteps:
             return super().timestep_sampler(scheduler, inference_steps)
         total, visited = scheduler.config.num_train_timesteps, visited_timesteps(scheduler, inference_steps)
