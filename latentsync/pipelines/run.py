@@ -11,6 +11,7 @@ from torch import Tensor
 from latentsync.options import GenerationOptions, parse_options
 from latentsync.pipelines.sampling import Sampling
 from latentsync.pretrained.enhancers import FaceEnhancer
+from latentsync.utils.light_diffusers import SchedulerMixin
 from latentsync.utils.rates import exact_rate
 
 
@@ -20,7 +21,8 @@ class Run:
 
     Args:
         options: resolved; `inference_steps` and `guidance_scale` are set.
-        sampling: solver, callbacks and random number generator.
+        sampling: solver settings, callbacks and random number generator.
+        scheduler: the solver.
         num_frames: F, frames per chunk.
         resolution: R, side of the aligned faces in pixels.
         mask: (1, 1, R, R), 1 = keep.
@@ -30,6 +32,7 @@ class Run:
 
     options: GenerationOptions
     sampling: Sampling
+    scheduler: SchedulerMixin
     num_frames: int
     resolution: int
     mask: Tensor
