@@ -33,7 +33,7 @@ def unet_input(noisy: Tensor, mask: Tensor, masked: Tensor, reference: Tensor) -
 def encode_frames(codec: LatentCodec, pixels: Tensor, still: bool | None = None) -> Tensor:
     """(B, F, 3, R, R) in [-1, 1] -> (B, C, F, h, h). Identical frames are encoded only once.
 
-    `still`: whether the frames of each chunk are identical; None compares them, for which the host waits for the device.
+    `still`: whether the frames of each chunk are identical; None compares them, and the host waits for the device.
     """
     batch, frames = pixels.shape[:2]
     if frames > 1 and (are_still(pixels) if still is None else still):

@@ -69,8 +69,8 @@ class FaceGenerator(PipelineBase):
                 see `frames`.
 
         Returns:
-            float32 on the CPU, in [0, 255], of the same shape as `faces`; larger R after upscaling. Whole numbers from a
-            CUDA device, where they are rounded before they are copied.
+            float32 on the CPU, in [0, 255], of the same shape as `faces`; larger R after upscaling. CUDA devices round
+            to whole numbers before the copy.
 
         Raises:
             UserError: invalid option, or non-finite model output.
@@ -102,6 +102,7 @@ class FaceGenerator(PipelineBase):
 
         On CUDA this only queues the work, so that the next chunk can be prepared meanwhile.
         """
+        run.watch.begin(faces.shape[0] * faces.shape[1])
         still = are_still(faces) and reference is None  # on the host; on the device it would wait for the answer
         pixels = _to_pixel_values(faces, self.device)
         decoding = SideStream(self.device, enabled=not run.options.vram_efficient)
@@ -118,7 +119,7 @@ class FaceGenerator(PipelineBase):
                 run.sampling.guidance_scale,
                 run.sampling.eta,
                 run.sampling.generator,
-                run.sampling.on_step if run.sampling.has_callbacks else None,
+                run.on_step,
                 None if reference is None else _to_pixel_values(reference, self.device),
                 run.sampling.guidance_share,
                 still,

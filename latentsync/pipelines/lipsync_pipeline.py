@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from latentsync.media.probe import VideoInfo
 from latentsync.media.sources import AudioInput, VideoInput, VideoSource, audio_file, is_path, open_video
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator, PendingFaces
-from latentsync.pipelines.progress import Progress, ProgressReport
+from latentsync.pipelines.progress import ProgressReport, Work
+from latentsync.pipelines.report import FrameLog, open_log
 from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, LipsyncResult, Paste, ResultFile
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Callback
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import OnProgress
 from latentsync.utils.rates import exact_rate
 from latentsync.utils.threads import prefetch
 from latentsync.whisper.audio2feature import AudioFeatureStream
@@ -79,8 +81,9 @@ class LipsyncPipeline(FaceGenerator):
         callback_steps: int = 1,
         *,
         options: GenerationOptions | None = None,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         progress: bool = False,
+        report_path: str | Path | None = None,
         **changes: Any,
     ) -> LipsyncResult:
         """Lip-sync a video and write it to `video_out_path`, with the given audio and its duration.
@@ -94,9 +97,11 @@ class LipsyncPipeline(FaceGenerator):
             temp_dir: folder for the unfinished file; by default the output folder.
             options: generation options; see `latentsync.options`. `model`, `lora` and `lora_scale` belong to
                 `from_pretrained` and are ignored here.
-            on_progress: called as on_progress(stage, done, total) after every frame; stages are "preparing", "lip-sync"
-                and "finishing". Raise an exception in it to stop the run, as in `callback`.
+            on_progress: called with a `latentsync.utils.progress.Progress` after every denoising step and every frame;
+                stages are "preparing", "lip-sync" and "finishing". Raise an exception in it to stop the run, as in
+                `callback`.
             progress: show a progress bar.
+            report_path: JSON file with the face and its confidence for every frame; see docs/inference.md.
             changes: single options that override `options`, and callback_on_step_end.
             num_frames, height, width, eta, generator, callback, callback_steps, callback_on_step_end: see `frames`.
 
@@ -125,7 +130,8 @@ class LipsyncPipeline(FaceGenerator):
         )
         check_output_path(video_out_path, [path for path in (video_path, audio_path) if is_path(path)])
         with self._open(video_path, audio_path, run) as clip:
-            return self._write(clip, run, video_out_path, temp_dir, on_progress, progress)
+            with open_log(clip.fps, report_path) as log:
+                return self._write(clip, run, video_out_path, temp_dir, log, on_progress, progress)
 
     def frames(
         self,
@@ -174,31 +180,31 @@ class LipsyncPipeline(FaceGenerator):
         run: Run,
         path: str | Path,
         temp_dir: str | Path | None,
-        on_progress: Progress | None,
+        log: FrameLog,
+        on_progress: OnProgress | None,
         progress: bool,
     ) -> LipsyncResult:
         """Generate all frames; pasting and encoding run in another thread."""
         total, faces = len(clip.features), 0
+        work = Work(total, run.sampling.num_inference_steps, QUEUE_FRAMES, self._speeds.setdefault(run.pace_key, {}))
         with (
             closing(self._finisher(clip, run)) as finisher,
-            closing(self._generate(clip, run)) as pairs,
-            ResultFile(path, clip.info, finisher.fps, clip.audio, run.options, temp_dir).open(finisher) as deliver,
-            ProgressReport(total, on_progress, shown=progress) as report,
+            ProgressReport(work, on_progress, shown=progress) as report,
+            closing(self._generate(clip, replace(run, watch=report))) as pairs,
+            ResultFile(path, clip.info, finisher.fps, clip.audio, run.options, temp_dir).open(
+                finisher, report.wrote
+            ) as deliver,
         ):
             for item, pixels in pairs:
                 faces += pixels is not None
                 deliver(item, pixels)
+                log.add(item)
                 report.frame()
             report.finishing()
             _check_faces_found(clip.info, run.options.face, faces)
-        if missing := total - faces:
-            logger.warning(
-                "%s: %d of %d frames do not contain the selected face and were copied unchanged",
-                clip.info.path,
-                missing,
-                total,
-            )
-        return LipsyncResult(Path(path), finisher.count(total), faces, finisher.fps)
+        if unchanged := log.describe(total):
+            logger.warning("%s: %s", clip.info.path, unchanged)
+        return LipsyncResult(Path(path), finisher.count(total), faces, finisher.fps, tuple(log.passed))
 
     @contextmanager
     def _open(self, video: VideoInput, audio: AudioInput, run: Run) -> Iterator[Clip]:
@@ -242,6 +248,7 @@ class LipsyncPipeline(FaceGenerator):
                 run.resolution,
                 fps=clip.fps,
                 face=options.face,
+                min_face=options.min_face,
                 detector=options.detector,
                 device=str(self.device),
                 is_still=clip.info.is_still,

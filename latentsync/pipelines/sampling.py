@@ -35,11 +35,6 @@ class Sampling:
     callback_on_step_end: StepEndCallback | None = None
     guidance_share: float = 1.0
 
-    @property
-    def has_callbacks(self) -> bool:
-        """Whether `on_step` does anything. If not, the steps are queued on the device without waiting for it."""
-        return self.callback is not None or self.callback_on_step_end is not None
-
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must be between 0 and 1, not {self.eta}")
