@@ -63,6 +63,7 @@ class PipelineWithoutNetworks(LipsyncPipeline):
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(8,) * 4,
+            latent_channels=model.out_channels,
             norm_num_groups=8,
         )
         unet = UNet3DConditionModel(model)
