@@ -6,6 +6,7 @@ guidance uses zero audio embeddings.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from inspect import signature
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from latentsync.faces.mask import resize_mask_to_latents
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
+from latentsync.pipelines.transfer import SideStream, upload
 from latentsync.utils.light_diffusers import SchedulerMixin
 
 DECODED_MARGIN = 1  # latent cells decoded around those with a pixel to regenerate, where the decoder is local
@@ -28,12 +30,20 @@ def unet_input(noisy: Tensor, mask: Tensor, masked: Tensor, reference: Tensor) -
     return torch.cat([noisy, mask.expand(batch, 1, frames, height, width), masked, reference], dim=1)
 
 
-def encode_frames(codec: LatentCodec, pixels: Tensor) -> Tensor:
-    """(B, F, 3, R, R) in [-1, 1] -> (B, C, F, h, h). Identical frames are encoded only once."""
+def encode_frames(codec: LatentCodec, pixels: Tensor, still: bool | None = None) -> Tensor:
+    """(B, F, 3, R, R) in [-1, 1] -> (B, C, F, h, h). Identical frames are encoded only once.
+
+    `still`: whether the frames of each chunk are identical; None compares them, and the host waits for the device.
+    """
     batch, frames = pixels.shape[:2]
-    if frames > 1 and torch.equal(pixels, pixels[:, :1].expand_as(pixels)):
+    if frames > 1 and (are_still(pixels) if still is None else still):
         return encode_frames(codec, pixels[:, :1]).expand(-1, -1, frames, -1, -1)
     return rearrange(codec.encode(rearrange(pixels, "b f c h w -> (b f) c h w")), "(b f) c h w -> b c f h w", b=batch)
+
+
+def are_still(pixels: Tensor) -> bool:
+    """Whether all frames of each chunk (B, F, ...) are identical."""
+    return torch.equal(pixels, pixels[:, :1].expand_as(pixels))
 
 
 def decode_frames(codec: LatentCodec, latents: Tensor) -> Tensor:
@@ -52,6 +62,17 @@ def shared_noise(codec: LatentCodec, resolution: int, generator: torch.Generator
     return torch.randn(1, codec.channels, 1, size, size, generator=generator, device=device).to(codec.device)
 
 
+def guidance_steps(steps: int, share: float) -> range:
+    """The steps that use guidance: the given share of all, in the middle of the schedule, at least one.
+
+    At the beginning and at the end guidance changes little and costs as much (Kynkäänniemi et al. 2024, "Applying
+    Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models").
+    """
+    count = max(1, round(share * steps))
+    first = (steps - count) // 2
+    return range(first, first + count)
+
+
 @torch.no_grad()
 def denoise_latents(
     unet: UNet3DConditionModel,
@@ -66,6 +87,7 @@ def denoise_latents(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     on_step: StepCallback | None = None,
+    guidance_share: float = 1.0,
 ) -> Tensor:
     """Denoise a batch of chunks and return latents (B, C, F, h, h).
 
@@ -73,15 +95,21 @@ def denoise_latents(
     Classifier-free guidance (`u + s (c - u)`, a forward pass of a doubled batch) is used for `guidance_scale` > 1;
     `eta` is used by DDIM only. `on_step(step, timestep, latents)` may return modified latents.
     """
-    guided = guidance_scale > 1
+    # Timesteps and coefficients stay on the CPU, where reading them does not wait for the device.
+    scheduler.set_timesteps(num_inference_steps)
+    timesteps = scheduler.timesteps.cpu()
+    on_device = upload(timesteps, masked.device)
     noise_options = {"eta": eta} if "eta" in signature(scheduler.step).parameters else {}
     latents = noise.to(masked).expand_as(masked) * scheduler.init_noise_sigma
-    scheduler.set_timesteps(num_inference_steps, device=masked.device)
     unet.reset_deepcache()
-    tokens = torch.cat([torch.zeros_like(audio), audio]) if guided else audio
-    for index, timestep in enumerate(scheduler.timesteps):
-        sample = unet_input(scheduler.scale_model_input(latents, timestep), mask.to(latents), masked, reference)
-        prediction = unet(torch.cat([sample, sample]) if guided else sample, timestep, tokens).sample
+    guided_steps = guidance_steps(len(timesteps), guidance_share) if guidance_scale > 1 else range(0)
+    tokens = torch.cat([torch.zeros_like(audio), audio]) if guided_steps else audio
+    mask = mask.to(latents)
+    for index, timestep in enumerate(timesteps):
+        guided = index in guided_steps
+        sample = unet_input(scheduler.scale_model_input(latents, timestep), mask, masked, reference)
+        context = tokens if guided else audio
+        prediction = unet(torch.cat([sample, sample]) if guided else sample, on_device[index], context).sample
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)
@@ -107,16 +135,24 @@ def regenerate_faces(
     generator: torch.Generator | None = None,
     on_step: StepCallback | None = None,
     reference: Tensor | None = None,
+    guidance_share: float = 1.0,
+    still: bool | None = None,
+    decoding: SideStream | None = None,
 ) -> Tensor:
     """Lip-sync aligned faces (B, F, 3, R, R) in [-1, 1] to audio tokens (B, F, S, D); returns faces of the same shape.
 
     `mask` (1, 1, R, R): 0 = regenerate; all other pixels are returned unchanged.
     `reference` (B, F, 3, R, R): reference frames for the identity; by default the unmasked frames themselves.
+    `still`: see `encode_frames`. `decoding`: stream of the decoder, on which the result is; by default the main stream.
     """
     pixels = pixels.to(codec.device, codec.dtype)
-    mask = mask.to(pixels)
-    reference_latents = encode_frames(codec, pixels if reference is None else reference.to(pixels))
-    masked = encode_frames(codec, pixels * mask)
+    cells = masked_cells(mask, codec.factor) if codec.is_local else None  # before the mask is on the device
+    mask = upload(mask, codec.device).to(pixels)
+    if reference is None:
+        reference_latents = encode_frames(codec, pixels, still)
+    else:
+        reference_latents = encode_frames(codec, reference.to(pixels))
+    masked = encode_frames(codec, pixels * mask, still)
     latents = denoise_latents(
         unet,
         scheduler,
@@ -124,16 +160,25 @@ def regenerate_faces(
         resize_mask_to_latents(mask, (reference_latents.shape[-2], reference_latents.shape[-1])).unsqueeze(2),
         masked,
         reference_latents,
-        audio.to(codec.device, codec.dtype),
+        upload(audio, codec.device).to(codec.dtype),
         num_inference_steps,
         guidance_scale,
         eta,
         generator,
         on_step,
+        guidance_share,
     )
-    if not codec.is_local:
+    with decoding.after(latents, pixels, mask) if decoding is not None else nullcontext():
+        return _decode_masked(codec, latents, pixels, mask, cells)
+
+
+def _decode_masked(
+    codec: LatentCodec, latents: Tensor, pixels: Tensor, mask: Tensor, cells: tuple[slice, slice] | None
+) -> Tensor:
+    """Decode latents (B, C, F, h, h), or only their `cells`, and keep the pixels (B, F, 3, R, R) where `mask` is 1."""
+    if cells is None:
         return torch.lerp(decode_frames(codec, latents), pixels, mask)
-    rows, columns = masked_cells(mask, codec.factor)
+    rows, columns = cells
     height, width = (slice(codec.factor * side.start, codec.factor * side.stop) for side in (rows, columns))
     part = (..., height, width)
     faces = pixels.clone()

@@ -15,13 +15,29 @@ from latentsync.faces.color import match_color
 from latentsync.faces.mask import load_mask
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.base import PipelineBase
-from latentsync.pipelines.denoise import regenerate_faces, shared_noise
+from latentsync.pipelines.denoise import are_still, regenerate_faces, shared_noise
 from latentsync.pipelines.run import Run, make_generator, resolve_options
 from latentsync.pipelines.sampling import Callback, PipelineCallback, Sampling
+from latentsync.pipelines.transfer import Download, SideStream, upload
 from latentsync.utils.errors import UserError
 
 SAMPLE_RATE = 16000
 NUM_FRAMES = 16
+
+
+class PendingFaces:
+    """Generated faces that may still be computed. `dtype`: of the model, for the message if they are not finite."""
+
+    def __init__(self, download: Download, dtype: torch.dtype) -> None:
+        self._download, self._dtype = download, dtype
+
+    def wait(self) -> Tensor:
+        """(B, F, R, R, 3) float32 on the CPU, in [0, 255]. Raises UserError if the model output is not finite."""
+        faces, finite = self._download.wait()
+        if not finite:
+            remedy = "the checkpoint is damaged" if self._dtype == torch.float32 else "use float32"
+            raise UserError(f"the model output is not finite: {remedy}")
+        return faces.float()
 
 
 class FaceGenerator(PipelineBase):
@@ -53,7 +69,8 @@ class FaceGenerator(PipelineBase):
                 see `frames`.
 
         Returns:
-            float32 on the CPU, in [0, 255], of the same shape as `faces`; larger R after upscaling.
+            float32 on the CPU, in [0, 255], of the same shape as `faces`; larger R after upscaling. CUDA devices round
+            to whole numbers before the copy.
 
         Raises:
             UserError: invalid option, or non-finite model output.
@@ -66,29 +83,34 @@ class FaceGenerator(PipelineBase):
         if audio.ndim == 1:
             audio = self.audio_encoder.stream(audio.numpy(), run.fps, len(faces)).chunks(0, len(faces))
         if faces.ndim == 5:
-            return self._denoise(faces, audio, reference, run)
+            return self.begin(faces, audio, reference, run).wait()
         generated = []
         for start, count in split_chunks(len(faces), run.num_frames, run.chunks_at_once):
             size = min(run.num_frames, len(faces) - start)
             part, shape = slice(start, start + count * size), (count, size)
-            batch = self._denoise(
+            batch = self.begin(
                 faces[part].unflatten(0, shape),
                 audio[part].unflatten(0, shape),
                 None if reference is None else reference[part].unflatten(0, shape),
                 run,
             )
-            generated.append(batch.flatten(0, 1))
+            generated.append(batch.wait().flatten(0, 1))
         return torch.cat(generated)
 
-    def _denoise(self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run) -> Tensor:
-        """Denoise a batch of chunks: faces (B, F, R, R, 3) uint8, tokens (B, F, S, D); see `speak`."""
+    def begin(self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run) -> "PendingFaces":
+        """Start to denoise a batch of chunks: faces (B, F, R, R, 3) uint8, tokens (B, F, S, D); see `speak`.
+
+        On CUDA this only queues the work, so that the next chunk can be prepared meanwhile.
+        """
         run.watch.begin(faces.shape[0] * faces.shape[1])
-        pixels = _to_pixel_values(faces)
+        still = are_still(faces) and reference is None  # on the host; on the device it would wait for the answer
+        pixels = _to_pixel_values(faces, self.device)
+        decoding = SideStream(self.device, enabled=not run.options.vram_efficient)
         with self._modes(run.options):
             generated = regenerate_faces(
                 self.unet,
                 self.codec,
-                run.sampling.scheduler(self.scheduler),
+                run.scheduler,
                 pixels,
                 tokens,
                 run.mask,
@@ -98,17 +120,25 @@ class FaceGenerator(PipelineBase):
                 run.sampling.eta,
                 run.sampling.generator,
                 run.on_step,
-                None if reference is None else _to_pixel_values(reference),
+                None if reference is None else _to_pixel_values(reference, self.device),
+                run.sampling.guidance_share,
+                still,
+                decoding,
             )
-        if not torch.isfinite(generated).all():
-            remedy = "the checkpoint is damaged" if self.dtype == torch.float32 else "use float32"
-            raise UserError(f"the model output is not finite: {remedy}")
+        with decoding.after(pixels):
+            finite = torch.isfinite(generated).all()
+            finished = self._finish(generated, pixels, run)
+            return PendingFaces(Download(finished, finite), self.dtype)
+
+    def _finish(self, generated: Tensor, pixels: Tensor, run: Run) -> Tensor:
+        """Generated and original faces (B, F, 3, R, R) in [-1, 1] -> (B, F, R', R', 3) in [0, 255], uint8 on CUDA."""
+        shape = generated.shape[:2]
         if self.match_color or run.options.match_color:
-            original = pixels.to(generated.device).flatten(0, 1)
-            generated = match_color(generated.flatten(0, 1), original).unflatten(0, generated.shape[:2])
+            generated = match_color(generated.flatten(0, 1), pixels.flatten(0, 1)).unflatten(0, shape)
         if run.enhancer is not None:
-            generated = run.enhancer(generated.flatten(0, 1)).unflatten(0, generated.shape[:2])
-        return ((generated.float().clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2).cpu()
+            generated = run.enhancer(generated.flatten(0, 1)).unflatten(0, shape)
+        values = ((generated.float().clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2)
+        return values.round().to(torch.uint8) if self.device.type == "cuda" else values
 
     def _prepare(
         self,
@@ -149,10 +179,18 @@ class FaceGenerator(PipelineBase):
             resolved.solver,
             None if callback_on_step_end is None else partial(callback_on_step_end, self),
         )
-        sampling.scheduler(self.scheduler)  # validates the settings
         mask = load_mask(resolution, resolved.mask_image_path)
         noise = shared_noise(self.codec, resolution, generator)
-        return Run(resolved, sampling, num_frames, resolution, mask, noise, self._enhancer(resolved))
+        return Run(
+            resolved,
+            sampling,
+            sampling.scheduler(self.scheduler),
+            num_frames,
+            resolution,
+            mask,
+            noise,
+            self._enhancer(resolved),
+        )
 
     def _working_resolution(self, height: int | None, width: int | None) -> int:
         resolution = height or width or self.resolution
@@ -187,6 +225,6 @@ def _check_faces(faces: Tensor, reference: Tensor | None) -> None:
         raise ValueError(f"reference {tuple(reference.shape)} {reference.dtype} does not match the faces")
 
 
-def _to_pixel_values(faces: Tensor) -> Tensor:
-    """(B, F, R, R, 3) uint8 -> (B, F, 3, R, R) float32 in [-1, 1]."""
-    return faces.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+def _to_pixel_values(faces: Tensor, device: torch.device) -> Tensor:
+    """(B, F, R, R, 3) uint8 on the host -> (B, F, 3, R, R) float32 in [-1, 1] on the device."""
+    return upload(faces, device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1

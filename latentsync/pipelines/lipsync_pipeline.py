@@ -1,6 +1,7 @@
 """Streaming lip-sync pipeline: generates a lip-synced video from a video or image and an audio input."""
 
 import logging
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from latentsync.media.paths import check_output_path
 from latentsync.media.probe import VideoInfo
 from latentsync.media.sources import AudioInput, VideoInput, VideoSource, audio_file, is_path, open_video
 from latentsync.options import GenerationOptions
-from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator
+from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator, PendingFaces
 from latentsync.pipelines.progress import ProgressReport, Work
 from latentsync.pipelines.report import FrameLog, open_log
 from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, LipsyncResult, Paste, ResultFile
@@ -223,16 +224,23 @@ class LipsyncPipeline(FaceGenerator):
             yield Clip(source, selected, features, fps, Fraction(len(wave), SAMPLE_RATE))
 
     def _generate(self, clip: Clip, run: Run) -> Generator[GeneratedFace, None, None]:
-        """Yield frames with generated faces (R, R, 3) float32 in 0..255, or with None if there is no face."""
+        """Yield frames with generated faces (R, R, 3) float32 in 0..255, or with None if there is no face.
+
+        On CUDA, a batch is awaited only after the next one has been queued, so that the device never idles.
+        """
+        ahead = 1 if self.device.type == "cuda" else 0
+        pending: deque[tuple[list[list[TrackedFrame]], PendingFaces]] = deque()
         with closing(self._track(clip, run)) as tracked:
             for batch in batch_runs(face_runs(tracked, run.num_frames), run.chunks_at_once):
                 if batch[0][0].face is None:
+                    yield from _awaited(pending, 0)
                     yield batch[0][0], None
                     continue
                 faces = np.stack([[item.face.pixels for item in chunk if item.face is not None] for chunk in batch])
                 tokens = torch.stack([clip.features.chunks(chunk[0].index, chunk[-1].index + 1) for chunk in batch])
-                for chunk, generated in zip(batch, self.speak(faces, tokens, run=run), strict=True):
-                    yield from zip(chunk, generated.numpy(), strict=True)
+                pending.append((batch, self.begin(torch.from_numpy(faces), tokens, None, run)))
+                yield from _awaited(pending, ahead)
+            yield from _awaited(pending, 0)
 
     def _track(self, clip: Clip, run: Run) -> Generator[TrackedFrame, None, None]:
         """Yield every output frame with its aligned face; decoding and tracking run ahead in a thread."""
@@ -275,6 +283,16 @@ class LipsyncPipeline(FaceGenerator):
                 f"interpolate must be at least {float(fps):g}, the frame rate of the video, not {interpolate:g}"
             )
         return FrameRateConverter(open_interpolator("auto", str(self.device)), fps, target)
+
+
+def _awaited(
+    pending: deque[tuple[list[list[TrackedFrame]], PendingFaces]], left: int
+) -> Generator[GeneratedFace, None, None]:
+    """Await the oldest batches until only `left` are pending; yields their frames and faces."""
+    while len(pending) > left:
+        batch, faces = pending.popleft()
+        for chunk, generated in zip(batch, faces.wait(), strict=True):
+            yield from zip(chunk, generated.numpy(), strict=True)
 
 
 def batch_runs(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[list[TrackedFrame]]]:

@@ -12,6 +12,7 @@ from latentsync.options import GenerationOptions, parse_options
 from latentsync.pipelines.progress import Watch
 from latentsync.pipelines.sampling import Sampling
 from latentsync.pretrained.enhancers import FaceEnhancer
+from latentsync.utils.light_diffusers import SchedulerMixin
 from latentsync.utils.rates import exact_rate
 
 
@@ -21,7 +22,8 @@ class Run:
 
     Args:
         options: resolved; `inference_steps` and `guidance_scale` are set.
-        sampling: solver, callbacks and random number generator.
+        sampling: solver settings, callbacks and random number generator.
+        scheduler: the solver.
         num_frames: F, frames per chunk.
         resolution: R, side of the aligned faces in pixels.
         mask: (1, 1, R, R), 1 = keep.
@@ -32,6 +34,7 @@ class Run:
 
     options: GenerationOptions
     sampling: Sampling
+    scheduler: SchedulerMixin
     num_frames: int
     resolution: int
     mask: Tensor

@@ -33,6 +33,7 @@ class Sampling:
     callback_steps: int = 1
     solver: str = DDIM
     callback_on_step_end: StepEndCallback | None = None
+    guidance_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

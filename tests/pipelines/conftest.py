@@ -10,6 +10,7 @@ import torch
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.media.frame import VideoFrame
 from latentsync.media.writer import VideoWriter
+from latentsync.pipelines.face_generator import PendingFaces
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline, LipsyncResult
 from tests.tiny_model import TinyFiles
 
@@ -56,11 +57,11 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 def spoken(pipeline: LipsyncPipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(chunks, frames) of each batch of faces that the model ran on."""
     shapes: list[tuple[int, int]] = []
-    speak = pipeline.speak
+    begin = pipeline.begin
 
-    def spy(faces: np.ndarray, *rest, **settings) -> torch.Tensor:
+    def spy(faces: torch.Tensor, *rest) -> PendingFaces:
         shapes.append(tuple(faces.shape[:2]))
-        return speak(faces, *rest, **settings)
+        return begin(faces, *rest)
 
-    monkeypatch.setattr(pipeline, "speak", spy)
+    monkeypatch.setattr(pipeline, "begin", spy)
     return shapes

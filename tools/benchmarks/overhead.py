@@ -20,7 +20,10 @@ from latentsync.media.timeline import open_timeline
 from latentsync.media.writer import VideoWriter
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
+from latentsync.pipelines.face_generator import PendingFaces
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.pipelines.run import Run
+from latentsync.pipelines.transfer import Download
 from latentsync.utils.paths import PROJECT_ROOT
 from latentsync.whisper.windows import count_frames
 from tools.benchmarks.inputs import CROP_WIDTHS, FPS, SAMPLE_RATE, SIZES, make_clip, make_speech
@@ -60,16 +63,18 @@ class PipelineWithoutNetworks(LipsyncPipeline):
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(8,) * 4,
+            latent_channels=model.out_channels,
             norm_num_groups=8,
         )
         unet = UNet3DConditionModel(model)
         audio: Any = _SilentFeatures()
         super().__init__(vae, audio, unet, load_scheduler(SCHEDULER_CONFIG), resolution)
 
-    def speak(self, faces: np.ndarray, audio: Tensor, *_: object, **settings: object) -> Tensor:  # type: ignore[override]
+    def begin(self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run) -> PendingFaces:
         """Convert to [-1, 1] and back, without the networks in between."""
-        pixels = torch.from_numpy(faces).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2)
+        pixels = faces.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        values = ((pixels.clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2)
+        return PendingFaces(Download(values, torch.tensor(True)), self.dtype)
 
 
 def measure(folder: Path, video: Path | None, seconds: float, repeats: int, resolution: int = 256) -> list[Figure]:
