@@ -11,8 +11,8 @@ from latentsync.client import Client, JobEnded, UserError
 
 def main(video: str, audio: str, out: str) -> None:
     with Client(os.environ.get("LATENTSYNC_URL", "http://127.0.0.1:8000")) as client:
-        job = client.submit(video, audio)
-        for job in client.follow(job.id):
+        queued = client.submit(video, audio)
+        for job in client.follow(queued.id):
             print(job.state, job.progress.stage, f"{job.progress.fraction:.0%}")
         if job.state != "done":
             raise JobEnded(job)

@@ -3,8 +3,8 @@
 
 The list is a CSV with the columns video, audio and out, and any generation options (see docs/serving.md). Run the same
 command again to resume; it repeats only rows that have failed or changed. A report page is written next to the list, or
-into the folder of the results. Exit codes: 0 all rows are done, 1 an input or option is not valid, 2 wrong usage, 3 some
-rows failed, 4 all rows failed, 130 interrupted.
+into the folder of the results. Exit codes: 0 all rows are done, 1 an input or option is not valid, 2 wrong usage,
+3 some rows failed, 4 all rows failed, 130 interrupted.
 """
 
 import argparse
