@@ -24,7 +24,7 @@ FIRST = ("preset",)
 PRIVATE = {"api_visibility": "private"}
 SEEK = """second => {
     const video = document.querySelector('#given video');
-    if (video && second !== null) video.currentTime = second;
+    if (video && second) video.currentTime = Number(second);
 }"""
 
 
