@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from os import PathLike
 
 import numpy as np
@@ -19,7 +20,8 @@ from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, FaceDetector, overlap
 from latentsync.faces.factory import create_detector
 from latentsync.faces.smoothing import AnchorSmoother
-from latentsync.faces.tracking import FaceTracker
+from latentsync.faces.tracking import FaceTracker, TrackedFace
+from latentsync.faces.visibility import PROFILE, THUMBNAIL_SIDE, OcclusionCheck, Visibility, profile_opacity
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import available_frames, open_timeline
@@ -29,6 +31,7 @@ DETECTION_SIDE = 960  # longer side for detection; the anchors stay accurate to 
 SAME_PERSON = 0.3  # minimum IoU of one person's boxes in consecutive frames
 MIN_TRACKED_FACE = 16  # pixels; `PeopleTracker` ignores smaller detections
 DEFAULT_FPS = Fraction(25)
+OUTSIDE = "the face is outside the frame"
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,41 @@ class AlignedFace:
         matrix: (2, 3), frame -> crop.
         starts: True in the first frame and after a cut, gap or jump.
         contour: (N, 2) polygon around the face, in pixels of the square; None if the detector provides none.
+        opacity: of the generated face in the frame, above 0; below 1 in the transition to a profile.
+        keep_out: polygons (N, 2) in frame pixels in which no pixel may change: other people.
     """
 
     pixels: np.ndarray
     matrix: np.ndarray
     starts: bool
     contour: np.ndarray | None = None
+    opacity: float = 1.0
+    keep_out: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What was seen of the selected person in a frame.
+
+    Args:
+        box: (4,) x0, y0, x1, y1 in frame pixels; None if the person was not found.
+        score: confidence of the detector, 0..1.
+        passed: why the frame is passed through unchanged; None if its face is replaced.
+    """
+
+    box: np.ndarray | None = None
+    score: float = 0.0
+    passed: str | None = None
 
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """A frame with its index and the aligned face, if one was found."""
+    """A frame with its index, the aligned face if it is to be replaced, and what was seen of the person."""
 
     index: int
     frame: VideoFrame
     face: AlignedFace | None
+    seen: Sighting = Sighting()
 
 
 def read_faces(
@@ -101,6 +124,7 @@ def track_faces(
     *,
     fps: Fraction = DEFAULT_FPS,
     face: str = "largest",
+    min_face: float | None = None,
     detector: str | FaceDetector = "auto",
     device: str = "cpu",
     is_still: bool = False,
@@ -111,6 +135,7 @@ def track_faces(
         frames: consecutive frames of one clip, at `fps`.
         resolution: R.
         face: face to track: largest, left, right, an index from the left, or x,y in frame pixels.
+        min_face: minimum height of the face in frame pixels; see `FaceTracker`.
         detector: name passed to `create_detector`, or a detector, which is reset first and not closed.
         device: device of a detector created here.
         is_still: whether all frames are the same image.
@@ -123,7 +148,7 @@ def track_faces(
             detector = stack.enter_context(closing(create_detector(detector, device, static=is_still)))
         else:
             detector.reset()
-        tracker = FaceTracker(detector, face, fps=float(fps))
+        tracker = FaceTracker(detector, face, fps=float(fps), min_face=min_face)
         yield from align_frames(frames, FaceAligner(tracker, AlignRestore(resolution=resolution)))
 
 
@@ -132,24 +157,38 @@ class FaceAligner:
 
     def __init__(self, tracker: FaceTracker, aligner: AlignRestore):
         self.tracker, self.aligner = tracker, aligner
-        self._last: tuple[VideoFrame, AlignedFace | None] | None = None
+        self._occlusion = OcclusionCheck()
+        self._last: TrackedFrame | None = None
 
-    def __call__(self, frame: VideoFrame) -> AlignedFace | None:
-        if self._last is not None and self._last[0] is frame:  # still image or frozen frame
-            face = self._last[1]
-            return face and replace(face, starts=False)
-        face = self._align(frame)
-        self._last = (frame, face)
-        return face
+    def __call__(self, index: int, frame: VideoFrame) -> TrackedFrame:
+        last = self._last
+        if last is not None and last.frame is frame:  # still image or frozen frame
+            return TrackedFrame(index, frame, last.face and replace(last.face, starts=False), last.seen)
+        self._last = TrackedFrame(index, frame, *self._find(frame))
+        return self._last
 
-    def _align(self, frame: VideoFrame) -> AlignedFace | None:
+    def _find(self, frame: VideoFrame) -> tuple[AlignedFace | None, Sighting]:
         image = frame.rgb(DETECTION_SIDE)
         tracked = self.tracker.update(image, scale=frame.width / image.shape[1])
         if tracked is None:
-            return None
+            return None, Sighting(passed=self.tracker.missing)
         if tracked.is_cut:
             self.aligner.reset()
-        return align_face(frame, tracked.anchors, self.aligner, tracked.is_cut, tracked.contour)
+        if tracked.is_new:
+            self._occlusion.reset()
+        aligned = align_face(frame, tracked.anchors, self.aligner, tracked.is_cut, tracked.face.contour)
+        if aligned is None:
+            return None, Sighting(tracked.box, tracked.face.score, OUTSIDE)
+        visible = self._visibility(tracked, aligned)
+        face = replace(aligned, opacity=visible.opacity, keep_out=visible.keep_out) if visible.opacity else None
+        return face, Sighting(tracked.box, tracked.face.score, None if face else visible.reason)
+
+    def _visibility(self, tracked: TrackedFace, aligned: AlignedFace) -> Visibility:
+        if not (opacity := profile_opacity(tracked.anchors)):
+            return Visibility(0.0, reason=PROFILE)
+        place = partial(frame_to_square, matrix=aligned.matrix, size=self.aligner.face_size, resolution=THUMBNAIL_SIDE)
+        visible = self._occlusion.update(aligned.pixels, tracked.face, tracked.others, place)
+        return replace(visible, opacity=opacity * visible.opacity)
 
 
 def align_face(
@@ -173,7 +212,7 @@ def align_face(
 def align_frames(frames: Iterable[VideoFrame], align: FaceAligner) -> Iterator[TrackedFrame]:
     """Number the frames and align the face in each."""
     for index, frame in enumerate(frames):
-        yield TrackedFrame(index, frame, align(frame))
+        yield align(index, frame)
 
 
 def face_runs(frames: Iterable[TrackedFrame], num_frames: int) -> Iterator[list[TrackedFrame]]:

@@ -25,6 +25,7 @@ from latentsync.media.sources import AudioInput, VideoInput, VideoSource, audio_
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator
 from latentsync.pipelines.progress import ProgressReport, Work
+from latentsync.pipelines.report import FrameLog, open_log
 from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, LipsyncResult, Paste, ResultFile
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Callback
@@ -81,6 +82,7 @@ class LipsyncPipeline(FaceGenerator):
         options: GenerationOptions | None = None,
         on_progress: OnProgress | None = None,
         progress: bool = False,
+        report_path: str | Path | None = None,
         **changes: Any,
     ) -> LipsyncResult:
         """Lip-sync a video and write it to `video_out_path`, with the given audio and its duration.
@@ -98,6 +100,7 @@ class LipsyncPipeline(FaceGenerator):
                 stages are "preparing", "lip-sync" and "finishing". Raise an exception in it to stop the run, as in
                 `callback`.
             progress: show a progress bar.
+            report_path: JSON file with the face and its confidence for every frame; see docs/inference.md.
             changes: single options that override `options`, and callback_on_step_end.
             num_frames, height, width, eta, generator, callback, callback_steps, callback_on_step_end: see `frames`.
 
@@ -126,7 +129,8 @@ class LipsyncPipeline(FaceGenerator):
         )
         check_output_path(video_out_path, [path for path in (video_path, audio_path) if is_path(path)])
         with self._open(video_path, audio_path, run) as clip:
-            return self._write(clip, run, video_out_path, temp_dir, on_progress, progress)
+            with open_log(clip.fps, report_path) as log:
+                return self._write(clip, run, video_out_path, temp_dir, log, on_progress, progress)
 
     def frames(
         self,
@@ -175,6 +179,7 @@ class LipsyncPipeline(FaceGenerator):
         run: Run,
         path: str | Path,
         temp_dir: str | Path | None,
+        log: FrameLog,
         on_progress: OnProgress | None,
         progress: bool,
     ) -> LipsyncResult:
@@ -192,17 +197,13 @@ class LipsyncPipeline(FaceGenerator):
             for item, pixels in pairs:
                 faces += pixels is not None
                 deliver(item, pixels)
+                log.add(item)
                 report.frame()
             report.finishing()
             _check_faces_found(clip.info, run.options.face, faces)
-        if missing := total - faces:
-            logger.warning(
-                "%s: %d of %d frames do not contain the selected face and were copied unchanged",
-                clip.info.path,
-                missing,
-                total,
-            )
-        return LipsyncResult(Path(path), finisher.count(total), faces, finisher.fps)
+        if unchanged := log.describe(total):
+            logger.warning("%s: %s", clip.info.path, unchanged)
+        return LipsyncResult(Path(path), finisher.count(total), faces, finisher.fps, tuple(log.passed))
 
     @contextmanager
     def _open(self, video: VideoInput, audio: AudioInput, run: Run) -> Iterator[Clip]:
@@ -239,6 +240,7 @@ class LipsyncPipeline(FaceGenerator):
                 run.resolution,
                 fps=clip.fps,
                 face=options.face,
+                min_face=options.min_face,
                 detector=options.detector,
                 device=str(self.device),
                 is_still=clip.info.is_still,
