@@ -126,9 +126,10 @@ def test_progress_counts_parts_of_rows(folder):
     with working(service, FakeRunner(endless)):
 
         def follow(jobs) -> None:
-            seen.extend(job.fraction for job in jobs)
-            if seen and seen[-1] == 0.25:
-                service.cancel(jobs[0].id)
+            for job in jobs:
+                seen.append(job.fraction)
+                if job.fraction == 0.25:
+                    service.cancel(job.id)
 
         results = Batch(service).run(read_list(path), on_progress=follow)
     assert results[0].status == FAILED and 0.25 in seen

@@ -11,7 +11,6 @@ from latentsync.serving.page.views import status_html
 from latentsync.serving.service import JobService
 
 REFRESH_SECONDS = 1.0
-LENGTH_MODES = {"loop": "bounce"}
 SECRET = "latentsync"  # encrypts the job id that the browser stores; the id is not secret
 
 
@@ -83,5 +82,5 @@ class JobPanel:
         except JobNotFound:
             source = None
         start = float(getattr(job.options, "start", None) or 0.0)
-        mode = str(getattr(job.options, "length_mode", LENGTH_MODES.get(job.options.on_short_video)))
+        mode = str(getattr(job.options, "length_mode", "bounce"))
         return {self.player: gr.update(visible=True, value=compare_html(source, job.result, start, mode))}
