@@ -24,7 +24,7 @@ OPTIONS_OF_VERSION = {
     4: (
         "model lora lora_scale inference_steps guidance_scale seed solver enable_deepcache chunk_batch_size "
         "vram_efficient match_color enable_upscale enhancer sharpness_factor face detector mask_image_path paste_mask "
-        "video_fps keep_fps interpolate audio_track on_short_video max_seconds crf"
+        "video_fps keep_fps interpolate audio_track on_short_video max_seconds crf min_face"
     ),
 }
 # Options as earlier versions stored them.
