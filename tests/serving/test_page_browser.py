@@ -93,9 +93,15 @@ def _choose(browser: Browser) -> None:
     assert browser.script("return arguments[0].naturalWidth", image) == 290
     scale = min(1, image.size["width"] / 290)  # small pictures are not enlarged
     right = round(scale * (150 + 60 - 145))  # of the middle of the picture: the middle of the head on the right
-    ActionChains(browser.driver).move_to_element_with_offset(image, right, 0).click().perform()
     browser.click("#options button")
-    browser.until(lambda: "," in browser.find("#face input").get_property("value"), "no face was chosen")
+    browser.script("arguments[0].scrollIntoView({block: 'center'})", image)
+
+    def is_chosen() -> bool:
+        ActionChains(browser.driver).move_to_element_with_offset(browser.find("#faces img"), right, 0).click().perform()
+        time.sleep(1)
+        return "," in browser.driver.find_element("css selector", "#face input").get_property("value")
+
+    browser.until(is_chosen, "no face was chosen")
     _hurry(browser)
     browser.shot("given")
     names = browser.focused_names()

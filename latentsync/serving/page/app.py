@@ -82,7 +82,7 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
     #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; -webkit-line-clamp: 3; }
 }
-#given video, #given img { width: 100%; max-height: 40vh; }
+#given video { width: 100%; height: 14rem; background: #000; } /* a fixed height: what follows does not jump */
 table.settings { font-size: 0.85rem; } table.settings th { text-align: left; padding-right: 1rem; font-weight: 600; }
 """
 )
