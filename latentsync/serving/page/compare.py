@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 from urllib.parse import quote
 
+NAME = "The chosen video"
 VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v"))
 STILLS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"))  # that browsers show
 # Events of media elements do not bubble, so they are caught on their way down. Beyond its end the source is shown as it
@@ -121,7 +122,7 @@ def player_html(path: Path) -> str:
     """A plain player for a file; empty if browsers do not show such files."""
     suffix = path.suffix.lower()
     if suffix in VIDEOS:
-        return f'<video class="given" controls playsinline preload="metadata" src="{_address(path)}"></video>'
+        return f'<video class="given" controls playsinline aria-label="{NAME}" src="{_address(path)}"></video>'
     return f'<img class="given" alt="The chosen image" src="{_address(path)}">' if suffix in STILLS else ""
 
 
