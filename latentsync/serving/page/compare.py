@@ -113,8 +113,8 @@ def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: st
 <input type="range" class="seek" min="0" max="1" step="0.01" value="0" aria-label="Position">
 <span class="time">0:00</span>
 <button type="button" class="mute" aria-pressed="false">Sound</button>
-<label>Before <input type="range" class="wipe" min="0" max="100" value="50"
-    aria-label="Wipe between before and after"> After</label>
+<label>Wipe <input type="range" class="wipe" min="0" max="100" value="50"
+    aria-label="Wipe between before and after"></label>
 </div></div>"""
 
 
