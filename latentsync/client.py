@@ -154,12 +154,13 @@ class Client:
         Args:
             video: video or image of a person; or a video to interpolate, if there is no audio.
             audio: speech. mask: custom mask image.
-            kind: by default lipsync with audio, interpolate without.
+            kind: by default lipsync with audio or a text to speak, otherwise interpolate.
             tags: words to find the job by. webhook_url: called when it has ended.
             idempotency_key: a repeated submission with the same key returns the first job.
             options: of the job, such as inference_steps=20; see the server's documentation.
         """
-        given = {"kind": kind or ("interpolate" if audio is None else "lipsync"), **options}
+        speaks = audio is not None or options.get("text") is not None
+        given = {"kind": kind or ("lipsync" if speaks else "interpolate"), **options}
         if tags:
             given["tags"] = ",".join(tags)
         if webhook_url is not None:
@@ -264,7 +265,7 @@ class Client:
     def download(self, job: Job | str, path: File) -> Path:
         """Save the result of a job that is done; the file appears when it is complete. Returns its path."""
         job_id = job if isinstance(job, str) else job.id
-        with replaced(path) as arriving, self.http.stream("GET", f"/v1/jobs/{job_id}/result") as response:
+        with replaced(Path(path)) as arriving, self.http.stream("GET", f"/v1/jobs/{job_id}/result") as response:
             if response.is_error:
                 response.read()
                 raise _refusal(response)
