@@ -81,6 +81,8 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
 @media (max-width: 600px) {
     .gradio-container main.contain, .gradio-container .wrap > main { padding: 0.5rem !important; }
     .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
+    #api, #api * { min-width: 0; max-width: calc(100vw - 1rem); overflow-wrap: anywhere; }
+    #api pre, #api code { white-space: pre-wrap !important; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
     #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; -webkit-line-clamp: 3; }
 }
