@@ -363,11 +363,12 @@ class JobService:
             return pace
         recent = self.store.durations(TYPICAL)
         typical = median(recent) if recent else None
-        now = time.time()
-        left = [
-            typical - (now - (row.started or now)) if (own := self._eta(row, None)) is None else own
-            for row in (self.store.listing([JobState.RUNNING], RECENT, 0) if typical is not None else ())
-        ]
+        left: list[float] = []
+        if typical is not None:
+            now = time.time()
+            for row in self.store.listing([JobState.RUNNING], RECENT, 0):
+                own = self._eta(row, None)
+                left.append(typical - (now - (row.started or now)) if own is None else own)
         workers = max(1, len(self.store.workers(self.settings.lease_seconds)))
         pace = (typical, sum(max(0.0, seconds) for seconds in left), workers)
         self._pace_cache = (time.monotonic(), pace)

@@ -220,7 +220,7 @@ def test_a_damaged_database_is_told_in_one_line_and_moved_aside_on_request(servi
         assert main([*arguments, "--workspace", str(service.workspace.root)]) == 1
         message = capsys.readouterr().err
         assert "--repair" in message and message.count("\n") == 1
-    assert main([*arguments, "--workspace", str(service.workspace.root), "--repair", "--workers", "0"]) == 1
+    assert main([*arguments, "--workspace", str(service.workspace.root), "--repair", "--workers", "0"]) == 4
     assert "a.mp4" in capsys.readouterr().err  # the list runs; its file is missing
     (aside,) = service.workspace.root.glob("damaged-*")
     assert (aside / "jobs" / job_id / "audio.mp4").is_file() and (aside / "jobs.sqlite").exists()

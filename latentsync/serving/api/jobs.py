@@ -50,8 +50,10 @@ JobId = Annotated[str, Depends(find_job_id)]
     status_code=202,
     response_model=JobView,
     summary="Submit a job",
-    responses={200: {"model": JobView, "description": "The job that was submitted with this key before."}}
-    | responses(400, 403, 408, 413, 415, 422, 429, 507),
+    responses={
+        200: {"model": JobView, "description": "The job that was submitted with this key before."},
+        **responses(400, 403, 408, 413, 415, 422, 429, 507),
+    },
     openapi_extra={"requestBody": request_body_docs(), "parameters": [IDEMPOTENCY]},
 )
 async def submit_job(request: Request, context: Context, submitter: Submitter) -> Response:

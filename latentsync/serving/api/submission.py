@@ -105,7 +105,7 @@ async def _receive(body: Body, context: ApiContext, submitter: str | None, key: 
     async with context.desk.folder() as folder:
         if kind_of_body == FORM or fetcher is None:
             form = await context.desk.receive_form(body, folder)
-            wanted = _form_job(form.fields)
+            wanted: JobRequest = _form_job(form.fields)
             kind, options, files = wanted.kind, wanted.options, form.files
             check_roles(kind, set(files))
         else:
