@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
-from latentsync.options import AUTO, DTYPES, OPTIONS, RENAMED, OptionError
+from latentsync.options import AUTO, DTYPES, OPTIONS, OptionError, up_to_date
 from latentsync.options import parse_options as parse_generation
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, did_you_mean
@@ -95,7 +95,7 @@ def read_config(path: Path, parser: OptionParser) -> dict[str, object]:
     """Values of a YAML file by argument name; generation options are not checked yet. Raises UserError."""
     from latentsync.config.yaml_files import read_yaml
 
-    values = {RENAMED.get(name, name): value for name, value in read_yaml(path).values.items()}
+    values = dict(up_to_date(name, value) for name, value in read_yaml(path).values.items())
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     unknown = [str(name) for name in values if name not in actions]
     if unknown:

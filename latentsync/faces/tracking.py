@@ -97,6 +97,37 @@ class _AppearanceCache:
         return self._cache[id(face)]
 
 
+class Scene:
+    """The faces and cuts in consecutive frames, for trackers of one or several people.
+
+    `faces` of the current frame in full-frame pixels; `taken`: those that a tracker follows; `is_cut`: whether the
+    frame starts a new shot.
+    """
+
+    def __init__(self, detector: FaceDetector) -> None:
+        self._detector, self._cuts = detector, CutDetector()
+        self.faces: list[Face] = []
+        self.taken: list[Face] = []
+        self.is_cut = False
+
+    def look(self, image: np.ndarray, scale: float) -> None:
+        """Examine the next frame; arguments as of `FaceTracker.update`."""
+        self.is_cut = self._cuts.update(image)
+        if self.is_cut:
+            self._detector.reset()
+        self.faces = [face.scaled(scale) for face in self._detector.detect(image)]
+        self.taken = []
+
+    def is_free(self, face: Face) -> bool:
+        """Whether no tracker follows a face of this frame."""
+        return not any(face is other for other in self.taken)
+
+    def reset(self) -> None:
+        """Clear all state; the next frame starts a new clip."""
+        self._detector.reset()
+        self._cuts.reset()
+
+
 class FaceTracker:
     """Tracks one person through the frames of a clip.
 
@@ -105,7 +136,8 @@ class FaceTracker:
     Frames without a detection yield None; positions are not interpolated.
 
     Args:
-        detector: face detector; its temporal state is reset together with the tracker.
+        detector: face detector; its temporal state is reset together with the tracker. Or the `Scene` of several
+            trackers, whose `look` the caller calls for each frame; no tracker takes a face that another one follows.
         select: largest | left | right | N | x,y (a point in full-frame pixels).
         smooth: smooth the anchors with a One-Euro filter.
         fps: frame rate of the sequence.
@@ -114,23 +146,31 @@ class FaceTracker:
         UserError: `select` is invalid.
     """
 
-    def __init__(self, detector: FaceDetector, select: str = "largest", smooth: bool = True, fps: float = FPS):
+    def __init__(self, detector: FaceDetector | Scene, select: str = "largest", smooth: bool = True, fps: float = FPS):
         self._rule = SelectRule.parse(select)
-        self._detector = detector
+        self._shares_scene = isinstance(detector, Scene)
+        self._scene = detector if isinstance(detector, Scene) else Scene(detector)
         self._smooth = smooth
         self._smoother = AnchorSmoother(fps)
         self._forget_after = max(1, round(FORGET_AFTER_SECONDS * fps))
-        self._cuts = CutDetector()
-        self._drop_person()
+        self._last: Face | None = None
+        self.drop_person()
 
     def reset(self) -> None:
         """Clear all state; the next frame starts a new clip."""
-        self._detector.reset()
-        self._cuts.reset()
-        self._drop_person()
+        self._scene.reset()
+        self.drop_person()
 
-    def _drop_person(self) -> None:
-        self._last: Face | None = None
+    @property
+    def has_person(self) -> bool:
+        """Whether it follows someone, seen or not in the last frame."""
+        return self._last is not None
+
+    def drop_person(self) -> None:
+        """Forget the person; the next frame selects one again."""
+        if self.has_person:
+            self._scene.taken = [face for face in self._scene.taken if face is not self._last]
+        self._last = None
         self._appearance: Appearance | None = None
         self._others: list[Face] = []
         self._gap = 0
@@ -147,22 +187,26 @@ class FaceTracker:
         Returns:
             the tracked face in full-frame pixels, or None if the person is not detected.
         """
-        if self._cuts.update(image_rgb):
-            self._detector.reset()
-            self._drop_person()
-        faces = [face.scaled(scale) for face in self._detector.detect(image_rgb)]
+        scene = self._scene
+        if not self._shares_scene:
+            scene.look(image_rgb, scale)
+        if scene.is_cut:
+            self.drop_person()
         minimum = _minimum_size(image_rgb.shape, scale)
-        faces = [face for face in faces if (face.size >= KEEP_SHARE * minimum).all()]
+        faces = [face for face in scene.faces if (face.size >= KEEP_SHARE * minimum).all()]
 
         appearances = _AppearanceCache(image_rgb, scale)
-        chosen = self._associate(faces, appearances)
+        chosen = self._associate([face for face in faces if scene.is_free(face)], appearances)
         if chosen is None and (self._last is None or self._gap >= self._forget_after):
             chosen = self._rule.choose([face for face in faces if (face.size >= minimum).all()])
+            if chosen is not None and not scene.is_free(chosen):
+                chosen = None
             if chosen is not None:
-                self._drop_person()
+                self.drop_person()
         if chosen is None:
             self._gap += 1
             return None
+        scene.taken.append(chosen)
         self._others = [face for face in faces if face is not chosen]
         return self._accept(chosen, appearances)
 

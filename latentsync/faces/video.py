@@ -19,7 +19,7 @@ from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, FaceDetector, overlap
 from latentsync.faces.factory import create_detector
 from latentsync.faces.smoothing import AnchorSmoother
-from latentsync.faces.tracking import FaceTracker
+from latentsync.faces.tracking import FaceTracker, Scene
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import available_frames, open_timeline
@@ -50,11 +50,32 @@ class AlignedFace:
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """A frame with its index and the aligned face, if one was found."""
+    """A frame with its index and the aligned face, if one was found.
+
+    weight: share of the generated face in the result, in (0, 1].
+    """
 
     index: int
     frame: VideoFrame
     face: AlignedFace | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A person to track: the selection of the face (see `track_faces`), and the frames in which it is wanted."""
+
+    face: str
+    wanted: Sequence[bool] | np.ndarray
+
+
+@dataclass(frozen=True)
+class PeopleFrame:
+    """A frame with its index and the aligned face of each person; None where it is not found or not wanted."""
+
+    index: int
+    frame: VideoFrame
+    faces: tuple[AlignedFace | None, ...]
 
 
 def read_faces(
@@ -63,7 +84,7 @@ def read_faces(
     *,
     fps: Fraction = DEFAULT_FPS,
     duration: Fraction | None = None,
-    on_short: str = "loop",
+    on_short: str = "bounce",
     face: str = "largest",
     detector: str | FaceDetector = "auto",
     device: str = "cpu",
@@ -75,7 +96,7 @@ def read_faces(
         resolution: R, side of the aligned faces in pixels.
         fps: frame rate to resample to.
         duration: seconds to read, by default the whole video. May exceed its length; see `on_short`.
-        on_short: loop, freeze or error; how to handle a video shorter than `duration`, see `open_timeline`.
+        on_short: bounce, loop, freeze or error; how to handle a video shorter than `duration`, see `open_timeline`.
         face, detector, device: see `track_faces`.
 
     Closing the generator releases the file, and the detector if it was created here.
@@ -127,6 +148,47 @@ def track_faces(
         yield from align_frames(frames, FaceAligner(tracker, AlignRestore(resolution=resolution)))
 
 
+def track_people(
+    frames: Iterable[VideoFrame],
+    resolution: int,
+    selections: Sequence[Selection],
+    *,
+    fps: Fraction = DEFAULT_FPS,
+    detector: str = "auto",
+    device: str = "cpu",
+    is_still: bool = False,
+) -> Generator[PeopleFrame, None, None]:
+    """Yield frames with the aligned faces of several people; a frame in which nobody is wanted is not examined.
+
+    Args:
+        frames, resolution, fps, detector, device, is_still: see `track_faces`.
+        selections: one for each person. A face is selected again when a person is wanted after frames without it.
+
+    Raises:
+        UserError: as of `track_faces`.
+    """
+    with closing(create_detector(detector, device, static=is_still)) as opened:
+        scene = Scene(opened)
+        trackers = [FaceTracker(scene, selection.face, fps=float(fps)) for selection in selections]
+        aligners = [FaceAligner(tracker, AlignRestore(resolution=resolution)) for tracker in trackers]
+        last: VideoFrame | None = None
+        for index, frame in enumerate(frames):
+            wanted = [bool(selection.wanted[index]) for selection in selections]
+            image = None
+            if any(wanted) and frame is not last:
+                image = frame.rgb(DETECTION_SIDE)
+                scene.look(image, frame.width / image.shape[1])
+                last = frame
+            faces: list[AlignedFace | None] = [None] * len(aligners)
+            # Those who are followed already come first, so that nobody is selected twice.
+            for number in sorted(range(len(aligners)), key=lambda number: not trackers[number].has_person):
+                if wanted[number]:
+                    faces[number] = aligners[number](frame, image)
+                else:
+                    aligners[number].forget()
+            yield PeopleFrame(index, frame, tuple(faces))
+
+
 class FaceAligner:
     """Tracks and aligns one person's face in consecutive frames of a clip."""
 
@@ -134,16 +196,21 @@ class FaceAligner:
         self.tracker, self.aligner = tracker, aligner
         self._last: tuple[VideoFrame, AlignedFace | None] | None = None
 
-    def __call__(self, frame: VideoFrame) -> AlignedFace | None:
+    def __call__(self, frame: VideoFrame, image: np.ndarray | None = None) -> AlignedFace | None:
+        """The face in the next frame. `image`: `frame.rgb(DETECTION_SIDE)`, if it is at hand."""
         if self._last is not None and self._last[0] is frame:  # still image or frozen frame
             face = self._last[1]
             return face and replace(face, starts=False)
-        face = self._align(frame)
+        face = self._align(frame, frame.rgb(DETECTION_SIDE) if image is None else image)
         self._last = (frame, face)
         return face
 
-    def _align(self, frame: VideoFrame) -> AlignedFace | None:
-        image = frame.rgb(DETECTION_SIDE)
+    def forget(self) -> None:
+        """Forget the person; the next frame selects one again."""
+        self._last = None
+        self.tracker.drop_person()
+
+    def _align(self, frame: VideoFrame, image: np.ndarray) -> AlignedFace | None:
         tracked = self.tracker.update(image, scale=frame.width / image.shape[1])
         if tracked is None:
             return None

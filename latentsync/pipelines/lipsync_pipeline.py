@@ -1,10 +1,10 @@
 """Streaming lip-sync pipeline: generates a lip-synced video from a video or image and an audio input."""
 
 import logging
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from fractions import Fraction
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +13,26 @@ import torch
 
 from latentsync.faces.contour import ContourFinder
 from latentsync.faces.mask import blend_weight
-from latentsync.faces.video import TrackedFrame, face_runs, track_faces
-from latentsync.media.audio import SpooledAudio
-from latentsync.media.audio_stream import AudioSource, select_audio
+from latentsync.faces.video import PeopleFrame, Selection, TrackedFrame, face_runs, track_people
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.interpolation import open_interpolator
 from latentsync.media.paths import check_output_path
-from latentsync.media.probe import VideoInfo
-from latentsync.media.sources import AudioInput, VideoInput, VideoSource, audio_file, is_path, open_video
+from latentsync.media.sources import AudioInput, VideoInput, is_path
 from latentsync.options import GenerationOptions
+from latentsync.pipelines.clip import Clip, Files
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator
+from latentsync.pipelines.opening import open_clip
 from latentsync.pipelines.progress import Progress, ProgressReport
-from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, LipsyncResult, Paste, ResultFile
+from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, GeneratedFace, LipsyncResult, Paste, ResultFile
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Callback
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
 from latentsync.utils.rates import exact_rate
 from latentsync.utils.threads import prefetch
-from latentsync.whisper.audio2feature import AudioFeatureStream
 
 logger = logging.getLogger(__name__)
-
-GeneratedFace = tuple[TrackedFrame, np.ndarray | None]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Opened inputs of a run (video, audio, audio features), and frame rate and duration of the output."""
-
-    source: VideoSource
-    audio: AudioSource
-    features: AudioFeatureStream
-    fps: Fraction
-    duration: Fraction
-
-    @property
-    def info(self) -> VideoInfo:
-        return self.source.info
 
 
 class LipsyncPipeline(FaceGenerator):
@@ -60,7 +41,7 @@ class LipsyncPipeline(FaceGenerator):
     def __call__(
         self,
         video_path: VideoInput,
-        audio_path: AudioInput,
+        audio_path: AudioInput | Files | None,
         video_out_path: str | Path,
         num_frames: int = NUM_FRAMES,
         video_fps: float | Fraction | None = None,
@@ -82,10 +63,11 @@ class LipsyncPipeline(FaceGenerator):
         progress: bool = False,
         **changes: Any,
     ) -> LipsyncResult:
-        """Lip-sync a video and write it to `video_out_path`, with the given audio and its duration.
+        """Lip-sync a video and write it to `video_out_path`, with the given audio.
 
         Args:
-            video_path, audio_path: files, file objects or arrays; see `latentsync.media.sources`.
+            video_path, audio_path: files, file objects or arrays; see `latentsync.media.sources`. No audio (None) with
+                the option `text`; with `script`, the audio files by their names in it, or None for paths.
             video_out_path: .mp4, .mov or .mkv.
             audio_sample_rate: must be 16000, the sample rate of Whisper.
             video_fps, num_inference_steps, guidance_scale, mask_image_path: override these options.
@@ -123,13 +105,13 @@ class LipsyncPipeline(FaceGenerator):
             **changes,
         )
         check_output_path(video_out_path, [path for path in (video_path, audio_path) if is_path(path)])
-        with self._open(video_path, audio_path, run) as clip:
+        with open_clip(video_path, audio_path, run.options, self.audio_encoder) as clip:
             return self._write(clip, run, video_out_path, temp_dir, on_progress, progress)
 
     def frames(
         self,
         video: VideoInput,
-        audio: AudioInput,
+        audio: AudioInput | Files | None,
         options: GenerationOptions | None = None,
         **changes: Any,
     ) -> Iterator[VideoFrame]:
@@ -139,7 +121,7 @@ class LipsyncPipeline(FaceGenerator):
         releases the inputs. If `video` is an iterator, it is consumed in another thread.
 
         Args:
-            video, audio: see `latentsync.media.sources`.
+            video, audio: see `__call__`.
             options: see `latentsync.options`.
             changes: single options that override `options`, and the following arguments.
             num_frames: frames per chunk; the released models were trained with 16.
@@ -156,16 +138,16 @@ class LipsyncPipeline(FaceGenerator):
         """
         run = self._prepare(options, **changes)
         with (
-            self._open(video, audio, run) as clip,
+            open_clip(video, audio, run.options, self.audio_encoder) as clip,
             closing(self._finisher(clip, run)) as finisher,
             closing(self._generate(clip, run)) as pairs,
         ):
-            faces = 0
-            for item, pixels in pairs:
-                faces += pixels is not None
-                yield from finisher.push(item, pixels)
+            count = FaceCount(clip)
+            for faces in pairs:
+                count.add(faces)
+                yield from finisher.push(faces)
             yield from finisher.flush()
-            _check_faces_found(clip.info, run.options.face, faces)
+            count.check()
 
     def _write(
         self,
@@ -177,64 +159,56 @@ class LipsyncPipeline(FaceGenerator):
         progress: bool,
     ) -> LipsyncResult:
         """Generate all frames; pasting and encoding run in another thread."""
-        total, faces = len(clip.features), 0
+        total, count = clip.fit.count, FaceCount(clip)
         with (
             closing(self._finisher(clip, run)) as finisher,
             closing(self._generate(clip, run)) as pairs,
-            ResultFile(path, clip.info, finisher.fps, clip.audio, run.options, temp_dir).open(finisher) as deliver,
+            ResultFile(path, clip.info, finisher.fps, clip.sound(), run.options, temp_dir).open(finisher) as deliver,
             ProgressReport(total, on_progress, shown=progress) as report,
         ):
-            for item, pixels in pairs:
-                faces += pixels is not None
-                deliver(item, pixels)
+            for faces in pairs:
+                count.add(faces)
+                deliver(faces)
                 report.frame()
             report.finishing()
-            _check_faces_found(clip.info, run.options.face, faces)
-        if missing := total - faces:
-            logger.warning(
-                "%s: %d of %d frames do not contain the selected face and were copied unchanged",
-                clip.info.path,
-                missing,
-                total,
-            )
-        return LipsyncResult(Path(path), finisher.count(total), faces, finisher.fps)
+            count.check()
+        return LipsyncResult(Path(path), finisher.count(total), count.edited, finisher.fps)
 
-    @contextmanager
-    def _open(self, video: VideoInput, audio: AudioInput, run: Run) -> Iterator[Clip]:
-        """Open the inputs; temporary files are removed on exit."""
-        options = run.options
-        with open_video(video) as source, audio_file(audio) as path, ExitStack() as files:
-            selected = select_audio(path, options.audio_track, source.info.path)
-            wave = files.enter_context(closing(SpooledAudio(selected, SAMPLE_RATE, options.max_seconds)))
-            if wave.is_silent:
-                logger.warning("%s is silent: the mouth will not move", path)
-            keep_fps = options.keep_fps and not source.info.is_still
-            fps = source.info.fps if keep_fps else exact_rate(options.video_fps)
-            features = self.audio_encoder.stream(wave, fps)
-            yield Clip(source, selected, features, fps, Fraction(len(wave), SAMPLE_RATE))
+    def _generate(self, clip: Clip, run: Run) -> Generator[list[GeneratedFace], None, None]:
+        """Yield, for each frame, the generated face of each speaker."""
+        with closing(self._track(clip, run)) as tracked, ExitStack() as stack:
+            streams = []
+            for number, frames in enumerate(tee(tracked, len(clip.speakers))):
+                streams.append(stack.enter_context(closing(self._generate_person(frames, number, clip, run))))
+            yield from map(list, zip(*streams, strict=True))
 
-    def _generate(self, clip: Clip, run: Run) -> Generator[GeneratedFace, None, None]:
-        """Yield frames with generated faces (R, R, 3) float32 in 0..255, or with None if there is no face."""
-        with closing(self._track(clip, run)) as tracked:
-            for batch in batch_runs(face_runs(tracked, run.num_frames), run.chunks_at_once):
-                if batch[0][0].face is None:
-                    yield batch[0][0], None
-                    continue
-                faces = np.stack([[item.face.pixels for item in chunk if item.face is not None] for chunk in batch])
-                tokens = torch.stack([clip.features.chunks(chunk[0].index, chunk[-1].index + 1) for chunk in batch])
-                for chunk, generated in zip(batch, self.speak(faces, tokens, run=run), strict=True):
-                    yield from zip(chunk, generated.numpy(), strict=True)
+    def _generate_person(
+        self, frames: Iterable[PeopleFrame], number: int, clip: Clip, run: Run
+    ) -> Generator[GeneratedFace, None, None]:
+        """Yield the frames with the generated face of a speaker (R, R, 3) float32 in 0..255, or None without a face."""
+        speaker = clip.speakers[number]
+        shown = (
+            TrackedFrame(item.index, item.frame, item.faces[number], float(speaker.weights[item.index]))
+            for item in frames
+        )
+        for batch in batch_runs(face_runs(shown, run.num_frames), run.chunks_at_once):
+            if batch[0][0].face is None:
+                yield batch[0][0], None
+                continue
+            faces = np.stack([[item.face.pixels for item in chunk if item.face is not None] for chunk in batch])
+            tokens = torch.stack([speaker.features.chunks(chunk[0].index, chunk[-1].index + 1) for chunk in batch])
+            for chunk, generated in zip(batch, self.speak(faces, tokens, run=run), strict=True):
+                yield from zip(chunk, generated.numpy(), strict=True)
 
-    def _track(self, clip: Clip, run: Run) -> Generator[TrackedFrame, None, None]:
-        """Yield every output frame with its aligned face; decoding and tracking run ahead in a thread."""
-        options = run.options
-        with closing(clip.source.open(clip.duration, clip.fps, options.on_short_video)) as frames:
-            tracked = track_faces(
+    def _track(self, clip: Clip, run: Run) -> Generator[PeopleFrame, None, None]:
+        """Yield every output frame with the aligned faces; decoding and tracking run ahead in a thread."""
+        with closing(clip.fit.open()) as frames:
+            tracked = track_people(
                 frames,
                 run.resolution,
+                [Selection(speaker.face, speaker.weights > 0) for speaker in clip.speakers],
                 fps=clip.fps,
-                face=options.face,
-                detector=options.detector,
+                detector=run.options.detector,
                 device=str(self.device),
                 is_still=clip.info.is_still,
             )
@@ -277,7 +251,32 @@ def batch_runs(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[l
         yield batch
 
 
-def _check_faces_found(info: VideoInfo, face: str, faces: int) -> None:
-    if not faces:
-        wanted = "" if face == "largest" else f" that matches the selection ({face})"
-        raise UserError(f"{info.path}: no face{wanted} was found in any frame; use a video that shows one")
+class FaceCount:
+    """Counts frames with a generated face. `edited`: frames with at least one."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._clip = clip
+        self._found = [0] * len(clip.speakers)
+        self.edited = 0
+
+    def add(self, faces: Sequence[GeneratedFace]) -> None:
+        for number, (_, pixels) in enumerate(faces):
+            self._found[number] += pixels is not None
+        self.edited += any(pixels is not None for _, pixels in faces)
+
+    def check(self) -> None:
+        """Log how many frames are without a face that was wanted; raise UserError if all are."""
+        wanted = [int((speaker.weights > 0).sum()) for speaker in self._clip.speakers]
+        if any(wanted) and not self.edited:
+            face = self._clip.speakers[0].face
+            rest = "" if face == "largest" else f" that matches the selection ({face})"
+            raise UserError(f"{self._clip.info.path}: no face{rest} was found in any frame; use a video that shows one")
+        for speaker, most, found in zip(self._clip.speakers, wanted, self._found, strict=True):
+            if most > found:
+                logger.warning(
+                    "%s: %d of %d frames do not contain the selected face (%s) and were copied unchanged",
+                    self._clip.info.path,
+                    most - found,
+                    most,
+                    speaker.face,
+                )

@@ -12,7 +12,7 @@ from typing import Any
 
 from latentsync.data.cache import file_digest
 from latentsync.media.paths import check_input_path, check_output_path
-from latentsync.options import OPTIONS, RENAMED, GenerationOptions, OptionError, parse_options
+from latentsync.options import OPTIONS, RENAMED, GenerationOptions, OptionError, parse_options, up_to_date
 from latentsync.serving.jobs import InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError, did_you_mean
@@ -96,9 +96,9 @@ def _read_row(cells: dict[str, str | None], line: int, path: Path, defaults: Map
     for name in ("video", "out"):
         if not values[name]:
             raise UserError(f"{path}: line {line} has no {name}")
-    given: dict[str, Any] = {
-        RENAMED.get(name, name): value for name, value in values.items() if value and name not in FILES
-    }
+    given: dict[str, Any] = dict(
+        up_to_date(name, value) for name, value in values.items() if value and name not in FILES
+    )
     if "mask_image_path" in given:
         given["mask_image_path"] = path.parent / given["mask_image_path"]
     try:
