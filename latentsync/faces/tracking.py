@@ -1,6 +1,7 @@
 """Single-person face tracking: selection, data association, gaps, shot cuts and smoothing."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ MAX_STEP = 0.6  # maximum displacement of the center between two frames, in face
 MAX_LOG_GROWTH = 0.4  # maximum |log| of the size ratio between two frames
 MAX_STEP_PER_GAP_FRAME = 0.1  # added to both limits for each frame without a detection
 SAME_PERSON = 0.6  # maximum appearance distance between two views of one person
+KNOWN_PERSON = 0.75  # maximum appearance distance of a face from the closest known view of its person
 APPEARANCE_WEIGHT = 0.5  # matching cost of an appearance distance of 1, in face lengths
 NO_MATCH_COST = 1.5  # matching cost of a track without a detection
 UNREACHABLE = 1e6  # finite stand-in for an infinite cost
@@ -43,11 +45,18 @@ class TrackedFace:
 
 @dataclass(frozen=True)
 class SelectRule:
-    """Which face to track: "largest", "left", "right", "index" (from the left, starting at 0) or "point" (x, y)."""
+    """Which face to track.
+
+    Args:
+        kind: largest, left, right, index (from the left, starting at 0), point (x, y), or person: that of `people`
+            with this index.
+        people: appearances of each known person.
+    """
 
     kind: str
     index: int = 0
     point: tuple[float, float] = (0.0, 0.0)
+    people: tuple[tuple[Appearance, ...], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "SelectRule":
@@ -69,10 +78,15 @@ class SelectRule:
             )
         return cls("point", point=(x, y))
 
-    def choose(self, faces: list[Face]) -> Face | None:
-        """Select one of `faces`; None if there are none, or if the index is out of range."""
+    def choose(self, faces: list[Face], look: Callable[[Face], Appearance]) -> Face | None:
+        """Select one of `faces`; None if there are none, the index is out of range, or none is that person.
+
+        `look` gives the appearance of a face.
+        """
         if not faces:
             return None
+        if self.kind == "person":
+            return self._recognize(faces, look)
         if self.kind == "largest":
             return max(faces, key=_area)
         if self.kind == "point":
@@ -81,6 +95,16 @@ class SelectRule:
         if self.kind == "index":
             return ordered[self.index] if self.index < len(ordered) else None
         return ordered[0 if self.kind == "left" else -1]
+
+    def _recognize(self, faces: list[Face], look: Callable[[Face], Appearance]) -> Face | None:
+        """The face most like the person's, if that person is the most like it of all known ones."""
+        best, smallest = None, KNOWN_PERSON
+        for face in faces:
+            view = look(face)
+            distances = [min(view.distance(known) for known in gallery) for gallery in self.people]
+            if distances[self.index] <= min(smallest, *distances):
+                best, smallest = face, distances[self.index]
+        return best
 
 
 class _AppearanceCache:
@@ -138,7 +162,7 @@ class FaceTracker:
     Args:
         detector: face detector; its temporal state is reset together with the tracker. Or the `Scene` of several
             trackers, whose `look` the caller calls for each frame; no tracker takes a face that another one follows.
-        select: largest | left | right | N | x,y (a point in full-frame pixels).
+        select: largest | left | right | N | x,y (a point in full-frame pixels), or a rule.
         smooth: smooth the anchors with a One-Euro filter.
         fps: frame rate of the sequence.
 
@@ -146,8 +170,14 @@ class FaceTracker:
         UserError: `select` is invalid.
     """
 
-    def __init__(self, detector: FaceDetector | Scene, select: str = "largest", smooth: bool = True, fps: float = FPS):
-        self._rule = SelectRule.parse(select)
+    def __init__(
+        self,
+        detector: FaceDetector | Scene,
+        select: str | SelectRule = "largest",
+        smooth: bool = True,
+        fps: float = FPS,
+    ):
+        self._rule = select if isinstance(select, SelectRule) else SelectRule.parse(select)
         self._shares_scene = isinstance(detector, Scene)
         self._scene = detector if isinstance(detector, Scene) else Scene(detector)
         self._smooth = smooth
@@ -198,7 +228,7 @@ class FaceTracker:
         appearances = _AppearanceCache(image_rgb, scale)
         chosen = self._associate([face for face in faces if scene.is_free(face)], appearances)
         if chosen is None and (self._last is None or self._gap >= self._forget_after):
-            chosen = self._rule.choose([face for face in faces if (face.size >= minimum).all()])
+            chosen = self._rule.choose([face for face in faces if (face.size >= minimum).all()], appearances.get)
             if chosen is not None and not scene.is_free(chosen):
                 chosen = None
             if chosen is not None:

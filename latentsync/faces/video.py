@@ -19,7 +19,7 @@ from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, FaceDetector, overlap
 from latentsync.faces.factory import create_detector
 from latentsync.faces.smoothing import AnchorSmoother
-from latentsync.faces.tracking import FaceTracker, Scene
+from latentsync.faces.tracking import FaceTracker, Scene, SelectRule
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import available_frames, open_timeline
@@ -63,9 +63,9 @@ class TrackedFrame:
 
 @dataclass(frozen=True)
 class Selection:
-    """A person to track: the selection of the face (see `track_faces`), and the frames in which it is wanted."""
+    """A person to track: the selection of the face (see `FaceTracker`), and the frames in which it is wanted."""
 
-    face: str
+    face: str | SelectRule
     wanted: Sequence[bool] | np.ndarray
 
 

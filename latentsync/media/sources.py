@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import chain, groupby, repeat
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeGuard
+from typing import IO, Any, Protocol, TypeGuard, runtime_checkable
 
 import av
 import numpy as np
@@ -54,6 +54,7 @@ class FrameStream(Iterator[VideoFrame], Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class VideoSource(Protocol):
     """A video that can be read at a constant frame rate."""
 

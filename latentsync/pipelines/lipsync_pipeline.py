@@ -23,6 +23,7 @@ from latentsync.options import GenerationOptions
 from latentsync.pipelines.clip import Clip, Files
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator
 from latentsync.pipelines.opening import open_clip
+from latentsync.pipelines.people import resolve_faces
 from latentsync.pipelines.progress import Progress, ProgressReport
 from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, GeneratedFace, LipsyncResult, Paste, ResultFile
 from latentsync.pipelines.run import Run
@@ -202,14 +203,17 @@ class LipsyncPipeline(FaceGenerator):
 
     def _track(self, clip: Clip, run: Run) -> Generator[PeopleFrame, None, None]:
         """Yield every output frame with the aligned faces; decoding and tracking run ahead in a thread."""
+        detector, device = run.options.detector, str(self.device)
+        faces = resolve_faces([speaker.face for speaker in clip.speakers], clip.source, detector, device)
+        wanted = [speaker.weights > 0 for speaker in clip.speakers]
         with closing(clip.fit.open()) as frames:
             tracked = track_people(
                 frames,
                 run.resolution,
-                [Selection(speaker.face, speaker.weights > 0) for speaker in clip.speakers],
+                [Selection(face, times) for face, times in zip(faces, wanted, strict=True)],
                 fps=clip.fps,
-                detector=run.options.detector,
-                device=str(self.device),
+                detector=detector,
+                device=device,
                 is_still=clip.info.is_still,
             )
             yield from prefetch(tracked, QUEUE_FRAMES)
