@@ -49,9 +49,7 @@ class FoundPerson:
         spans = [(track.sightings[0].time, track.sightings[-1].time) for track in self.person.tracks]
         return {
             "name": self.person.name,
-            "seconds": [
-                [float(track.sightings[0].time), float(track.sightings[-1].time)] for track in self.person.tracks
-            ],
+            "seconds": [[float(start), float(end)] for start, end in spans],
             "first_box": box,
             "sync_distance": None if self.distance is None else round(self.distance, 3),
         }
