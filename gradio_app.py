@@ -13,8 +13,9 @@ from pathlib import Path
 
 from latentsync.options import AUTO
 from latentsync.serving.settings import MIB, ServingSettings, add_service_arguments
-from latentsync.utils.commands import command, configure_server_logging, exit_now, size
+from latentsync.utils.commands import command, exit_now, size
 from latentsync.utils.errors import UserError
+from latentsync.utils.logs import FORMATS, configure_server_logging
 
 USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASSWORD"
 
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="maximum size of an uploaded file in MiB (default: %(default)s)",
     )
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
+    parser.add_argument("--log_format", choices=FORMATS, help="format of the log lines (default: text)")
     add_service_arguments(parser)
     return parser
 
@@ -69,7 +71,9 @@ def check_exposure(options: argparse.Namespace, login: tuple[str, str] | None) -
 def run(options: argparse.Namespace) -> None:
     """Serve the page until a signal arrives; running jobs then return to the queue."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    login = read_login()
+    from latentsync.serving.api.keys import read_key
+
+    login, api_key = read_login(), read_key()
     check_exposure(options, login)
 
     from latentsync.serving.database import repair
@@ -82,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
         workers=options.workers,
         devices=tuple(options.devices),
         dtype=options.dtype,
+        unload_after_minutes=options.unload_after_minutes,
         model=options.model,
         max_upload_bytes=int(options.max_upload_mb * MIB),
         ray_address=options.ray_address,
@@ -95,13 +100,13 @@ def run(options: argparse.Namespace) -> None:
     from latentsync.serving.page.app import serve_page
 
     with service:
-        serve_page(service, options.host, options.port, login=login, share=options.share)
+        serve_page(service, options.host, options.port, login=login, share=options.share, api_key=api_key)
 
 
 @command(interrupted=None, interrupted_code=0)
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    configure_server_logging()
+    configure_server_logging(options.log_format)
     run(options)
     return 0
 

@@ -20,6 +20,7 @@ from latentsync.media.writer import DEFAULT_CRF  # noqa: E402
 from latentsync.utils.commands import command  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
 from latentsync.utils.files import parent_folders  # noqa: E402
+from latentsync.utils.progress import Progress  # noqa: E402
 
 MAX_EXP = 5
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -62,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The redirection keeps log lines out of the progress bar.
     with parent_folders(output), logging_redirect_tqdm(), tqdm(unit="frame", leave=False) as bar:
 
-        def show(stage: str, done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
 
         change_frame_rate(
             args.video,

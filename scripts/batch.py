@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         workers=max(1, options.workers),
         devices=tuple(options.devices),
         dtype=options.dtype,
+        unload_after_minutes=options.unload_after_minutes,
         job_timeout_seconds=options.job_timeout_seconds,
     )
     if options.repair:

@@ -117,6 +117,7 @@ def _argument(action: argparse.Action, value: object, path: Path) -> object:
 def run(options: argparse.Namespace) -> Path:
     """Generate the video; returns the path of the result."""
     from latentsync.checkpoints.registry import entry
+    from latentsync.faces.presence import require_face
     from latentsync.media.paths import check_input_path, check_output_path
     from latentsync.utils.files import parent_folders
 
@@ -126,6 +127,7 @@ def run(options: argparse.Namespace) -> Path:
     inputs = [check_input_path(options.video_path), check_input_path(options.audio_path, "audio")]
     with parent_folders(options.video_out_path):
         check_output_path(options.video_out_path, inputs)
+        require_face(options.video_path, options.generation.detector)
         return generate(options)
 
 

@@ -1,28 +1,27 @@
 """Serve lip-sync jobs over HTTP: `python -m scripts.serve`, then http://127.0.0.1:8000/docs.
 
-The API key is read from the environment variable LATENTSYNC_API_KEY, further ones from --keys_file. Exit codes: 0
+The API key is read from the environment variable LATENTSYNC_API_KEY, further ones from --keys_file; the secret that
+webhooks are signed with from LATENTSYNC_WEBHOOK_SECRET. Exit codes: 0
 stopped by a signal, 1 invalid input or settings (with a one-line message), 2 wrong usage.
 """
 
 import argparse
-import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.options import AUTO
 from latentsync.serving.settings import GIB, MIB, ServingSettings, add_service_arguments
-from latentsync.utils.commands import command, configure_server_logging, exit_now, size
+from latentsync.utils.commands import command, exit_now, size
 from latentsync.utils.errors import UserError
-
-KEY_VARIABLE = "LATENTSYNC_API_KEY"
+from latentsync.utils.logs import FORMATS, configure_server_logging
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.serve",
         usage="%(prog)s [--option value ...], all optional; --help lists them",
-        description=f"REST API for lip-sync jobs. Its key is read from {KEY_VARIABLE}.",
+        description="REST API for lip-sync jobs. Its key is read from LATENTSYNC_API_KEY.",
         allow_abbrev=False,
     )
     add = parser.add_argument_group("network").add_argument
@@ -60,21 +59,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="maximum size of the workspace in GiB; the oldest results are deleted first (default: %(default)s)",
     )
     add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
+    parser.add_argument("--log_format", choices=FORMATS, help="format of the log lines (default: text)")
     add_service_arguments(parser)
     return parser
-
-
-def read_key() -> str | None:
-    """The API key of the environment. Raises UserError for one that is not valid."""
-    from latentsync.serving.api.keys import check_key
-
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    return check_key(key, KEY_VARIABLE) if key else None
 
 
 def check_exposure(host: str, has_key: bool, no_auth: bool) -> bool:
     """Whether `host` is a loopback address. Raises UserError if others could use the server without a key."""
     from latentsync.serving.api.access import is_loopback
+    from latentsync.serving.api.keys import KEY_VARIABLE
 
     local = is_loopback(host)
     if not local and not has_key and not no_auth:
@@ -94,6 +87,7 @@ def build_settings(options: argparse.Namespace) -> ServingSettings:
         workers=options.workers,
         devices=tuple(options.devices),
         dtype=options.dtype,
+        unload_after_minutes=options.unload_after_minutes,
         model=options.model,
         max_models=options.max_models,
         max_queue=options.max_queue,
@@ -132,11 +126,11 @@ def allowed_hosts(options: argparse.Namespace, has_key: bool, local: bool) -> Se
 
 def run(options: argparse.Namespace) -> None:
     """Serve until a signal arrives; running jobs then return to the queue."""
+    from latentsync.serving.api.keys import read_key, read_keys_file
+
     key = read_key()
     if options.no_auth and (key or options.keys_file):
         raise UserError("--no_auth is given together with a key; drop one of them")
-
-    from latentsync.serving.api.keys import read_keys_file
 
     named = read_keys_file(options.keys_file) if options.keys_file else {}
     has_key = bool(key or named)
@@ -144,6 +138,7 @@ def run(options: argparse.Namespace) -> None:
 
     from latentsync.serving.api import ApiServer, create_app
     from latentsync.serving.api.fetch import Fetcher
+    from latentsync.serving.api.webhooks import WebhookSender, read_secret
     from latentsync.serving.database import repair
     from latentsync.serving.service import JobService
 
@@ -151,23 +146,32 @@ def run(options: argparse.Namespace) -> None:
     if options.repair:
         repair(settings.workspace)
     with listen(options.host, options.port) as sock, JobService(settings) as service:
+        fetcher = Fetcher(settings.max_upload_bytes)
+        secret = read_secret()
+        webhooks = None if secret is None else WebhookSender(service, secret, fetcher)
         app = create_app(
             service,
             api_key=key,
             named_keys=named,
             allowed_hosts=allowed_hosts(options, has_key, local),
-            fetcher=Fetcher(settings.max_upload_bytes) if options.allow_urls else None,
+            fetcher=fetcher if options.allow_urls else None,
+            webhooks=webhooks,
         )
+        if webhooks is not None:
+            webhooks.start()
         try:
             ApiServer(app, on_ready=lambda url: print(f"listening on {url}", flush=True)).run([sock])
         except KeyboardInterrupt:  # the signal that stopped the server, raised once more at its end
             return
+        finally:
+            if webhooks is not None:
+                webhooks.stop()
 
 
 @command(interrupted=None, interrupted_code=0)
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    configure_server_logging()
+    configure_server_logging(options.log_format)
     run(options)
     return 0
 

@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +24,7 @@ from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.media.writer import DEFAULT_CRF, VideoWriter
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR, PROJECT_ROOT
+from latentsync.utils.progress import OnProgress, SteadyPace
 from latentsync.utils.rates import exact_rate
 
 __all__ = ["FrameRateConverter", "Interpolator", "change_frame_rate", "open_interpolator"]
@@ -177,7 +177,7 @@ def change_frame_rate(
     device: str = "cpu",
     rife_path: str | Path | None = None,
     crf: int = DEFAULT_CRF,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Path:
     """Write a video at another frame rate, with its audio, in constant memory. Returns `out_path`.
 
@@ -188,8 +188,8 @@ def change_frame_rate(
         factor: multiple of the source's frame rate.
         interpolator, scale, device, rife_path: see `open_interpolator` and `RifeInterpolator`.
         crf: see `VideoWriter`.
-        on_progress: called as on_progress("interpolation", done, total) for each source frame. An exception raised in
-            it stops the run and leaves nothing behind.
+        on_progress: called with the progress before each source frame. An exception raised in it stops the run and
+            leaves nothing behind.
 
     Raises:
         UserError: anything the user can fix; nothing is written.
@@ -203,6 +203,7 @@ def change_frame_rate(
         raise UserError(f"the frame rate must be between 1 and {MAX_FPS}, not {float(target):g}")
     total = available_frames(info, info.fps)
     converter = FrameRateConverter(open_interpolator(interpolator, device, scale, rife_path), info.fps, target)
+    pace = SteadyPace(STAGE, total)
     audio = select_audio(video_path, video=video_path) if has_audio(video_path) else None
     with (
         closing(open_timeline(info, total / info.fps, info.fps)) as frames,
@@ -219,7 +220,7 @@ def change_frame_rate(
     ):
         for index, frame in enumerate(frames):
             if on_progress is not None:
-                on_progress(STAGE, index, total)
+                on_progress(pace.at(index))
             for shown in converter.push(frame):
                 writer.write(shown)
         for shown in converter.flush():

@@ -14,6 +14,7 @@ from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.parts import ModelPaths, load_parts, pick_device, pick_dtype, pick_enhancer
+from latentsync.pipelines.progress import Speeds
 from latentsync.pretrained.enhancers import FaceEnhancer
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
@@ -66,6 +67,7 @@ class PipelineBase:
         self._enhancers: dict[str | None, FaceEnhancer] = {}
         self._original_weights: dict[str, Tensor] = {}
         self._vram_efficient = False
+        self._speeds: dict[tuple, Speeds] = {}  # by the settings that they depend on
         self._check_compatibility()
 
     @classmethod

@@ -82,6 +82,7 @@ class FaceGenerator(PipelineBase):
 
     def _denoise(self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run) -> Tensor:
         """Denoise a batch of chunks: faces (B, F, R, R, 3) uint8, tokens (B, F, S, D); see `speak`."""
+        run.watch.begin(faces.shape[0] * faces.shape[1])
         pixels = _to_pixel_values(faces)
         with self._modes(run.options):
             generated = regenerate_faces(
@@ -96,7 +97,7 @@ class FaceGenerator(PipelineBase):
                 run.sampling.guidance_scale,
                 run.sampling.eta,
                 run.sampling.generator,
-                run.sampling.on_step,
+                run.on_step,
                 None if reference is None else _to_pixel_values(reference),
             )
         if not torch.isfinite(generated).all():

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from fractions import Fraction
 from itertools import tee
 from pathlib import Path
@@ -24,12 +25,13 @@ from latentsync.pipelines.clip import Clip, Files
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator
 from latentsync.pipelines.opening import open_clip
 from latentsync.pipelines.people import resolve_faces
-from latentsync.pipelines.progress import Progress, ProgressReport
+from latentsync.pipelines.progress import ProgressReport, Work
 from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, GeneratedFace, LipsyncResult, Paste, ResultFile
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Callback
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import OnProgress
 from latentsync.utils.rates import exact_rate
 from latentsync.utils.threads import prefetch
 
@@ -60,7 +62,7 @@ class LipsyncPipeline(FaceGenerator):
         callback_steps: int = 1,
         *,
         options: GenerationOptions | None = None,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         progress: bool = False,
         **changes: Any,
     ) -> LipsyncResult:
@@ -76,8 +78,9 @@ class LipsyncPipeline(FaceGenerator):
             temp_dir: folder for the unfinished file; by default the output folder.
             options: generation options; see `latentsync.options`. `model`, `lora` and `lora_scale` belong to
                 `from_pretrained` and are ignored here.
-            on_progress: called as on_progress(stage, done, total) after every frame; stages are "preparing", "lip-sync"
-                and "finishing". Raise an exception in it to stop the run, as in `callback`.
+            on_progress: called with a `latentsync.utils.progress.Progress` after every denoising step and every frame;
+                stages are "preparing", "lip-sync" and "finishing". Raise an exception in it to stop the run, as in
+                `callback`.
             progress: show a progress bar.
             changes: single options that override `options`, and callback_on_step_end.
             num_frames, height, width, eta, generator, callback, callback_steps, callback_on_step_end: see `frames`.
@@ -156,16 +159,19 @@ class LipsyncPipeline(FaceGenerator):
         run: Run,
         path: str | Path,
         temp_dir: str | Path | None,
-        on_progress: Progress | None,
+        on_progress: OnProgress | None,
         progress: bool,
     ) -> LipsyncResult:
         """Generate all frames; pasting and encoding run in another thread."""
         total, count = clip.fit.count, FaceCount(clip)
+        work = Work(total, run.sampling.num_inference_steps, QUEUE_FRAMES, self._speeds.setdefault(run.pace_key, {}))
         with (
             closing(self._finisher(clip, run)) as finisher,
-            closing(self._generate(clip, run)) as pairs,
-            ResultFile(path, clip.info, finisher.fps, clip.sound(), run.options, temp_dir).open(finisher) as deliver,
-            ProgressReport(total, on_progress, shown=progress) as report,
+            ProgressReport(work, on_progress, shown=progress) as report,
+            closing(self._generate(clip, replace(run, watch=report))) as pairs,
+            ResultFile(path, clip.info, finisher.fps, clip.sound(), run.options, temp_dir).open(
+                finisher, report.wrote
+            ) as deliver,
         ):
             for faces in pairs:
                 count.add(faces)

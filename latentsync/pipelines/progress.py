@@ -1,47 +1,204 @@
-"""Progress reporting: progress bar and callback."""
+"""Progress of a run: what is left, from measured speeds of its parts, as a progress bar and to a callback."""
 
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-Progress = Callable[[str, int, int], None]
+from latentsync.utils.progress import Countdown, OnProgress, Progress, duration
+
 PREPARING, LIPSYNC, FINISHING = "preparing", "lip-sync", "finishing"
+FADING = 0.7  # weight of earlier measurements when a new one arrives
+DECODE_TO_ENCODE = 1.2  # time of decoding over that of encoding both images of a frame, until it is measured
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
+Speeds = dict[str, float]  # part of the work -> seconds per frame
 
 
-class ProgressReport:
-    """Context manager that counts finished frames. Exceptions raised in the callback propagate.
+class Watch:
+    """What a run reports while it denoises a batch of chunks; this base class ignores it."""
+
+    def begin(self, frames: int) -> None:
+        """A batch with so many frames begins."""
+
+    def step(self, latents: Tensor) -> None:
+        """A denoising step of it is done; latents (B, C, F, h, h)."""
+
+
+@dataclass
+class Part:
+    """A part of the work on each frame, and its measured speed. `known`: seconds per frame in earlier runs."""
+
+    known: float | None = None
+    _seconds: float = 0.0
+    _frames: float = 0.0
+
+    def add(self, seconds: float, frames: int) -> None:
+        self._seconds = FADING * self._seconds + seconds
+        self._frames = FADING * self._frames + frames
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds per frame; None if unknown."""
+        return self._seconds / self._frames if self._frames else self.known
+
+
+@dataclass
+class Work:
+    """The work of a run: a batch of chunks is read, encoded, denoised in steps, decoded, and its frames are written.
+
+    Encoding is measured together with the first step, and decoding together with enhancement and delivery. Frames are
+    written by another thread, which lags by up to `queue` frames.
 
     Args:
         total: number of frames.
-        callback: called as callback(stage, done, total) on entry, after each frame and before the end.
+        steps: denoising steps of each frame.
+        queue: frames that wait to be written.
+        speeds: of an earlier run, updated by `remember`.
+    """
+
+    total: int
+    steps: int
+    queue: int
+    speeds: Speeds = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.parts = {name: Part(self.speeds.get(name)) for name in ("read", "first", "step", "last", "write")}
+        self.delivered = self.written = 0
+        self._batch = self._step = self._to_measure = 0
+        self._begun, self._load = 0, 1.0
+        self._mark: float | None = None
+
+    def begin(self, frames: int) -> None:
+        if self._mark is not None:  # before the first batch, decoders and detectors start, which happens once
+            self.parts["read"].add(self._lap(), frames)
+        self._lap()
+        self._begun += frames
+        self._batch, self._step, self._to_measure = frames, 0, frames
+
+    def step(self, frames: int) -> None:
+        self.parts["step" if self._step else "first"].add(self._lap(), frames)
+        self._step += 1
+
+    def deliver(self) -> None:
+        """A frame is delivered; the first one of a batch includes the decoding of all."""
+        seconds = self._lap()
+        if self._to_measure:
+            self.parts["last"].add(seconds, self._to_measure)
+            self._to_measure = 0
+        self.delivered += 1
+        self._batch = max(0, self._batch - 1)
+        if not self._batch and self.delivered:  # several faces in a frame, or none
+            self._load = self._begun / self.delivered
+
+    def write(self, seconds: float) -> None:
+        self.parts["write"].add(seconds, 1)
+        self.written += 1
+
+    def seconds_left(self) -> float | None:
+        """Estimate; None as long as there is no measurement of the steps."""
+        first, step = self.parts["first"].pace, self.parts["step"].pace if self.steps > 1 else 0.0
+        last, read, write = (self.parts[name].pace for name in ("last", "read", "write"))
+        write = write or 0.0
+        unwritten = (self.total - self.written) * write
+        if self.delivered >= self.total:
+            return unwritten
+        if first is None or step is None or (last is None and self.steps == 1):
+            return None
+        last = DECODE_TO_ENCODE * max(0.0, first - step) if last is None else last
+        upcoming = self._load * max(0, self.total - self.delivered - self._batch)
+        left = upcoming * ((read or 0.0) + first + (self.steps - 1) * step + last)
+        if self._to_measure:
+            steps_left = self.steps - max(self._step, 1)
+            left += self._batch * ((0.0 if self._step else first) + steps_left * step + last)
+        return max(left + min(self.queue, self.total - self.written) * write, unwritten)
+
+    def remember(self) -> None:
+        """Store the measured speeds for the next run."""
+        self.speeds.update({name: part.pace for name, part in self.parts.items() if part.pace is not None})
+
+    def _lap(self) -> float:
+        now = self.clock()
+        seconds, self._mark = now - (now if self._mark is None else self._mark), now
+        return seconds
+
+
+class ProgressReport(Watch):
+    """Context manager that reports progress after each step and each frame. Exceptions in the callback propagate.
+
+    Args:
+        work: the work of the run.
+        callback: called with the progress; while the last frames are written, in the thread that writes them.
         shown: show a progress bar on standard error.
     """
 
-    def __init__(self, total: int, callback: Progress | None = None, *, shown: bool = False) -> None:
-        self._total, self._done, self._callback = total, 0, callback
-        self._bar = tqdm(total=total, unit="frame", desc=LIPSYNC, disable=not shown, leave=False)
+    def __init__(self, work: Work, callback: OnProgress | None = None, *, shown: bool = False) -> None:
+        self.work, self._callback = work, callback
+        self._countdown = Countdown(work.clock)
+        self._stage, self._calling = PREPARING, threading.Lock()
+        self._step_end: Any = None
+        self._bar = tqdm(total=1.0, desc=PREPARING, bar_format=BAR, disable=not shown, leave=False)
 
     def __enter__(self) -> "ProgressReport":
-        self._report(PREPARING)
+        self._report()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.close()
+        if kind is None:
+            self.work.remember()
+
+    def begin(self, frames: int) -> None:
+        self._stage = LIPSYNC
+        self.work.begin(frames)
+        self._report()
+
+    def step(self, latents: Tensor) -> None:
+        if latents.is_cuda:  # stay one step ahead of the device, so that times are real and the run can be stopped
+            earlier, self._step_end = self._step_end, torch.cuda.Event()
+            self._step_end.record()
+            if earlier is not None:
+                earlier.synchronize()
+        self.work.step(latents.shape[0] * latents.shape[2])
+        self._report()
 
     def frame(self) -> None:
         """Count one generated frame."""
-        self._done += 1
-        self._bar.update()
-        self._report(LIPSYNC)
+        self._stage = LIPSYNC
+        self.work.deliver()
+        self._report()
+
+    def wrote(self, seconds: float) -> None:
+        """Count one written frame, which took so long."""
+        self.work.write(seconds)
+        if self._stage == FINISHING:
+            self._report()
 
     def finishing(self) -> None:
         """Report that all frames are generated and the last ones are being written."""
-        self._bar.set_description(FINISHING)
-        self._report(FINISHING)
+        self._stage = FINISHING
+        self._report()
 
-    def _report(self, stage: str) -> None:
-        if self._callback is not None:
-            self._callback(stage, self._done, self._total)
+    def _report(self) -> None:
+        with self._calling:
+            estimate = self.work.seconds_left()
+            if estimate is not None:
+                self._countdown.update(estimate)
+            left, fraction = self._countdown.left, self._countdown.fraction
+            self._show(left, fraction)
+            if self._callback is not None:
+                self._callback(Progress(self._stage, self.work.delivered, self.work.total, fraction, left))
+
+    def _show(self, left: float | None, fraction: float) -> None:
+        self._bar.set_description(self._stage, refresh=False)
+        remaining = "" if left is None else f", about {duration(left)} left"
+        self._bar.set_postfix_str(f"frame {self.work.delivered}/{self.work.total}{remaining}", refresh=False)
+        self._bar.update(fraction - self._bar.n)

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -135,17 +136,20 @@ class ResultFile:
     temp_dir: str | Path | None = None
 
     @contextmanager
-    def open(self, finisher: Finisher) -> Iterator[Deliver]:
+    def open(self, finisher: Finisher, on_written: Callable[[float], None] = lambda seconds: None) -> Iterator[Deliver]:
         """Yields a function that accepts frames with their generated faces, like `Finisher.push`.
 
         Pasting, interpolation and encoding run in a separate thread. The file is moved into place on normal exit; on an
-        exception nothing is left behind.
+        exception nothing is left behind. `on_written` is called in that thread after each frame, with the seconds
+        that it took.
         """
         with staged_output(self.path, self.temp_dir) as staged, self._writer(staged) as writer:
 
             def consume(faces: Sequence[GeneratedFace]) -> None:
+                begun = time.monotonic()
                 for frame in finisher.push(faces):
                     writer.write(frame)
+                on_written(time.monotonic() - begun)
 
             with Sink(consume, QUEUE_FRAMES) as sink:
                 yield sink.put

@@ -1,7 +1,7 @@
 """Resolved settings of a run: options, sampler, mask and noise."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentsync.options import GenerationOptions, parse_options
+from latentsync.pipelines.progress import Watch
 from latentsync.pipelines.sampling import Sampling
 from latentsync.pretrained.enhancers import FaceEnhancer
 from latentsync.utils.rates import exact_rate
@@ -26,6 +27,7 @@ class Run:
         mask: (1, 1, R, R), 1 = keep.
         noise: (1, C, 1, h, h), shared by all chunks.
         enhancer: applied to generated faces.
+        watch: is told of each denoising step.
     """
 
     options: GenerationOptions
@@ -35,10 +37,24 @@ class Run:
     mask: Tensor
     noise: Tensor
     enhancer: FaceEnhancer | None = None
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def chunks_at_once(self) -> int:
         return 1 if self.options.vram_efficient else self.options.chunk_batch_size
+
+    @property
+    def pace_key(self) -> tuple:
+        """Settings that the speed of a run depends on, besides the size of the video."""
+        options = self.options
+        enhancer = (self.enhancer is not None, options.enhancer)
+        modes = (options.enable_deepcache, options.vram_efficient, self.sampling.guidance_scale > 1)
+        return self.resolution, self.sampling.num_inference_steps, self.chunks_at_once, *enhancer, *modes
+
+    def on_step(self, step: int, timestep: int, latents: Tensor) -> Tensor:
+        """Run the callbacks after a denoising step; returns the latents to continue with."""
+        self.watch.step(latents)
+        return self.sampling.on_step(step, timestep, latents)
 
     @property
     def fps(self) -> Fraction:

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 BUSY_SECONDS = 30.0
 # Raise it when a column or the set of generation options changes; tests/serving/test_database.py tells how.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -30,8 +30,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     stage TEXT NOT NULL DEFAULT '',
     done INTEGER NOT NULL DEFAULT 0,
     total INTEGER NOT NULL DEFAULT 0,
-    frames_since REAL,
-    moved REAL,
+    fraction REAL NOT NULL DEFAULT 0,
+    ends REAL,
     error TEXT,
     result TEXT,
     expired INTEGER NOT NULL DEFAULT 0,
@@ -39,9 +39,16 @@ CREATE TABLE IF NOT EXISTS jobs (
     beat REAL,
     cancel INTEGER NOT NULL DEFAULT 0,
     boot TEXT,
-    submitter TEXT
+    submitter TEXT,
+    tags TEXT NOT NULL DEFAULT '[]',
+    idempotency_key TEXT,
+    webhook TEXT,
+    webhook_attempts INTEGER NOT NULL DEFAULT 0,
+    webhook_due REAL
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, place);
+CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_key ON jobs (coalesce(submitter, ''), idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
 CREATE TABLE IF NOT EXISTS workers (
     id TEXT PRIMARY KEY,
     pid INTEGER NOT NULL,
@@ -54,11 +61,22 @@ CREATE TABLE IF NOT EXISTS workers (
 # Statements that turn a database of a version into one of the next.
 MIGRATIONS = {
     1: ("ALTER TABLE jobs ADD COLUMN moved REAL",),
-    # beat, moved and frames_since are monotonic from here on. Without `boot`, running jobs count as lost.
+    # beat is monotonic from here on. Without `boot`, running jobs count as lost.
     2: (
         "ALTER TABLE jobs ADD COLUMN boot TEXT",
         "ALTER TABLE jobs ADD COLUMN submitter TEXT",
         "DROP TABLE IF EXISTS workers",
+    ),
+    3: (
+        "ALTER TABLE jobs DROP COLUMN frames_since",
+        "ALTER TABLE jobs DROP COLUMN moved",
+        "ALTER TABLE jobs ADD COLUMN fraction REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN ends REAL",
+        "ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE jobs ADD COLUMN idempotency_key TEXT",
+        "ALTER TABLE jobs ADD COLUMN webhook TEXT",
+        "ALTER TABLE jobs ADD COLUMN webhook_attempts INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN webhook_due REAL",
     ),
 }
 SIDE_FILES = ("", "-wal", "-shm")

@@ -1,19 +1,20 @@
 """Run one job, in a local worker or in a Ray replica."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from latentsync.faces.presence import require_face
 from latentsync.media.interpolation import change_frame_rate
 from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind
 from latentsync.serving.models import ModelCache
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import OnProgress, Progress
 
 DEFAULT_TARGET_FPS = 50.0
-OnProgress = Callable[[str, int, int], None]
 
 
 class Runner(Protocol):
@@ -26,6 +27,9 @@ class Runner(Protocol):
 
     def models(self) -> tuple[str, ...]:
         """Names of the loaded models."""
+
+    def unload(self) -> None:
+        """Free the memory of the loaded models."""
 
 
 class LocalRunner:
@@ -41,6 +45,9 @@ class LocalRunner:
 
     def models(self) -> tuple[str, ...]:
         return self.cache.names
+
+    def unload(self) -> None:
+        self.cache.clear()
 
 
 def run_job(
@@ -58,13 +65,16 @@ def run_job(
     Args:
         files: paths by role, see `JobKind`.
         models: cache of pipelines between jobs.
-        on_progress: called with (stage, done, total) in frames; an exception in it stops the job and is propagated.
+        on_progress: called with the progress; an exception in it stops the job and is propagated.
         max_seconds: maximum duration of the result; the header of an upload may understate its duration.
 
     Raises:
         UserError: a problem that the user can fix.
     """
-    on_progress("loading", 0, 0)
+    if kind is JobKind.LIPSYNC:
+        on_progress(Progress("checking"))
+        require_face(files["video"], options.detector, str(models.device))
+    on_progress(Progress("loading"))
     if kind is JobKind.INTERPOLATE:
         change_frame_rate(
             files["video"],

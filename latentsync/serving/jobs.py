@@ -39,14 +39,28 @@ class JobKind(StrEnum):
 
 
 @dataclass(frozen=True)
+class Metadata:
+    """What a client says about a job. tags: words to find it by. webhook: URL to call when it has ended.
+    idempotency_key: a second submission with the same key returns the first job."""
+
+    tags: tuple[str, ...] = ()
+    webhook: str | None = None
+    idempotency_key: str | None = None
+
+
+NO_METADATA = Metadata()
+
+
+@dataclass(frozen=True)
 class Job:
     """Snapshot of a job.
 
     id: 32 hexadecimal digits. inputs: role -> original file name, for display only, never used as a path. created,
     started, finished: seconds since 1970. attempts: number of times it was started. stage, done, total: progress of the
-    running attempt, in frames. eta_seconds: estimated time left, None if unknown. error: message for the user. result:
-    the finished file; None if there is none or it was deleted (`expired`). position: number of jobs before it in the
-    queue. submitter: name of the API key that it belongs to, None without one.
+    running attempt, in frames; fraction: of its work, 0 to 1. eta_seconds: estimated time until it is done, None if
+    unknown. error: message for the user. result: the finished file; None if there is none or it was deleted
+    (`expired`). position: number of jobs before it in the queue. submitter: name of the API key that it belongs to,
+    None without one. tags: words of the submitter. webhook: URL that is called when the job has ended.
     """
 
     id: str
@@ -61,12 +75,15 @@ class Job:
     stage: str = ""
     done: int = 0
     total: int = 0
+    fraction: float = 0.0
     eta_seconds: float | None = None
     error: str | None = None
     result: Path | None = None
     expired: bool = False
     position: int | None = None
     submitter: str | None = None
+    tags: tuple[str, ...] = ()
+    webhook: str | None = None
 
 
 @dataclass(frozen=True)

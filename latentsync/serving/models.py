@@ -1,5 +1,6 @@
 """The models that jobs may use, and the cache of loaded ones."""
 
+import gc
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -107,10 +108,13 @@ class ModelCache:
         choice = find_model(options.model, self.default)
         name = default_name(self.device)[0] if choice is None else choice.name
         lora = None if options.lora is None else find_lora(options.lora)
-        key = (name, lora, options.lora_scale)
+        stamps = tuple(_stamp(path) for path in (_weights(name, choice), lora) if path is not None)
+        key = (name, lora, options.lora_scale, stamps)
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key]
+        for other in [other for other in self._loaded if other[:3] == key[:3]]:  # its file has been replaced
+            self._unload(other)
         registered = REGISTRY.get(name)
         self._make_room(registered.model.memory_gb if registered and registered.model else OWN_MODEL_GB)
         model = name if choice is None else choice.paths or name
@@ -120,10 +124,12 @@ class ModelCache:
 
     def _make_room(self, needed_gb: float) -> None:
         while self._loaded and (len(self._loaded) >= self.most or self._free_gb() < needed_gb):
-            key, _ = self._loaded.popitem(last=False)
-            logger.info("unloaded model %s", key[0])
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._unload(next(iter(self._loaded)))
+
+    def _unload(self, key: tuple) -> None:
+        del self._loaded[key]
+        logger.info("unloaded model %s", key[0])
+        self._free_memory()
 
     def _free_gb(self) -> float:
         """Free memory of a CUDA device; infinite elsewhere, where only the number of models is limited."""
@@ -132,8 +138,29 @@ class ModelCache:
     def clear(self) -> None:
         """Unload all pipelines, e.g. after running out of memory."""
         self._loaded.clear()
+        self._free_memory()
+
+    def _free_memory(self) -> None:
+        gc.collect()  # pipelines refer to themselves
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _weights(name: str, choice: ModelChoice | None) -> Path | None:
+    """The UNet file of a model; None if it is missing."""
+    if choice is not None and choice.paths is not None:
+        return None if choice.paths.unet is None else Path(choice.paths.unet)
+    registered = REGISTRY.get(name)
+    return registered.model.unet.find() if registered is not None and registered.model is not None else None
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is replaced."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def _trained(root: Path, pattern: str) -> list[Path]:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from latentsync.options import AUTO, DTYPES, GenerationOptions
-from latentsync.serving.handler import OnProgress, run_job
+from latentsync.serving.handler import run_job
 from latentsync.serving.jobs import JobKind
 from latentsync.serving.models import ModelCache
 from latentsync.serving.settings import ServingSettings
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import OnProgress, Progress
 
 try:
     import ray
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "latentsync"
 PIECE = 8 * 2**20  # bytes of a result per message
-Message = tuple  # ("progress", stage, done, total), ("piece", bytes) or ("error", text)
+Message = tuple  # ("progress", *Progress), ("piece", bytes) or ("error", text)
 
 
 class Stopped(Exception):
@@ -74,10 +75,10 @@ class LipsyncReplica:
         gone = threading.Event()
         failure: list[BaseException] = []
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(progress: Progress) -> None:
             if gone.is_set():
                 raise Stopped
-            messages.put(("progress", stage, done, total))
+            messages.put(("progress", *progress))
 
         def work() -> None:
             try:
@@ -133,7 +134,7 @@ class RayRunner:
                     if what == "error":
                         raise UserError(values[0])
                     if what == "progress":
-                        on_progress(*values)
+                        on_progress(Progress(*values))
                     else:
                         file.write(values[0])
             arriving.replace(out)
@@ -146,6 +147,9 @@ class RayRunner:
     def models(self) -> tuple[str, ...]:
         """Models are loaded elsewhere."""
         return ()
+
+    def unload(self) -> None:
+        """Models are loaded elsewhere."""
 
 
 def connect(address: str | None) -> None:

@@ -6,17 +6,20 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from latentsync.options import GenerationOptions
 from latentsync.serving.background import BackgroundTask
 from latentsync.serving.clock import SteadyTime
 from latentsync.serving.inspection import inspect_files, printable_name
 from latentsync.serving.jobs import (
+    NO_METADATA,
     InsufficientSpace,
     Job,
     JobKind,
     JobNotFound,
     JobState,
+    Metadata,
     QueueFull,
     ServiceStats,
     WrongState,
@@ -36,6 +39,8 @@ SWEEP_SECONDS = 60.0
 SIZE_SECONDS = 10.0  # a measured size of the workspace is reused for this long
 POLL_SECONDS = 0.25
 RECENT = 100  # number of jobs whose durations are reported
+TYPICAL = 20  # number of jobs that the expected duration of a queued one is derived from
+PACE_SECONDS = 0.5  # the expected duration is reused for this long
 
 __all__ = ["InsufficientSpace", "JobNotFound", "JobService", "QueueFull", "WrongState"]
 
@@ -57,6 +62,7 @@ class JobService:
         self._time = SteadyTime()
         self._sweeper = BackgroundTask("sweeper", self.sweep, SWEEP_SECONDS, self.store.close)
         self._size = (0.0, 0)
+        self._pace_cache: tuple[float, tuple[float | None, float, int] | None] = (0.0, None)
 
     def start(self) -> None:
         """Start the workers and the sweeper. Jobs that were running when all workers died return to the queue."""
@@ -75,9 +81,10 @@ class JobService:
         self._sweeper.stop()
 
     def problems(self) -> list[str]:
-        """Errors of the background threads that persist, one line each."""
+        """Why jobs do not run: errors of the background threads that persist, workers that end; one line each."""
         tasks = (("monitoring the workers", self._supervisor.failure), ("cleaning up", self._sweeper.failure))
-        return [f"{what} fails: {failure}" for what, failure in tasks if failure is not None]
+        failing = [f"{what} fails: {failure}" for what, failure in tasks if failure is not None]
+        return failing + self._supervisor.dead_workers()
 
     def __enter__(self) -> "JobService":
         self.start()
@@ -96,6 +103,7 @@ class JobService:
         *,
         move: bool = False,
         submitter: str | None = None,
+        metadata: Metadata = NO_METADATA,
     ) -> Job:
         """Examine the files, copy them into the workspace and queue the job.
 
@@ -103,6 +111,7 @@ class JobService:
             files: role (video, audio, mask) -> (name to display, path).
             move: move the files instead of copying them.
             submitter: name of the API key that the job belongs to.
+            metadata: tags, webhook, idempotency key; with a key that was used before, the earlier job is returned.
 
         Raises:
             UserError: the files or the model are not usable.
@@ -110,6 +119,8 @@ class JobService:
         """
         if options.mask_image_path is not None:
             raise UserError("mask_image_path: a job takes no paths; upload the image as the file mask")
+        if (earlier := self.submitted_before(metadata.idempotency_key, submitter)) is not None:
+            return earlier
         inspect_files(kind, files, self.settings)
         if kind is JobKind.LIPSYNC:
             find_model(options.model, self.settings.model)
@@ -122,14 +133,27 @@ class JobService:
         inputs = {role: printable_name(name) for role, (name, _) in files.items()}
         try:
             names = self.workspace.fill(job_id, files, move=move)
-            added = self.store.add(job_id, kind, options, inputs, names, self.settings.max_queue, submitter)
+            most = self.settings.max_queue
+            added = self.store.add(job_id, kind, options, inputs, names, most, submitter, metadata)
+        except sqlite3.IntegrityError:  # another request with the same key was faster
+            self.workspace.remove(job_id)
+            earlier = self.submitted_before(metadata.idempotency_key, submitter)
+            if earlier is None:
+                raise
+            return earlier
         except (OSError, sqlite3.OperationalError) as error:
             self.workspace.remove(job_id)
             raise InsufficientSpace(f"the job could not be stored ({error}); free space and try again") from error
         if not added:
             self.workspace.remove(job_id)
             raise self._queue_full()
+        logger.info("job %s: submitted", job_id)
         return self.get(job_id)
+
+    def submitted_before(self, key: str | None, submitter: str | None) -> Job | None:
+        """The job that was submitted with this idempotency key."""
+        row = None if key is None else self.store.with_key(key, submitter)
+        return None if row is None else self._job(row)
 
     def get(self, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -142,9 +166,10 @@ class JobService:
         limit: int = 50,
         offset: int = 0,
         submitter: str | None = None,
+        tag: str | None = None,
     ) -> list[Job]:
-        """Jobs in these states (default: all), of one submitter (default: of all), newest first."""
-        return [self._job(row) for row in self.store.listing(states, limit, offset, submitter)]
+        """Jobs in these states (default: all), of one submitter (default: of all), with a tag, newest first."""
+        return [self._job(row) for row in self.store.listing(states, limit, offset, submitter, tag)]
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if it is queued, within seconds if it is running. A finished job is left unchanged.
@@ -295,6 +320,7 @@ class JobService:
 
     def _job(self, row: Row) -> Job:
         running = row.state is JobState.RUNNING
+        position = self.store.position(row) if row.state is JobState.QUEUED else None
         result = self.workspace.folder(row.id) / row.result if row.result is not None and not row.expired else None
         return Job(
             id=row.id,
@@ -309,21 +335,40 @@ class JobService:
             stage=row.stage,
             done=row.done,
             total=row.total,
-            eta_seconds=_eta(row) if running else None,
+            fraction=row.fraction if running else float(row.state is JobState.DONE),
+            eta_seconds=self._eta(row, position),
             error=row.error,
             result=result,
             expired=row.expired,
-            position=self.store.position(row) if row.state is JobState.QUEUED else None,
+            position=position,
             submitter=row.submitter,
+            tags=row.tags,
+            webhook=row.webhook,
         )
 
+    def _eta(self, row: Row, position: int | None) -> float | None:
+        """Estimated seconds until a job is done: a running one by its worker's estimate, a queued one from the duration
+        of recent jobs. None if unknown."""
+        if row.state is JobState.RUNNING:
+            return None if row.ends is None else max(0.0, row.ends - time.monotonic())
+        if position is None:
+            return None
+        typical, busy, workers = self._pace()
+        return None if typical is None else (busy + position * typical) / workers + typical
 
-def _eta(row: Row) -> float | None:
-    """Estimated seconds until a running job is done, from the average time per frame so far.
-
-    Frames finish in batches; between two of them the elapsed time is subtracted.
-    """
-    if not row.done or row.frames_since is None or row.moved is None or row.beat is None:
-        return None
-    left = (row.moved - row.frames_since) * max(0, row.total - row.done) / row.done
-    return max(0.0, left - (row.beat - row.moved))
+    def _pace(self) -> tuple[float | None, float, int]:
+        """(median duration of recent jobs or None, seconds left of all running jobs, number of workers)."""
+        measured, pace = self._pace_cache
+        if pace is not None and time.monotonic() - measured < PACE_SECONDS:
+            return pace
+        recent = self.store.durations(TYPICAL)
+        typical = median(recent) if recent else None
+        now = time.time()
+        left = [
+            typical - (now - (row.started or now)) if (own := self._eta(row, None)) is None else own
+            for row in (self.store.listing([JobState.RUNNING], RECENT, 0) if typical is not None else ())
+        ]
+        workers = max(1, len(self.store.workers(self.settings.lease_seconds)))
+        pace = (typical, sum(max(0.0, seconds) for seconds in left), workers)
+        self._pace_cache = (time.monotonic(), pace)
+        return pace

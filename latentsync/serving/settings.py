@@ -19,7 +19,8 @@ class ServingSettings:
     devices: of the workers, in turn: auto, cpu, cuda, cuda:0, ...
     dtype: precision of the models: float32, float16, bfloat16; None for the device's default.
     model: the model that "auto" in a job's options stands for.
-    max_models: number of pipelines a worker keeps loaded.
+    max_models: number of pipelines a worker keeps loaded. unload_after_minutes: without a job, a worker unloads them;
+        None for never.
     max_queue: maximum number of queued jobs.
     max_upload_bytes: of one file. max_audio_seconds, max_video_seconds, max_pixels (of a frame): limits on its content.
     job_timeout_seconds: time limit of one attempt. max_attempts: how often a job is started if its worker dies.
@@ -37,6 +38,7 @@ class ServingSettings:
     dtype: str | None = None
     model: str = AUTO
     max_models: int = 2
+    unload_after_minutes: float | None = None
     max_queue: int = 1000
     max_upload_bytes: int = 2 * GIB
     max_audio_seconds: float = 3600.0
@@ -63,6 +65,8 @@ class ServingSettings:
         for name in (*times, "keep_results_hours", "upload_hours"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.unload_after_minutes is not None and not self.unload_after_minutes > 0:
+            raise UserError(f"unload_after_minutes must be above 0, not {self.unload_after_minutes}")
         if self.dtype not in (None, *DTYPES):
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if self.min_free_bytes < 0:
@@ -79,6 +83,12 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=1, help="number of processes, each with its own models (default: %(default)s)")
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
     add("--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)")
+    add(
+        "--unload_after_minutes",
+        type=float,
+        metavar="MINUTES",
+        help="free the memory of the models after so long without a job (default: never)",
+    )
     parser.add_argument(
         "--repair", action="store_true", help="if the job queue is damaged, move it aside and start an empty one"
     )

@@ -18,7 +18,8 @@ from typing import Any
 from latentsync.options import GenerationOptions, read_stored
 from latentsync.serving import database
 from latentsync.serving.clock import boot_id
-from latentsync.serving.jobs import JobKind, JobState
+from latentsync.serving.jobs import NO_METADATA, JobKind, JobState, Metadata
+from latentsync.utils.progress import Progress
 
 ENDED = "state IN ('done', 'failed', 'cancelled')"
 TOO_MANY_ATTEMPTS = "the worker died {attempts} times while it ran this job, which may need more memory than there is"
@@ -30,10 +31,10 @@ MAX_REASON = 200  # characters
 class Row:
     """A job as it is stored.
 
-    files: role -> file name in the job's folder; result: the same, or None. place: order in the queue. frames_since:
-    when the running attempt first knew the number of frames; moved: when `done` last changed. owner, beat: the worker
-    and its last sign of life. cancel: the owner should stop. submitter: name of the API key, None without one.
-    beat, frames_since and moved are monotonic seconds, the other times seconds since 1970.
+    files: role -> file name in the job's folder; result: the same, or None. place: order in the queue. fraction: of the
+    work that is done. ends: when the running attempt is expected to end. owner, beat: the worker and its last sign of
+    life. cancel: the owner should stop. submitter: name of the API key, None without one. webhook: URL to call at the
+    end; webhook_attempts: calls so far. ends and beat are monotonic seconds, the other times seconds since 1970.
     """
 
     number: int
@@ -51,8 +52,8 @@ class Row:
     stage: str
     done: int
     total: int
-    frames_since: float | None
-    moved: float | None
+    fraction: float
+    ends: float | None
     error: str | None
     result: str | None
     expired: bool
@@ -60,6 +61,9 @@ class Row:
     beat: float | None
     cancel: bool
     submitter: str | None
+    tags: tuple[str, ...] = ()
+    webhook: str | None = None
+    webhook_attempts: int = 0
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> "Row":
@@ -78,11 +82,12 @@ def _parse(values: dict[str, Any]) -> dict[str, Any]:
         parsed[name] = {str(role): str(file) for role, file in json.loads(values[name]).items()}
     parsed |= {"options": read_stored(values["options"])}
     parsed |= {"kind": JobKind(values["kind"]), "state": JobState(values["state"])}
-    for name in ("created", "place"):
+    parsed["tags"] = tuple(str(tag) for tag in json.loads(values["tags"]))
+    for name in ("created", "place", "fraction"):
         parsed[name] = float(values[name])
-    for name in ("started", "finished", "frames_since", "moved", "beat"):
+    for name in ("started", "finished", "ends", "beat"):
         parsed[name] = None if values[name] is None else float(values[name])
-    for name in ("attempts", "done", "total"):
+    for name in ("attempts", "done", "total", "webhook_attempts"):
         parsed[name] = int(values[name])
     return parsed | {name: bool(values[name]) for name in ("expired", "cancel")}
 
@@ -91,7 +96,7 @@ def _unreadable(values: dict[str, Any], error: Exception) -> dict[str, Any]:
     reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
     times = {name: value if isinstance(value := values[name], float) else None for name in ("created", "finished")}
     kept = {name: values[name] for name in ("number", "id", "owner", "submitter")}
-    empty: dict[str, Any] = dict.fromkeys(("started", "frames_since", "moved", "beat", "result"))
+    empty: dict[str, Any] = dict.fromkeys(("started", "ends", "beat", "result", "webhook"))
     return (
         empty
         | times
@@ -105,6 +110,9 @@ def _unreadable(values: dict[str, Any], error: Exception) -> dict[str, Any]:
             "created": times["created"] or 0.0,
             "attempts": 0,
             "place": 0.0,
+            "fraction": 0.0,
+            "tags": (),
+            "webhook_attempts": 0,
             "stage": "",
             "done": 0,
             "total": 0,
@@ -158,34 +166,53 @@ class JobStore:
         files: dict[str, str],
         most: int,
         submitter: str | None = None,
+        metadata: Metadata = NO_METADATA,
     ) -> bool:
-        """Queue a job; returns False, and does nothing, if `most` jobs are queued already."""
+        """Queue a job; returns False, and does nothing, if `most` jobs are queued already.
+
+        Raises:
+            sqlite3.IntegrityError: the submitter has used the idempotency key before.
+        """
         with self._write() as db:
             if self._count(db, JobState.QUEUED) >= most:
                 return False
             values = (job_id, kind, options.model_dump_json(), json.dumps(inputs), json.dumps(files), time.time())
+            more = (submitter, json.dumps(metadata.tags), metadata.webhook, metadata.idempotency_key)
             db.execute(
-                "INSERT INTO jobs (id, kind, state, options, inputs, files, created, submitter, place)"
-                " VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, (SELECT coalesce(max(place), 0) + 1 FROM jobs))",
-                (*values, submitter),
+                "INSERT INTO jobs (id, kind, state, options, inputs, files, created, submitter, tags, webhook,"
+                " idempotency_key, place) VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?,"
+                " (SELECT coalesce(max(place), 0) + 1 FROM jobs))",
+                (*values, *more),
             )
             return True
+
+    def with_key(self, key: str, submitter: str | None) -> Row | None:
+        """The job that a submitter has submitted with an idempotency key."""
+        query = "SELECT * FROM jobs WHERE idempotency_key = ? AND coalesce(submitter, '') = ?"
+        row = self._connection().execute(query, (key, submitter or "")).fetchone()
+        return None if row is None else Row.of(row)
 
     def get(self, job_id: str) -> Row | None:
         row = self._connection().execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else Row.of(row)
 
     def listing(
-        self, states: Sequence[JobState] | None, limit: int, offset: int, submitter: str | None = None
+        self,
+        states: Sequence[JobState] | None,
+        limit: int,
+        offset: int,
+        submitter: str | None = None,
+        tag: str | None = None,
     ) -> list[Row]:
-        """Jobs in these states (None: all), of one submitter (None: of all), newest first."""
+        """Jobs in these states (None: all), of one submitter (None: of all), with a tag (None: any), newest first."""
         chosen = list(JobState) if states is None else list(states)
         marks = ", ".join("?" * len(chosen))
         any_state = " OR TRUE" if states is None else ""  # also one that this version does not know
         rows = self._connection().execute(
             f"SELECT * FROM jobs WHERE (state IN ({marks}){any_state}) AND (? IS NULL OR submitter = ?)"
+            " AND (? IS NULL OR EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?))"
             " ORDER BY number DESC LIMIT ? OFFSET ?",
-            (*chosen, submitter, submitter, limit, offset),
+            (*chosen, submitter, submitter, tag, tag, limit, offset),
         )
         return [Row.of(row) for row in rows]
 
@@ -216,7 +243,8 @@ class JobStore:
                 return False
             db.execute(
                 "UPDATE jobs SET state = 'queued', attempts = 0, started = NULL, finished = NULL, error = NULL,"
-                " result = NULL, stage = '', done = 0, total = 0, cancel = 0, owner = NULL,"
+                " result = NULL, stage = '', done = 0, total = 0, fraction = 0, ends = NULL, cancel = 0, owner = NULL,"
+                " webhook_attempts = 0, webhook_due = NULL,"
                 " place = (SELECT max(place) + 1 FROM jobs) WHERE id = ?",
                 (job_id,),
             )
@@ -235,8 +263,8 @@ class JobStore:
             while True:
                 found = db.execute(
                     "UPDATE jobs SET state = 'running', owner = ?, beat = ?, boot = ?, started = ?,"
-                    " attempts = attempts + 1, stage = 'starting', done = 0, total = 0, frames_since = NULL,"
-                    " moved = NULL, cancel = 0 WHERE number ="
+                    " attempts = attempts + 1, stage = 'starting', done = 0, total = 0, fraction = 0, ends = NULL,"
+                    " cancel = 0 WHERE number ="
                     " (SELECT number FROM jobs WHERE state = 'queued' ORDER BY place LIMIT 1) RETURNING *",
                     (owner, time.monotonic(), boot_id(), time.time()),
                 ).fetchone()
@@ -248,16 +276,17 @@ class JobStore:
                     (row.error, time.time(), row.number),
                 )
 
-    def progress(self, row: Row, stage: str, done: int, total: int) -> bool | None:
-        """Report progress and renew the lease. Returns whether to cancel the job; None if the caller has lost it."""
-        now = time.monotonic()
+    def progress(self, row: Row, progress: Progress, ends: float | None = None) -> bool | None:
+        """Report progress and renew the lease. Returns whether to cancel the job; None if the caller has lost it.
+
+        ends: when the job is expected to be done, in monotonic seconds.
+        """
+        values = (progress.stage, progress.done, progress.total, progress.fraction, ends, time.monotonic())
         with self._write() as db:
             found = db.execute(
-                "UPDATE jobs SET stage = ?, done = ?, total = ?, beat = ?,"
-                " frames_since = CASE WHEN ? > 0 THEN coalesce(frames_since, ?) END,"
-                " moved = CASE WHEN done = ? THEN moved ELSE ? END"
+                "UPDATE jobs SET stage = ?, done = ?, total = ?, fraction = ?, ends = ?, beat = ?"
                 " WHERE id = ? AND owner = ? AND attempts = ? AND state = 'running' RETURNING cancel",
-                (stage, done, total, now, total, now, done, now, row.id, row.owner, row.attempts),
+                (*values, row.id, row.owner, row.attempts),
             ).fetchone()
             return None if found is None else bool(found["cancel"])
 
@@ -348,6 +377,30 @@ class JobStore:
             " ORDER BY finished DESC LIMIT ?"
         )
         return [row["seconds"] for row in self._connection().execute(query, (last,))]
+
+    # Webhooks
+
+    def claim_webhook(self, delays: Sequence[float]) -> Row | None:
+        """A finished job whose webhook is to be called now; it is due again `delays[attempts so far]` seconds later."""
+        now = time.time()
+        with self._write() as db:
+            found = db.execute(
+                f"SELECT * FROM jobs WHERE webhook IS NOT NULL AND {ENDED} AND webhook_attempts < ?"
+                " AND coalesce(webhook_due, 0) <= ? ORDER BY finished LIMIT 1",
+                (len(delays), now),
+            ).fetchone()
+            if found is None:
+                return None
+            db.execute(
+                "UPDATE jobs SET webhook_attempts = webhook_attempts + 1, webhook_due = ? WHERE number = ?",
+                (now + delays[found["webhook_attempts"]], found["number"]),
+            )
+            return Row.of(found)
+
+    def webhook_done(self, job_id: str) -> None:
+        """The webhook was delivered, or can never be."""
+        with self._write() as db:
+            db.execute("UPDATE jobs SET webhook = NULL WHERE id = ?", (job_id,))
 
     # Workers
 

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.5
 GRACE_SECONDS = 1.0  # for a worker to stop before it is killed; it is interrupted, unless native code hangs
+END_SECONDS = 10.0  # for a worker to end one job; if it is killed, its models have to be loaded again
 HEALTHY_SECONDS = 60.0  # a worker that lived this long did not fail at startup
 MAX_BACKOFF_SECONDS = 60.0
 TIMED_OUT = "the job took longer than the allowed {seconds:g} s"
@@ -27,7 +28,7 @@ TIMED_OUT = "the job took longer than the allowed {seconds:g} s"
 
 @dataclass
 class Slot:
-    """A place for one worker process.
+    """A place for one worker process. code: exit code of the last one that ended by itself.
 
     attempt, running_since: which attempt of which job it is running, and when that was first seen (monotonic).
     overdue_since: when its job should have ended.
@@ -38,6 +39,7 @@ class Slot:
     process: subprocess.Popen | None = None
     started: float = 0.0
     deaths: int = 0
+    code: int | None = None
     not_before: float = 0.0
     attempt: tuple[str, int] | None = None
     running_since: float = 0.0
@@ -57,6 +59,16 @@ class Supervisor:
     def failure(self) -> str | None:
         """Why workers cannot be monitored at the moment; None if they can."""
         return self._task.failure
+
+    def dead_workers(self) -> list[str]:
+        """Workers that have ended and are not running again, one line each."""
+        now = time.monotonic()
+        return [
+            f"the worker for {slot.device} ended with code {slot.code} ({slot.deaths} times in a row), see the log; "
+            f"it starts again in {max(0.0, slot.not_before - now):.0f} s"
+            for slot in self.slots
+            if slot.process is None and slot.deaths
+        ]
 
     def start(self) -> None:
         if self.slots:
@@ -106,7 +118,7 @@ class Supervisor:
         """Return the job of a dead worker to the queue; another worker starts after a pause."""
         lost = self.store.recover(self.settings.max_attempts, owner=slot.owner)
         self.store.worker_gone(slot.owner)
-        slot.process = None
+        slot.process, slot.code = None, code
         slot.deaths = 1 if time.monotonic() - slot.started > HEALTHY_SECONDS else slot.deaths + 1
         pause = min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** (slot.deaths - 1))
         slot.not_before = time.monotonic() + pause
@@ -124,7 +136,7 @@ class Supervisor:
             return
         if slot.overdue_since is None:
             slot.overdue_since = now
-        if now - slot.overdue_since < GRACE_SECONDS:
+        if now - slot.overdue_since < END_SECONDS:
             return
         process.kill()
         process.wait()

@@ -26,6 +26,8 @@ from latentsync.serving.thumbnails import write_thumbnail
 from latentsync.serving.workspace import RESULT, THUMBNAIL, Workspace
 from latentsync.utils.commands import exit_now
 from latentsync.utils.errors import UserError
+from latentsync.utils.logs import configure_server_logging
+from latentsync.utils.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Worker:
         self._ending: tuple[Row, type[JobStopped]] | None = None  # the job to end, and why
         self._interruptible = False
         self._reporting = threading.Lock()  # so that reports are stored in order
-        self._newest = ("", 0, 0)  # stage, done, total of the job
+        self._newest: tuple[Progress, float | None] = (Progress(""), None)  # with the expected end
         self._reported = 0.0
 
     def run(self) -> None:
@@ -91,16 +93,26 @@ class Worker:
         heartbeat = BackgroundTask("heartbeat", self._beat, BEAT_SECONDS, self.store.close, self.stopping)
         if not self.stopping.is_set():
             heartbeat.start()
+        idle_since = time.monotonic()
         while not self.stopping.is_set():
             row = self._claim()
             if row is None:
+                self._unload_if_idle(idle_since)
                 self.stopping.wait(IDLE_SECONDS)
                 continue
-            self._newest, self._job = (row.stage, row.done, row.total), row
+            self._newest, self._job = (Progress(row.stage), None), row
             self._do(row)
             self._job = None
+            idle_since = time.monotonic()
         heartbeat.stop()
         self.store.worker_gone(self.owner)
+
+    def _unload_if_idle(self, since: float) -> None:
+        """Free the memory of the models if there was no job for long enough."""
+        minutes = self.settings.unload_after_minutes
+        if minutes is not None and time.monotonic() - since > 60 * minutes and self.runner.models():
+            logger.info("no job for %g min: unloading the models", minutes)
+            self.runner.unload()
 
     def _claim(self) -> Row | None:
         """The next job. None while the disk is full, when one after the other would fail, or the queue is unusable."""
@@ -164,22 +176,24 @@ class Worker:
         logger.exception("job %s failed", row.id)
         return f"an internal error; the log of the service has the details under {row.id}"
 
-    def _report_of(self, row: Row) -> Callable[[str, int, int], None]:
+    def _report_of(self, row: Row) -> OnProgress:
         """The progress callback of a job. Stores progress a few times a second, and ends the job if necessary."""
         deadline = time.monotonic() + self.settings.job_timeout_seconds
         last_stage = ""
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(progress: Progress) -> None:
             nonlocal last_stage
             if self.stopping.is_set():
                 raise Stopping
-            self._newest = (stage, done, total)
+            if self._ending is not None and self._ending[0] is row:  # its signal arrived where exceptions are swallowed
+                raise self._ending[1]
             now = time.monotonic()
+            self._newest = (progress, None if progress.seconds_left is None else now + progress.seconds_left)
             if now > deadline:
                 raise TimedOut
-            if now - self._reported < REPORT_SECONDS and stage == last_stage:
+            if now - self._reported < REPORT_SECONDS and progress.stage == last_stage:
                 return
-            self._reported, last_stage = now, stage
+            self._reported, last_stage = now, progress.stage
             try:
                 cancel = self._report(row)
             except sqlite3.Error as error:  # a full disk: the job itself will fail
@@ -243,7 +257,7 @@ class Outcome:
 def main(argv: list[str]) -> int:
     """Run a worker until SIGTERM, SIGINT or the end of the service, even if that came during startup."""
     plain, owner, device, service = argv
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s worker {owner[:8]}: %(message)s")
+    configure_server_logging(text_format=f"%(asctime)s worker {owner[:8]}: %(message)s")
     settings = ServingSettings(**json.loads(plain))
     worker = Worker(settings, owner, device, make_runner(settings, device), int(service))
     run_until_signal(worker)

@@ -64,11 +64,6 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def configure_server_logging() -> None:
-    """Log to standard error in the format of the servers: time, level, logger, message."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-
 def size(text: str) -> float:
     """An argparse type: a finite number. argparse's error message contains the name of this function."""
     value = float(text)

@@ -18,6 +18,7 @@ from latentsync.media.probe import probe_video
 from latentsync.media.reader import VideoReader
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
+from latentsync.utils.progress import Progress
 from tests.conformance.seeded import fill_
 from tests.media.synthetic import numbers_of, write_clip
 
@@ -182,12 +183,13 @@ def test_flow_of_unrelated_noise_is_no_worse_than_blending():
 
 def test_a_file_at_twice_the_rate_keeps_its_sound_and_its_frames(tmp_path):
     source = write_clip(tmp_path / "a b.mp4", 12, tone_seconds=0.48)
-    told: list[tuple[str, int, int]] = []
-    out = change_frame_rate(source, tmp_path / "out.mp4", 50, on_progress=lambda *state: told.append(state))
+    told: list[Progress] = []
+    out = change_frame_rate(source, tmp_path / "out.mp4", 50, on_progress=told.append)
     with av.open(str(out)) as container:
         assert container.streams.video[0].average_rate == 50
         frames = list(container.decode(video=0))
-    assert len(frames) == 24 and told[0] == ("interpolation", 0, 12) and len(told) == 12
+    assert len(frames) == 24 and told[0] == Progress("interpolation", 0, 12) and len(told) == 12
+    assert all(progress.seconds_left is not None for progress in told[1:])
     with av.open(str(out)) as made, av.open(str(source)) as given:
         packets = [[bytes(p) for p in file.demux(audio=0) if p.size] for file in (made, given)]
     assert packets[0] == packets[1]

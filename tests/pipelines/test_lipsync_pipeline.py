@@ -23,6 +23,7 @@ from latentsync.media.writer import VideoWriter
 from latentsync.pipelines import face_generator
 from latentsync.pipelines.result import Paste
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import Progress
 from latentsync.utils.rates import exact_rate
 from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, picture
@@ -361,15 +362,28 @@ def test_skin_color_matches_the_frame(pipeline, monkeypatch):
 
 
 def test_progress_tells_stage_and_frames(run, media, tmp_path):
-    told: list[tuple[str, int, int]] = []
-    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", on_progress=lambda *state: told.append(state))
-    assert told == [("preparing", 0, 10), *(("lip-sync", done, 10) for done in range(1, 11)), ("finishing", 10, 10)]
+    told: list[Progress] = []
+    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", on_progress=told.append)
+    stages = [progress.stage for progress in told]
+    assert list(dict.fromkeys(stages)) == ["preparing", "lip-sync", "finishing"]
+    assert [progress.done for progress in told] == sorted(progress.done for progress in told)
+    assert {progress.done for progress in told} == set(range(11)) and {progress.total for progress in told} == {10}
+    fractions = [progress.fraction for progress in told]
+    assert fractions == sorted(fractions) and 0 <= fractions[0] and fractions[-1] <= 1
+
+
+def test_progress_is_told_after_each_denoising_step(run, media, tmp_path):
+    told: list[Progress] = []
+    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", num_inference_steps=4, on_progress=told.append)
+    before = [progress for progress in told if progress.done == 0 and progress.stage == "lip-sync"]
+    assert len(before) == 1 + 4  # the chunk begins, then its steps
+    assert before[2].seconds_left is not None  # from the second step on
 
 
 @pytest.mark.parametrize("stage", ["preparing", "lip-sync", "finishing"])
 def test_an_exception_in_on_progress_stops_the_run(run, media, tmp_path, stage):
-    def cancel(now: str, done: int, total: int) -> None:
-        if now == stage:
+    def cancel(progress: Progress) -> None:
+        if progress.stage == stage:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):

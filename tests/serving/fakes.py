@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from latentsync.options import GenerationOptions
-from latentsync.serving.handler import OnProgress
 from latentsync.serving.jobs import Job, JobKind
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.worker import Worker
+from latentsync.utils.progress import OnProgress, Progress
 from tests.media.synthetic import write_clip
 from tests.waiting import HANG_SECONDS
 
@@ -34,26 +34,31 @@ class FakeRunner:
 
     def __init__(self, work: Callable[[Path, OnProgress], None] | None = None) -> None:
         self.work, self.seen = work or write_result, []
+        self.loaded = True
 
     def __call__(
         self, kind: JobKind, options: GenerationOptions, files: Mapping[str, Path], out: Path, on_progress: OnProgress
     ) -> None:
         self.seen.append((kind, options, dict(files)))
+        self.loaded = True
         self.work(out, on_progress)
 
     def models(self) -> tuple[str, ...]:
-        return ("fake",)
+        return ("fake",) if self.loaded else ()
+
+    def unload(self) -> None:
+        self.loaded = False
 
 
 def write_result(out: Path, on_progress: OnProgress) -> None:
-    on_progress("lip-sync", 1, 2)
+    on_progress(Progress("lip-sync", 1, 2))
     out.write_bytes(b"a result")
 
 
 def endless(out: Path, on_progress: OnProgress) -> None:
     """A job that goes on until it is stopped."""
     while True:
-        on_progress("lip-sync", 1, 100)
+        on_progress(Progress("lip-sync", 1, 100, 0.25, 60.0))
         time.sleep(0.02)
 
 

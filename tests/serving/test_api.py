@@ -157,7 +157,9 @@ def test_results_are_sent_whole_or_in_part(client, service, media):
     assert part.status_code == 206 and part.content == content[10:300010]
     assert part.headers["content-range"] == "bytes 10-300009/600000" and part.headers["content-length"] == "300000"
     assert client.get(path, headers={"Range": "bytes=-5"}).content == content[-5:]
-    assert client.get(path, headers={"Range": "bytes=0-1,4-5"}).content == content
+    several = client.get(path, headers={"Range": "bytes=0-1,4-5"})
+    assert several.status_code == 206 and several.headers["content-type"].startswith("multipart/byteranges")
+    assert error_of(client.get(path, headers={"Range": "bytes=x"})) == (400, "invalid_range")
     outside = client.get(path, headers={"Range": "bytes=600000-"})
     assert error_of(outside) == (416, "range_not_satisfiable") and outside.headers["content-range"] == "bytes */600000"
     head = client.head(path)
@@ -259,7 +261,7 @@ def test_streams_that_come_at_once_are_bounded(tmp_path, media):
 def test_state_of_the_server(client, service, media):
     assert client.get("/healthz").json()["status"] == "ok"
     ready = client.get("/readyz")
-    assert ready.status_code == 503 and ready.json()["problems"] == ["no worker is running"]
+    assert ready.status_code == 503 and "no worker is running" in ready.json()["problems"][0]
     service.store.worker_beat("test", os.getpid(), "cpu", ["embedded"])
     assert client.get("/readyz").json() == {"ready": True, "problems": []}
     job = submit(client, media)
@@ -379,7 +381,7 @@ def test_a_full_disk(tmp_path, media):
     with serving(service) as client:
         response = client.post("/v1/jobs", files={"video": (media / "clip.mp4").read_bytes()})
         assert error_of(response) == (507, "insufficient_storage")
-        assert "the disk is full" in client.get("/readyz").json()["problems"]
+        assert "the disk is full" in "".join(client.get("/readyz").json()["problems"])
 
 
 def test_urls_are_refused_unless_they_are_allowed(client):

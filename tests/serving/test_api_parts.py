@@ -1,5 +1,9 @@
-"""Parts of the API that need no server: ranges, multipart, access, addresses."""
+"""Parts of the API that need no server: multipart, access, addresses, signatures."""
 
+import base64
+import json
+import logging
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -8,34 +12,9 @@ from latentsync.serving.api.access import BrowserGuard, is_loopback
 from latentsync.serving.api.errors import ApiError
 from latentsync.serving.api.fetch import Fetcher, is_public
 from latentsync.serving.api.multipart import FormReceiver, display_name
-from latentsync.serving.api.transfer import Unsatisfiable, parse_range
-
-
-@pytest.mark.parametrize(
-    "header, expected",
-    [
-        ("bytes=0-9", (0, 10)),
-        ("bytes=90-", (90, 100)),
-        ("bytes=90-1000", (90, 100)),
-        ("bytes=-30", (70, 100)),
-        ("bytes=-300", (0, 100)),
-        (None, None),
-        ("bytes=0-1,5-6", None),
-        ("bytes=9-5", None),
-        ("lines=0-1", None),
-        ("bytes=--1", None),
-        ("bytes=" + "9" * 40 + "-", None),
-        ("bytes=\u0661-", None),
-    ],
-)
-def test_ranges(header, expected):
-    assert parse_range(header, 100) == expected
-
-
-@pytest.mark.parametrize("header, size", [("bytes=100-", 100), ("bytes=-0", 100), ("bytes=0-0", 0), ("bytes=-5", 0)])
-def test_ranges_outside_the_file(header, size):
-    with pytest.raises(Unsatisfiable):
-        parse_range(header, size)
+from latentsync.serving.api.webhooks import SECRET_VARIABLE, read_secret, sign
+from latentsync.utils.errors import UserError
+from latentsync.utils.logs import JsonFormatter, request_id
 
 
 @pytest.mark.parametrize(
@@ -196,6 +175,40 @@ def test_the_connection_goes_to_the_address_that_was_checked():
 )  # fmt: skip
 def test_loopback(host, expected):
     assert is_loopback(host) is expected
+
+
+def test_signatures_are_those_of_the_specification():
+    """The example of the Standard Webhooks specification."""
+    secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    body = b'{"test": 2432232314}'
+    signature = sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("text", ["short", "whsec_not base64!!!!", "whsec_"])
+def test_secrets_that_are_none(monkeypatch, text):
+    monkeypatch.setenv(SECRET_VARIABLE, text)
+    with pytest.raises(UserError, match=SECRET_VARIABLE):
+        read_secret()
+
+
+def test_a_secret_in_base64(monkeypatch):
+    monkeypatch.setenv(SECRET_VARIABLE, "whsec_" + base64.b64encode(b"k" * 24).decode())
+    assert read_secret() == b"k" * 24
+    monkeypatch.delenv(SECRET_VARIABLE)
+    assert read_secret() is None
+
+
+def test_log_lines_as_json():
+    record = logging.LogRecord("uvicorn", logging.INFO, "f", 1, "a %s", ("b",), None)
+    token = request_id.set("r-1")
+    try:
+        line = json.loads(JsonFormatter().format(record))
+    finally:
+        request_id.reset(token)
+    assert (line["message"], line["level"], line["request_id"]) == ("a b", "info", "r-1")
+    assert datetime.fromisoformat(line["time"]).tzinfo is not None
+    assert "request_id" not in json.loads(JsonFormatter().format(record))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from latentsync.serving.database import SCHEMA_VERSION, find_damage, prepare, re
 from latentsync.serving.jobs import JobKind, JobState
 from latentsync.serving.store import JobStore
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import Progress
 from scripts import batch, serve
 from tests.serving.fakes import FakeRunner, service_in, wait_for, working, write_files
 from tests.waiting import eventually
@@ -20,7 +21,7 @@ from tests.waiting import eventually
 # The options that each version of the schema stores. A change of the options needs a new version: raise SCHEMA_VERSION,
 # add an entry here and an empty migration, so that an earlier program refuses the queue instead of misreading its jobs.
 OPTIONS_OF_VERSION = {
-    3: (
+    4: (
         "model lora lora_scale inference_steps guidance_scale seed solver enable_deepcache chunk_batch_size "
         "vram_efficient match_color enable_upscale enhancer sharpness_factor face detector mask_image_path paste_mask "
         "video_fps keep_fps interpolate audio_track on_short_video max_seconds crf"
@@ -30,7 +31,8 @@ OPTIONS_OF_VERSION = {
 STORED = {
     1: '{"model":"auto","lora":null,"guidance_scale":7.5,"seed":1247,"solver":"ddim","match_colour":true}',
     2: '{"model":"auto","preview_seconds":2.0,"crf":18,"keep_fps":false}',
-    3: GenerationOptions(match_color=True, max_seconds=2).model_dump_json(),
+    3: '{"model":"auto","match_color":true,"max_seconds":2.0,"paste_mask":"box"}',
+    4: GenerationOptions(match_color=True, max_seconds=2).model_dump_json(),
 }
 
 
@@ -53,9 +55,15 @@ def change(service, job_id: str, **columns: object) -> None:
 def make_version(path, version: int) -> None:
     """Turn an up-to-date database into one of an earlier version."""
     with sqlite3.connect(path) as db:
-        for name in ("boot", "submitter", *(["moved"] if version == 1 else [])):
+        db.execute("DROP INDEX jobs_by_key")
+        newer = ["fraction", "ends", "tags", "idempotency_key", "webhook", "webhook_attempts", "webhook_due"]
+        newer += ["boot", "submitter"] if version < 3 else []
+        for name in newer:
             db.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
-        db.execute("ALTER TABLE workers DROP COLUMN boot")
+        for name in ["frames_since"] + (["moved"] if version > 1 else []):
+            db.execute(f"ALTER TABLE jobs ADD COLUMN {name} REAL")
+        if version < 3:
+            db.execute("ALTER TABLE workers DROP COLUMN boot")
         db.execute(f"PRAGMA user_version = {version}")
     db.close()
 
@@ -64,7 +72,7 @@ def test_the_version_of_the_schema_changes_with_the_options():
     assert sorted(OPTIONS) == sorted(OPTIONS_OF_VERSION[SCHEMA_VERSION].split()), "see OPTIONS_OF_VERSION"
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_queue_of_an_earlier_version_is_migrated(service, tmp_path, version):
     queued, running = submit(service, tmp_path), submit(service, tmp_path)
     change(service, running, state="running", owner="old", beat=2e9)
@@ -78,6 +86,7 @@ def test_a_queue_of_an_earlier_version_is_migrated(service, tmp_path, version):
         assert [wait_for(migrated, job_id).state for job_id in (queued, running)] == [JobState.DONE] * 2
     options = migrated.get(queued).options
     assert (options.guidance_scale, options.match_color) == (3, True) if version == 1 else options.max_seconds == 2
+    assert migrated.get(queued).tags == ()
 
 
 def test_a_queue_of_a_later_version_is_refused_in_one_line(service, capsys):
@@ -168,7 +177,7 @@ def test_leases_do_not_depend_on_the_system_time(service, tmp_path, monkeypatch)
     for jump in (-1e8, 1e8):
         monkeypatch.setattr(store.time, "time", lambda jump=jump: 1.7e9 + jump)
         assert service.store.recover(3, silent_for=60) == 0 and service.store.workers(60)
-        assert service.store.progress(row, "x", 1, 2) is False
+        assert service.store.progress(row, Progress("x", 1, 2)) is False
     monkeypatch.setattr(store, "boot_id", lambda: "after a restart of the machine")
     assert service.store.workers(1e9) == []
     assert service.store.recover(3, silent_for=1e9) == 1 and service.get(job_id).state is JobState.QUEUED

@@ -20,12 +20,13 @@ import json, os, sys, time
 from pathlib import Path
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.worker import Worker, run_until_signal
+from latentsync.utils.progress import Progress
 from latentsync.utils.threads import prefetch
 
 class Silent:
     def __call__(self, kind, options, files, out, on_progress):
         try:
-            on_progress("preparing", 0, 100)
+            on_progress(Progress("preparing", 0, 100))
             for _ in prefetch(iter(range(2)), 1):
                 for _ in range(10 ** 9 if options.seed else 1):
                     time.sleep(600 if options.seed == 1 else 0)

@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from latentsync.serving.api import ApiServer, create_app
-from latentsync.serving.api.keys import read_keys_file
+from latentsync.serving.api.keys import KEY_VARIABLE, read_key, read_keys_file
 from latentsync.utils.errors import UserError
-from scripts.serve import KEY_VARIABLE, allowed_hosts, build_parser, check_exposure, listen, main, read_key
+from scripts.serve import allowed_hosts, build_parser, check_exposure, listen, main
 from tests.serving.live import make_service
 from tests.waiting import HANG_SECONDS
 

@@ -14,6 +14,7 @@ from latentsync.serving import worker
 from latentsync.serving.jobs import InsufficientSpace, JobKind, JobNotFound, JobState, QueueFull, WrongState
 from latentsync.serving.workspace import RESULT, Workspace
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import Progress
 from tests.media.synthetic import write_clip
 from tests.serving.fakes import FakeRunner, endless, service_in, wait_for, working, write_files
 from tests.waiting import HANG_SECONDS, eventually
@@ -87,9 +88,9 @@ def test_a_burst_of_frames_is_counted_in_full(service, files, monkeypatch):
     monkeypatch.setattr(worker, "BEAT_SECONDS", 0.1)
 
     def burst(out, on_progress):
-        on_progress("preparing", 0, 100)
+        on_progress(Progress("preparing", 0, 100))
         for done in range(1, 17):
-            on_progress("lip-sync", done, 100)
+            on_progress(Progress("lip-sync", done, 100))
         finished.wait(HANG_SECONDS)
         out.write_bytes(b"x")
 
@@ -101,19 +102,32 @@ def test_a_burst_of_frames_is_counted_in_full(service, files, monkeypatch):
         assert wait_for(service, job_id).state is JobState.DONE
 
 
-def test_the_remaining_time_follows_from_the_pace_of_the_frames(service, files, monkeypatch):
+def test_the_time_left_counts_down_between_two_reports(service, files, monkeypatch):
     job_id = service.submit(LIPSYNC, files, GenerationOptions()).id
     row = service.store.claim("w")
+    assert service.get(job_id).eta_seconds is None
+    now = time.monotonic()
+    service.store.progress(row, Progress("lip-sync", 16, 100, 0.3), now + 60)
+    for seconds, left in ((0, 60), (20, 40), (90, 0)):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: now + seconds)
+        assert service.get(job_id).eta_seconds == pytest.approx(left)
+    assert service.get(job_id).fraction == 0.3
 
-    def eta_after(seconds: float, done: int) -> float | None:
-        monkeypatch.setattr(time, "monotonic", lambda: row.beat + seconds)
-        service.store.progress(row, "lip-sync", done, 100)
-        return service.get(job_id).eta_seconds
 
-    assert eta_after(10, 0) is None
-    assert eta_after(18, 16) == pytest.approx(8 / 16 * 84)
-    assert eta_after(20, 16) == pytest.approx(8 / 16 * 84 - 2)  # time passes while no frame comes
-    assert eta_after(30, 20) == pytest.approx(20 / 20 * 80)
+def test_a_queued_job_expects_what_recent_jobs_took(service, files, monkeypatch):
+    ids = [service.submit(LIPSYNC, files, GenerationOptions()).id for _ in range(4)]
+    assert service.get(ids[3]).eta_seconds is None  # nothing is known yet
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    row = service.store.claim("w")
+    monkeypatch.setattr(time, "time", lambda: now + 40)
+    service.store.finish(row, JobState.DONE, result=RESULT)
+    row = service.store.claim("w")
+    service.store.progress(row, Progress("lip-sync"), time.monotonic() + 10)
+    service._pace_cache = (0.0, None)
+    # 10 s of the running job, then 40 s for each one before it and for itself
+    assert service.get(ids[2]).eta_seconds == pytest.approx(50, abs=1)
+    assert service.get(ids[3]).eta_seconds == pytest.approx(90, abs=1)
 
 
 def test_failures_tell_users_what_they_can_mend_and_nothing_of_the_inside(service, files, caplog):

@@ -9,6 +9,7 @@ from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind, JobState
 from latentsync.serving.store import JobStore
 from latentsync.utils.errors import UserError
+from latentsync.utils.progress import Progress
 
 
 @pytest.fixture
@@ -61,9 +62,9 @@ def test_a_worker_that_lost_its_job_can_do_nothing_to_it(store):
     assert store.recover(3, silent_for=0) == 1
     now = store.claim("second")
     assert (now.id, now.attempts) == ("a", 2)
-    assert store.progress(late, "x", 1, 2) is None
+    assert store.progress(late, Progress("x", 1, 2)) is None
     assert not store.finish(late, JobState.DONE, result="r")
-    assert store.progress(now, "x", 1, 2) is False and store.finish(now, JobState.DONE, result="r")
+    assert store.progress(now, Progress("x", 1, 2)) is False and store.finish(now, JobState.DONE, result="r")
     assert not store.finish(now, JobState.FAILED, error="twice")
     assert store.get("a").state is JobState.DONE
 
@@ -80,7 +81,7 @@ def test_lost_jobs_keep_their_place_and_fail_when_begun_too_often(store):
     store.give_back("w")
     assert store.claim("w").attempts == 1
     store.cancel("b")
-    assert store.progress(store.get("b"), "x", 0, 0) is True
+    assert store.progress(store.get("b"), Progress("x")) is True
     store.recover(9, owner="w")
     assert store.get("b").state is JobState.CANCELLED
     assert store.recover(9, owner="w") == 0
@@ -89,7 +90,7 @@ def test_lost_jobs_keep_their_place_and_fail_when_begun_too_often(store):
 def test_a_job_that_is_reported_on_is_not_lost(store):
     add(store, "a")
     row = store.claim("w")
-    assert store.progress(row, row.stage, row.done, row.total) is False
+    assert store.progress(row, Progress(row.stage)) is False
     assert store.recover(3, silent_for=3600) == 0 and store.get("a").state is JobState.RUNNING
 
 
@@ -103,25 +104,3 @@ def test_a_queue_of_another_version_is_refused(tmp_path, store):
     store._connection().execute("PRAGMA user_version = 99")
     with pytest.raises(UserError, match="another version"):
         JobStore(tmp_path / "jobs.sqlite")
-
-
-def test_a_queue_of_the_version_before_goes_on(tmp_path, store):
-    add(store, "a")
-    db = store._connection()
-    for column in ("moved", "boot", "submitter"):
-        db.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
-    db.execute("PRAGMA user_version = 1")
-    later = JobStore(tmp_path / "jobs.sqlite")
-    row = later.claim("w")
-    assert row.id == "a" and later.progress(row, "x", 1, 2) is False and later.get("a").moved is not None
-
-
-def test_when_frames_last_came_is_kept(store):
-    add(store, "a")
-    row = store.claim("w")
-    store.progress(row, "x", 0, 9)
-    assert store.get("a").moved is None
-    store.progress(row, "x", 3, 9)
-    moved = store.get("a").moved
-    store.progress(row, "x", 3, 9)
-    assert store.get("a").moved == moved <= store.get("a").beat

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from latentsync import __version__
-from latentsync.serving.api import jobs, state
+from latentsync.serving.api import batches, jobs, state
 from latentsync.serving.api.access import BrowserGuard, HeadGuard
 from latentsync.serving.api.context import ApiContext
 from latentsync.serving.api.docs import add_docs
@@ -18,14 +18,17 @@ from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.keys import ApiKeys, key_check
 from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.api.metrics import CountRequests, Metrics
-from latentsync.serving.api.schema import UrlJob
+from latentsync.serving.api.request_ids import RequestIds
+from latentsync.serving.api.schema import Batch, UrlBatch, UrlJob
 from latentsync.serving.api.uploads import UploadDesk
+from latentsync.serving.api.webhooks import WebhookSender
 from latentsync.serving.service import JobService
 
 DESCRIPTION = """\
 Lip sync as a queue of jobs: upload a video and audio, follow the job, download the result.
 
-Every error is `{"error": {"code", "message"}}`. If the server has API keys, send yours as
+Every error is `{"error": {"code", "message"}}`. Every response has an `X-Request-ID`, which the server's log
+repeats. If the server has API keys, send yours as
 `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 """
 TAGS = [
@@ -42,6 +45,7 @@ def create_app(
     allowed_hosts: Collection[str] | None = None,
     fetcher: Fetcher | None = None,
     limits: ApiLimits | None = None,
+    webhooks: WebhookSender | None = None,
     closing: threading.Event | None = None,
 ) -> FastAPI:
     """Build the application.
@@ -54,6 +58,7 @@ def create_app(
             `access.LOOPBACK_NAMES`, or a page of another site could reach the server through a name that leads here.
         fetcher: downloads inputs given as URLs; None rejects them.
         limits: limits on what a client may ask for.
+        webhooks: calls the webhooks of jobs, started and stopped by the caller; None accepts none.
         closing: set by the server when it begins to stop, so that event streams end.
     """
     limits = limits or ApiLimits()
@@ -61,7 +66,7 @@ def create_app(
         service.upload_folder(), service.settings.max_upload_bytes, service.settings.min_free_bytes, limits
     )
     app = Api(title="LatentSync", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.context = ApiContext(service, limits, desk, fetcher, closing or threading.Event())
+    app.state.context = ApiContext(service, limits, desk, fetcher, closing or threading.Event(), webhooks)
     app.state.metrics = Metrics(service, desk)
     keys = ApiKeys(api_key, named_keys or {})
     needs_key = [Depends(key_check(keys))]
@@ -69,6 +74,7 @@ def create_app(
         # These only document how the key is sent; `key_check` checks it.
         needs_key += [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
     app.include_router(jobs.router, dependencies=needs_key, responses=responses(401) if keys else None)
+    app.include_router(batches.router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.keyed_router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.open_router)
     add_docs(app)
@@ -76,6 +82,7 @@ def create_app(
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(BrowserGuard, hosts=allowed_hosts)
     app.add_middleware(HeadGuard)
+    app.add_middleware(RequestIds)
     return app
 
 
@@ -88,9 +95,10 @@ class Api(FastAPI):
         document = get_openapi(
             title=self.title, version=self.version, description=self.description, routes=self.routes, tags=TAGS
         )
-        by_url = UrlJob.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
-        for name, schema in {**by_url.pop("$defs", {}), "UrlJob": by_url}.items():
-            schemas.setdefault(name, schema)
+        for model in (UrlJob, UrlBatch, Batch):
+            own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            for name, schema in {**own.pop("$defs", {}), model.__name__: own}.items():
+                schemas.setdefault(name, schema)
         self.openapi_schema = document
         return document

@@ -10,18 +10,21 @@ from fastapi import Depends, Request
 from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.api.uploads import UploadDesk
+from latentsync.serving.api.webhooks import WebhookSender
 from latentsync.serving.service import JobService
 
 
 @dataclass
 class ApiContext:
-    """closing: set when the server begins to stop, so that streams end. fetcher: None if URLs are not accepted."""
+    """closing: set when the server begins to stop, so that streams end. fetcher: None if URLs are not
+    accepted. webhooks: None if no webhooks are called."""
 
     service: JobService
     limits: ApiLimits
     desk: UploadDesk
     fetcher: Fetcher | None
     closing: threading.Event
+    webhooks: WebhookSender | None = None
     streams: int = 0
 
     def __post_init__(self) -> None:

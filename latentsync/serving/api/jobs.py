@@ -5,7 +5,7 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -18,6 +18,15 @@ from latentsync.serving.api.transfer import FileTransfer
 from latentsync.serving.jobs import Job, JobNotFound, JobState
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matroska", ".jpg": "image/jpeg"}
+
+IDEMPOTENCY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "A second submission with the same key returns the first job, so that a request can be repeated.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    "example": "order-4711-take-2",
+}
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -41,8 +50,9 @@ JobId = Annotated[str, Depends(find_job_id)]
     status_code=202,
     response_model=JobView,
     summary="Submit a job",
-    responses=responses(400, 403, 408, 413, 415, 422, 429, 507),
-    openapi_extra={"requestBody": request_body_docs()},
+    responses={200: {"model": JobView, "description": "The job that was submitted with this key before."}}
+    | responses(400, 403, 408, 413, 415, 422, 429, 507),
+    openapi_extra={"requestBody": request_body_docs(), "parameters": [IDEMPOTENCY]},
 )
 async def submit_job(request: Request, context: Context, submitter: Submitter) -> Response:
     """Upload a video (or an image) and audio; options of the job are further fields of the form.
@@ -61,10 +71,11 @@ def list_jobs(
     context: Context,
     submitter: Submitter,
     state: Annotated[list[JobState] | None, Query(description="Only jobs in these states.")] = None,
+    tag: Annotated[str | None, Query(max_length=50, description="Only jobs with this tag.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> JobList:
-    jobs = context.service.list(states=state, limit=limit, offset=offset, submitter=submitter)
+    jobs = context.service.list(states=state, limit=limit, offset=offset, submitter=submitter, tag=tag)
     return JobList(jobs=[JobView.of(job, request) for job in jobs])
 
 
@@ -97,9 +108,15 @@ def retry_job(request: Request, context: Context, job_id: JobId) -> JobView:
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {}}}, **responses(404, 429)},
 )
-async def job_events(request: Request, context: Context, job_id: JobId) -> StreamingResponse:
+async def job_events(
+    request: Request,
+    context: Context,
+    job_id: JobId,
+    last_event_id: Annotated[str | None, Header(description="Id of the last event received before.")] = None,
+) -> StreamingResponse:
     """Events named `progress`, then one named `final` (or `deleted`), each with the job as JSON; comments in between
-    keep the connection alive. The stream ends after the last event, or when the server stops: then reconnect.
+    keep the connection alive. The stream ends after the last event, or when the server stops: then reconnect. With
+    `Last-Event-ID`, an event that was already received is not repeated, except the last one.
     """
     await anyio.to_thread.run_sync(context.service.get, job_id)
     if context.streams >= context.limits.event_streams:
@@ -109,7 +126,9 @@ async def job_events(request: Request, context: Context, job_id: JobId) -> Strea
     def show(job: Job) -> str:
         return JobView.of(job, request).model_dump_json()
 
-    events = event_stream(lambda: context.service.get(job_id), show, context.closing.is_set, context.limits)
+    events = event_stream(
+        lambda: context.service.get(job_id), show, context.closing.is_set, context.limits, last_event_id
+    )
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return CountedStream(events, context, headers)
 
@@ -117,7 +136,7 @@ async def job_events(request: Request, context: Context, job_id: JobId) -> Strea
 class CountedStream(StreamingResponse):
     """A stream of events that frees its slot however it ends, even before its first event."""
 
-    def __init__(self, events: AsyncIterator[str], context: ApiContext, headers: dict[str, str]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], context: ApiContext, headers: dict[str, str]) -> None:
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._context = context
 
@@ -132,14 +151,14 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
     206: {"description": "The requested range."},
     304: {"description": "Not changed (If-None-Match)."},
-    **responses(404, 409, 416),
+    **responses(400, 404, 409, 416),
 }
 
 
 @router.get("/{job_id}/result", summary="Download the result", response_class=Response, responses=FILE_RESPONSES)
 @router.head("/{job_id}/result", include_in_schema=False)
 def job_result(request: Request, context: Context, job_id: JobId) -> Response:
-    """The finished video. Supports `Range` (a single range), `If-Range` and `If-None-Match`."""
+    """The finished video. Supports `Range` , `If-Range` and `If-None-Match`."""
     job = context.service.get(job_id)
     if job.state is not JobState.DONE:
         raise ApiError(409, "no_result", f"the job is {job.state.value}; only a job that is done has a result")

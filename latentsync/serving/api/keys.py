@@ -1,6 +1,7 @@
 """API keys: one that may see all jobs, and named ones that see only the jobs submitted with them."""
 
 import hmac
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from fastapi import Request
 from latentsync.serving.api.errors import ApiError
 from latentsync.utils.errors import UserError
 
+KEY_VARIABLE = "LATENTSYNC_API_KEY"
 MIN_KEY = 16  # characters
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAKE_ONE = "create one with `python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
@@ -51,6 +53,12 @@ def check_key(text: str, where: str) -> str:
     if len(text) < MIN_KEY or not text.isascii() or not text.isprintable() or " " in text:
         raise UserError(f"{where} must have {MIN_KEY} or more ASCII characters without spaces; {MAKE_ONE}")
     return text
+
+
+def read_key() -> str | None:
+    """The API key of the environment; None if it is not set. Raises UserError for one that is not valid."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    return check_key(key, KEY_VARIABLE) if key else None
 
 
 def read_keys_file(path: Path) -> dict[str, str]:

@@ -23,6 +23,8 @@ class ApiLimits:
     min_bytes_per_second: int = 8 * KIB
     send_seconds: float = 60.0  # for a client to receive one piece of a download
     max_parts: int = 64
+    max_batch_parts: int = 256
+    max_batch_jobs: int = 100
     max_field_bytes: int = 4 * KIB
     max_json_bytes: int = 64 * KIB
     poll_seconds: float = 0.5  # how often an event stream checks its job

@@ -35,6 +35,8 @@ def display_name(name: str, default: str) -> str:
 class FormReceiver:
     """Parses a body piece by piece: keeps its text fields, and writes the files named in `roles` into `folder`.
 
+    roles: None for files of any name.
+
     `feed` and `finish` block on the disk. `fields` and `files` hold the parts that are complete.
 
     Raises (from all methods):
@@ -46,7 +48,7 @@ class FormReceiver:
         self,
         content_type: str,
         folder: Path,
-        roles: frozenset[str],
+        roles: frozenset[str] | None,
         *,
         max_file_bytes: int,
         max_field_bytes: int,
@@ -63,6 +65,7 @@ class FormReceiver:
         self._name = self._file_name = ""
         self._text = bytearray()
         self._file: BinaryIO | None = None
+        self._path = folder
         self._size = 0
         callbacks: MultipartCallbacks = {
             "on_part_begin": self._begin_part,
@@ -126,16 +129,17 @@ class FormReceiver:
         if self._name in self.fields or self._name in self.files:
             raise ApiError(422, "invalid_request", f"the field {self._name[:40]!r} is given twice")
         is_file = b"filename" in parameters
-        if self._name in self.roles and not is_file:
+        if self.roles is not None and self._name in self.roles and not is_file:
             raise ApiError(
                 422, "invalid_request", f"{self._name} must be a file, not text (curl: -F {self._name}=@FILE)"
             )
-        if is_file and self._name not in self.roles:
+        if is_file and self.roles is not None and self._name not in self.roles:
             wanted = ", ".join(sorted(self.roles))
             raise ApiError(422, "invalid_request", f"files are taken as {wanted} only, not as {self._name[:40]!r}")
         if is_file:
             self._file_name = display_name(parameters[b"filename"].decode("utf-8", "replace"), self._name)
-            self._file = (self.folder / self._name).open("xb")
+            self._path = self.folder / (self._name if self.roles is not None else f"file-{self._parts}")
+            self._file = self._path.open("xb")
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
@@ -158,7 +162,7 @@ class FormReceiver:
                 raise ApiError(422, "invalid_request", f"the field {self._name[:40]!r} is not UTF-8 text") from error
             return
         self.close()
-        self.files[self._name] = ReceivedFile(self._file_name, self.folder / self._name, self._size)
+        self.files[self._name] = ReceivedFile(self._file_name, self._path, self._size)
 
     def _end(self) -> None:
         self._complete = True

@@ -1,19 +1,30 @@
 """Models of requests and responses: jobs, models, the server's state."""
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from latentsync.options import GenerationOptions
+from latentsync.serving.api.errors import ErrorBody
 from latentsync.serving.jobs import ROLES, Job, JobKind, JobState
+
+MAX_URL, MAX_NAME = 2000, 200
+TAGS = "Up to 10 words to find the job by."
+WEBHOOK = "Public URL that is called when the job has ended; only if the server has a secret for webhooks."
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[^,\x00-\x1f]+$")]
+Tags = Annotated[list[Tag], Field(max_length=10, description=TAGS)]
 
 
 class Progress(BaseModel):
     stage: str = Field(description="Current stage; empty while the job is queued.", examples=["lip-sync"])
     done: int = Field(description="Number of finished frames.")
     total: int = Field(description="Total number of frames; 0 if unknown.")
-    eta_seconds: float | None = Field(description="Estimated seconds until the job is done; null if unknown.")
+    fraction: float = Field(description="Fraction of the work that is done, 0 to 1.", examples=[0.42])
+    eta_seconds: float | None = Field(
+        description="Estimated seconds until the job is done, also for queued jobs; null if unknown.", examples=[35.5]
+    )
 
 
 class Links(BaseModel):
@@ -26,7 +37,7 @@ class Links(BaseModel):
 
 
 class JobView(BaseModel):
-    """One job. Times are seconds since 1970."""
+    """One job. Times are in ISO 8601, UTC."""
 
     id: str = Field(examples=["0123456789abcdef0123456789abcdef"])
     kind: JobKind
@@ -35,9 +46,10 @@ class JobView(BaseModel):
     progress: Progress
     options: GenerationOptions
     inputs: dict[str, str] = Field(description="Original name of each file.", examples=[{"video": "me.mp4"}])
-    created: float
-    started: float | None
-    finished: float | None
+    tags: list[str] = Field(examples=[["campaign-7", "draft"]])
+    created: datetime = Field(examples=["2026-01-31T12:00:00.250000Z"])
+    started: datetime | None = Field(description="When the running or last attempt began.")
+    finished: datetime | None
     attempts: int = Field(description="Number of times a worker has started it.")
     error: str | None = Field(description="Why it failed, in one line.")
     expired: bool = Field(description="Whether its files were deleted because of their age or to free space.")
@@ -48,9 +60,16 @@ class JobView(BaseModel):
         base = f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"
         has_result = job.state is JobState.DONE and job.result is not None
         values: dict[str, Any] = {name: getattr(job, name) for name in cls.model_fields if hasattr(job, name)}
+        values |= {name: moment(values[name]) for name in ("created", "started", "finished")}
         return cls(
             **values,
-            progress=Progress(stage=job.stage, done=job.done, total=job.total, eta_seconds=job.eta_seconds),
+            progress=Progress(
+                stage=job.stage,
+                done=job.done,
+                total=job.total,
+                fraction=job.fraction,
+                eta_seconds=None if job.eta_seconds is None else round(job.eta_seconds, 1),
+            ),
             links=Links(
                 self=base,
                 events=f"{base}/events",
@@ -93,16 +112,69 @@ class Readiness(BaseModel):
     problems: list[str] = Field(description="Why not; empty if ready.")
 
 
-class UrlJob(BaseModel, extra="forbid"):
-    """A job whose files the server downloads; only if it was started with --allow_urls."""
+def moment(seconds: float | None) -> datetime | None:
+    """Seconds since 1970 as a time in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+class JobRequest(BaseModel, extra="forbid"):
+    """What all ways to submit a job have in common."""
 
     kind: JobKind = JobKind.LIPSYNC
-    video_url: str = Field(max_length=2000, examples=["https://example.org/person.mp4"])
-    audio_url: str | None = Field(None, max_length=2000, examples=["https://example.org/speech.wav"])
-    mask_url: str | None = Field(None, max_length=2000, description="Custom mask image.")
+    tags: Tags = []
+    webhook_url: str | None = Field(None, max_length=MAX_URL, description=WEBHOOK)
     options: GenerationOptions = Field(default_factory=GenerationOptions)
+
+
+class FormJob(JobRequest):
+    """The text fields of a form."""
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [tag.strip() for tag in value.split(",") if tag.strip()] if isinstance(value, str) else value
+
+
+class UrlJob(JobRequest):
+    """A job whose files the server downloads; only if it was started with --allow_urls."""
+
+    video_url: str = Field(max_length=MAX_URL, examples=["https://example.org/person.mp4"])
+    audio_url: str | None = Field(None, max_length=MAX_URL, examples=["https://example.org/speech.wav"])
+    mask_url: str | None = Field(None, max_length=MAX_URL, description="Custom mask image.")
 
     def urls(self) -> dict[str, str]:
         """The given URLs by role."""
         given = {role: getattr(self, f"{role}_url") for role in ROLES}
         return {role: url for role, url in given.items() if url}
+
+
+class BatchJob(JobRequest):
+    """A job of a batch: each file is the name of a part of the form. Several jobs may use the same file."""
+
+    video: str = Field(max_length=MAX_NAME, examples=["anna.mp4"])
+    audio: str | None = Field(None, max_length=MAX_NAME, examples=["line1.wav"])
+    mask: str | None = Field(None, max_length=MAX_NAME)
+
+    def names(self) -> dict[str, str]:
+        """The given names by role."""
+        given = {role: getattr(self, role) for role in ROLES}
+        return {role: name for role, name in given.items() if name}
+
+
+class Batch(BaseModel, extra="forbid"):
+    jobs: list[BatchJob] = Field(min_length=1)
+
+
+class UrlBatch(BaseModel, extra="forbid"):
+    jobs: list[UrlJob] = Field(min_length=1)
+
+
+class BatchOutcome(BaseModel):
+    """Either the queued job or why it was refused."""
+
+    job: JobView | None = None
+    error: ErrorBody | None = None
+
+
+class BatchView(BaseModel):
+    jobs: list[BatchOutcome] = Field(description="In the order of the request.")

@@ -11,7 +11,8 @@ from latentsync.checkpoints.registry import REGISTRY
 from latentsync.loading import can_upscale
 from latentsync.serving.api.context import ApiContext, Context
 from latentsync.serving.api.schema import Health, ModelList, ModelView, Readiness
-from latentsync.serving.models import list_loras, list_models
+from latentsync.serving.models import find_model, list_loras, list_models
+from latentsync.utils.errors import UserError
 
 open_router = APIRouter(tags=["server"])  # without a key, for the container's health check
 keyed_router = APIRouter(tags=["server"])
@@ -40,12 +41,16 @@ def find_problems(context: ApiContext) -> list[str]:
     if context.closing.is_set():
         problems.append("the server is stopping")
     stats = context.service.stats()
-    if not stats.workers_alive:
-        problems.append("no worker is running")
+    if not stats.workers_alive and not problems:
+        problems.append("no worker is running; workers need some seconds to start")
     if stats.queue_length >= context.service.settings.max_queue:
-        problems.append("the queue is full")
+        problems.append(f"the queue is full: {stats.queue_length} jobs wait")
     if shutil.disk_usage(context.service.settings.workspace).free < context.service.settings.min_free_bytes:
-        problems.append("the disk is full")
+        problems.append("the disk is full; delete old jobs, or free space")
+    try:
+        find_model(context.service.settings.model)
+    except UserError as error:
+        problems.append(str(error))
     return problems
 
 

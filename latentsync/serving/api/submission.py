@@ -1,12 +1,14 @@
 """POST /v1/jobs: turns a form with files, or if allowed a JSON object with URLs, into a job."""
 
+import re
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from latentsync.options import OPTIONS, GenerationOptions, OptionError, describe_problems, parse_options
@@ -14,11 +16,14 @@ from latentsync.serving.api.context import ApiContext
 from latentsync.serving.api.errors import ApiError
 from latentsync.serving.api.errors import describe_problems as describe_fields
 from latentsync.serving.api.multipart import ReceivedFile
-from latentsync.serving.api.schema import JobView, UrlJob
+from latentsync.serving.api.schema import MAX_URL, TAGS, WEBHOOK, FormJob, JobRequest, JobView, UrlJob
 from latentsync.serving.api.uploads import Body, ClientGone
-from latentsync.serving.jobs import Job, JobKind, JobState, QueueFull
+from latentsync.serving.api.webhooks import SECRET_VARIABLE
+from latentsync.serving.jobs import Job, JobKind, JobState, Metadata, QueueFull
 
 FORM, JSON = "multipart/form-data", "application/json"
+_KEY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+M = TypeVar("M", bound=BaseModel)
 CLIENT_CLOSED = 499  # only seen in the log
 
 
@@ -31,6 +36,8 @@ def request_body_docs() -> dict:
         "audio": {"type": "string", "format": "binary", "description": "Speech; not for kind=interpolate."},
         "mask": {"type": "string", "format": "binary", "description": OPTIONS["mask_image_path"].help},
         "kind": {"type": "string", "enum": [kind.value for kind in JobKind], "default": JobKind.LIPSYNC.value},
+        "tags": {"type": "string", "description": f"{TAGS} Separated by commas.", "examples": ["campaign-7,draft"]},
+        "webhook_url": {"type": "string", "maxLength": MAX_URL, "description": WEBHOOK},
     }
     form = {
         "type": "object",
@@ -51,40 +58,67 @@ def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 async def submit(request: Request, context: ApiContext, submitter: str | None) -> Response:
-    """Receive the files, check them and queue the job: 202 with the job, which belongs to `submitter`."""
+    """Receive the files, check them and queue the job: 202 with the job, which belongs to `submitter`.
+
+    200 with the earlier job if the request has an Idempotency-Key that was used before.
+    """
+    key = idempotency_key(request)
+    earlier = await anyio.to_thread.run_sync(context.service.submitted_before, key, submitter)
+    if earlier is not None:
+        return answer(earlier, request, 200)
     body = Body(request, context.limits)
     try:
-        job = await _receive(body, context, submitter)
+        job = await _receive(body, context, submitter, key)
     except ClientGone:
         return Response(status_code=CLIENT_CLOSED)
+    return answer(job, request, 202)
+
+
+def answer(job: Job, request: Request, status: int) -> JSONResponse:
     view = JobView.of(job, request)
-    return JSONResponse(view.model_dump(mode="json"), 202, {"Location": view.links.self})
+    return JSONResponse(view.model_dump(mode="json"), status, {"Location": view.links.self})
 
 
-async def _receive(body: Body, context: ApiContext, submitter: str | None) -> Job:
-    kind_of_body = body.content_type.partition(";")[0].strip().lower()
-    if kind_of_body not in (FORM, JSON):
+def idempotency_key(request: Request) -> str | None:
+    """The key of the request. Raises ApiError if it is not valid."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise ApiError(422, "invalid_request", "Idempotency-Key must have 1 to 128 letters, digits or -_.:")
+    return key
+
+
+def body_kind(body: Body, context: ApiContext) -> str:
+    """The media type of a body. Raises ApiError if the server does not accept it."""
+    kind = body.content_type.partition(";")[0].strip().lower()
+    if kind not in (FORM, JSON):
         raise ApiError(
             415, "unsupported_media_type", f"send {FORM} with the files (curl: -F video=@FILE -F audio=@FILE)"
         )
-    fetcher = context.fetcher
-    if kind_of_body == JSON and fetcher is None:
+    if kind == JSON and context.fetcher is None:
         raise ApiError(403, "urls_not_allowed", f"this server accepts no URLs; upload the files as {FORM}")
-    await _refuse_when_full(context)
+    return kind
+
+
+async def _receive(body: Body, context: ApiContext, submitter: str | None, key: str | None) -> Job:
+    fetcher, kind_of_body = context.fetcher, body_kind(body, context)
+    await refuse_when_full(context)
     async with context.desk.folder() as folder:
         if kind_of_body == FORM or fetcher is None:
             form = await context.desk.receive_form(body, folder)
-            kind, options = _form_options(form.fields)
-            _check_roles(kind, set(form.files))
-            files = form.files
+            wanted = _form_job(form.fields)
+            kind, options, files = wanted.kind, wanted.options, form.files
+            check_roles(kind, set(files))
         else:
-            wanted = _url_job(b"".join([piece async for piece in body.pieces(context.limits.max_json_bytes)]))
-            kind, options = wanted.kind, wanted.options
-            files = {role: await fetcher.fetch(url, role, folder) for role, url in wanted.urls().items()}
-        return await _submit(context, kind, files, options, submitter)
+            text = b"".join([piece async for piece in body.pieces(context.limits.max_json_bytes)])
+            by_url = parse_json(UrlJob, text)
+            wanted, kind, options = by_url, by_url.kind, by_url.options
+            check_roles(kind, set(by_url.urls()))
+            files = {role: await fetcher.fetch(url, role, folder) for role, url in by_url.urls().items()}
+        metadata = await read_metadata(wanted, context, key)
+        return await queue(context, kind, files, options, submitter, metadata)
 
 
-async def _refuse_when_full(context: ApiContext) -> None:
+async def refuse_when_full(context: ApiContext) -> None:
     """Checked before anything is received; the service checks again when the job is queued."""
     most = context.service.settings.max_queue
     last_place = partial(context.service.list, states=[JobState.QUEUED], limit=1, offset=most - 1)
@@ -92,40 +126,40 @@ async def _refuse_when_full(context: ApiContext) -> None:
         raise QueueFull(f"{most} jobs are queued already; try again later")
 
 
-def _form_options(fields: dict[str, str]) -> tuple[JobKind, GenerationOptions]:
-    """Options from text fields; an empty one counts as not given."""
+def _form_job(fields: Mapping[str, str]) -> FormJob:
+    """The job in the text fields of a form; an empty field counts as not given."""
     given = {name: value for name, value in fields.items() if value != ""}
+    own = {name: given.pop(name) for name in ("kind", "tags", "webhook_url") if name in given}
     try:
-        kind = JobKind(given.pop("kind", JobKind.LIPSYNC))
-    except ValueError as error:
-        raise ApiError(422, "invalid_options", f"kind must be one of {', '.join(JobKind)}") from error
-    try:
-        return kind, parse_options(given)
+        return FormJob.model_validate(own | {"options": parse_options(given)})
+    except ValidationError as error:
+        raise ApiError(422, "invalid_options", describe_job(error)) from error
     except OptionError as error:
         raise ApiError(422, "invalid_options", str(error)) from error
 
 
-def _url_job(text: bytes) -> UrlJob:
+def parse_json(model: type[M], text: bytes | str, what: str = "the body") -> M:
+    """A model from JSON. Raises ApiError if it is not valid."""
     try:
         values = from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise ApiError(400, "broken_json", "the body is not valid JSON") from error
+        raise ApiError(400, "broken_json", f"{what} is not valid JSON") from error
     try:
-        wanted = UrlJob.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ApiError(422, "invalid_options", _describe_url_job(error)) from error
-    _check_roles(wanted.kind, set(wanted.urls()))
-    return wanted
+        raise ApiError(422, "invalid_options", describe_job(error)) from error
 
 
-def _describe_url_job(error: ValidationError) -> str:
+def describe_job(error: ValidationError) -> str:
+    """One line about what is wrong with a job."""
     options = [problem for problem in error.errors() if problem["loc"][:1] == ("options",)]
     if options:
         return describe_problems([{**problem, "loc": problem["loc"][1:]} for problem in options])
     return describe_fields(error.errors(), "field")
 
 
-def _check_roles(kind: JobKind, given: set[str]) -> None:
+def check_roles(kind: JobKind, given: set[str]) -> None:
+    """Raises ApiError unless a job of this kind takes exactly these files."""
     missing, extra = set(kind.roles) - given, given - {*kind.roles, *kind.optional_roles}
     if missing:
         raise ApiError(422, "missing_file", f"kind {kind.value} needs a file as {' and one as '.join(sorted(missing))}")
@@ -133,13 +167,27 @@ def _check_roles(kind: JobKind, given: set[str]) -> None:
         raise ApiError(422, "invalid_request", f"kind {kind.value} takes no file as {' or '.join(sorted(extra))}")
 
 
-async def _submit(
+async def read_metadata(wanted: JobRequest, context: ApiContext, key: str | None = None) -> Metadata:
+    """Tags, webhook and key of a job. Raises ApiError if the webhook cannot be called."""
+    if wanted.webhook_url is not None:
+        if context.webhooks is None:
+            message = f"this server calls no webhooks; it needs a secret in {SECRET_VARIABLE}"
+            raise ApiError(403, "webhooks_not_allowed", message)
+        await anyio.to_thread.run_sync(context.webhooks.check, wanted.webhook_url)
+    return Metadata(tuple(wanted.tags), wanted.webhook_url, key)
+
+
+async def queue(
     context: ApiContext,
     kind: JobKind,
-    files: dict[str, ReceivedFile],
+    files: Mapping[str, ReceivedFile],
     options: GenerationOptions,
     submitter: str | None,
+    metadata: Metadata,
+    *,
+    move: bool = True,
 ) -> Job:
+    """Check the files and queue the job. move: the files are needed no more."""
     given = {role: (file.name, file.path) for role, file in files.items()}
-    call = partial(context.service.submit, kind, given, options, move=True, submitter=submitter)
+    call = partial(context.service.submit, kind, given, options, move=move, submitter=submitter, metadata=metadata)
     return await anyio.to_thread.run_sync(call, limiter=context.probes)

@@ -109,8 +109,10 @@ class UploadDesk:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
-    async def receive_form(self, body: Body, folder: Path) -> FormReceiver:
+    async def receive_form(self, body: Body, folder: Path, *, batch: bool = False) -> FormReceiver:
         """Receive a multipart body; its files are written into `folder`.
+
+        batch: with files of any name, and a field with the jobs as JSON, instead of the files and options of one job.
 
         Raises:
             ApiError: 400, 408, 413, 422 or 507.
@@ -120,10 +122,10 @@ class UploadDesk:
         receiver = FormReceiver(
             body.content_type,
             folder,
-            frozenset(ROLES),
+            None if batch else frozenset(ROLES),
             max_file_bytes=self.max_file_bytes,
-            max_field_bytes=self.limits.max_field_bytes,
-            max_parts=self.limits.max_parts,
+            max_field_bytes=self.limits.max_json_bytes if batch else self.limits.max_field_bytes,
+            max_parts=self.limits.max_batch_parts if batch else self.limits.max_parts,
         )
         try:
             waiting = bytearray()

@@ -6,10 +6,16 @@ import threading
 import gradio as gr
 from starlette.middleware import Middleware
 
+from latentsync.serving.api import create_app
 from latentsync.serving.api.access import LOOPBACK_NAMES, BrowserGuard, check_port, is_loopback
+from latentsync.serving.page.api_tab import MOUNT, ApiTab
+from latentsync.serving.page.compare import CSS as COMPARE_CSS
+from latentsync.serving.page.compare import HEAD
 from latentsync.serving.page.frames_tab import FramesTab
+from latentsync.serving.page.job_panel import remembered_job
 from latentsync.serving.page.lipsync_tab import LipsyncTab
-from latentsync.serving.page.results_tab import ResultsTab
+from latentsync.serving.page.options_form import model_line
+from latentsync.serving.page.results_tab import LIPSYNC, ResultsTab
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
@@ -17,8 +23,42 @@ TITLE = "LatentSync"
 INTRODUCTION = """# LatentSync
 Upload a video or an image of a person, and speech: the mouth follows the speech. Use a person's face and voice only
 with their consent, and label the result as synthetic."""
-CSS = """
+# Fonts of the system: the default theme would load its own from the network. Colors have a contrast of 4.5 or more.
+THEME = gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], primary_hue="blue"
+).set(
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_700",
+    button_cancel_background_fill="#b42318",
+    button_cancel_background_fill_dark="#b42318",
+    button_cancel_background_fill_hover="#912018",
+    button_cancel_background_fill_hover_dark="#912018",
+    button_cancel_text_color="#ffffff",
+    button_cancel_text_color_dark="#ffffff",
+    color_accent="*primary_600",
+    body_text_color_subdued="#52525b",
+    body_text_color_subdued_dark="#d4d4d8",
+    block_label_text_color="#52525b",
+    block_label_text_color_dark="#d4d4d8",
+    block_info_text_color="#52525b",
+    block_info_text_color_dark="#d4d4d8",
+    input_placeholder_color="#6b7280",
+    input_placeholder_color_dark="#a1a1aa",
+)
+CSS = (
+    COMPARE_CSS
+    + """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.or { color: var(--body-text-color-subdued) !important; }
+.dark button[role=tab][aria-selected=true] { color: var(--primary-300) !important; }
+#examples .grid-wrap, #jobs .grid-wrap { min-height: 0; height: auto; }
+#examples .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
+#examples .caption-label { opacity: 1 !important; }
+#api .token { color: inherit !important; background: none !important; }
+#voice .component-wrapper, #voice .component-wrapper * { color: var(--body-text-color-subdued); }
+#results-actions { flex-wrap: wrap; } #results-actions button { min-width: max-content; }
 .status { margin: 0.25rem 0; }
 .status.failed { color: #b42318; }
 .dark .status.failed { color: #ff8a80; }
@@ -36,52 +76,79 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
 }
 @media (max-width: 600px) {
+    .gradio-container main.contain, .gradio-container .wrap > main { padding: 0.5rem !important; }
+    .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
+    .tab-wrapper { overflow-x: auto; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
     #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; -webkit-line-clamp: 3; }
 }
+#given video, #given img { width: 100%; max-height: 40vh; }
+table.settings { font-size: 0.85rem; } table.settings th { text-align: left; padding-right: 1rem; font-weight: 600; }
 """
+)
 
 
-def build_page(service: JobService) -> gr.Blocks:
-    """The page of a started service. Launch it with `css=CSS` and a theme."""
+def build_page(service: JobService, *, serves_api: bool = False, needs_key: bool = False) -> gr.Blocks:
+    """The page of a started service. Launch it with `css=CSS`, `head=HEAD` and a theme.
+
+    serves_api: whether the REST API is mounted beside it; needs_key: whether that requires a key.
+    """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        jobs = [remembered_job(f"latentsync-{name}") for name in ("lipsync", "frames", "results")]
         gr.Markdown(INTRODUCTION)
-        with gr.Tabs():
-            with gr.Tab("Lip-sync"):
-                LipsyncTab(service, page)
-            with gr.Tab("Frame rate (RIFE)"):
-                FramesTab(service, page)
-            with gr.Tab("Results") as results:
-                ResultsTab(service, page, results)
+        model = gr.Markdown(model_line(service.settings), elem_id="model-line")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Lip-sync", id=LIPSYNC, render_children=True) as first:
+                lipsync = LipsyncTab(service, page, jobs[0])
+            with gr.Tab("Frame interpolation", render_children=True) as second:
+                FramesTab(service, page, jobs[1])
+            with gr.Tab("Results", render_children=True) as results:
+                pass
+            with gr.Tab("Use via API", render_children=True) as last:
+                ApiTab(page, served=serves_api, needs_key=needs_key)
+            with results:
+                ResultsTab(service, page, results, jobs[2], lipsync, tabs, (first, second, last))
+        page.load(lambda: model_line(service.settings), None, model, show_progress="hidden", api_visibility="private")
     return page
 
 
 def serve_page(
-    service: JobService, host: str, port: int, *, login: tuple[str, str] | None = None, share: bool = False
+    service: JobService,
+    host: str,
+    port: int,
+    *,
+    login: tuple[str, str] | None = None,
+    share: bool = False,
+    api_key: str | None = None,
 ) -> None:
-    """Serve the page of a started service until it is interrupted.
+    """Serve the page of a started service until it is interrupted, and the REST API below `/rest`.
 
     Args:
         port: 0 for a free one.
         login: user name and password that visitors need.
         share: also create a public link through Gradio's servers.
+        api_key: of the REST API. With a login or a public link, the API is served only if there is a key.
 
     Raises:
         UserError: the address is not available.
     """
     check_port(port)
-    page = build_page(service)
-    guards = []
+    serves_api = api_key is not None or (login is None and not share)
+    page = build_page(service, serves_api=serves_api, needs_key=api_key is not None)
+    guards, hosts = [], None
     if login is None and not share and is_loopback(host):
         # Without a login, a page of another site could reach this one through a name that leads here.
-        guards.append(Middleware(BrowserGuard, hosts=(*LOOPBACK_NAMES, host)))
+        hosts = (*LOOPBACK_NAMES, host)
+        guards.append(Middleware(BrowserGuard, hosts=hosts))
     try:
-        _, url, _ = page.launch(
+        app, url, _ = page.launch(
             server_name=host,
             server_port=port or _free_port(host),
             share=share,
             auth=login,
+            theme=THEME,
             css=CSS,
+            head=HEAD,
             app_kwargs={"middleware": guards},
             allowed_paths=[str(service.workspace.jobs)],
             max_file_size=service.settings.max_upload_bytes,
@@ -94,6 +161,8 @@ def serve_page(
         )
     except OSError as error:
         raise UserError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
+    if serves_api:
+        app.mount(MOUNT, create_app(service, api_key=api_key, allowed_hosts=None if api_key else hosts))
     print(f"listening on {url}", flush=True)
     wait_for_signal(page)
 

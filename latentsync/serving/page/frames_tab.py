@@ -12,20 +12,20 @@ from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
-RIFE = "Frames are interpolated by RIFE."
-FLOW = "Frames are interpolated by optical flow: RIFE's weights (checkpoints/auxiliary/rife/flownet.pkl) are missing."
+RIFE = "Method: RIFE."
+FLOW = "Method: optical flow. RIFE is used instead if its weights are in checkpoints/auxiliary/rife/flownet.pkl."
 
 
 class FramesTab:
-    """The components of the tab and their event handlers; to be created inside `page`."""
+    """The components of the tab and their event handlers; to be created inside `page`. job_id: of its job."""
 
-    def __init__(self, service: JobService, page: gr.Blocks) -> None:
+    def __init__(self, service: JobService, page: gr.Blocks, job_id: gr.BrowserState | gr.State) -> None:
         self.service = service
-        gr.Markdown(RIFE if RIFE_WEIGHTS.is_file() else FLOW)
+        gr.Markdown(f"Raise the frame rate of a video; the audio is kept. {RIFE if RIFE_WEIGHTS.is_file() else FLOW}")
         self.video = gr.File(label="Video", file_types=["video"], height=150, elem_id="frames-video")
-        self.fps = gr.Slider(1, MAX_FPS, 50, step=1, label="Frames per second")
+        self.fps = gr.Slider(1, MAX_FPS, 50, step=1, label="Frames per second", elem_id="frames-fps")
         self.go = gr.Button("Interpolate frames", variant="primary", elem_id="frames-go")
-        self.panel = JobPanel(service, "latentsync-frames")
+        self.panel = JobPanel(service, job_id)
         self.panel.connect(page)
         self.go.click(report_errors(self.submit), [self.video, self.fps], self.panel.outputs, api_visibility="private")
 

@@ -1,49 +1,37 @@
-"""The panel that follows a job: its progress, a button to cancel it, source and result side by side."""
+"""The panel that follows a job: its progress, a button to cancel it, source and result in one player."""
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
-from latentsync.media.first_frame import first_frame
 from latentsync.serving.jobs import Job, JobNotFound, JobState
+from latentsync.serving.page.compare import compare_html
 from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.views import status_html
 from latentsync.serving.service import JobService
-from latentsync.utils.errors import UserError
 
 REFRESH_SECONDS = 1.0
 SECRET = "latentsync"  # encrypts the job id that the browser stores; the id is not secret
-STILLS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"))
+
+
+def remembered_job(name: str) -> gr.BrowserState:
+    """The id of a job, stored by the browser under this name, so that a reloaded page shows the job again.
+
+    To be created outside of tabs: what is in a hidden tab is created late, and would then overwrite the stored id.
+    """
+    return gr.BrowserState("", storage_key=name, secret=SECRET)
 
 
 class JobPanel:
-    """The components for one job, placed where this object is created.
+    """The components for one job, placed where this object is created. `job_id` holds its id, "" for none."""
 
-    With `storage_key`, the browser stores the job's id under this name, so that a reloaded page shows the job again.
-    """
-
-    def __init__(self, service: JobService, storage_key: str = "") -> None:
-        self.service = service
-        self.job_id = gr.BrowserState("", storage_key=storage_key, secret=SECRET) if storage_key else gr.State("")
+    def __init__(self, service: JobService, job_id: gr.BrowserState | gr.State) -> None:
+        self.service, self.job_id = service, job_id
         self.status = gr.HTML(status_html(None))
         self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_classes="cancel")
-        hidden: dict[str, Any] = {"visible": False, "interactive": False}
-        with gr.Row():
-            self.before_video = gr.Video(label="Before", buttons=[], elem_classes="before", **hidden)
-            self.before_image = gr.Image(label="Before", buttons=[], elem_classes="before", **hidden)
-            self.after = gr.Video(label="After", buttons=["download"], elem_classes="after", **hidden)
+        self.player = gr.HTML("", visible=False, elem_classes="player")
         self.timer = gr.Timer(REFRESH_SECONDS, active=False)
-        self.outputs = [
-            self.job_id,
-            self.status,
-            self.cancel,
-            self.before_video,
-            self.before_image,
-            self.after,
-            self.timer,
-        ]
+        self.outputs = [self.job_id, self.status, self.cancel, self.player, self.timer]
 
     def connect(self, page: gr.Blocks) -> None:
         """Connect the event handlers; call once, inside `page`."""
@@ -54,8 +42,7 @@ class JobPanel:
 
     def follow(self, job: Job) -> dict:
         """Updates of `outputs` for a newly submitted job."""
-        hidden = gr.update(visible=False, value=None)
-        return self._status(job) | {self.before_video: hidden, self.before_image: hidden, self.after: hidden}
+        return self._status(job) | {self.player: gr.update(visible=False, value="")}
 
     def refresh(self, job_id: str) -> dict:
         """Updates of `outputs` for the current state of a job."""
@@ -64,19 +51,14 @@ class JobPanel:
         except JobNotFound:
             job = None
         if job is None:
-            hidden = gr.update(visible=False, value=None)
             return {
                 self.job_id: "",
                 self.status: status_html(None),
                 self.cancel: gr.update(visible=False),
-                self.before_video: hidden,
-                self.before_image: hidden,
-                self.after: hidden,
+                self.player: gr.update(visible=False, value=""),
                 self.timer: gr.Timer(active=False),
             }
-        if not job.state.is_final:
-            return self._status(job)
-        return self._status(job) | self._media(job)
+        return self._status(job) | (self._media(job) if job.state.is_final else {})
 
     def stop(self, job_id: str) -> dict:
         """Cancel the job."""
@@ -93,21 +75,11 @@ class JobPanel:
         }
 
     def _media(self, job: Job) -> dict:
-        hidden = gr.update(visible=False, value=None)
         if job.state is not JobState.DONE or job.result is None:
-            return {self.before_video: hidden, self.before_image: hidden, self.after: hidden}
-        before = self.service.input_path(job.id, "video")
-        after = gr.update(visible=True, value=str(job.result))
-        if before.suffix.lower() not in STILLS:
-            shown = gr.update(visible=True, value=str(before))
-            return {self.before_video: shown, self.before_image: hidden, self.after: after}
-        shown = gr.update(visible=True, value=still_pixels(before))
-        return {self.before_video: hidden, self.before_image: shown, self.after: after}
-
-
-def still_pixels(path: Path) -> np.ndarray | None:
-    """(H, W, 3) uint8 of an image as the pipeline reads it; None if it cannot be decoded."""
-    try:
-        return first_frame(path)
-    except UserError:
-        return None
+            return {self.player: gr.update(visible=False, value="")}
+        try:
+            source = self.service.input_path(job.id, "video")
+        except JobNotFound:
+            source = None
+        start = float(getattr(job.options, "start", None) or 0.0)
+        return {self.player: gr.update(visible=True, value=compare_html(source, job.result, start))}

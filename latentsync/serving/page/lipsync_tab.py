@@ -1,4 +1,4 @@
-"""The lip-sync tab: video, audio, a button, and the options."""
+"""The lip-sync tab: video, audio, examples, presets, a button, and the options folded away."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,29 +9,40 @@ import numpy as np
 
 from latentsync.serving.inspection import inspect_file
 from latentsync.serving.jobs import JobKind
+from latentsync.serving.page.compare import player_html
 from latentsync.serving.page.errors import report_errors
+from latentsync.serving.page.examples import chosen_example, example_gallery
 from latentsync.serving.page.faces import FaceFinder, FirstFrame
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.options_form import OptionsForm
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
-from latentsync.utils.paths import PROJECT_ROOT
 
 PREVIEW_SECONDS = 2.0
-EXAMPLE = [str(PROJECT_ROOT / "assets" / name) for name in ("demo_portrait.png", "demo_voice.wav")]
+TRIM = ("start", "end")  # fields beside the player, FIRST those above the button
+FIRST = ("preset",)
 PRIVATE = {"api_visibility": "private"}
+SEEK = """second => {
+    const video = document.querySelector('#given video');
+    if (video && second !== null) video.currentTime = second;
+}"""
 
 
 class LipsyncTab:
-    """The components of the tab and their event handlers; to be created inside `page`."""
+    """The components of the tab and their event handlers; to be created inside `page`. job_id: of its job."""
 
-    def __init__(self, service: JobService, page: gr.Blocks) -> None:
+    def __init__(self, service: JobService, page: gr.Blocks, job_id: gr.BrowserState | gr.State) -> None:
         self.service, self.finder = service, FaceFinder()
         with gr.Row():
             with gr.Column(min_width=280):
                 self.video = gr.File(
-                    label="1. Video or image of a person", file_types=["video", "image"], height=150, elem_id="video"
+                    label="1. Video or image of a person", file_types=["video", "image"], height=120, elem_id="video"
                 )
+                self.examples = example_gallery()
+                self.player = gr.HTML("", visible=False, elem_id="given")
+                self.form = OptionsForm(service.settings)
+                with gr.Group(visible=False, elem_id="trim") as self.trim:
+                    self.form.build(TRIM)
                 self.preview_image = gr.Image(
                     label="Which face? Click to choose",
                     visible=False,
@@ -48,23 +59,25 @@ class LipsyncTab:
                     buttons=[],
                     elem_id="voice",
                 )
-                self.example = gr.Button("Use the example", size="sm", elem_id="example")
         self.seen = gr.State(None)
+        self.form.build(FIRST)
         with gr.Row():
             self.speak = gr.Button("3. Make it speak", variant="primary", elem_id="speak")
             self.preview = gr.Button(f"Preview of {PREVIEW_SECONDS:g} s", elem_id="preview")
-        self.panel = JobPanel(service, "latentsync-lipsync")
+        self.panel = JobPanel(service, job_id)
         with gr.Accordion("Options", open=False, elem_id="options"):
-            self.form = OptionsForm(service.settings)
+            self.form.build_rest()
         self.face = self.form.fields["face"]
         self._connect(page)
 
     def _connect(self, page: gr.Blocks) -> None:
         self.panel.connect(page)
-        self.video.change(
-            report_errors(self.show_faces), self.video, [self.seen, self.preview_image, self.face], **PRIVATE
-        )
-        self.example.click(lambda: EXAMPLE, None, [self.video, self.audio], **PRIVATE)
+        shown = [self.seen, self.preview_image, self.face, self.player, self.trim]
+        self.video.change(report_errors(self.show_faces), self.video, shown, **PRIVATE)
+        self.examples.select(chosen_example, None, [self.video, self.audio], **PRIVATE)
+        for name in TRIM:
+            if name in self.form.fields:  # the player shows the second that is chosen
+                self.form.fields[name].change(None, self.form.fields[name], None, js=SEEK, **PRIVATE)
         self.preview_image.select(
             report_errors(self.choose_face), self.seen, [self.preview_image, self.face], **PRIVATE
         )
@@ -73,16 +86,26 @@ class LipsyncTab:
             button.click(report_errors(self._submitter(preview)), inputs, self.panel.outputs, **PRIVATE)
         page.load(report_errors(self.form.refresh), None, self.form.refreshed, show_progress="hidden", **PRIVATE)
 
-    def show_faces(self, path: str | None) -> tuple[FirstFrame | None, dict, str]:
-        """The first frame with its faces marked, and the default face option."""
+    def show_faces(self, path: str | None) -> tuple[FirstFrame | None, dict, str, dict, dict]:
+        """The first frame with its faces marked, the default face option, and the file in a player."""
+        hidden = gr.update(visible=False)
         if not path:
-            return None, gr.update(visible=False, value=None), "largest"
+            return None, gr.update(visible=False, value=None), "largest", hidden, hidden
         inspect_file("video", Path(path).name, Path(path), self.service.settings)
         seen = self.finder.find(Path(path))
         if not seen.faces:
             gr.Warning("No face was found in the first frame; frames without a face stay unchanged.")
         chosen = self._largest(seen)
-        return seen, gr.update(visible=True, value=seen.marked(chosen)), "largest"
+        picture = gr.update(visible=True, value=seen.marked(chosen))
+        player = player_html(Path(path))
+        is_video = player.startswith("<video")
+        return (
+            seen,
+            picture,
+            "largest",
+            gr.update(visible=is_video, value=player if is_video else ""),
+            gr.update(visible=is_video and any(name in self.form.fields for name in TRIM)),
+        )
 
     def choose_face(self, seen: FirstFrame | None, event: gr.SelectData) -> tuple[np.ndarray | dict, str | dict]:
         """Choose the face at the click."""

@@ -1,11 +1,12 @@
 """The options of a lip-sync job as form fields, generated from their declarations."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from latentsync.checkpoints.registry import default_name
+from latentsync.checkpoints.registry import REGISTRY, default_name
 from latentsync.loading import pick_device
 from latentsync.options import AUTO, OPTIONS, GenerationOptions, Option, parse_options
 from latentsync.serving.models import list_loras, list_models
@@ -19,13 +20,29 @@ ACRONYMS = {"crf": "CRF", "fps": "FPS", "lora": "LoRA", "vram": "VRAM", "deepcac
 
 def model_choices(settings: ServingSettings) -> Choices:
     """(label, name) of the models that are present, the best one first; labels include the face resolution."""
-    device = None if settings.devices[0] == AUTO else settings.devices[0]
-    best = settings.model if settings.model != AUTO else default_name(pick_device(device))[0]
+    best = best_model(settings)
     found = list_models()
     sides = {choice.name: choice.resolution for choice in found}
     side = f" ({sides[best]} px faces)" if best in sides else ""
     choices = [(f"best present: {best}{side}", AUTO)]
     return choices + [(f"{choice.name} ({choice.resolution} px faces)", choice.name) for choice in found]
+
+
+def model_line(settings: ServingSettings) -> str:
+    """The model that jobs use unless they choose another, what it is good for, and where its weights are from."""
+    name = best_model(settings)
+    entry = REGISTRY.get(name)
+    if entry is None or entry.model is None:
+        return f"Model: **{name}**, a checkpoint of a training run."
+    source = entry.files[0].repo
+    link = f" [Weights and license](https://huggingface.co/{source})." if source else ""
+    return f"Model: **{name}**, {entry.summary.rstrip('.')}.{link}"
+
+
+def best_model(settings: ServingSettings) -> str:
+    """The model that `auto` stands for."""
+    device = None if settings.devices[0] == AUTO else settings.devices[0]
+    return settings.model if settings.model != AUTO else default_name(pick_device(device))[0]
 
 
 def lora_choices() -> Choices:
@@ -34,7 +51,7 @@ def lora_choices() -> Choices:
 
 
 class OptionsForm:
-    """The fields of the options, placed where this object is created: basic ones, then advanced ones in an accordion.
+    """The fields of the options, placed where `build` and `build_rest` are called.
 
     `fields` maps names of options to components; `read` takes their values in this order.
     """
@@ -42,15 +59,27 @@ class OptionsForm:
     def __init__(self, settings: ServingSettings) -> None:
         self.settings = settings
         self.fields: dict[str, gr.components.Component] = {}
-        self._build([option for option in OPTIONS.values() if not option.show.advanced])
+
+    def build(self, names: Sequence[str]) -> None:
+        """Place the fields of these options, as far as there are such options."""
+        self._build([OPTIONS[name] for name in names if name in OPTIONS])
+
+    def build_rest(self) -> None:
+        """Place all other fields: basic ones, then advanced ones in an accordion."""
+        rest = [option for option in OPTIONS.values() if option.name not in self.fields]
+        self._build([option for option in rest if not option.show.advanced])
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            self._build([option for option in OPTIONS.values() if option.show.advanced])
+            self._build([option for option in rest if option.show.advanced])
 
     def _build(self, options: list[Option]) -> None:
         for start in range(0, len(options), 2):
             with gr.Row():
                 for option in options[start : start + 2]:
                     self.fields[option.name] = make_field(option, self._choices().get(option.name))
+
+    def values_of(self, options: GenerationOptions) -> list[Any]:
+        """Values of the fields, in their order, that stand for these options."""
+        return [shown_value(OPTIONS[name], getattr(options, name)) for name in self.fields]
 
     def _choices(self) -> dict[str, Choices]:
         """Options whose values depend on the files that are present."""
@@ -85,12 +114,23 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
         return gr.Checkbox(option.default, **common)
     if option.type is str:
         return _choice(option, choices, common)
+    if option.default is None:  # a number field would show 0, which is not what None stands for
+        return gr.Textbox(EMPTY, placeholder=f"{option.show.unset} ({option.range})", **common)
     span = {"minimum": option.low, "maximum": option.high}
     is_int = option.type is int
     low, high = option.low, option.high
-    if option.default is not None and low is not None and high is not None and high - low <= MAX_SLIDER_SPAN:
+    if low is not None and high is not None and high - low <= MAX_SLIDER_SPAN:
         return gr.Slider(value=option.default, step=1 if is_int else 0.1, **span, **common)
-    return gr.Number(option.default, placeholder=option.show.unset, precision=0 if is_int else None, **span, **common)
+    return gr.Number(option.default, precision=0 if is_int else None, **span, **common)
+
+
+def shown_value(option: Option, value: Any) -> Any:
+    """The value of the field of an option; files are given anew for each job."""
+    if option.is_file:
+        return None
+    if option.default is None and option.type in (int, float):
+        return EMPTY if value is None else f"{value:g}"
+    return EMPTY if value is None else value
 
 
 def _choice(option: Option, choices: Choices | None, common: dict[str, Any]) -> gr.components.Component:

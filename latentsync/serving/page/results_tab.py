@@ -1,6 +1,8 @@
 """The tab with all jobs of the service, newest first."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -8,21 +10,41 @@ from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import Job, JobKind, JobNotFound, JobState
 from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.job_panel import JobPanel
+from latentsync.serving.page.lipsync_tab import LipsyncTab
+from latentsync.serving.page.report import settings_html, write_report
 from latentsync.serving.page.views import caption, tile
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
 SHOWN = 48
 SMOOTH_FPS = 50
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+REFRESH_SECONDS = 3.0
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+CONFIRM = "id => id && confirm('Delete this job and its files? This cannot be undone.') ? id : ''"
+LIPSYNC = "lipsync"  # id of the tab
 
 
 class ResultsTab:
-    """The components of the tab and their event handlers; to be created inside `page`, in `tab`."""
+    """The components of the tab and their event handlers; to be created inside `page`, in `tab`.
 
-    def __init__(self, service: JobService, page: gr.Blocks, tab: gr.Tab) -> None:
-        self.service = service
-        self.ids = gr.State([])
+    Args:
+        job_id: of the job that is shown.
+        tabs, others: all tabs, and those besides this one; the list is refreshed while this one is open.
+        lipsync: whose fields the settings of a job can be copied to.
+    """
+
+    def __init__(
+        self,
+        service: JobService,
+        page: gr.Blocks,
+        tab: gr.Tab,
+        job_id: gr.BrowserState | gr.State,
+        lipsync: LipsyncTab,
+        tabs: gr.Tabs,
+        others: Sequence[gr.Tab] = (),
+    ) -> None:
+        self.service, self.lipsync, self.tabs = service, lipsync, tabs
+        self.ids, self.shown = gr.State([]), gr.State("")
         self.gallery = gr.Gallery(
             label="Jobs, newest first",
             columns=4,
@@ -33,30 +55,49 @@ class ResultsTab:
             buttons=[],
             elem_id="jobs",
         )
-        self.refresh = gr.Button("Refresh", size="sm", elem_id="refresh")
-        self.panel = JobPanel(service)
-        with gr.Row():
+        self.timer = gr.Timer(REFRESH_SECONDS, active=False)
+        self.panel = JobPanel(service, job_id)
+        self.settings = gr.HTML("", visible=False)
+        with gr.Row(elem_id="results-actions"):
             self.download = gr.DownloadButton("Download", visible=False, elem_id="download")
-            self.smooth = gr.Button(f"Interpolate this one ({SMOOTH_FPS} fps)", visible=False, elem_id="smooth")
+            self.report = gr.DownloadButton("Report", visible=False, elem_id="report")
+            self.reuse = gr.Button("Use these settings", visible=False, elem_id="reuse")
+            self.smooth = gr.Button(f"Interpolate to {SMOOTH_FPS} fps", visible=False, elem_id="smooth")
             self.again = gr.Button("Try again", visible=False, elem_id="again")
             self.delete = gr.Button("Delete", variant="stop", visible=False, elem_id="delete")
-        self.actions = [self.download, self.smooth, self.again, self.delete]
-        self.panel.connect(page)
-        listing = [self.gallery, self.ids]
-        everything = [*listing, *self.panel.outputs, *self.actions]
-        tab.select(report_errors(self.listing), None, listing, **PRIVATE)
-        self.refresh.click(report_errors(self.listing), None, listing, **PRIVATE)
-        self.gallery.select(report_errors(self.open), self.ids, [*self.panel.outputs, *self.actions], **PRIVATE)
-        self.smooth.click(report_errors(self.interpolate), self.panel.job_id, everything, **PRIVATE)
-        self.again.click(report_errors(self.retry), self.panel.job_id, everything, **PRIVATE)
-        self.delete.click(report_errors(self.remove), self.panel.job_id, everything, **PRIVATE)
-        self.panel.timer.tick(report_errors(self.offered), self.panel.job_id, self.actions, queue=False, **PRIVATE)
+        self.actions = [
+            self.settings, self.download, self.report, self.reuse, self.smooth, self.again, self.delete
+        ]  # fmt: skip
+        self._connect(page, tab, others)
 
-    def listing(self) -> dict:
-        """Updates that list the newest jobs."""
+    def _connect(self, page: gr.Blocks, tab: gr.Tab, others: Sequence[gr.Tab]) -> None:
+        self.panel.connect(page)
+        job_id, listing = self.panel.job_id, [self.gallery, self.ids, self.shown]
+        opened = [*self.panel.outputs, *self.actions]
+        everything = [*listing, *opened]
+        tab.select(report_errors(self.listing), self.shown, listing, **PRIVATE)
+        tab.select(lambda: gr.Timer(active=True), None, self.timer, **PRIVATE)
+        for other in others:
+            other.select(lambda: gr.Timer(active=False), None, self.timer, **PRIVATE)
+        self.timer.tick(report_errors(self.listing), self.shown, listing, queue=False, **PRIVATE)
+        page.load(report_errors(self.offered), job_id, self.actions, **PRIVATE)
+        self.gallery.select(report_errors(self.open), self.ids, opened, **PRIVATE)
+        self.smooth.click(report_errors(self.interpolate), job_id, everything, **PRIVATE)
+        self.again.click(report_errors(self.retry), job_id, everything, **PRIVATE)
+        self.delete.click(report_errors(self.remove), job_id, everything, js=CONFIRM, **PRIVATE)
+        filled = [self.lipsync.video, self.lipsync.audio, *self.lipsync.form.fields.values(), self.tabs]
+        self.reuse.click(report_errors(self.fill_in), job_id, filled, **PRIVATE)
+        self.panel.timer.tick(report_errors(self.offered), job_id, self.actions, queue=False, **PRIVATE)
+
+    def listing(self, shown: str = "") -> dict:
+        """Updates that list the newest jobs; none if nothing has changed since `shown`."""
         jobs = self.service.list(limit=SHOWN)
+        now = " ".join(f"{job.id}:{job.state.value}:{job.expired}" for job in jobs)
+        if shown == now and jobs:
+            return {self.gallery: gr.skip(), self.ids: gr.skip(), self.shown: gr.skip()}
         tiles = [(tile(job, self._thumbnail(job)), caption(job)) for job in jobs]
-        return {self.gallery: gr.update(value=tiles, selected_index=None), self.ids: [job.id for job in jobs]}
+        gallery = gr.update(value=tiles, selected_index=None)
+        return {self.gallery: gallery, self.ids: [job.id for job in jobs], self.shown: now}
 
     def open(self, ids: list[str], event: gr.SelectData) -> dict:
         """Show the selected job."""
@@ -64,7 +105,7 @@ class ResultsTab:
         return self.panel.refresh(job_id) | self.offered(job_id)
 
     def offered(self, job_id: str) -> dict:
-        """Updates that show the actions available for a job."""
+        """Updates that show the settings of a job and the actions available for it."""
         try:
             job = self.service.get(job_id) if job_id else None
         except JobNotFound:
@@ -73,12 +114,28 @@ class ResultsTab:
             return {action: gr.update(visible=False) for action in self.actions}
         result = job.result if job.state is JobState.DONE else None
         ended = job.state.is_final
+        has_files = ended and not job.expired
+        report = write_report(job, self.service.workspace.folder(job.id)) if has_files else None
         return {
+            self.settings: gr.update(visible=True, value=settings_html(job)),
             self.download: gr.update(visible=result is not None, value=None if result is None else str(result)),
+            self.report: gr.update(visible=report is not None, value=None if report is None else str(report)),
+            self.reuse: gr.update(visible=job.kind is JobKind.LIPSYNC),
             self.smooth: gr.update(visible=result is not None and job.kind is JobKind.LIPSYNC),
             self.again: gr.update(visible=ended and result is None and not job.expired),
             self.delete: gr.update(visible=ended),
         }
+
+    def fill_in(self, job_id: str) -> list[Any]:
+        """Copy the inputs, as far as they are there, and the settings of a job to the fields of the first tab."""
+        job = self.service.get(job_id)
+        files: list[Any] = []
+        for role in ("video", "audio"):
+            try:
+                files.append(str(self.service.input_path(job_id, role)))
+            except JobNotFound:
+                files.append(gr.skip())
+        return [*files, *self.lipsync.form.values_of(job.options), gr.Tabs(selected=LIPSYNC)]
 
     def interpolate(self, job_id: str) -> dict:
         """Queue frame interpolation of the result."""
@@ -94,7 +151,9 @@ class ResultsTab:
         return self._show(self.service.retry(job_id))
 
     def remove(self, job_id: str) -> dict:
-        """Delete the job and its files."""
+        """Delete the job and its files; nothing if the user did not confirm it."""
+        if not job_id:
+            return {self.gallery: gr.skip()}
         self.service.delete(job_id)
         return self.listing() | self.panel.refresh("") | self.offered("")
 

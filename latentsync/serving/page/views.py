@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from latentsync.serving.jobs import Job, JobKind, JobState
+from latentsync.utils.progress import duration
 
 STAGES = {
     "": "starting",
@@ -15,6 +16,7 @@ STAGES = {
     "loading": "loading the model",
     "preparing": "reading the audio",
     "lip-sync": "generating frames",
+    "checking": "looking for a face",
     "interpolation": "interpolating frames",
     "finishing": "writing the file",
 }
@@ -34,7 +36,7 @@ def status_html(job: Job | None) -> str:
         return IDLE
     bar = ""
     if job.state is JobState.RUNNING:
-        value = f' value="{job.done}" max="{job.total}"' if job.total else ""
+        value = f' value="{job.fraction:.3f}" max="1"' if job.fraction else ""
         bar = f'<progress aria-label="progress"{value}></progress>'
     kind = "failed" if job.state is JobState.FAILED else "plain"
     return f'<p class="status {kind}" role="status">{html.escape(sentence(job))}</p>{bar}'
@@ -44,7 +46,8 @@ def sentence(job: Job) -> str:
     """The state of a job in one sentence."""
     if job.state is JobState.QUEUED:
         ahead = job.position or 0
-        return "Waiting: next in the queue." if not ahead else f"Waiting: {ahead} job{'s' * (ahead > 1)} before it."
+        place = f"{ahead} job{'s' * (ahead > 1)} before it" if ahead else "next in the queue"
+        return f"Waiting: {place}" + (f", done in about {duration(job.eta_seconds)}." if job.eta_seconds else ".")
     if job.state is JobState.RUNNING:
         frames = f", frame {job.done} of {job.total}" if job.total else ""
         left = f", about {duration(job.eta_seconds)} left" if job.eta_seconds is not None else ""
@@ -56,18 +59,6 @@ def sentence(job: Job) -> str:
     if job.state is JobState.FAILED:
         return f"Failed: {job.error or 'for an unknown reason'}"
     return "Cancelled."
-
-
-def duration(seconds: float) -> str:
-    """A duration in words."""
-    whole = max(1, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
 
 
 def caption(job: Job) -> str:
