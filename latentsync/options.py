@@ -90,6 +90,7 @@ class Show:
         expects: which texts are valid, for messages.
         suggestions: some of these texts, for the page.
         file_types: of a file that is no image: its suffixes.
+        is_long: a text of several lines.
     """
 
     group: Group
@@ -99,6 +100,7 @@ class Show:
     expects: str | None = None
     suggestions: tuple[str, ...] = ()
     file_types: tuple[str, ...] = ()
+    is_long: bool = False
 
 
 class GenerationOptions(BaseModel):
@@ -184,9 +186,9 @@ class GenerationOptions(BaseModel):
     mix_original: Annotated[float, Show(Group.DUBBING)] = Field(
         0.0, ge=0, le=1, description="Level of the video's own sound under the new voice; 1 is as loud as the voice."
     )
-    text: Annotated[str | None, Show(Group.DUBBING, unset="none", metavar="TEXT", expects=TEXT_VALUES)] = Field(
-        None, min_length=1, max_length=MAX_TEXT, description="Text to speak, instead of audio."
-    )
+    text: Annotated[
+        str | None, Show(Group.DUBBING, unset="none", metavar="TEXT", expects=TEXT_VALUES, is_long=True)
+    ] = Field(None, min_length=1, max_length=MAX_TEXT, description="Text to speak, instead of audio.")
     voice: Annotated[str | None, Show(Group.DUBBING, unset="en-us", metavar="NAME")] = Field(
         None, min_length=1, max_length=MAX_NAME, description="Voice for text: a language, or the file of a Piper voice."
     )
@@ -220,7 +222,7 @@ class GenerationOptions(BaseModel):
         None, ge=0, le=MAX_SECONDS, description="Use the video from this time on."
     )
     end: Annotated[float | None, Show(Group.TIMING, advanced=True, unset="its end", metavar="SECONDS")] = Field(
-        None, ge=0, le=MAX_SECONDS, description="Use the video up to this time."
+        None, ge=0.1, le=MAX_SECONDS, description="Use the video up to this time."
     )
     max_seconds: Annotated[float | None, Show(Group.TIMING, unset="all", metavar="SECONDS")] = Field(
         None, ge=0.1, le=MAX_SECONDS, description="Process only this many seconds from the start of the audio."

@@ -3,9 +3,10 @@
 A script is a CSV with the columns start, end, face, audio, text and voice, or a JSON array of objects with these keys.
 """
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic_core import from_json
 
 from latentsync.options import FACE_PATTERN, FACE_VALUES, MAX_SECONDS
 from latentsync.utils.errors import UserError, did_you_mean
+from latentsync.utils.files import write_text
 from latentsync.utils.tables import read_csv
 
 FIELDS = ("start", "end", "face", "audio", "text", "voice")
@@ -44,19 +46,20 @@ class Cue:
     voice: str | None = None
 
 
-def read_script(path: Path) -> list[Cue]:
-    """The cues of a script, in its order.
+def read_script(path: Path, name: str | None = None) -> list[Cue]:
+    """The cues of a script, in its order. `name`: that of the file for messages.
 
     Raises:
         UserError: the file cannot be read, or a cue is not valid; the message names its line or number.
     """
-    rows = _json_rows(path) if path.suffix.lower() == ".json" else _csv_rows(path)
+    shown = str(path) if name is None else name
+    rows = _json_rows(path, shown) if shown.lower().endswith(".json") else _csv_rows(path, shown)
     if not 1 <= len(rows) <= MOST_CUES:
-        raise UserError(f"{path}: the script has {len(rows)} cues; give 1 to {MOST_CUES}")
+        raise UserError(f"{shown}: the script has {len(rows)} cues; give 1 to {MOST_CUES}")
     return [_cue(values, place) for place, values in rows]
 
 
-def script_files(cues: list[Cue]) -> list[str]:
+def audio_names(cues: Sequence[Cue]) -> list[str]:
     """Names of the audio files that a script uses, each once."""
     return list(dict.fromkeys(cue.audio for cue in cues if cue.audio is not None))
 
@@ -83,27 +86,37 @@ def parse_time(text: object, place: str) -> Fraction:
     return time
 
 
-def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def write_script(path: Path, cues: Sequence[Cue]) -> None:
+    """Write cues as JSON."""
+    values = [
+        {name: float(value) if isinstance(value, Fraction) else value for name, value in vars(cue).items()}
+        for cue in cues
+    ]
+    kept = [{name: cue[name] for name in FIELDS if cue[name] is not None} for cue in values]
+    write_text(path, lambda file: json.dump(kept, file))
+
+
+def _csv_rows(path: Path, shown: str) -> list[tuple[str, dict[str, Any]]]:
     names, rows = read_csv(path, FIELDS)
-    _check_names(names, str(path))
+    _check_names(names, shown)
     for line, row in rows:
         if None in row:
-            raise UserError(f"{path}: line {line} has more cells than columns; put texts with commas in quotes")
-    return [(f"{path}: line {line}", {name: cell for name, cell in row.items() if cell}) for line, row in rows]
+            raise UserError(f"{shown}: line {line} has more cells than columns; put texts with commas in quotes")
+    return [(f"{shown}: line {line}", {name: cell for name, cell in row.items() if cell}) for line, row in rows]
 
 
-def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _json_rows(path: Path, shown: str) -> list[tuple[str, dict[str, Any]]]:
     try:
         cues = from_json(path.read_bytes(), allow_inf_nan=False)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such script") from error
+        raise UserError(f"{shown}: no such script") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+        raise UserError(f"{shown}: cannot be read as JSON ({error})") from error
     if not isinstance(cues, list) or not all(isinstance(cue, dict) for cue in cues):
-        raise UserError(f"{path}: expected an array of objects with the keys {', '.join(FIELDS)}")
+        raise UserError(f"{shown}: expected an array of objects with the keys {', '.join(FIELDS)}")
     found = []
     for number, cue in enumerate(cues):
-        place = f"{path}: cue {number + 1}"
+        place = f"{shown}: cue {number + 1}"
         _check_names(list(cue), place)
         found.append((place, {name: value for name, value in cue.items() if value not in (None, "")}))
     return found
