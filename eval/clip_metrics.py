@@ -29,15 +29,25 @@ from latentsync.metrics.fvd import SIDE, ClipFeatures
 from latentsync.metrics.identity import identity_similarity
 from latentsync.metrics.image import WHOLE, Box, crop_box, detail_ratio, laplacian_ratio, psnr, ssim
 from latentsync.metrics.landmarks import LIPS, STILL, JitterMetric, landmark_distance, openings
+from latentsync.metrics.seams import Speed, seam_ratio
 from latentsync.utils.errors import UserError
 
 NO_FACE, NO_MOVEMENT = "no face was found in the result", "no face was found, or the source does not move"
 NO_SILENCE, NO_SPEECH = "the audio has no silence of 0.3 s", "the audio is silent throughout"
 NO_AUDIO, EQUAL = "the video has no audio", "infinite: the result is the source itself"
 NO_PAIR, NO_DETAIL = "no two consecutive frames could be compared", "the source's mouth is flat"
-OPENINGS = ("leak", "opening")
+NO_SEAM, AT_REST = (
+    "the face is in view for less than two chunks",
+    "no silence of 0.3 s in which the mouth of the source opens",
+)
+OPENINGS = ("leak", "leak_ratio", "opening")
+MIN_OPENING = 0.2  # percent of the face's height: a source's mouth that opens less in silence cannot leak
+FEATURES = ("fid", "fid_mouth")  # of sets, not averaged
 REASONS = {
     "leak": NO_SILENCE,
+    "leak_ratio": AT_REST,
+    "seam": NO_SEAM,
+    "lip_seam": NO_SEAM,
     "opening": NO_SPEECH,
     "jitter": NO_MOVEMENT,
     "lip_jitter": NO_MOVEMENT,
@@ -88,11 +98,12 @@ class FaceMetrics:
     def __init__(self, models: MetricModels, num_frames: int, compared: bool) -> None:
         self.models, self.compared = models, compared
         self.faces, self.num_frames = 0, num_frames
-        resolution = models.settings.resolution
+        resolution, self._chunk = models.settings.resolution, models.settings.chunk
         self._boxes: dict[str, Box] = {"": WHOLE, "_mouth": mouth_slices(resolution)}  # suffixes of metrics
         self._openings = {name: np.full(num_frames, np.nan) for name in ("result", "source")}
         self._jitter = {"jitter": JitterMetric(STILL), "lip_jitter": JitterMetric(LIPS)}
         self._boundary, self._flicker = BoundaryMetric(resolution), FlickerMetric()
+        self._lip_speed, self._starts = Speed(LIPS), [np.zeros(0, bool)]
         self._per_frame: dict[str, list[np.ndarray]] = {}
         self._windows = ClipFeatures(models.i3d, models.settings.stride) if models.has("fvd") else None
 
@@ -103,6 +114,7 @@ class FaceMetrics:
         self._add_landmarks(chunk)
         self._boundary.update(result, source)
         self._flicker.update(result, chunk.starts)
+        self._starts.append(chunk.starts)
         self._append("sharpness", detail_ratio(result, source, self._boxes["_mouth"]))
         self._append("laplacian", laplacian_ratio(result, source, self._boxes["_mouth"]))
         if self.compared:
@@ -118,7 +130,10 @@ class FaceMetrics:
         values = {"boundary": self._boundary.compute(), "flicker": self._flicker.compute(), **self._mouth(wave)}
         values |= {key: metric.compute() for key, metric in self._jitter.items()}
         joined = {key: np.concatenate(arrays) for key, arrays in self._per_frame.items()}
-        arrays = {"fid": joined.pop("fid")} if "fid" in joined else {}
+        joined["seam"] = self._flicker.values
+        for key in ("seam", "lip_seam"):
+            values[key] = seam_ratio(joined.pop(key, np.zeros(0)), np.concatenate(self._starts), self._chunk)
+        arrays = {key: joined.pop(key) for key in FEATURES if key in joined}
         values |= {key: nanmean(array) for key, array in joined.items()}
         if self._windows is not None:
             arrays["fvd"] = self._windows.features()
@@ -135,6 +150,7 @@ class FaceMetrics:
         source = result if np.array_equal(chunk.result, chunk.source) else self.models.mesh.points(chunk.source)
         self._openings["result"][chunk.indices] = openings(result)
         self._openings["source"][chunk.indices] = openings(source)
+        self._append("lip_seam", self._lip_speed.update(result))
         for metric in self._jitter.values():
             metric.update(result, source, chunk.starts)
         if self.compared:
@@ -155,7 +171,9 @@ class FaceMetrics:
         if self.models.has("csim"):
             self._append("csim", identity_similarity(self.models.embedder, result, source))
         if self.models.has("fid"):
+            rows, columns = self._boxes["_mouth"]
             self._append("fid", frame_features(self.models.inception, result))
+            self._append("fid_mouth", frame_features(self.models.inception, result[:, rows, columns]))
 
     def _add_distances(self, name: str, distance: nn.Module, result: np.ndarray, source: np.ndarray) -> None:
         """A perceptual distance on the face and on the mouth."""
@@ -168,9 +186,12 @@ class FaceMetrics:
         """Mouth openings in percent of the face's height, minus that of the person's closed mouth in the source."""
         if wave is None:
             return dict.fromkeys(OPENINGS, math.nan)
-        when = dict(zip(OPENINGS, silence_and_speech(wave, self.num_frames), strict=True))
+        silence, speech = silence_and_speech(wave, self.num_frames)
         closed = closed_opening(self._openings["source"])
-        return {key: 100 * mean_opening(self._openings["result"], frames, closed) for key, frames in when.items()}
+        leak, opening = (100 * mean_opening(self._openings["result"], when, closed) for when in (silence, speech))
+        source = 100 * mean_opening(self._openings["source"], silence, closed)
+        ratio = 100 * leak / source if source >= MIN_OPENING else math.nan
+        return {"leak": leak, "leak_ratio": ratio, "opening": opening}
 
     def _append(self, key: str, values: np.ndarray) -> None:
         self._per_frame.setdefault(key, []).append(values)

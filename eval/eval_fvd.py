@@ -18,8 +18,8 @@ from eval.clip_metrics import add_windows
 from eval.frames import FaceChunk, PairedFaces
 from eval.videos import find_videos
 from latentsync.loading import pick_device
-from latentsync.metrics.frechet import frechet_distance
 from latentsync.metrics.fvd import I3D, SIDE, STRIDE, ClipFeatures, VideoFeatures
+from latentsync.metrics.set_distances import frechet_distance
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.files import write_text

@@ -18,7 +18,7 @@ from latentsync.pretrained.mobilenet import MobileNetDistance
 from latentsync.pretrained.perceptual import LPIPS, VGG16
 from latentsync.utils.paths import PROJECT_ROOT
 
-VERSION = 4  # of the metric code; increase it to invalidate cached values
+VERSION = 5  # of the metric code; increase it to invalidate cached values
 HIGHER, LOWER, ONE, ZERO = "higher is better", "lower is better", "best at 1", "best at 0"
 AS_REAL = "as the ground truth"
 
@@ -60,15 +60,24 @@ METRICS = (
     Metric("sharpness", "sharpness mouth", "x", ONE, "deviation from the 5x5 mean, relative to the source, mouth box"),
     Metric("laplacian", "Laplacian mouth", "x", ONE, "mean |Laplacian|, relative to the source, mouth box"),
     Metric("csim", "CSIM", "", HIGHER, "cosine similarity of the face embeddings of result and source"),
-    Metric("fid", "FID", "", LOWER, "distance between the faces of results and sources", of_set=True),
+    Metric("fid", "FID face", "", LOWER, "Frechet distance between the faces of results and sources", of_set=True),
+    Metric("fid_mouth", "FID mouth", "", LOWER, "the same of the mouth boxes", of_set=True),
+    Metric("kid", "KID face", "", LOWER, "kernel distance between the faces of results and sources", of_set=True),
+    Metric("kid_mouth", "KID mouth", "", LOWER, "the same of the mouth boxes", of_set=True),
     Metric("fvd", "FVD", "", LOWER, "distance between 16-frame windows of results and sources", of_set=True),
     Metric("leak", "leak", "%", ZERO, "mouth opening in silence, relative to the face height"),
+    Metric(
+        "leak_ratio", "silence opening ratio", "%", ZERO, "mouth opening in silence, relative to the source's there"
+    ),
     Metric("opening", "opening", "%", AS_REAL, "mouth opening during speech, relative to the face height"),
     Metric("boundary", "boundary", "levels/px", ZERO, "edge added around the regenerated region"),
     Metric("jitter", "jitter", "x", ONE, "landmark jitter of brows, eyes, nose and cheeks, relative to the source"),
     Metric("lip_jitter", "lip jitter", "x", AS_REAL, "landmark jitter of the lips, relative to the source"),
     Metric("flicker", "flicker", "levels", AS_REAL, "luma change of the mouth that motion does not explain"),
+    Metric("seam", "seam", "x", ONE, "flicker where a chunk begins, relative to the flicker inside chunks"),
+    Metric("lip_seam", "lip seam", "x", ONE, "lip motion where a chunk begins, relative to that inside chunks"),
 )
+OF_INCEPTION = ("fid", "fid_mouth", "kid", "kid_mouth")
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class MetricSettings:
         sync: name of the sync scorer.
         untrained_lpips: without VGG16's weights, use an untrained trunk with seed 0; the report notes it.
         face: which face to evaluate.
+        chunk: frames of the methods' chunks, for the metrics of seams.
     """
 
     resolution: int = 256
@@ -90,6 +100,7 @@ class MetricSettings:
     sync: str = "auto"
     untrained_lpips: bool = False
     face: str = "largest"
+    chunk: int = 16
 
 
 def add_metric_options(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +109,7 @@ def add_metric_options(parser: argparse.ArgumentParser) -> None:
     add("--resolution", type=int, default=defaults.resolution, help="side of aligned faces (default: %(default)s)")
     add("--every", type=int, default=defaults.every, help="use every n-th frame in metrics of large networks")
     add("--stride", type=int, default=defaults.stride, help="frames between the windows of FVD (default: %(default)s)")
+    add("--chunk", type=int, default=defaults.chunk, help="frames of the methods' chunks, for seams (default: 16)")
     add("--sync_scorer", choices=SCORERS, default=defaults.sync, help="auto prefers the published SyncNet, if present")
     add(
         "--untrained_lpips",
@@ -110,15 +122,15 @@ def check_metric_options(parser: argparse.ArgumentParser, options: argparse.Name
     """Exit with 2 on values out of range."""
     if not 64 <= options.resolution <= 1024:
         parser.error("--resolution must be between 64 and 1024")
-    if options.every < 1 or options.stride < 1:
-        parser.error("--every and --stride must be 1 or more")
+    if options.every < 1 or options.stride < 1 or options.chunk < 2:
+        parser.error("--every and --stride must be 1 or more, --chunk 2 or more")
 
 
 def metric_settings(options: argparse.Namespace) -> MetricSettings:
     """Settings of the command line."""
     face = getattr(options, "face", "largest")
     names = (options.resolution, options.every, options.stride, options.sync_scorer, options.untrained_lpips)
-    return MetricSettings(*names, face)
+    return MetricSettings(*names, face, options.chunk)
 
 
 @dataclass
@@ -207,7 +219,7 @@ class MetricModels:
 
 def _missing(settings: MetricSettings) -> dict[str, str]:
     """The weights that each unavailable metric needs."""
-    needed = {"csim": RECOGNITION, "fid": INCEPTION, "fvd": I3D}
+    needed = {"csim": RECOGNITION, "fvd": I3D, **dict.fromkeys(OF_INCEPTION, INCEPTION)}
     if not settings.untrained_lpips:
         needed |= {"lpips": VGG16, "lpips_mouth": VGG16}
     missing = {key: f"needs {_short(path)}" for key, path in needed.items() if not path.is_file()}

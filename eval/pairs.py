@@ -6,16 +6,22 @@ files. Results are also summarized by `group`. Paths are relative to the list's 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from scipy.io import wavfile
 
-from latentsync.constants import SAMPLE_RATE
+from latentsync.constants import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.media.audio import load_audio
+from latentsync.media.probe import probe_video
+from latentsync.media.timeline import available_frames
 from latentsync.utils.errors import UserError
 from latentsync.utils.tables import Row, read_csv
 
 COLUMNS = ("video", "audio", "id", "group")
+SILENT_GROUP = "silent audio"
+STILL_FRAMES = 75  # of the silence for an image
 MAX_ID = 100  # characters, so that file names have room for a suffix
 SAME_AUDIO = 0.95  # correlation of two encodings of one recording; other recordings correlate near 0
 
@@ -51,6 +57,28 @@ def read_pairs(path: str | Path) -> list[Pair]:
         raise UserError(f"{path}: the list has no rows")
     _refuse_equal_ids(pairs, path)
     return pairs
+
+
+def silent_pairs(pairs: Sequence[Pair], folder: Path) -> list[Pair]:
+    """A pair `<id>_silent` for each video, driven by silence of the video's length, which is written to `folder`.
+
+    Whatever the mouth then does comes from the video, not from the audio (the protocol of LipLeak). Videos that cannot
+    be read are left out; evaluation reports them anyway.
+    """
+    found: dict[Path, Pair] = {}
+    for pair in pairs:
+        if pair.video in found:
+            continue
+        try:
+            info = probe_video(pair.video)
+        except UserError:
+            continue
+        frames = STILL_FRAMES if info.is_still else available_frames(info, Fraction(FPS))
+        audio = folder / f"{pair.id}_silent.wav"
+        audio.parent.mkdir(parents=True, exist_ok=True)
+        wavfile.write(audio, SAMPLE_RATE, np.zeros(frames * SAMPLES_PER_FRAME, np.int16))
+        found[pair.video] = Pair(f"{pair.id}_silent", pair.video, audio, SILENT_GROUP)
+    return list(found.values())
 
 
 def speaks_own_audio(pair: Pair) -> bool:

@@ -100,14 +100,45 @@ def rebuild(
     Raises:
         UserError: the clip is too short for references.
     """
-    reference = faces[reference_frames(len(faces))]
-    made = pipeline.speak(faces, wave, reference, options)
-    mask = load_mask(faces.shape[1], options.mask_image_path)[0, 0, :, :, None]
+    made = regenerate(pipeline, faces, wave, options)
+    reference = torch.from_numpy(faces[reference_frames(len(faces))]).float()
     codec = pipeline.codec
     decoded = [codec.decode(codec.encode(part)).float().cpu() for part in to_pixel_values(faces).split(NUM_FRAMES)]
-    images = [made, torch.from_numpy(reference).float(), (torch.cat(decoded).permute(0, 2, 3, 1) + 1) * 127.5]
-    real = torch.from_numpy(faces).float()
-    return {name: _to_uint8(torch.lerp(image, real, mask)) for name, image in zip(METHODS, images, strict=True)}
+    images = [reference, (torch.cat(decoded).permute(0, 2, 3, 1) + 1) * 127.5]
+    pasted = [_onto(faces, image, options) for image in images]
+    return dict(zip(METHODS, [made, *pasted], strict=True))
+
+
+def regenerate(
+    pipeline: LipsyncPipeline,
+    faces: np.ndarray,
+    wave: np.ndarray,
+    options: GenerationOptions,
+    num_frames: int = NUM_FRAMES,
+) -> np.ndarray:
+    """The model's reconstruction of real faces (T, R, R, 3) uint8 with their audio (N,), in chunks of `num_frames`.
+
+    Raises:
+        UserError: the clip is too short for references.
+    """
+    reference = faces[reference_frames(len(faces), num_frames)]
+    return _onto(faces, pipeline.speak(faces, wave, reference, options, num_frames=num_frames), options)
+
+
+def longest_track(
+    video: Path, resolution: int, max_frames: int, face: str = "largest"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `max_frames` aligned faces (T, R, R, 3) uint8 of the longest track of a video, and their audio (N,).
+
+    Raises:
+        UserError: the video cannot be read, has no audio, or shows no face.
+    """
+    tracks = aligned_tracks(probe_video(video), resolution, face)
+    start, faces = max(tracks, key=lambda track: len(track[1]), default=(0, np.empty(0)))
+    if not len(faces):
+        raise UserError(f"{video}: no face was found; leave it out")
+    faces = faces[:max_frames]
+    return faces, load_audio(video, SAMPLE_RATE)[start * SAMPLES_PER_FRAME :][: len(faces) * SAMPLES_PER_FRAME]
 
 
 def evaluate(
@@ -118,13 +149,8 @@ def evaluate(
     Raises:
         UserError: the video cannot be read, or shows no face for long enough.
     """
-    tracks = aligned_tracks(probe_video(pair.video), pipeline.resolution, options.face)
-    start, real = max(tracks, key=lambda track: len(track[1]), default=(0, np.empty(0)))
-    real = real[:limit]
-    wave = load_audio(pair.video, SAMPLE_RATE)[start * SAMPLES_PER_FRAME :][: len(real) * SAMPLES_PER_FRAME]
-    results = rebuild(pipeline, real, wave, options) if len(real) else {}
-    if not results:
-        raise UserError(f"{pair.video}: no face was found; leave it out")
+    real, wave = longest_track(pair.video, pipeline.resolution, limit, options.face)
+    results = rebuild(pipeline, real, wave, options)
     found = {}
     for name, faces in results.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -185,8 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _to_uint8(faces: Tensor) -> np.ndarray:
-    return faces.clamp(0, 255).round().byte().numpy()
+def _onto(faces: np.ndarray, images: Tensor, options: GenerationOptions) -> np.ndarray:
+    """Images (T, R, R, 3) in [0, 255] inside the mask, real faces outside, uint8."""
+    mask = load_mask(faces.shape[1], options.mask_image_path)[0, 0, :, :, None]
+    mixed = torch.lerp(images, torch.from_numpy(faces).float(), mask)
+    return mixed.clamp(0, 255).round().byte().numpy()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from eval.methods import Method, parse_methods
 from eval.metric_cache import MetricCache
 from eval.metrics import ClipMetrics, MetricModels, add_metric_options, check_metric_options, metric_settings
 from eval.output_folder import output_folder
-from eval.pairs import Pair, read_pairs
+from eval.pairs import Pair, read_pairs, silent_pairs
 from eval.report import PAGE, Report, describe
 from eval.summary import Failure
 from latentsync.arguments import OptionParser
@@ -54,6 +54,7 @@ def build_parser() -> OptionParser:
         help="DIR, NAME=DIR or NAME=pipeline:MODEL (default: only the videos)",
     )
     add("--output_dir", type=Path, required=True, help="output folder")
+    add("--silent", action="store_true", help="also drive each video by silence, as <id>_silent")
     add_metric_options(parser)
     add_generation_options(parser, leave_out=("model",))  # given by the methods
     return parser
@@ -106,6 +107,8 @@ def run(options: argparse.Namespace, command: str) -> Report:
     pairs = read_pairs(options.pairs)
     methods = parse_methods(options.methods, options.output_dir / "results")
     with output_folder(options.output_dir):
+        if options.silent:
+            pairs = [*pairs, *silent_pairs(pairs, options.output_dir / "silence")]
         report = compare(options, methods, pairs, command)
         page = report.write(options.output_dir)
     if not report.cells:

@@ -15,9 +15,17 @@ from eval.methods import GROUND_TRUTH
 from eval.metrics import METRICS, ClipMetrics
 from eval.pairs import Pair
 from eval.statistics import PairedTest, bootstrap_interval, paired_test
-from latentsync.metrics.frechet import frechet_distance
+from latentsync.metrics.set_distances import frechet_distance, kernel_distance
 
-FEW_SAMPLES = {"fid": 2048, "fvd": 400}  # feature widths; with fewer samples the distance is biased upward
+# Distances of sets: metric -> features (in `ClipMetrics.arrays`) and function.
+SET_DISTANCES = {
+    "fid": ("fid", frechet_distance),
+    "fid_mouth": ("fid_mouth", frechet_distance),
+    "kid": ("fid", kernel_distance),
+    "kid_mouth": ("fid_mouth", kernel_distance),
+    "fvd": ("fvd", frechet_distance),
+}
+FEW_SAMPLES = {"fid": 2048, "fid_mouth": 2048, "fvd": 400}  # widths; with fewer samples the distance is biased upward
 Cells = Mapping[tuple[str, str], ClipMetrics]  # (method, id) -> metrics; failed clips are absent
 
 
@@ -131,11 +139,12 @@ def _means(cells: Cells, methods: Sequence[str], ids: Sequence[str], key: str) -
 
 
 def _distances(cells: Cells, methods: Sequence[str], ids: Sequence[str], key: str) -> dict[str, Aggregate]:
-    """Frechet distance between the features of each method and the ground truth, on the clips that all methods have."""
-    have = {m: {i for i in ids if (m, i) in cells and len(cells[m, i].arrays.get(key, ()))} for m in methods}
+    """Distance between the features of each method and the ground truth, on the clips that all methods have."""
+    name, _ = SET_DISTANCES[key]
+    have = {m: {i for i in ids if (m, i) in cells and len(cells[m, i].arrays.get(name, ()))} for m in methods}
     common = set(ids).intersection(*(some for some in have.values() if some))
     features = {
-        m: np.concatenate([cells[m, i].arrays[key] for i in ids if i in common]) if common and have[m] else np.zeros(0)
+        m: np.concatenate([cells[m, i].arrays[name] for i in ids if i in common]) if common and have[m] else np.zeros(0)
         for m in methods
     }
     real = features.get(GROUND_TRUTH, np.zeros(0))
@@ -150,8 +159,9 @@ def _distance(
     if method == GROUND_TRUTH:
         return Aggregate(method, key, None, len(real), "is the reference")
     count = len(features)
-    few = f"only {count} samples: biased upward" if count < FEW_SAMPLES[key] else ""
-    return Aggregate(method, key, frechet_distance(features, real), count, few)
+    few = f"only {count} samples: biased upward" if count < FEW_SAMPLES.get(key, 0) else ""
+    distance = SET_DISTANCES[key][1]
+    return Aggregate(method, key, distance(features, real), count, few)
 
 
 def _reason(cells: Cells, method: str, ids: Sequence[str], key: str, otherwise: str = "") -> str:

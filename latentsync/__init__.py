@@ -6,14 +6,12 @@
 __all__ = ["GenerationOptions", "LipsyncPipeline", "UserError", "load_pipeline"]
 __version__ = "0.1.0"
 
-import os
 from typing import Any
 
+from latentsync.utils.cores import set_thread_budget
 from latentsync.utils.errors import UserError
 
-# Read once, when PyTorch is imported. By default, idle OpenMP threads spin, which slows down all else on the same
-# cores and gains nothing here. A value that is already set is kept.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+set_thread_budget()
 
 
 def __getattr__(name: str) -> Any:

@@ -163,6 +163,9 @@ class GenerationOptions(BaseModel):
         pattern=FACE_PATTERN,
         description=f"Which face to edit: {FACE_VALUES}; x,y are pixels of the first frame, or of that at a time.",
     )
+    min_face: Annotated[
+        float | None, Show(Group.FACES, advanced=True, unset="80, less in small videos", metavar="PIXELS")
+    ] = Field(None, ge=8, le=2000, description="Minimum height of a face in pixels; smaller ones are copied unchanged.")
     detector: Annotated[Detector, Show(Group.FACES, advanced=True)] = Field(
         AUTO, description="Face detector; auto picks insightface if its models are present, else mediapipe."
     )

@@ -26,7 +26,7 @@ from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from preprocess.clip import Clip, Segment
-from preprocess.executors import limit_threads, threads_for
+from preprocess.executors import limit_threads
 from preprocess.runner import RunOptions, find_work, process
 from preprocess.settings import DEFAULT_STEPS, ProcessSettings
 from preprocess.source_work import CLIP_STEPS
@@ -171,7 +171,7 @@ def stepwise(
     costs = {}
     watch = Stopwatch()
     count = min(workers, max(len(files), 1))
-    with multiprocessing.get_context("spawn").Pool(count, _open_tools, (settings, threads_for(count))) as pool:
+    with multiprocessing.get_context("spawn").Pool(count, _open_tools, (settings, count)) as pool:
         for number, name in enumerate(name for name in STEPS if name not in CLIP_STEPS or settings.runs(name)):
             folder = scratch / str(number)
             folder.mkdir()
@@ -187,9 +187,9 @@ def stepwise(
 _TOOLS: Tools | None = None
 
 
-def _open_tools(settings: ProcessSettings, threads: int) -> None:
+def _open_tools(settings: ProcessSettings, workers: int) -> None:
     global _TOOLS
-    limit_threads(threads)
+    limit_threads(workers)
     _TOOLS = Tools(settings)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import torch
 
+from latentsync.utils.cores import threads_each, worker_environment
 from latentsync.utils.errors import UserError
 from preprocess.manifest import SourceRecord
 from preprocess.source_work import Job, crashed, process_source
@@ -32,7 +33,7 @@ def run_local(files: Sequence[FileStamp], job: Job, workers: int) -> Iterator[So
     """
     pending = deque(_Task(file) for file in files)
     count = min(workers, len(files))
-    pool = [_Worker(job, threads_for(count)) for _ in range(count)]
+    pool = [_Worker(job, count) for _ in range(count)]
     try:
         while pending or any(worker.task for worker in pool):
             for worker in pool:
@@ -87,13 +88,10 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
             ray.shutdown()
 
 
-def threads_for(workers: int) -> int:
-    """Threads of each worker, so that all together do not oversubscribe the processor."""
-    return max(1, (os.cpu_count() or 1) // workers)
-
-
-def limit_threads(threads: int) -> None:
-    """Limit the threads of this process, unless the environment allows fewer."""
+def limit_threads(workers: int) -> None:
+    """Limit the threads of this process, one of `workers` that share the budget of their parent."""
+    threads = threads_each(workers)
+    os.environ.update(worker_environment(workers))
     torch.set_num_threads(min(torch.get_num_threads(), threads))
     cv2.setNumThreads(min(cv2.getNumThreads(), threads))
 
@@ -117,15 +115,15 @@ class _Task:
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self, job: Job, threads: int) -> None:
-        self.job, self._threads = job, threads
+    def __init__(self, job: Job, workers: int) -> None:
+        self.job, self._workers = job, workers
         self.task: _Task | None = None
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_work, args=(far, self.job, self._threads), daemon=True)
+        self.process = context.Process(target=_work, args=(far, self.job, self._workers), daemon=True)
         self.process.start()
         far.close()
 
@@ -141,9 +139,9 @@ class _Worker:
         self.process.join()
 
 
-def _work(pipe: multiprocessing.connection.Connection, job: Job, threads: int) -> None:
+def _work(pipe: multiprocessing.connection.Connection, job: Job, workers: int) -> None:
     """Main function of a worker process: process files from the pipe until it is closed."""
-    limit_threads(threads)
+    limit_threads(workers)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with Tools(job.settings) as tools:
         while True:

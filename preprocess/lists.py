@@ -1,15 +1,26 @@
-"""Lists of kept clips for training: clips with audio, clips used for faces only, held-out clips."""
+"""Lists of kept clips for training: clips with audio, clips used for faces only, held-out clips.
+
+Each is written as text and, where pyarrow is installed, as Parquet with headers and digests, from which a trainer
+starts without opening the clips.
+"""
 
 import fnmatch
+import importlib.util
+import logging
+import tempfile
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from latentsync.constants import FPS
+from latentsync.data.clips import Clip
+from latentsync.data.file_lists import PARQUET, write_parquet_list
 from latentsync.utils.errors import UserError
 from preprocess.manifest import Figure
 from preprocess.storages.base import Storage
 
+logger = logging.getLogger(__name__)
 TRAIN = "train.txt"
 FACES = "faces.txt"
 HELD_OUT = "held_out/train.txt"
@@ -70,14 +81,20 @@ def choose(rows: list[Row], options: ListOptions) -> Lists:
 
 
 def write_lists(output: Storage, rows: list[Row], options: ListOptions) -> Lists:
-    """Write train.txt, faces.txt and, with `hold_out`, held_out/train.txt; earlier lists are replaced."""
+    """Write train, faces and, with `hold_out`, held_out/train, as .txt and .parquet; earlier lists are replaced."""
     lists = choose(rows, options)
-    output.write_text(TRAIN, _text(lists.train, ""))
-    output.write_text(FACES, _text(lists.faces, ""))
-    if options.hold_out:
-        output.write_text(HELD_OUT, _text(lists.held_out, "../"))
-    else:
-        output.remove(HELD_OUT)
+    wanted = {TRAIN: (lists.train, ""), FACES: (lists.faces, ""), HELD_OUT: (lists.held_out, "../")}
+    if not options.hold_out:
+        del wanted[HELD_OUT]
+        for name in (HELD_OUT, _parquet(HELD_OUT)):
+            output.remove(name)
+    for name, (some, folder) in wanted.items():
+        output.write_text(name, _text(some, folder))
+    if importlib.util.find_spec("pyarrow") is None:
+        logger.warning("no Parquet lists: pyarrow is not installed")
+        return lists
+    for name, (some, folder) in wanted.items():
+        _write_parquet(output, _parquet(name), some, folder)
     return lists
 
 
@@ -97,4 +114,32 @@ def _has_audio(row: Row, options: ListOptions) -> bool:
 
 def _text(rows: list[Row], folder: str) -> str:
     """One clip per line, a tab, the person. folder: path from the list to the output folder."""
-    return "".join(f"{folder}{row['clip']}\t{' '.join(str(row['person']).split()) or 'nobody'}\n" for row in rows)
+    return "".join(f"{folder}{row['clip']}\t{_person(row)}\n" for row in rows)
+
+
+def _person(row: Row) -> str:
+    return " ".join(str(row["person"]).split()) or "nobody"
+
+
+def _parquet(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(PARQUET))
+
+
+def _write_parquet(output: Storage, name: str, rows: list[Row], folder: str) -> None:
+    clips = [
+        Clip(
+            f"{folder}{row['clip']}",
+            _person(row),
+            int(row["frames"]) if row["clip_width"] else 0,  # a record of an earlier version has no header
+            width=int(row["clip_width"]),
+            height=int(row["clip_height"]),
+            fps=float(FPS),
+            has_audio=bool(row["has_sound"]),
+            digest=str(row["clip_sha256"]),
+        )
+        for row in rows
+    ]
+    with tempfile.TemporaryDirectory(prefix="latentsync-") as scratch:
+        local = Path(scratch) / PurePosixPath(name).name
+        write_parquet_list(local, clips, "")
+        output.put(local, name)

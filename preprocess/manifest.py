@@ -21,13 +21,15 @@ RECORDS = "records"
 # First columns of the table; the remaining figures follow in alphabetical order.
 COLUMNS = (
     "kind", "source", "person", "segment", "face", "status", "step", "reason", "clip", "start_seconds", "seconds",
-    "frames", "fps", "width", "height", "source_seconds", "clips_kept", "clips_dropped", "sha256", "params",
+    "frames", "clip_width", "clip_height", "clip_sha256", "fps", "width", "height", "source_seconds", "clips_kept",
+    "clips_dropped", "sha256", "params",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ClipRow:
-    """Status of a clip. path: its file in the output folder, empty for a dropped clip; size: bytes of that file."""
+    """Status of a clip. path: its file in the output folder, empty for a dropped clip; size, sha256: of that file;
+    width, height: of its frames, 0 in records of earlier versions."""
 
     segment: int
     face: int
@@ -38,12 +40,16 @@ class ClipRow:
     reason: str = ""
     path: str = ""
     size: int = 0
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
 
     @classmethod
-    def of(cls, clip: Clip, path: str = "", size: int = 0) -> "ClipRow":
+    def of(cls, clip: Clip) -> "ClipRow":
+        """The row of a clip that is not written yet, or dropped."""
         drop = clip.drop or Drop("", "")
         start, figures = float(clip.start), dict(clip.figures)
-        return cls(clip.segment, clip.person, start, clip.num_frames, figures, drop.step, drop.reason, path, size)
+        return cls(clip.segment, clip.person, start, clip.num_frames, figures, drop.step, drop.reason)
 
     @property
     def is_kept(self) -> bool:
@@ -215,6 +221,9 @@ def _clip_row(record: SourceRecord, clip: ClipRow) -> dict[str, Figure]:
             "start_seconds": clip.start,
             "seconds": clip.frames / FPS,
             "frames": clip.frames,
+            "clip_width": clip.width,
+            "clip_height": clip.height,
+            "clip_sha256": clip.sha256,
             "sha256": record.sha256,
             "params": record.params,
         }

@@ -16,7 +16,7 @@ from latentsync.metrics.image_quality import QUALITY_METRICS
 from latentsync.utils.errors import UserError
 
 # Increase when a change of the code gives other clips with equal settings: sources are then processed again.
-VERSION = 1
+VERSION = 2
 
 ALWAYS = ("probe", "resample", "segments")
 OPTIONAL = ("shots", "faces", "face_size", "alignment", "sync", "quality")
@@ -54,6 +54,10 @@ class ProcessSettings:
     )
     sync_scorer: str = setting("auto", "SyncNet to use", choices=SCORERS)
     sync_conf_threshold: float | None = setting(None, "lowest sync confidence (default: 3; embedded: 0.15)")
+    min_preference: float | None = setting(
+        None,
+        "lowest share of the clip's other audio that fits worse (default: none; embedded: 0.9); 0: no check",
+    )
     max_offset: int = setting(6, "largest audio-visual offset to correct, in frames", low=0, high=15)
     quality_measure: str = setting("auto", "image quality metric", choices=QUALITY_METRICS)
     min_quality: float | None = setting(None, "lowest image quality (default: 40, or 0.45 for sharpness)")
@@ -121,7 +125,7 @@ _ONLY_FOR = {
     "faces": ("resolution", "detector", "many_faces", "smooth"),
     "face_size": ("min_face_size",),
     "alignment": ("max_alignment_error",),
-    "sync": ("sync_scorer", "sync_conf_threshold", "max_offset"),
+    "sync": ("sync_scorer", "sync_conf_threshold", "min_preference", "max_offset"),
     "quality": ("quality_measure", "min_quality"),
 }
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from latentsync.data.clips import compile_pattern, match_person
+from latentsync.data.clips import compile_pattern, digest_of, match_person, probe_clip
 from preprocess.clip import Clip, Segment
 from preprocess.manifest import ClipRow, Records, SourceRecord
 from preprocess.settings import ProcessSettings
@@ -163,10 +163,10 @@ class _SourceWork:
             return self._put(path, clip)
 
     def _put(self, path: Path, clip: Clip) -> ClipRow:
-        name = self._clip_name(clip)
-        size = path.stat().st_size
+        name, info = self._clip_name(clip), probe_clip(path)
+        about = {"size": path.stat().st_size, "sha256": digest_of(path), "width": info.width, "height": info.height}
         self.output.put(path, name)
-        return ClipRow.of(clip, name, size)
+        return replace(ClipRow.of(clip), path=name, **about)
 
     def _clip_name(self, clip: Clip) -> str:
         """Path in the output folder. The source's hash keeps sources of equal names apart."""

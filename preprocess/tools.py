@@ -7,6 +7,8 @@ from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
 from latentsync.metrics.image_quality import QualityMetric, open_quality_metric
 from preprocess.settings import ProcessSettings
 
+SECOND_JUDGE = "embedded"
+
 
 class Tools:
     """Detector, sync scorer and quality metric of the settings. Leaving the context closes the detectors."""
@@ -16,6 +18,7 @@ class Tools:
         self._detector: FaceDetector | None = None
         self._still_detector: FaceDetector | None = None
         self._scorer: ClipSyncScorer | None = None
+        self._second_scorer: ClipSyncScorer | None = None
         self._quality: QualityMetric | None = None
 
     def __enter__(self) -> "Tools":
@@ -50,6 +53,15 @@ class Tools:
         if self._scorer is None:
             self._scorer = open_sync_scorer(self._settings.sync_scorer, self._settings.device)
         return self._scorer
+
+    @property
+    def second_scorer(self) -> ClipSyncScorer | None:
+        """The shipped SyncNet where another one judges sync; None where it is the only one."""
+        if self.scorer.name == SECOND_JUDGE:
+            return None
+        if self._second_scorer is None:
+            self._second_scorer = open_sync_scorer(SECOND_JUDGE, self._settings.device)
+        return self._second_scorer
 
     @property
     def quality(self) -> QualityMetric:

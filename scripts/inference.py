@@ -39,6 +39,9 @@ def build_parser() -> OptionParser:
     )
     add("--video_out_path", default=DEMO_OUT, type=Path, help="result: .mp4, .mov or .mkv (default: %(default)s)")
     add("--temp_dir", type=Path, help="folder for the unfinished file (default: that of the result)")
+    add(
+        "--report", type=Path, help="JSON file to write with the face, its confidence and what was done, frame by frame"
+    )
     add("--config", type=Path, help="YAML file with any of these options; the command line takes precedence")
     add("--quiet", action="store_true", help="hide the progress bar; show warnings and errors only")
 
@@ -135,7 +138,16 @@ def run(options: argparse.Namespace) -> Path:
     with parent_folders(options.video_out_path):
         check_output_path(options.video_out_path, inputs)
         require_face(options.video_path, options.generation.detector)
+        check_report_path(options.report, [*inputs, options.video_out_path])
         return generate(options)
+
+
+def check_report_path(report: Path | None, others: Sequence[Path]) -> None:
+    """Raises UserError if the report would replace an input, the result or a folder."""
+    if report is None:
+        return
+    if report.is_dir() or any(report.absolute() == other.absolute() for other in others):
+        raise UserError(f"{report}: the report needs a file of its own; choose another --report")
 
 
 def generate(options: argparse.Namespace) -> Path:
@@ -169,6 +181,7 @@ def generate(options: argparse.Namespace) -> Path:
                 options.video_out_path,
                 temp_dir=options.temp_dir,
                 progress=not options.quiet,
+                report_path=options.report,
                 options=given,
             )
     except torch.OutOfMemoryError as error:

@@ -13,17 +13,16 @@ from pathlib import Path
 
 import torch
 
+from eval.validation import Validation
 from latentsync.checkpoints.registry import resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
-from latentsync.metrics.sync import SyncScorer
-from latentsync.metrics.validation import VideoSyncScorer
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.training.loop import run_training
-from latentsync.training.unet_setup import FrozenParts, build_dataset, load_loss_networks
+from latentsync.training.unet_setup import FrozenParts, build_dataset, check_start, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.paths import project_path
@@ -43,22 +42,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_scorer(config: UNetFileConfig, parts: FrozenParts) -> VideoSyncScorer | None:
-    """Sync confidence of validation videos by the config's SyncNet, if its weights are available."""
-    if not (config.run.validate and config.data.val_video_path and config.data.syncnet_config_path):
+def make_validation(config: UNetFileConfig) -> Validation | None:
+    """The metrics of validation videos, see `eval.validation`; None if the config makes none."""
+    data = config.data
+    if not (config.run.validate and data.val_video_path and data.val_audio_path):
         return None
-    path = project_path(config.data.syncnet_config_path)
-    weights = load_syncnet_config(path, *SYNCNET_SCHEMAS).ckpt.inference_ckpt_path
-    if not weights or not project_path(weights).is_file():
-        logger.info("no sync confidence of validation videos: %s names no trained weights", path)
-        return None
+    loss_weights = None
+    if config.run.use_syncnet and data.syncnet_config_path:
+        syncnet = load_syncnet_config(project_path(data.syncnet_config_path), *SYNCNET_SCHEMAS)
+        loss_weights = project_path(syncnet.ckpt.inference_ckpt_path)
+    video, audio = project_path(data.val_video_path), project_path(data.val_audio_path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return VideoSyncScorer(SyncScorer.from_pretrained(path, project_path(weights), parts.codec, parts.audio, device))
+    return Validation(video, audio, data.num_frames, loss_weights, device)
 
 
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_unet_config(args.unet_config_path, UNetConfig)
+    check_start(config)
     given = {
         "vae": args.vae_path,
         "whisper": args.whisper_path,
@@ -70,7 +71,7 @@ def train(args: argparse.Namespace) -> Path:
     parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
     networks = load_loss_networks(config, audio.num_layers)
     make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
-    task = UNetTask(config, parts, networks, make_dataset, make_scorer(config, parts))
+    task = UNetTask(config, parts, networks, make_dataset, make_validation(config))
     return run_training(task, config, dry_run=args.dry_run)
 
 

@@ -1,0 +1,1 @@
+import latentsync  # noqa: F401  # sets the thread budget, before PyTorch is imported

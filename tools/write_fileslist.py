@@ -1,8 +1,9 @@
 """Write lists of training clips: `python -m tools.write_fileslist --input_dir DIR --output train.txt`.
 
-Each line holds the path of a clip, a tab and the person. With --val_output, all clips of some people go to a second
-list, so that validation uses unseen people. The split depends on the people's names only, so it is stable when clips
-are added.
+Each line holds the path of a clip, a tab and the person. A name ending in .parquet gives a Parquet list, which also
+holds lengths, sizes and digests, so that training starts without opening the clips. With --val_output, all clips of
+some people go to a second list, so that validation uses unseen people. The split depends on the people's names only,
+so it is stable when clips are added.
 """
 
 import argparse
@@ -10,10 +11,12 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from latentsync.constants import VIDEO_SUFFIXES
-from latentsync.data.clips import Clip, compile_pattern, match_person
+from latentsync.data.clips import Clip, compile_pattern, match_person, read_headers
+from latentsync.data.file_lists import PARQUET, write_parquet_list
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
@@ -74,6 +77,10 @@ def write_list(path: Path, clips: Sequence[Clip]) -> None:
     Raises:
         UserError: the list cannot be written, or a name contains line breaks, tabs or bytes that are not UTF-8.
     """
+    if path.suffix == PARQUET:
+        absolute = [replace(clip, path=Path(os.path.abspath(clip.path))) for clip in clips]
+        write_parquet_list(path, read_headers(absolute, with_digest=True))
+        return
     lines = "".join(f"{_entry(clip, path.resolve().parent)}\t{clip.person}\n" for clip in clips)
     write_text(path, lambda file: file.write(lines))
 

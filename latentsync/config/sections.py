@@ -14,6 +14,7 @@ from latentsync.config.schema import SchemaError, build, require, require_not_ne
 from latentsync.constants import DEFAULT_SEED, FPS, LATENT_FACTOR, SAMPLE_RATE
 
 Precision = Literal["auto", "no", "fp16", "bf16"]
+BestBy = Literal["balanced", "sync", "mouth", "identity", "silence", "sharpness", "accuracy"]
 RECIPE_MODULE = re.compile(r"recipes(\.[a-z_0-9]+)+")
 
 
@@ -117,8 +118,12 @@ class RunSection:
         float32 on a CPU.
     gradient_accumulation_steps: forward passes per optimizer step.
     ema_decay: decay of the averaged weights that are exported and validated, 0 for none.
+    fsdp: split weights, gradients, optimizer state and averaged weights over the processes (FSDP2) instead of copying
+        them, for models that do not fit one GPU.
+    background_saves: write checkpoints while training continues; needs host memory for a copy of the state.
     compile: torch.compile the model; the first steps then take minutes. tf32: allow TF32 in float32 matrix products.
     keep_last: number of checkpoints to keep.
+    best_by: rule that names the best export, see `latentsync.training.selection`.
     stop_after_minutes: save and exit after this time, 0 for no limit; the same command resumes.
     """
 
@@ -131,9 +136,12 @@ class RunSection:
     mixed_precision: Literal["auto", "bf16", "fp16"] = "auto"
     gradient_accumulation_steps: int = 1
     ema_decay: float = 0.0
+    fsdp: bool = False
+    background_saves: bool = False
     compile: bool = False
     tf32: bool = True
     keep_last: int = 3
+    best_by: BestBy = "balanced"
     stop_after_minutes: float = 0.0
 
     def __post_init__(self) -> None:

@@ -82,6 +82,7 @@ class RunConfig(RunSection):
     decode_frames: frames of a sample that are decoded, evenly spaced; 0 for all, as losses over time need.
     sync_max_timestep: losses on the one-step estimate count only samples at or below this timestep.
     perceptual_random_trunk: LPIPS on a seeded random VGG16, where the trained one is not available.
+    trepa_random_network: TREPA on a tiny seeded random VideoMAE, to try out a config without the trained one.
     lora_rank: train low-rank additions to the layers named by lora_target instead of the weights; 0 for none.
     lora_alpha: the additions are scaled by alpha / rank.
     """
@@ -105,6 +106,7 @@ class RunConfig(RunSection):
     decode_frames: int = 0
     sync_max_timestep: int = 1000
     perceptual_random_trunk: bool = False
+    trepa_random_network: bool = False
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_target: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latentsync.config.audio import SyncNetMelConfig, syncnet_mel_config
 from latentsync.constants import FPS, WHISPER_ROWS_PER_SECOND
-from latentsync.data.cache import fetch, file_digest, store
+from latentsync.data.cache import DIGEST_DIGITS, fetch, store
 from latentsync.data.clips import Clip
 from latentsync.data.encoded_clips import EncodedClip
 from latentsync.media.audio import load_audio
@@ -72,21 +72,22 @@ class MelReader(AudioReader):
         self._key = hashlib.sha256(repr((MEL_VERSION, self.config)).encode()).hexdigest()[:8]
 
     def open(self, clip: Clip) -> "MelTrack":
-        return MelTrack(self.mel(clip.path), self.fps, self.config)
+        return MelTrack(self.mel(clip), self.fps, self.config)
 
-    def mel(self, path: str | Path) -> Tensor:
-        """(80, columns) float32 of a whole file."""
+    def mel(self, clip: Clip) -> Tensor:
+        """(80, columns) float32 of a whole clip."""
         if self.cache_dir is None:
-            return self._compute(path)
-        entry = self.cache_dir / f"{file_digest(path)}_{self._key}.safetensors"
+            return self._compute(clip)
+        entry = self.cache_dir / f"{clip.content_digest[:DIGEST_DIGITS]}_{self._key}.safetensors"
         tensors = fetch(entry)
         if tensors is None or "mel" not in tensors:
-            tensors = {"mel": self._compute(path)}
+            tensors = {"mel": self._compute(clip)}
             store(entry, tensors)
         return tensors["mel"]
 
-    def _compute(self, path: str | Path) -> Tensor:
-        return syncnet_mel(load_audio(path, self.config.sample_rate), self.config).contiguous()
+    def _compute(self, clip: Clip) -> Tensor:
+        with clip.local() as path:
+            return syncnet_mel(load_audio(path, self.config.sample_rate), self.config).contiguous()
 
 
 class MelTrack(AudioTrack):
@@ -114,7 +115,8 @@ class WhisperReader(AudioReader):
             return WhisperTrack(lambda rows: clip.read(audio_states=rows)["audio_states"], clip.num_rows, self.fps)
         if self.audio is None:
             raise ValueError("clips that are not encoded need an audio encoder")
-        states = self.audio.audio2feat(clip.path)
+        with clip.local() as path:
+            states = self.audio.audio2feat(path, clip.digest)
         return WhisperTrack(lambda rows: states[rows.start : rows.stop], len(states), self.fps)
 
 

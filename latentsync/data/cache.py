@@ -18,7 +18,7 @@ class CacheWriteError(UserError):
 
 
 def file_digest(path: str | Path) -> str:
-    """First 16 hex digits of the file's SHA-256: caches go by content, never by name.
+    """First 16 hex digits of a file's SHA-256: caches go by content, never by name.
 
     Raises:
         UserError: the file cannot be read.

@@ -4,7 +4,6 @@ A window is a sequence of frames. All windows of a dataset have the same `length
 """
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latentsync.data.cache import CacheWriteError
-from latentsync.data.clips import Clip
+from latentsync.data.clips import Clip, column
 from latentsync.data.sampler import SampleId, item_rng
 from latentsync.utils.errors import UserError
 
@@ -36,7 +35,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def __init__(self, clips: Sequence[Clip], seed: int) -> None:
         if not clips:
             raise UserError("there are no clips to train on; give a file list that is not empty")
-        self.clips, self.seed = list(clips), seed
+        self.clips, self.seed = clips, seed
 
     def make_item(self, clip: Clip, key: int, rng: np.random.Generator) -> dict:
         """A sample of `clip`, a pure function of (seed, key) and `rng`. Raises UserError when it cannot be read."""
@@ -47,8 +46,9 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def person_weights(self) -> Tensor:
         """(number of clips,) sampling weights: a person weighs the square root of their number of clips."""
-        counts = Counter(clip.person for clip in self.clips)
-        return torch.tensor([counts[clip.person] ** -0.5 for clip in self.clips], dtype=torch.double)
+        people = column(self.clips, "person")
+        _, person, counts = np.unique(people, return_inverse=True, return_counts=True)
+        return torch.from_numpy(counts[person] ** -0.5)
 
     def __getitem__(self, item: int | SampleId) -> dict:
         """The sample; `key`, `video_path` and `failed_paths` beside what `make_item` gives.
@@ -66,15 +66,15 @@ class ClipDataset(torch.utils.data.Dataset):
             except CacheWriteError:
                 raise
             except UserError as error:
-                logger.warning("a clip cannot be used: %s", error)
-                failed.append(str(clip.path))
+                logger.warning("clip %s cannot be used: %s", clip.name, error)
+                failed.append(clip.name)
                 others = np.setdiff1d(np.arange(len(self.clips)), tried)
                 if len(failed) == MAX_TRIES or not len(others):
                     names = ", ".join(failed)
                     raise UserError(f"{len(failed)} clips tried, none can be used: {names}; last: {error}") from error
                 tried.append(int(rng.choice(others)))
             else:
-                return {**made, "key": sample.key, "video_path": str(clip.path), "failed_paths": failed}
+                return {**made, "key": sample.key, "video_path": clip.name, "failed_paths": failed}
 
     def __getitems__(self, items: Sequence[int | SampleId]) -> list[dict]:
         """Samples of a batch for a DataLoader, or one `{"error": str}` where one of them cannot be made."""

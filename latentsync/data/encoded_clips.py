@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentsync.constants import FPS
-from latentsync.data.cache import CacheWriteError, entry_shapes, fetch_rows, file_digest, store
+from latentsync.data.cache import DIGEST_DIGITS, CacheWriteError, entry_shapes, fetch_rows, file_digest, store
 from latentsync.data.clips import Clip, read_frames, some, to_pixel_values
+from latentsync.data.table import Table, write_table
 from latentsync.models.vae import WEIGHTS_NAMES, LatentCodec
 from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
@@ -56,7 +57,8 @@ class EncodedClip(Clip):
         Raises:
             UserError: see `read_frames`.
         """
-        return to_pixel_values(read_frames(self.path, indices, fps=fps))
+        with self.local() as path:
+            return to_pixel_values(read_frames(path, indices, fps=fps))
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,21 @@ class ClipEncoder:
         """
 
         def source() -> ClipSource:
-            return ClipSource(frame_batches(self.read(clip)), self.audio.audio2feat(clip.path))
+            with clip.local() as path:
+                return ClipSource(frame_batches(self.read(clip)), self.audio.audio2feat(path, clip.digest))
 
         entry, frames, rows = self.cached(clip, "0", source)
-        return EncodedClip(clip.path, clip.person, frames, entry, rows)
+        place = {"digest": clip.digest, "offset": clip.offset, "size": clip.size}
+        return EncodedClip(clip.path, clip.person, frames, entry, rows, **place)
 
     def read(self, clip: Clip) -> np.ndarray:
         """All frames of a clip, (T, R, R, 3) uint8. Raises UserError."""
-        return read_frames(clip.path, resolution=self.mask.shape[-1], fps=self.fps)
+        with clip.local() as path:
+            return read_frames(path, resolution=self.mask.shape[-1], fps=self.fps)
 
     def cached(self, clip: Clip, name: str, source: Callable[[], ClipSource]) -> tuple[Path, int, int]:
         """The cache entry `name` of a clip, its frames and audio rows; encoded from `source` if it does not exist."""
-        entry = self.cache_dir / f"{file_digest(clip.path)}_{self.key}_{name}.safetensors"
+        entry = self.cache_dir / f"{clip.content_digest[:DIGEST_DIGITS]}_{self.key}_{name}.safetensors"
         shapes = entry_shapes(entry)
         if shapes is None or not TENSORS <= shapes.keys():
             tensors = self._compute(source())
@@ -159,6 +164,31 @@ def encode_all(encoder: ClipEncoder, jobs: Sequence[EncodingJob]) -> list[Encode
         names = some([str(error) for error in failed])
         logger.warning("%d clips cannot be encoded and are left out: %s", len(failed), names)
     return encoded
+
+
+def encode_once(
+    encoder: ClipEncoder, clips: Table[Clip], make_jobs: Callable[[Sequence[Clip]], list[EncodingJob]], identity: str
+) -> Sequence[EncodedClip]:
+    """`encode_all`, whose result is kept in an index beside that of the clips: later starts open no cache entry.
+
+    Args:
+        make_jobs: gives the encoding jobs of the clips.
+        identity: of everything but clips and encoder that the result depends on.
+
+    Raises:
+        UserError: see `encode_all`; or the index cannot be written.
+    """
+    key = hashlib.sha256(repr((clips.path.name, encoder.key, os.path.abspath(encoder.cache_dir), identity)).encode())
+    index = clips.path.with_name(f"encoded-{key.hexdigest()[:KEY_DIGITS]}.npy")
+    if index.is_file():
+        found = Table(index, EncodedClip)
+        present = {os.fsencode(entry.path) for entry in os.scandir(encoder.cache_dir)}
+        if all(entry in present for entry in found.column("entry").tolist()):
+            return found
+    encoded = encode_all(encoder, make_jobs(clips))
+    if any(type(clip) is not EncodedClip for clip in encoded):  # a recipe's own kinds
+        return encoded
+    return write_table(index, EncodedClip, encoded)
 
 
 def _own_share_first(jobs: Sequence[EncodingJob]) -> tqdm:

@@ -63,7 +63,7 @@ class SyncNetDataset(ClipDataset):
         augmentation: AugmentConfig | None = None,
     ) -> None:
         shortest = num_frames if contrastive else num_frames + MIN_SHIFT
-        encoded = all(isinstance(clip, EncodedClip) for clip in clips)
+        encoded = isinstance(clips[0], EncodedClip) if len(clips) else False
         if encoded:
             fit = drop_short_clips(clips, shortest)
         else:
@@ -78,18 +78,22 @@ class SyncNetDataset(ClipDataset):
     def _check_options(self, encoded: bool) -> None:
         if not 0 <= self.other_clip_negatives <= 1:
             raise UserError(f"other_clip_negatives must be between 0 and 1, got {self.other_clip_negatives:g}")
-        files = {clip.path for clip in self.clips}
-        if self.other_clip_negatives and not self.contrastive and len(files) < 2:
+        first = self.clips[0].name
+        if self.other_clip_negatives and not self.contrastive and all(clip.name == first for clip in self.clips):
             raise UserError("other_clip_negatives needs at least two clips; give more, or set it to 0")
         if encoded and self.augmentation != AugmentConfig():
             raise UserError("latents cannot be augmented; remove augment, or train on frames")
 
     def make_item(self, clip: Clip, key: int, rng: np.random.Generator) -> dict:
+        with clip.fetched() as local:
+            return self._item(local, key, rng)
+
+    def _item(self, clip: Clip, key: int, rng: np.random.Generator) -> dict:
         track = self.audio.open(clip)
         total = min(clip.num_frames, track.num_frames)
         if total < self.shortest:
             raise UserError(
-                f"{clip.path}: only {total} frames have audio, {self.shortest} are needed; process it again"
+                f"{clip.name}: only {total} frames have audio, {self.shortest} are needed; process it again"
             )
         start = spread_start(total, self.num_frames, self.seed, key)
         in_sync = self.contrastive or rng.random() >= NEGATIVE_SHARE
@@ -108,12 +112,12 @@ class SyncNetDataset(ClipDataset):
         if rng.random() >= self.other_clip_negatives:
             return track.window(draw_shifted(total, self.num_frames, start, MIN_SHIFT, rng), self.num_frames)
         other = clip
-        while other.path == clip.path:  # a clip may have several encoded copies
+        while other.name == clip.name:  # a clip may have several encoded copies
             other = self.clips[int(rng.integers(len(self.clips)))]
         track = self.audio.open(other)
         available = min(other.num_frames, track.num_frames)
         if available < self.num_frames:
-            raise UserError(f"{other.path}: only {available} frames have audio, {self.num_frames} are needed")
+            raise UserError(f"{other.name}: only {available} frames have audio, {self.num_frames} are needed")
         return track.window(int(rng.integers(available - self.num_frames + 1)), self.num_frames)
 
     def _frames(self, clip: Clip, start: int, rng: np.random.Generator) -> Tensor:
@@ -121,5 +125,6 @@ class SyncNetDataset(ClipDataset):
         window = range(start, start + self.num_frames)
         if isinstance(clip, EncodedClip):
             return clip.read(latents=window)["latents"]
-        frames = read_frames(clip.path, np.array(window), resolution=self.resolution, fps=self.audio.fps)
+        with clip.local() as path:
+            frames = read_frames(path, np.array(window), resolution=self.resolution, fps=self.audio.fps)
         return augment(to_pixel_values(frames), draw_augmentation(self.augmentation, rng))

@@ -62,9 +62,11 @@ class UNetDataset(ClipDataset):
     def make_item(self, clip: Clip, key: int, rng: np.random.Generator) -> dict:
         start, reference = draw_start_and_reference(clip.num_frames, self.num_frames, rng)
         window = np.arange(self.num_frames)
-        frames = read_frames(
-            clip.path, np.concatenate([start + window, reference + window]), resolution=self.resolution, fps=self.fps
-        )
+        with clip.fetched() as local:
+            indices = np.concatenate([start + window, reference + window])
+            frames = read_frames(local.path, indices, resolution=self.resolution, fps=self.fps)
+            mel = self.mels.open(local).window(start, self.num_frames)
+            states = self.audio.audio2feat(local.path, clip.digest)
         pixels = augment(to_pixel_values(frames), draw_augmentation(self.augmentation, rng))
         target, reference_pixels = pixels.split(self.num_frames)
         return {
@@ -72,8 +74,8 @@ class UNetDataset(ClipDataset):
             "masked_pixel_values": target * self.mask,
             "ref_pixel_values": reference_pixels.contiguous(),
             "masks": self.mask.expand(self.num_frames, -1, -1, -1),
-            "mel": self.mels.open(clip).window(start, self.num_frames),
-            "audio": self.audio.crop_overlap_audio_window(self.audio.audio2feat(clip.path), start, self.fps),
+            "mel": mel,
+            "audio": self.audio.crop_overlap_audio_window(states, start, self.fps),
             "start_idx": start,
         }
 

@@ -28,6 +28,11 @@ class Face:
         """(2,) center of the box."""
         return (self.box[:2] + self.box[2:]) / 2
 
+    @property
+    def up(self) -> np.ndarray:
+        """(2,) vector from the nose to the middle of the brows."""
+        return self.anchors[:2].mean(axis=0) - self.anchors[2]
+
     def scaled(self, scale: float) -> "Face":
         """Scale all coordinates to an image `scale` times as large."""
         contour = None if self.contour is None else self.contour * scale

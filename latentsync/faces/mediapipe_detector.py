@@ -2,7 +2,12 @@
 
 Within a clip, each face is tracked by running the mesh network on the region of the previous mesh (about 2 ms per
 face). The detection networks run when there is no tracked face, when one is lost, and every `CHECK_INTERVAL` frames to
-find new faces and to drop regions that no longer contain a face.
+find new faces and to drop regions that no longer contain a face. After a face is lost, they run every second frame for
+a while, so that it is found again as soon as it is visible.
+
+Faces are found at any roll. The detection networks report upside-down faces with low scores and often as upright, so
+hits with a low score are searched again in the image turned by 180 degrees. A mesh that contradicts the direction of
+its detection is rejected.
 """
 
 from dataclasses import replace
@@ -36,6 +41,10 @@ _POSITION = {index: position for position, index in enumerate(POINTS)}
 MAX_FACES = 8
 MIN_SIDE = 12.0  # image pixels; the mesh is unreliable on smaller faces
 CHECK_INTERVAL = 15  # frames between detections in the full image
+LOST_CHECK_INTERVAL = 2  # the same, for `LOST_FRAMES` frames after a face was lost
+LOST_FRAMES = 50
+SURE_SCORE = 0.85  # hits below this may be upside-down faces; upright ones mostly score above 0.9
+MIN_AGREEMENT = 0.5  # minimum cosine between the up directions of detection and mesh
 SAME_FACE_OVERLAP = 0.3  # minimum IoU of two boxes of the same face
 KEEP_SCORE = 0.3  # a tracked face is dropped only if its detection score is below this
 TILE_SIDE = 360  # pixels; larger images are also searched in overlapping tiles
@@ -89,6 +98,7 @@ class MediaPipeDetector:
     def reset(self) -> None:
         self._tracked: list[tuple[Face, Region]] = []
         self._since_check = 0
+        self._since_loss = LOST_FRAMES
         self._since_tiles = TILE_INTERVAL
 
     def close(self) -> None:
@@ -102,9 +112,15 @@ class MediaPipeDetector:
         tracked = [self._track(image, face, region) for face, region in self._tracked]
         faces = _without_duplicates([item for item in tracked if item is not None])
         self._since_check += 1
-        if len(faces) < len(self._tracked) or not faces or self._since_check >= CHECK_INTERVAL:
+        self._since_loss += 1
+        interval = LOST_CHECK_INTERVAL if self._since_loss < LOST_FRAMES else CHECK_INTERVAL
+        if len(faces) < len(self._tracked) or not faces or self._since_check >= interval:
             faces = self._redetect(image, faces)
             self._since_check = 0
+        if len(faces) < len(self._tracked):
+            self._since_loss = 0
+        elif len(faces) > len(self._tracked):
+            self._since_loss = LOST_FRAMES
         self._tracked = faces
         return [face for face, _ in faces]
 
@@ -135,6 +151,8 @@ class MediaPipeDetector:
         for face, region in tracked:
             match = max(detected, key=lambda item: overlap(item[0].box, face.box), default=None)
             if match is not None and overlap(match[0].box, face.box) >= SAME_FACE_OVERLAP:
+                if _agreement(match[0].up, face.up) < MIN_AGREEMENT:
+                    continue  # the new detection replaces it
                 kept.append((replace(face, score=match[0].score), region))
             elif self._is_confirmed(image, face, self._verifier):
                 kept.append((face, region))
@@ -142,13 +160,13 @@ class MediaPipeDetector:
 
     def _is_confirmed(self, image: np.ndarray, face: Face, net: BoxNet) -> bool:
         """Whether `net` also detects the face in a crop around it."""
-        x0, y0, x1, y1 = _clipped_square(face, 2.0, image.shape)
+        x0, y0, x1, y1 = _clipped_square(face.box, 2.0, image.shape)
         hits = net.detect(image[y0:y1, x0:x1]) if x0 < x1 and y0 < y1 else []
         return any(overlap(hit.box + (x0, y0, x0, y0), face.box) >= SAME_FACE_OVERLAP for hit in hits)
 
     def _search(self, image: np.ndarray, use_tiles: bool) -> list[tuple[Face, Region]]:
         """Detect faces in the full image, largest first."""
-        short_range = self._short_range.detect(image)
+        short_range = [self._oriented(image, hit) for hit in self._short_range.detect(image)]
         hits = short_range + self._full_range.detect(image)
         if not hits and use_tiles and max(image.shape[:2]) > TILE_SIDE and self._tiles_are_due():
             hits = self._search_tiles(image)
@@ -166,7 +184,18 @@ class MediaPipeDetector:
     def _refine(self, image: np.ndarray, hit: BoxDetection) -> tuple[Face, Region] | None:
         """Run the mesh twice: the region of the first mesh is more stable than that of the detection box."""
         first = self._fit_mesh(image, hit.region(), hit.score)
-        return None if first is None else self._fit_mesh(image, first[1], hit.score)
+        second = None if first is None else self._fit_mesh(image, first[1], hit.score)
+        return second if second is not None and _agreement(second[0].up, hit.up) >= MIN_AGREEMENT else None
+
+    def _oriented(self, image: np.ndarray, hit: BoxDetection) -> BoxDetection:
+        """The hit, or the same face as detected upside down if that scores higher."""
+        if hit.score >= SURE_SCORE:
+            return hit
+        x0, y0, x1, y1 = _clipped_square(hit.box, 2.0, image.shape)
+        found = self._short_range.detect(np.ascontiguousarray(image[y0:y1, x0:x1][::-1, ::-1])) if x0 < x1 else []
+        turned = [other.turned_around(x1 - x0, y1 - y0).moved(x0, y0) for other in found]
+        same = [other for other in turned if overlap(other.box, hit.box) >= SAME_FACE_OVERLAP]
+        return max([hit, *same], key=lambda other: other.score)
 
     def _tiles_are_due(self) -> bool:
         """Limits the rate of the tiled search, which costs several times as much as a plain one."""
@@ -183,16 +212,21 @@ class MediaPipeDetector:
         for y in (0, height - tile_height):
             for x in (0, width - tile_width):
                 for hit in self._full_range.detect(image[y : y + tile_height, x : x + tile_width]):
-                    hits.append(BoxDetection(hit.box + (x, y, x, y), hit.eyes + (x, y), hit.score))
+                    hits.append(hit.moved(x, y))
         return hits
 
 
-def _clipped_square(face: Face, scale: float, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Square of `scale` times the longer side of the face, centered on it and clipped to the image: x0, y0, x1, y1."""
-    half = face.size.max() * scale / 2
-    x0, y0 = np.maximum(face.center - half, 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(face.center + half), (shape[1], shape[0])).astype(int)
+def _clipped_square(box: np.ndarray, scale: float, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Square of `scale` times the longer side of a box, centered on it and clipped to the image: x0, y0, x1, y1."""
+    center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max() * scale / 2
+    x0, y0 = np.maximum(center - half, 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(center + half), (shape[1], shape[0])).astype(int)
     return int(x0), int(y0), int(x1), int(y1)
+
+
+def _agreement(first: np.ndarray, second: np.ndarray) -> float:
+    """Cosine of the angle between two vectors (2,)."""
+    return float(first @ second) / max(float(np.linalg.norm(first) * np.linalg.norm(second)), 1e-9)
 
 
 def _suppress_overlaps(hits: list[BoxDetection]) -> list[BoxDetection]:

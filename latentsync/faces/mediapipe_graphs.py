@@ -41,6 +41,7 @@ MODULES = (
 )
 SOLUTIONS = "mediapipe.python.solutions"
 MESH_GRAPH = """
+num_threads: 1
 input_stream: "image"
 input_stream: "roi"
 output_stream: "landmarks"
@@ -81,8 +82,25 @@ class BoxDetection:
     """Output of a detection network, in image pixels."""
 
     box: np.ndarray  # (4,) x0, y0, x1, y1
-    eyes: np.ndarray  # (2, 2) eye on the image's left, other eye
+    eyes: np.ndarray  # (2, 2) the person's right eye (on the left in an upright image), left eye
+    mouth: np.ndarray  # (2,) center
     score: float
+
+    @property
+    def up(self) -> np.ndarray:
+        """(2,) vector from the mouth to the eyes."""
+        return self.eyes.mean(axis=0) - self.mouth
+
+    def moved(self, x: float, y: float) -> "BoxDetection":
+        """The detection in an image in which this one's image lies at (x, y)."""
+        offset = np.array([x, y])
+        return BoxDetection(self.box + np.tile(offset, 2), self.eyes + offset, self.mouth + offset, self.score)
+
+    def turned_around(self, width: int, height: int) -> "BoxDetection":
+        """The detection in the image (`width` x `height`) turned by 180 degrees."""
+        corner = np.array([width, height], dtype=float)
+        box = np.concatenate([corner - self.box[2:], corner - self.box[:2]])
+        return BoxDetection(box, corner - self.eyes, corner - self.mouth, self.score)
 
     def region(self) -> Region:
         """Region of interest for the mesh network."""
@@ -236,5 +254,6 @@ class BoxNet:
 def _box_detection(hit: Any, width: int, height: int) -> BoxDetection:
     box = hit.location_data.relative_bounding_box
     corners = np.array([box.xmin, box.ymin, box.xmin + box.width, box.ymin + box.height])
-    eyes = np.array([(point.x, point.y) for point in hit.location_data.relative_keypoints[:2]])
-    return BoxDetection(corners * (width, height, width, height), eyes * (width, height), float(hit.score[0]))
+    # Keypoints: right eye, left eye, nose tip, mouth, ears.
+    points = np.array([(point.x, point.y) for point in hit.location_data.relative_keypoints[:4]]) * (width, height)
+    return BoxDetection(corners * (width, height, width, height), points[:2], points[3], float(hit.score[0]))

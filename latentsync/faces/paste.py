@@ -41,21 +41,27 @@ def paste_region(
         return EMPTY
     box_size = (x1 - x0, y1 - y0)
     to_box = cv2.invertAffineTransform(shift_source(matrix, x0, y0))
-    alpha = soft_mask(to_box, size, box_size)
-    if weight is not None:
+    part = (0, 0, *box_size)  # left, top, width, height in the box
+    if weight is None:
+        alpha = soft_mask(to_box, size, box_size)
+    else:
         share = cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
-        alpha *= cv2.warpAffine(share, to_box, box_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    # Skip the region of zero weight: a third of the box with the default mask.
-    left, top, width, height = cv2.boundingRect((alpha > 0).view(np.uint8))
-    if width == 0:
+        share = cv2.warpAffine(share, to_box, box_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        part = cv2.boundingRect((share > 0).view(np.uint8))  # skip the rest: a third of the box with the default mask
+        if part[2] == 0:
+            return EMPTY
+        alpha = soft_mask(to_box, size, box_size, part) * share[_slices(part)]
+    inner = cv2.boundingRect((alpha > 0).view(np.uint8))
+    if inner[2] == 0:
         return EMPTY
+    left, top, width, height = part[0] + inner[0], part[1] + inner[1], *inner[2:]
     to_box[:, 2] -= (left, top)
     # The mask ends inside the crop; replicated borders keep black from bleeding into its last rows.
     rgb = cv2.warpAffine(
         resize_face(face, size), to_box, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     box = (x0 + left, y0 + top, x0 + left + width, y0 + top + height)
-    return box, rgb, alpha[top : top + height, left : left + width]
+    return box, rgb, alpha[_slices(inner)]
 
 
 def resize_face(face: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -70,27 +76,40 @@ def resize_face(face: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.clip(resized, 0, 255, out=resized)
 
 
-def soft_mask(to_box: np.ndarray, size: tuple[int, int], box_size: tuple[int, int]) -> np.ndarray:
-    """Blending weight of a crop, in the box of a frame.
+def soft_mask(
+    to_box: np.ndarray, size: tuple[int, int], box_size: tuple[int, int], part: Box | None = None
+) -> np.ndarray:
+    """Blending weight of a crop, in a part of the box of a frame.
 
     Args:
         to_box: (2, 3), crop -> box.
         size: (width, height) of the crop.
         box_size: (width, height) of the box; its sides lie on the border of the frame or outside the crop.
+        part: left, top, width, height inside the box; by default all of it.
 
     Returns:
-        (height, width) float32 in [0, 1].
+        (height, width) of the part, float32 in [0, 1].
     """
     width, height = size
+    part = part or (0, 0, *box_size)
     valid = cv2.warpAffine(np.ones((height, width), np.float32), to_box, box_size, flags=cv2.INTER_LINEAR)
     valid = cv2.erode(valid, np.ones((2, 2), np.uint8))
     edge = int(np.sqrt(valid.sum(dtype=np.float64))) // 20
     if edge == 0:
-        return valid
+        return valid[_slices(part)]
+    # Erosion and blur reach up to 2 `edge` pixels: what is farther from the part does not matter.
+    left, top = max(part[0] - 2 * edge, 0), max(part[1] - 2 * edge, 0)
+    near = valid[top : part[1] + part[3] + 2 * edge, left : part[0] + part[2] + 2 * edge]
     kernel = 2 * edge + 1
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
-    blurred = cv2.GaussianBlur(_erode_convex(valid, edge), (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
-    return cv2.min(blurred, 1.0)  # rounding in the blur may exceed 1
+    blurred = cv2.GaussianBlur(_erode_convex(near, edge), (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+    inside = (part[0] - left, part[1] - top, *part[2:])
+    return np.minimum(blurred[_slices(inside)], 1.0)  # rounding in the blur may exceed 1
+
+
+def _slices(part: Box) -> tuple[slice, slice]:
+    """Rows and columns of a part given as left, top, width, height."""
+    return slice(part[1], part[1] + part[3]), slice(part[0], part[0] + part[2])
 
 
 def _erode_convex(mask: np.ndarray, edge: int) -> np.ndarray:

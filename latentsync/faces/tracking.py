@@ -9,7 +9,7 @@ import numpy as np
 from latentsync.constants import FPS
 from latentsync.faces.appearance import Appearance, appearance
 from latentsync.faces.cuts import CutDetector
-from latentsync.faces.detector import Face, FaceDetector
+from latentsync.faces.detector import Face, FaceDetector, overlap
 from latentsync.faces.smoothing import AnchorSmoother
 from latentsync.utils.errors import UserError
 
@@ -32,15 +32,26 @@ APPEARANCE_INTERVAL = 5  # frames between appearance updates
 FORGET_AFTER_SECONDS = 2.0  # a person not seen for this long is dropped, and a new face is selected
 RESTART_STEP = 0.5  # brow distances: a jump this large resets the smoothing filter
 
+# Why there is no face to edit in a frame.
+NO_FACE = "no face was found"
+NOT_IN_VIEW = "the selected person is not in view"
+TOO_SMALL = "the face is too small"
+
 
 @dataclass(frozen=True)
 class TrackedFace:
     """The tracked face in one frame, in full-frame pixels."""
 
-    box: np.ndarray  # (4,) x0, y0, x1, y1
+    face: Face  # as detected
     anchors: np.ndarray  # (3, 2), smoothed
     is_cut: bool  # smoothing restarts here: first frame, shot cut, after a gap or a jump
-    contour: np.ndarray | None = None  # (N, 2) polygon around the face, if the detector provides one
+    is_new: bool = False  # newly selected, perhaps another person than before
+    others: tuple[Face, ...] = ()  # all other faces in the frame
+
+    @property
+    def box(self) -> np.ndarray:
+        """(4,) x0, y0, x1, y1."""
+        return self.face.box
 
 
 @dataclass(frozen=True)
@@ -78,14 +89,15 @@ class SelectRule:
             )
         return cls("point", point=(x, y))
 
-    def choose(self, faces: list[Face], look: Callable[[Face], Appearance]) -> Face | None:
+    def choose(self, faces: list[Face], look: Callable[[Face], Appearance] | None = None) -> Face | None:
         """Select one of `faces`; None if there are none, the index is out of range, or none is that person.
 
-        `look` gives the appearance of a face.
+        `look` gives the appearance of a face; it is needed to recognize a person.
         """
         if not faces:
             return None
         if self.kind == "person":
+            assert look is not None
             return self._recognize(faces, look)
         if self.kind == "largest":
             return max(faces, key=_area)
@@ -159,12 +171,19 @@ class FaceTracker:
     for `FORGET_AFTER_SECONDS`. Otherwise the tracker stays with the same person, even if another face becomes larger.
     Frames without a detection yield None; positions are not interpolated.
 
+    A face below the minimum size yields None, too. To avoid flicker, a face is kept down to `KEEP_SHARE` of that size,
+    and then not used again until it has reached it.
+
     Args:
         detector: face detector; its temporal state is reset together with the tracker. Or the `Scene` of several
             trackers, whose `look` the caller calls for each frame; no tracker takes a face that another one follows.
         select: largest | left | right | N | x,y (a point in full-frame pixels), or a rule.
         smooth: smooth the anchors with a One-Euro filter.
         fps: frame rate of the sequence.
+        min_face: minimum height of a face in full-frame pixels; by default that of `MIN_FACE_SIZE`.
+
+    Attributes:
+        missing: after an `update` that returned None, the reason.
 
     Raises:
         UserError: `select` is invalid.
@@ -176,6 +195,7 @@ class FaceTracker:
         select: str | SelectRule = "largest",
         smooth: bool = True,
         fps: float = FPS,
+        min_face: float | None = None,
     ):
         self._rule = select if isinstance(select, SelectRule) else SelectRule.parse(select)
         self._shares_scene = isinstance(detector, Scene)
@@ -183,6 +203,8 @@ class FaceTracker:
         self._smooth = smooth
         self._smoother = AnchorSmoother(fps)
         self._forget_after = max(1, round(FORGET_AFTER_SECONDS * fps))
+        self._min_face = min_face
+        self.missing = NO_FACE
         self._last: Face | None = None
         self.drop_person()
 
@@ -203,7 +225,8 @@ class FaceTracker:
         self._last = None
         self._appearance: Appearance | None = None
         self._others: list[Face] = []
-        self._gap = 0
+        self._gap = 0  # frames since the person was last found
+        self._unused = 0  # frames since the person was last found and large enough
         self._until_appearance_update = 0
         self._smoother.reset()
 
@@ -222,23 +245,42 @@ class FaceTracker:
             scene.look(image_rgb, scale)
         if scene.is_cut:
             self.drop_person()
-        minimum = _minimum_size(image_rgb.shape, scale)
-        faces = [face for face in scene.faces if (face.size >= KEEP_SHARE * minimum).all()]
+        faces = scene.faces
+        minimum = self._minimum_size(image_rgb.shape, scale)
+        large = [face for face in faces if (face.size >= minimum).all()]
 
         appearances = _AppearanceCache(image_rgb, scale)
         chosen = self._associate([face for face in faces if scene.is_free(face)], appearances)
-        if chosen is None and (self._last is None or self._gap >= self._forget_after):
-            chosen = self._rule.choose([face for face in faces if (face.size >= minimum).all()], appearances.get)
-            if chosen is not None and not scene.is_free(chosen):
-                chosen = None
-            if chosen is not None:
+        is_used = chosen is not None and (chosen.size >= (1 if self._unused else KEEP_SHARE) * minimum).all()
+        if not is_used and (self._last is None or self._unused >= self._forget_after):
+            selected = self._rule.choose(large, appearances.get)
+            if selected is not None and scene.is_free(selected):
                 self.drop_person()
+                chosen, is_used = selected, True
         if chosen is None:
             self._gap += 1
+        else:
+            self._others = [face for face in faces if face is not chosen]
+        if chosen is None or not is_used:
+            self._unused += 1
+            self.missing = self._reason(faces, large, chosen)
+            if chosen is not None:
+                self._last, self._gap = chosen, 0
             return None
         scene.taken.append(chosen)
-        self._others = [face for face in faces if face is not chosen]
         return self._accept(chosen, appearances)
+
+    def _reason(self, faces: list[Face], large: list[Face], chosen: Face | None) -> str:
+        if chosen is not None or (faces and not large):
+            return TOO_SMALL
+        return NOT_IN_VIEW if faces else NO_FACE
+
+    def _minimum_size(self, shape: tuple[int, ...], scale: float) -> np.ndarray:
+        """(2,) minimum width and height of a face in full-frame pixels."""
+        size = np.array(MIN_FACE_SIZE)
+        if self._min_face is not None:
+            return size * (self._min_face / size[1])
+        return np.minimum(size, np.array(MIN_FACE_SHARE) * min(shape[:2]) * scale)
 
     def _associate(self, faces: list[Face], appearances: _AppearanceCache) -> Face | None:
         """Find the tracked person among `faces` by optimal assignment of all recent tracks to the detections."""
@@ -251,21 +293,22 @@ class FaceTracker:
             costs[0] += [APPEARANCE_WEIGHT * known.distance(appearances.get(face)) for face in faces]
         # One dummy column per track, so that a track may stay unmatched instead of taking the face of another.
         costs = np.minimum(np.hstack([costs, np.full((len(tracks), len(tracks)), NO_MATCH_COST)]), UNREACHABLE)
-        from scipy.optimize import linear_sum_assignment  # imported late: takes 0.3 s
-
-        columns = linear_sum_assignment(costs)[1]
+        columns = _assign(costs)
+        matches = [faces[column] if column < len(faces) else None for column in columns]
+        lost = [other for other, match in zip(self._others, matches[1:], strict=True) if match is None]
         # Faces detected next to the person belong to others; one that appears during a gap may be the person.
-        self._others = [
-            faces[column] if column < len(faces) else other
-            for other, column in zip(self._others, columns[1:], strict=True)
-        ]
-        if columns[0] < len(faces) and costs[0, columns[0]] < UNREACHABLE:
-            face = faces[columns[0]]
+        self._others = [match or other for other, match in zip(self._others, matches[1:], strict=True)]
+        face = matches[0]
+        if face is not None and costs[0, columns[0]] < UNREACHABLE:
+            is_like = known.distance(appearances.get(face)) <= SAME_PERSON if self._gap or lost else True
             # After a short occlusion (a hand, a microphone) position alone is enough if there is no other candidate.
             alone = costs.shape == (1, 2) and self._gap <= SHORT_GAP
-            if self._gap == 0 or alone or known.distance(appearances.get(face)) <= SAME_PERSON:
+            in_front = [other for other in lost if overlap(other.box, face.box) > 0]
+            if is_like or alone or not (self._gap or in_front):
                 return face
-        unmatched = [face for index, face in enumerate(faces) if index not in columns[1:]]
+            # Two faces became one that is not like the person: it belongs to the one in front.
+            self._others = [face if any(other is each for each in in_front) else other for other in self._others]
+        unmatched = [face for face in faces if not any(face is match for match in matches)]
         return _reidentify(known, unmatched, appearances)
 
     def _cost(self, track: Face, face: Face) -> float:
@@ -277,7 +320,8 @@ class FaceTracker:
         return step + growth if step <= MAX_STEP + slack and growth <= MAX_LOG_GROWTH + slack else math.inf
 
     def _accept(self, face: Face, appearances: _AppearanceCache) -> TrackedFace:
-        is_cut = self._last is None or self._gap > 0 or _jumped(self._last, face)
+        is_new = self._last is None
+        is_cut = self._last is None or self._unused > 0 or _jumped(self._last, face)
         if is_cut:
             self._smoother.reset()
         if self._appearance is None:
@@ -287,9 +331,18 @@ class FaceTracker:
             self._appearance = self._appearance.blended(appearances.get(face), APPEARANCE_MOMENTUM)
             self._until_appearance_update = APPEARANCE_INTERVAL
         self._until_appearance_update -= 1
-        self._last, self._gap = face, 0
+        self._last, self._gap, self._unused = face, 0, 0
         anchors = self._smoother(face.anchors) if self._smooth else face.anchors
-        return TrackedFace(face.box, anchors, is_cut, face.contour)
+        return TrackedFace(face, anchors, is_cut, is_new, tuple(self._others))
+
+
+def _assign(costs: np.ndarray) -> np.ndarray:
+    """The column of each row at the lowest total cost."""
+    if len(costs) == 1:  # one person, as in most videos
+        return costs.argmin(axis=1)
+    from scipy.optimize import linear_sum_assignment  # takes 0.3 s to import
+
+    return linear_sum_assignment(costs)[1]
 
 
 def _reidentify(known: Appearance, faces: list[Face], appearances: _AppearanceCache) -> Face | None:
@@ -308,12 +361,6 @@ def _contains(face: Face, point: tuple[float, float]) -> bool:
 
 def _distance_to(face: Face, point: tuple[float, float]) -> float:
     return float(np.linalg.norm(face.center - point))
-
-
-def _minimum_size(shape: tuple[int, ...], scale: float) -> np.ndarray:
-    """(2,) minimum width and height of a face in full-frame pixels."""
-    short_side = min(shape[:2]) * scale
-    return np.minimum(MIN_FACE_SIZE, np.array(MIN_FACE_SHARE) * short_side)
 
 
 def _jumped(before: Face, after: Face) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from os import PathLike
 
 import numpy as np
@@ -19,7 +20,8 @@ from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, FaceDetector, overlap
 from latentsync.faces.factory import create_detector
 from latentsync.faces.smoothing import AnchorSmoother
-from latentsync.faces.tracking import FaceTracker, Scene, SelectRule
+from latentsync.faces.tracking import FaceTracker, Scene, SelectRule, TrackedFace
+from latentsync.faces.visibility import PROFILE, THUMBNAIL_SIDE, OcclusionCheck, Visibility, profile_opacity
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import available_frames, open_timeline
@@ -29,6 +31,8 @@ DETECTION_SIDE = 960  # longer side for detection; the anchors stay accurate to 
 SAME_PERSON = 0.3  # minimum IoU of one person's boxes in consecutive frames
 MIN_TRACKED_FACE = 16  # pixels; `PeopleTracker` ignores smaller detections
 DEFAULT_FPS = Fraction(25)
+OUTSIDE = "the face is outside the frame"
+NOT_SPEAKING = "nobody speaks"
 
 
 @dataclass(frozen=True)
@@ -40,42 +44,54 @@ class AlignedFace:
         matrix: (2, 3), frame -> crop.
         starts: True in the first frame and after a cut, gap or jump.
         contour: (N, 2) polygon around the face, in pixels of the square; None if the detector provides none.
+        opacity: of the generated face in the frame, above 0; below 1 in the transition to a profile.
+        keep_out: polygons (N, 2) in frame pixels in which no pixel may change: other people.
     """
 
     pixels: np.ndarray
     matrix: np.ndarray
     starts: bool
     contour: np.ndarray | None = None
+    opacity: float = 1.0
+    keep_out: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What was seen of the selected person in a frame.
+
+    Args:
+        box: (4,) x0, y0, x1, y1 in frame pixels; None if the person was not found.
+        score: confidence of the detector, 0..1.
+        passed: why the frame is passed through unchanged; None if its face is replaced.
+    """
+
+    box: np.ndarray | None = None
+    score: float = 0.0
+    passed: str | None = None
 
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """A frame with its index and the aligned face, if one was found.
-
-    weight: share of the generated face in the result, in (0, 1].
-    """
+    """A frame with its index, the aligned face if it is to be replaced, and what was seen of the person."""
 
     index: int
     frame: VideoFrame
     face: AlignedFace | None
-    weight: float = 1.0
+    seen: Sighting = Sighting()
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A person to track: the selection of the face (see `FaceTracker`), and the frames in which it is wanted."""
+    """A person to track.
+
+    Args:
+        face: the selection of the face, see `FaceTracker`.
+        weights: (T,) share of the generated face in each frame, 0 to 1; where it is 0, the face is not looked for.
+    """
 
     face: str | SelectRule
-    wanted: Sequence[bool] | np.ndarray
-
-
-@dataclass(frozen=True)
-class PeopleFrame:
-    """A frame with its index and the aligned face of each person; None where it is not found or not wanted."""
-
-    index: int
-    frame: VideoFrame
-    faces: tuple[AlignedFace | None, ...]
+    weights: np.ndarray
 
 
 def read_faces(
@@ -122,6 +138,7 @@ def track_faces(
     *,
     fps: Fraction = DEFAULT_FPS,
     face: str = "largest",
+    min_face: float | None = None,
     detector: str | FaceDetector = "auto",
     device: str = "cpu",
     is_still: bool = False,
@@ -132,6 +149,7 @@ def track_faces(
         frames: consecutive frames of one clip, at `fps`.
         resolution: R.
         face: face to track: largest, left, right, an index from the left, or x,y in frame pixels.
+        min_face: minimum height of the face in frame pixels; see `FaceTracker`.
         detector: name passed to `create_detector`, or a detector, which is reset first and not closed.
         device: device of a detector created here.
         is_still: whether all frames are the same image.
@@ -144,7 +162,7 @@ def track_faces(
             detector = stack.enter_context(closing(create_detector(detector, device, static=is_still)))
         else:
             detector.reset()
-        tracker = FaceTracker(detector, face, fps=float(fps))
+        tracker = FaceTracker(detector, face, fps=float(fps), min_face=min_face)
         yield from align_frames(frames, FaceAligner(tracker, AlignRestore(resolution=resolution)))
 
 
@@ -154,14 +172,15 @@ def track_people(
     selections: Sequence[Selection],
     *,
     fps: Fraction = DEFAULT_FPS,
+    min_face: float | None = None,
     detector: str = "auto",
     device: str = "cpu",
     is_still: bool = False,
-) -> Generator[PeopleFrame, None, None]:
-    """Yield frames with the aligned faces of several people; a frame in which nobody is wanted is not examined.
+) -> Generator[tuple[TrackedFrame, ...], None, None]:
+    """Yield, for each frame, the aligned faces of several people; a frame in which nobody is wanted is not examined.
 
     Args:
-        frames, resolution, fps, detector, device, is_still: see `track_faces`.
+        frames, resolution, fps, min_face, detector, device, is_still: see `track_faces`.
         selections: one for each person. A face is selected again when a person is wanted after frames without it.
 
     Raises:
@@ -169,24 +188,26 @@ def track_people(
     """
     with closing(create_detector(detector, device, static=is_still)) as opened:
         scene = Scene(opened)
-        trackers = [FaceTracker(scene, selection.face, fps=float(fps)) for selection in selections]
+        trackers = [FaceTracker(scene, each.face, fps=float(fps), min_face=min_face) for each in selections]
         aligners = [FaceAligner(tracker, AlignRestore(resolution=resolution)) for tracker in trackers]
         last: VideoFrame | None = None
         for index, frame in enumerate(frames):
-            wanted = [bool(selection.wanted[index]) for selection in selections]
+            weights = [float(selection.weights[index]) for selection in selections]
             image = None
-            if any(wanted) and frame is not last:
+            if any(weights) and frame is not last:
                 image = frame.rgb(DETECTION_SIDE)
                 scene.look(image, frame.width / image.shape[1])
                 last = frame
-            faces: list[AlignedFace | None] = [None] * len(aligners)
+            people = [TrackedFrame(index, frame, None, Sighting(passed=NOT_SPEAKING))] * len(aligners)
             # Those who are followed already come first, so that nobody is selected twice.
             for number in sorted(range(len(aligners)), key=lambda number: not trackers[number].has_person):
-                if wanted[number]:
-                    faces[number] = aligners[number](frame, image)
-                else:
+                if not weights[number]:
                     aligners[number].forget()
-            yield PeopleFrame(index, frame, tuple(faces))
+                    continue
+                found = aligners[number](index, frame, image)
+                face = found.face and replace(found.face, opacity=weights[number] * found.face.opacity)
+                people[number] = replace(found, face=face)
+            yield tuple(people)
 
 
 class FaceAligner:
@@ -194,29 +215,45 @@ class FaceAligner:
 
     def __init__(self, tracker: FaceTracker, aligner: AlignRestore):
         self.tracker, self.aligner = tracker, aligner
-        self._last: tuple[VideoFrame, AlignedFace | None] | None = None
+        self._occlusion = OcclusionCheck()
+        self._last: TrackedFrame | None = None
 
-    def __call__(self, frame: VideoFrame, image: np.ndarray | None = None) -> AlignedFace | None:
-        """The face in the next frame. `image`: `frame.rgb(DETECTION_SIDE)`, if it is at hand."""
-        if self._last is not None and self._last[0] is frame:  # still image or frozen frame
-            face = self._last[1]
-            return face and replace(face, starts=False)
-        face = self._align(frame, frame.rgb(DETECTION_SIDE) if image is None else image)
-        self._last = (frame, face)
-        return face
+    def __call__(self, index: int, frame: VideoFrame, image: np.ndarray | None = None) -> TrackedFrame:
+        """The next frame. `image`: `frame.rgb(DETECTION_SIDE)`, if it is at hand."""
+        last = self._last
+        if last is not None and last.frame is frame:  # still image or frozen frame
+            return TrackedFrame(index, frame, last.face and replace(last.face, starts=False), last.seen)
+        self._last = TrackedFrame(
+            index, frame, *self._find(frame, frame.rgb(DETECTION_SIDE) if image is None else image)
+        )
+        return self._last
 
     def forget(self) -> None:
         """Forget the person; the next frame selects one again."""
         self._last = None
         self.tracker.drop_person()
 
-    def _align(self, frame: VideoFrame, image: np.ndarray) -> AlignedFace | None:
+    def _find(self, frame: VideoFrame, image: np.ndarray) -> tuple[AlignedFace | None, Sighting]:
         tracked = self.tracker.update(image, scale=frame.width / image.shape[1])
         if tracked is None:
-            return None
+            return None, Sighting(passed=self.tracker.missing)
         if tracked.is_cut:
             self.aligner.reset()
-        return align_face(frame, tracked.anchors, self.aligner, tracked.is_cut, tracked.contour)
+        if tracked.is_new:
+            self._occlusion.reset()
+        aligned = align_face(frame, tracked.anchors, self.aligner, tracked.is_cut, tracked.face.contour)
+        if aligned is None:
+            return None, Sighting(tracked.box, tracked.face.score, OUTSIDE)
+        visible = self._visibility(tracked, aligned)
+        face = replace(aligned, opacity=visible.opacity, keep_out=visible.keep_out) if visible.opacity else None
+        return face, Sighting(tracked.box, tracked.face.score, None if face else visible.reason)
+
+    def _visibility(self, tracked: TrackedFace, aligned: AlignedFace) -> Visibility:
+        if not (opacity := profile_opacity(tracked.anchors)):
+            return Visibility(0.0, reason=PROFILE)
+        place = partial(frame_to_square, matrix=aligned.matrix, size=self.aligner.face_size, resolution=THUMBNAIL_SIDE)
+        visible = self._occlusion.update(aligned.pixels, tracked.face, tracked.others, place)
+        return replace(visible, opacity=opacity * visible.opacity)
 
 
 def align_face(
@@ -240,7 +277,7 @@ def align_face(
 def align_frames(frames: Iterable[VideoFrame], align: FaceAligner) -> Iterator[TrackedFrame]:
     """Number the frames and align the face in each."""
     for index, frame in enumerate(frames):
-        yield TrackedFrame(index, frame, align(frame))
+        yield align(index, frame)
 
 
 def face_runs(frames: Iterable[TrackedFrame], num_frames: int) -> Iterator[list[TrackedFrame]]:

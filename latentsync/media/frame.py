@@ -74,7 +74,7 @@ class VideoFrame:
             return self.crop_rgb(0, 0, self.width, self.height)
         size = (max(1, round(self.width * max_side / longest)), max(1, round(self.height * max_side / longest)))
         scaled = cv2.merge([_shrink(y, size), _shrink(u, size), _shrink(v, size)])
-        return _to_uint8(cv2.transform(scaled.astype(np.float32), self._yuv_to_rgb()))
+        return cv2.transform(scaled, self._yuv_to_rgb())
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """`np.asarray(frame)` is `frame.rgb()`."""
@@ -92,7 +92,7 @@ class VideoFrame:
         cells = slice(top // 2, bottom // 2), slice(left // 2, right // 2)
         chroma = [cv2.resize(plane[cells], size, interpolation=cv2.INTER_NEAREST) for plane in (u, v)]
         yuv = cv2.merge([y[top:bottom, left:right], *chroma])
-        rgb = _to_uint8(cv2.transform(yuv.astype(np.float32), self._yuv_to_rgb()))
+        rgb = cv2.transform(yuv, self._yuv_to_rgb())
         return np.ascontiguousarray(rgb[y0 - top : y1 - top, x0 - left : x1 - left])
 
     def blend_rgb(self, x0: int, y0: int, rgb: np.ndarray, alpha: np.ndarray, luma_only: bool = False) -> "VideoFrame":
@@ -141,6 +141,8 @@ class VideoFrame:
             _mix(box, kept, cv2.resize(weighted, cells, interpolation=cv2.INTER_AREA))
 
     def _yuv_to_rgb(self) -> np.ndarray:
+        """(3, 4) for `cv2.transform`, which computes 8-bit images in fixed point: within one step of the exact result
+        in a twentieth of the time that float32 takes."""
         return yuv_to_rgb_matrix(self.color.resolved_matrix(self.width, self.height), self.color.is_full_range)
 
 
@@ -160,11 +162,6 @@ def _numbers(image: np.ndarray) -> np.ndarray:
     """Set NaN to 0 in place (float32), so that it cannot spread; returns `image`."""
     cv2.patchNaNs(image, 0.0)
     return image
-
-
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-    """Round to nearest and saturate to 0..255 (cv2 does both in one pass)."""
-    return cv2.add(image, 0.0, dtype=cv2.CV_8U)
 
 
 def _shrink(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:

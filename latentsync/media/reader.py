@@ -17,6 +17,7 @@ from latentsync.media.paths import open_input
 from latentsync.media.probe import VideoInfo, first_video_stream
 from latentsync.media.stamps import duration_of, time_of
 from latentsync.media.webp import decode_frames, read_animated_webp
+from latentsync.utils.cores import codec_threads
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,7 @@ class VideoReader:
         self._opened = container, first_video_stream(container, self._info.path)
         codec = self._opened[1].codec_context
         codec.thread_type = "AUTO"
+        codec.thread_count = codec_threads()
         # AVI has no presentation times: with B-frames, those that libav derives are out of order.
         if container.format.name == "avi" and codec.has_b_frames:
             self._has_stamps = False

@@ -15,6 +15,7 @@ from latentsync.media.color import ColorTags
 from latentsync.media.convert import plane_samples
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import check_output_path, file_url
+from latentsync.utils.cores import codec_threads
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import HiddenFile
 
@@ -156,6 +157,7 @@ class VideoWriter:
         codec = self._stream.codec_context
         codec.width, codec.height = self._size
         codec.pix_fmt = "yuv420p"
+        codec.thread_count = codec_threads()
         codec.time_base = 1 / self._fps
         codec.sample_aspect_ratio = aspect_ratio
         self._color = color

@@ -5,7 +5,8 @@ Legend: T frames at 25 frames/s, R pixels, N samples at 16 kHz, W windows.
 
 import logging
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 SCORERS = ("auto", "syncnet_v2", "embedded")
 PUBLISHED_THRESHOLD = 3.0  # smallest confidence of training clips in the reference
 EMBEDDED_THRESHOLD = 0.15  # 0.2 to 0.9 for real clips like its training data, 0.05 to 0.15 for shuffled audio
+EMBEDDED_PREFERENCE = 0.9  # by `eval.sync_roc`, see docs/data_processing.md
 EMBEDDED_CONFIG = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
 
 
@@ -54,6 +56,7 @@ class ClipSync:
         confidence, min_distance: Sync-C and Sync-D; comparable only if computed by the same scorer.
         window_confidences: (W,).
         start, frames: first frame and number of frames scored.
+        vision, audio: (W, D) embeddings of the windows.
     """
 
     scorer: str
@@ -63,6 +66,8 @@ class ClipSync:
     window_confidences: np.ndarray
     start: int = 0
     frames: int = 0
+    vision: np.ndarray = field(default_factory=partial(np.empty, (0, 0)))
+    audio: np.ndarray = field(default_factory=partial(np.empty, (0, 0)))
 
 
 class ClipSyncScorer(Protocol):
@@ -71,6 +76,7 @@ class ClipSyncScorer(Protocol):
     Attributes:
         min_frames: length of the shortest clip that can be scored.
         default_threshold: lowest confidence of a good clip.
+        default_preference: lowest preference of a good clip, see `latentsync.metrics.sync_gate`; None if unknown.
         files: weights and configs that the scores depend on.
     """
 
@@ -78,6 +84,7 @@ class ClipSyncScorer(Protocol):
     files: tuple[Path, ...]
     min_frames: int
     default_threshold: float
+    default_preference: float | None
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
         """Score aligned faces (T, R, R, 3) uint8 with audio (N,). Raises UserError for a clip that is too short."""
@@ -122,6 +129,7 @@ class PublishedScorer:
 
     min_frames = WINDOW_FRAMES + 1
     default_threshold = PUBLISHED_THRESHOLD
+    default_preference = None
 
     def __init__(self, model_path: str | Path, s3fd_path: str | Path | None = None, device: str = "cpu"):
         self.net = SyncNetV2.from_pretrained(model_path).to(device)
@@ -169,6 +177,8 @@ class PublishedScorer:
             score.window_confidences,
             track.start,
             len(track.boxes),
+            score.vision,
+            score.audio,
         )
 
 
@@ -177,6 +187,7 @@ class EmbeddedScorer:
 
     name = "embedded"
     default_threshold = EMBEDDED_THRESHOLD
+    default_preference = EMBEDDED_PREFERENCE
 
     def __init__(self, device: str = "cpu"):
         model, weights = resolve("embedded"), EMBEDDED_SYNCNET.find() or CHECKPOINTS_DIR / EMBEDDED_SYNCNET.path
@@ -199,7 +210,8 @@ class EmbeddedScorer:
         distances = torch.cdist(vision.double(), audio.double()).numpy()
         by_offset = np.stack([_along(distances, offset) for offset in score.offsets])
         windows = np.nanmedian(by_offset, axis=0) - _along(distances, score.offset)
-        return ClipSync(self.name, score.offset, score.confidence, float(score.distances.min()), windows, 0, len(faces))
+        least, embeddings = float(score.distances.min()), (vision.numpy(), audio.numpy())
+        return ClipSync(self.name, score.offset, score.confidence, least, windows, 0, len(faces), *embeddings)
 
     def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
         info, wave = _open(path, wave)

@@ -1,6 +1,6 @@
-"""Features for FID (Heusel et al. 2017), by `latentsync.pretrained.inception`.
+"""Features for FID and KID (Heusel et al. 2017), by `latentsync.pretrained.inception`.
 
-Legend: N frames, R pixels.
+Legend: N frames, H W pixels.
 """
 
 import numpy as np
@@ -13,8 +13,8 @@ BATCH_SIZE = 8
 
 
 @torch.no_grad()
-def frame_features(net: FIDInception, faces: np.ndarray) -> np.ndarray:
-    """Faces (N, R, R, 3) uint8 -> (N, 2048) float32."""
+def frame_features(net: FIDInception, images: np.ndarray) -> np.ndarray:
+    """Images (N, H, W, 3) uint8 -> (N, 2048) float32."""
     device = next(net.parameters()).device
-    batches = to_pixel_values(faces).split(BATCH_SIZE)
+    batches = to_pixel_values(images).split(BATCH_SIZE)
     return np.concatenate([net(batch.to(device)).float().cpu().numpy() for batch in batches])

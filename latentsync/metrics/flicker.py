@@ -1,6 +1,7 @@
 """Temporal flicker of the mouth: frame-to-frame change that motion does not explain.
 
-Legend: F frames of a chunk, R pixels. Faces are aligned (see `latentsync.faces.align`), uint8 RGB (F, R, R, 3).
+Legend: T frames, F frames of a chunk, R pixels. Faces are aligned (see `latentsync.faces.align`), uint8 RGB
+(F, R, R, 3).
 """
 
 import math
@@ -32,22 +33,27 @@ class FlickerMetric:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._dis.setVariationalRefinementAlpha(SMOOTHNESS)
         self._last: np.ndarray | None = None
-        self._sum, self._count = 0.0, 0
+        self._values: list[float] = []
 
     def update(self, faces: np.ndarray, starts: np.ndarray) -> None:
         """Add the next frames (F, R, R, 3) uint8; `starts` (F,): True after a cut or a gap."""
         require_aligned(faces)
         for face, new in zip(faces, starts, strict=True):
             luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
-            if self._last is not None and not new:
-                self._compare(self._last, luma)
+            self._values.append(math.nan if self._last is None or new else self._compare(self._last, luma))
             self._last = luma
 
-    def compute(self) -> float:
-        """Mean over the pairs of frames, in gray levels; NaN if no pair could be compared."""
-        return self._sum / self._count if self._count else math.nan
+    @property
+    def values(self) -> np.ndarray:
+        """(T,) in gray levels, of each frame and the one before it; NaN where they cannot be compared."""
+        return np.array(self._values)
 
-    def _compare(self, before: np.ndarray, now: np.ndarray) -> None:
+    def compute(self) -> float:
+        """Mean over the pairs of frames; NaN if no pair could be compared."""
+        known = self.values[np.isfinite(self.values)]
+        return float(known.mean()) if known.size else math.nan
+
+    def _compare(self, before: np.ndarray, now: np.ndarray) -> float:
         blurred = [cv2.GaussianBlur(luma, (0, 0), BLUR) for luma in (before, now)]
         self._dis.setFinestScale(int(len(now) > LARGE))
         backward, forward = self._dis.calc(blurred[1], blurred[0], None), self._dis.calc(blurred[0], blurred[1], None)
@@ -55,6 +61,4 @@ class FlickerMetric:
         error = np.linalg.norm(backward + warp(forward, backward), axis=-1)
         visible = error < CONSISTENT + np.linalg.norm(backward, axis=-1) / 20
         mouth = mouth_slices(len(now))
-        if visible[mouth].mean() >= MIN_VISIBLE:
-            self._sum += float(difference[mouth][visible[mouth]].mean())
-            self._count += 1
+        return float(difference[mouth][visible[mouth]].mean()) if visible[mouth].mean() >= MIN_VISIBLE else math.nan

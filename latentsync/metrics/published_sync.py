@@ -24,9 +24,12 @@ class PublishedScore:
     """Distances (W, 2 * reach + 1) of each window to the audio `reach` frames before to `reach` frames after it.
 
     Column j is the offset reach - j, with the sign of `latentsync.metrics.sync`: + means that the audio is early.
+    vision, audio: the embeddings (W, D).
     """
 
     distances: np.ndarray
+    vision: np.ndarray
+    audio: np.ndarray
 
     @property
     def mean_distances(self) -> np.ndarray:
@@ -67,7 +70,7 @@ def score_embeddings(vision: Tensor, audio: Tensor, reach: int = REACH) -> Publi
         )
     near = F.pad(audio, (0, 0, reach, reach)).unfold(0, 2 * reach + 1, 1).transpose(1, 2)  # (W, 2 reach + 1, D)
     distances = [F.pairwise_distance(one[None], other) for one, other in zip(vision, near, strict=True)]
-    return PublishedScore(torch.stack(distances).cpu().numpy())
+    return PublishedScore(torch.stack(distances).cpu().numpy(), vision.cpu().numpy(), audio.cpu().numpy())
 
 
 def mfcc_windows(wave: np.ndarray) -> Tensor:

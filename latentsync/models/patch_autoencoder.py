@@ -8,14 +8,16 @@ Legend: N images, C latent channels, P patch side, H W pixels, h w latent cells.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from latentsync.utils.light_diffusers import AutoencoderKLOutput, ConfigMixin, DecoderOutput, register_to_config
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 COLORS = 3
 STEP = 2  # enlargement of each level
 SILU_GAIN = 1.7  # keeps the variance of a signal of unit variance through SiLU and a convolution
@@ -63,7 +65,8 @@ class PatchDecoder(nn.Module):
             self.levels.append(nn.Sequential(*layers, *(ResidualBlock(width) for _ in range(count))))
         self.conv_out = nn.Conv2d(widths[-1], COLORS * shuffle**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(shuffle)
-        self._initialize()
+        if not self.linear.weight.is_meta:  # weights are loaded; this arithmetic would import torch._dynamo
+            self._initialize()
 
     def _initialize(self) -> None:
         """Without norms, the layers have to keep the variance of what passes them. The output starts at zero."""
@@ -83,7 +86,7 @@ class PatchDecoder(nn.Module):
         return self.linear(latents) + self.shuffle(self.conv_out(F.silu(x)))
 
 
-class PatchAutoencoder(ModelMixin, ConfigMixin):
+class PatchAutoencoder(nn.Module, ConfigMixin):
     """See the module's docstring.
 
     Args:
@@ -93,6 +96,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         sample_size: side in pixels of the images it was trained on.
         scaling_factor, shift_factor: latents of a diffusion model are `(mean - shift_factor) * scaling_factor`.
     """
+
+    config_name = "config.json"
 
     @register_to_config
     def __init__(
@@ -106,6 +111,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
+        self.use_slicing = False  # decode one image at a time
+        self.use_tiling = False  # has no effect: the memory for one image is small
         self.encoder = nn.Conv2d(COLORS, latent_channels, patch_size, patch_size)
         self.decoder = PatchDecoder(latent_channels, patch_size, decoder_widths, decoder_blocks)
 
@@ -115,7 +122,14 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, latents: Tensor) -> DecoderOutput:
         """(N, C, h, w) -> `sample` (N, 3, H, W), about [-1, 1], not clamped."""
-        return DecoderOutput(sample=self.decoder(latents))
+        parts = latents.split(1 if self.use_slicing else len(latents))
+        return DecoderOutput(sample=torch.cat([self.decoder(part) for part in parts]))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and the weights, as diffusers does."""
+        self.save_config(folder)  # creates the folder
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> the same, encoded and decoded."""

@@ -6,7 +6,6 @@ Legend: N images, C latent channels, H W pixels, h w latent cells.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from latentsync.checkpoints.formats import Checkpoint
 from latentsync.checkpoints.loading import load_into, load_state_dict
 from latentsync.config.diffusers_config import build_from_config, read_config
+from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import AutoencoderKL
-
-if TYPE_CHECKING:
-    from latentsync.models.patch_autoencoder import PatchAutoencoder
 
 MAX_UNTILED = 256  # pixels
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -38,7 +35,7 @@ class LatentCodec(nn.Module):
     (0.18215 and 0 for Stable Diffusion 1.5).
     """
 
-    def __init__(self, vae: "AutoencoderKL | PatchAutoencoder"):
+    def __init__(self, vae: AutoencoderKL | PatchAutoencoder):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
@@ -132,20 +129,20 @@ class LatentCodec(nn.Module):
 
     def enable_slicing(self) -> None:
         """Encode and decode one image at a time: slower, less device memory."""
-        self.vae.enable_slicing()
+        self.vae.use_slicing = True
 
     def disable_slicing(self) -> None:
-        self.vae.disable_slicing()
+        self.vae.use_slicing = False
 
     def enable_tiling(self) -> None:
         """Encode and decode images beyond 256 pixels in overlapping tiles: slower, less device memory."""
         # diffusers' own limit follows `sample_size`, which is 32 pixels in many configs: far too small a tile.
         self.vae.tile_sample_min_size = MAX_UNTILED
         self.vae.tile_latent_min_size = MAX_UNTILED // self.factor
-        self.vae.enable_tiling()
+        self.vae.use_tiling = True
 
     def disable_tiling(self) -> None:
-        self.vae.disable_tiling()
+        self.vae.use_tiling = False
 
     @contextmanager
     def low_memory(self) -> Iterator[None]:
@@ -184,13 +181,9 @@ def linear_patches(vae: AutoencoderKL, factor: int) -> nn.Conv2d | None:
     return patches if torch.allclose(patches(image), encoded, rtol=0, atol=tolerance) else None
 
 
-def autoencoder_class(config: Path) -> "type[AutoencoderKL] | type[PatchAutoencoder]":
+def autoencoder_class(config: Path) -> type[AutoencoderKL] | type[PatchAutoencoder]:
     """The class that a config.json names: `PatchAutoencoder`, or else diffusers' `AutoencoderKL`."""
-    if read_config(config).get("_class_name") != "PatchAutoencoder":
-        return AutoencoderKL
-    from latentsync.models.patch_autoencoder import PatchAutoencoder  # imports much of diffusers
-
-    return PatchAutoencoder
+    return PatchAutoencoder if read_config(config).get("_class_name") == "PatchAutoencoder" else AutoencoderKL
 
 
 def _current_name(name: str) -> str:

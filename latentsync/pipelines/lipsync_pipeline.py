@@ -1,7 +1,7 @@
 """Streaming lip-sync pipeline: generates a lip-synced video from a video or image and an audio input."""
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from fractions import Fraction
@@ -14,7 +14,7 @@ import torch
 
 from latentsync.faces.contour import ContourFinder
 from latentsync.faces.mask import blend_weight
-from latentsync.faces.video import PeopleFrame, Selection, TrackedFrame, face_runs, track_people
+from latentsync.faces.video import Selection, TrackedFrame, face_runs, track_people
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.interpolation import open_interpolator
@@ -26,6 +26,7 @@ from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGen
 from latentsync.pipelines.opening import open_clip
 from latentsync.pipelines.people import resolve_faces
 from latentsync.pipelines.progress import ProgressReport, Work
+from latentsync.pipelines.report import FrameLog, open_log
 from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, GeneratedFace, LipsyncResult, Paste, ResultFile
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Callback
@@ -64,6 +65,7 @@ class LipsyncPipeline(FaceGenerator):
         options: GenerationOptions | None = None,
         on_progress: OnProgress | None = None,
         progress: bool = False,
+        report_path: str | Path | None = None,
         **changes: Any,
     ) -> LipsyncResult:
         """Lip-sync a video and write it to `video_out_path`, with the given audio.
@@ -82,6 +84,7 @@ class LipsyncPipeline(FaceGenerator):
                 stages are "preparing", "lip-sync" and "finishing". Raise an exception in it to stop the run, as in
                 `callback`.
             progress: show a progress bar.
+            report_path: JSON file with the face and its confidence for every frame; see docs/inference.md.
             changes: single options that override `options`, and callback_on_step_end.
             num_frames, height, width, eta, generator, callback, callback_steps, callback_on_step_end: see `frames`.
 
@@ -110,7 +113,8 @@ class LipsyncPipeline(FaceGenerator):
         )
         check_output_path(video_out_path, [path for path in (video_path, audio_path) if is_path(path)])
         with open_clip(video_path, audio_path, run.options, self.audio_encoder) as clip:
-            return self._write(clip, run, video_out_path, temp_dir, on_progress, progress)
+            with open_log(clip.fps, report_path) as log:
+                return self._write(clip, run, video_out_path, temp_dir, log, on_progress, progress)
 
     def frames(
         self,
@@ -146,12 +150,12 @@ class LipsyncPipeline(FaceGenerator):
             closing(self._finisher(clip, run)) as finisher,
             closing(self._generate(clip, run)) as pairs,
         ):
-            count = FaceCount(clip)
+            edited = 0
             for faces in pairs:
-                count.add(faces)
+                edited += any(pixels is not None for _, pixels in faces)
                 yield from finisher.push(faces)
             yield from finisher.flush()
-            count.check()
+            _check_faces_found(clip, edited)
 
     def _write(
         self,
@@ -159,11 +163,12 @@ class LipsyncPipeline(FaceGenerator):
         run: Run,
         path: str | Path,
         temp_dir: str | Path | None,
+        log: FrameLog,
         on_progress: OnProgress | None,
         progress: bool,
     ) -> LipsyncResult:
         """Generate all frames; pasting and encoding run in another thread."""
-        total, count = clip.fit.count, FaceCount(clip)
+        total, edited = clip.fit.count, 0
         work = Work(total, run.sampling.num_inference_steps, QUEUE_FRAMES, self._speeds.setdefault(run.pace_key, {}))
         with (
             closing(self._finisher(clip, run)) as finisher,
@@ -174,12 +179,15 @@ class LipsyncPipeline(FaceGenerator):
             ) as deliver,
         ):
             for faces in pairs:
-                count.add(faces)
+                edited += any(pixels is not None for _, pixels in faces)
                 deliver(faces)
+                log.add([item for item, _ in faces])
                 report.frame()
             report.finishing()
-            count.check()
-        return LipsyncResult(Path(path), finisher.count(total), count.edited, finisher.fps)
+            _check_faces_found(clip, edited)
+        if unchanged := log.describe(total):
+            logger.warning("%s: %s", clip.info.path, unchanged)
+        return LipsyncResult(Path(path), finisher.count(total), edited, finisher.fps, tuple(log.passed))
 
     def _generate(self, clip: Clip, run: Run) -> Generator[list[GeneratedFace], None, None]:
         """Yield, for each frame, the generated face of each speaker."""
@@ -190,14 +198,11 @@ class LipsyncPipeline(FaceGenerator):
             yield from map(list, zip(*streams, strict=True))
 
     def _generate_person(
-        self, frames: Iterable[PeopleFrame], number: int, clip: Clip, run: Run
+        self, frames: Iterable[tuple[TrackedFrame, ...]], number: int, clip: Clip, run: Run
     ) -> Generator[GeneratedFace, None, None]:
         """Yield the frames with the generated face of a speaker (R, R, 3) float32 in 0..255, or None without a face."""
         speaker = clip.speakers[number]
-        shown = (
-            TrackedFrame(item.index, item.frame, item.faces[number], float(speaker.weights[item.index]))
-            for item in frames
-        )
+        shown = (people[number] for people in frames)
         for batch in batch_runs(face_runs(shown, run.num_frames), run.chunks_at_once):
             if batch[0][0].face is None:
                 yield batch[0][0], None
@@ -207,17 +212,18 @@ class LipsyncPipeline(FaceGenerator):
             for chunk, generated in zip(batch, self.speak(faces, tokens, run=run), strict=True):
                 yield from zip(chunk, generated.numpy(), strict=True)
 
-    def _track(self, clip: Clip, run: Run) -> Generator[PeopleFrame, None, None]:
+    def _track(self, clip: Clip, run: Run) -> Generator[tuple[TrackedFrame, ...], None, None]:
         """Yield every output frame with the aligned faces; decoding and tracking run ahead in a thread."""
         detector, device = run.options.detector, str(self.device)
         faces = resolve_faces([speaker.face for speaker in clip.speakers], clip.source, detector, device)
-        wanted = [speaker.weights > 0 for speaker in clip.speakers]
+        selections = [Selection(face, speaker.weights) for face, speaker in zip(faces, clip.speakers, strict=True)]
         with closing(clip.fit.open()) as frames:
             tracked = track_people(
                 frames,
                 run.resolution,
-                [Selection(face, times) for face, times in zip(faces, wanted, strict=True)],
+                selections,
                 fps=clip.fps,
+                min_face=run.options.min_face,
                 detector=detector,
                 device=device,
                 is_still=clip.info.is_still,
@@ -261,32 +267,10 @@ def batch_runs(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[l
         yield batch
 
 
-class FaceCount:
-    """Counts frames with a generated face. `edited`: frames with at least one."""
-
-    def __init__(self, clip: Clip) -> None:
-        self._clip = clip
-        self._found = [0] * len(clip.speakers)
-        self.edited = 0
-
-    def add(self, faces: Sequence[GeneratedFace]) -> None:
-        for number, (_, pixels) in enumerate(faces):
-            self._found[number] += pixels is not None
-        self.edited += any(pixels is not None for _, pixels in faces)
-
-    def check(self) -> None:
-        """Log how many frames are without a face that was wanted; raise UserError if all are."""
-        wanted = [int((speaker.weights > 0).sum()) for speaker in self._clip.speakers]
-        if any(wanted) and not self.edited:
-            face = self._clip.speakers[0].face
-            rest = "" if face == "largest" else f" that matches the selection ({face})"
-            raise UserError(f"{self._clip.info.path}: no face{rest} was found in any frame; use a video that shows one")
-        for speaker, most, found in zip(self._clip.speakers, wanted, self._found, strict=True):
-            if most > found:
-                logger.warning(
-                    "%s: %d of %d frames do not contain the selected face (%s) and were copied unchanged",
-                    self._clip.info.path,
-                    most - found,
-                    most,
-                    speaker.face,
-                )
+def _check_faces_found(clip: Clip, edited: int) -> None:
+    """Raise UserError if someone speaks, and no face was edited."""
+    if edited or not any(speaker.weights.any() for speaker in clip.speakers):
+        return
+    face = clip.speakers[0].face
+    wanted = "" if face == "largest" else f" that matches the selection ({face})"
+    raise UserError(f"{clip.info.path}: no face{wanted} was found in any frame; use a video that shows one")

@@ -15,12 +15,14 @@ import numpy as np
 from latentsync.faces.contour import ContourFinder, contour_weight
 from latentsync.faces.sharpen import sharpen
 from latentsync.faces.video import AlignedFace, TrackedFrame
+from latentsync.faces.visibility import keep_out_weight
 from latentsync.media.audio_stream import AudioSource
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.probe import VideoInfo
 from latentsync.media.writer import VideoWriter
 from latentsync.options import GenerationOptions
+from latentsync.pipelines.report import PassedRange
 from latentsync.utils.affine_transform import AlignRestore
 from latentsync.utils.files import staged_output
 from latentsync.utils.threads import Sink
@@ -33,12 +35,14 @@ Deliver = Callable[[Sequence[GeneratedFace]], None]
 
 @dataclass(frozen=True)
 class LipsyncResult:
-    """The output file, its number of frames and frame rate, and the number of generated frames with a face."""
+    """The output file, its number of frames and frame rate, the number of generated frames with a face, and the ranges
+    of generated frames that were passed through."""
 
     path: Path
     num_frames: int
     faces: int
     fps: Fraction
+    passed: tuple[PassedRange, ...] = ()
 
     def _repr_html_(self) -> str:
         """Video player for notebooks; a video that is too large to embed is only named."""
@@ -71,8 +75,11 @@ class Paste:
             raise ValueError(f"frame {item.index} has no face to replace")
         pixels = sharpen(pixels, self.sharpness_factor)
         size = (item.frame.height, item.frame.width)
-        weight = item.weight * self.weight(item.face, pixels)
-        box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, weight)
+        box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, self.weight(item.face, pixels))
+        if item.face.keep_out and alpha.size:
+            alpha = alpha * keep_out_weight(box, item.face.keep_out)
+        if item.face.opacity < 1:
+            alpha = alpha * item.face.opacity
         return item.frame.blend_rgb(box[0], box[1], rgb, alpha, luma_only=item.frame.is_gray)
 
     def weight(self, face: AlignedFace, pixels: np.ndarray) -> np.ndarray:

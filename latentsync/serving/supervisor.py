@@ -14,6 +14,7 @@ from latentsync.serving.background import BackgroundTask
 from latentsync.serving.jobs import JobState
 from latentsync.serving.settings import ServingSettings
 from latentsync.serving.store import JobStore
+from latentsync.utils.cores import worker_environment
 from latentsync.utils.paths import PACKAGE_PARENT
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Supervisor:
         slot.process = subprocess.Popen(
             # -P: never import modules of the working directory.
             [sys.executable, "-P", "-m", "latentsync.serving.worker", *arguments],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=os.environ | worker_environment(len(self.slots)) | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C goes to the service, which then stops its workers
         )

@@ -11,13 +11,16 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
-from latentsync.training.distributed import any_process, from_main, shared_folder
+from latentsync.training.distributed import TIMEOUT, any_process, from_main, shared_folder
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,25 +49,47 @@ class Progress:
 
 
 class CheckpointStore:
-    """The checkpoints in a folder that all processes, on all nodes, can see."""
+    """The checkpoints in a folder that all processes, on all nodes, can see.
 
-    def __init__(self, folder: Path, keep_last: int, accelerator: Accelerator) -> None:
+    With `background`, `save` returns at once and a thread writes, while training continues.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, accelerator: Accelerator, *, background: bool = False) -> None:
         self.folder, self.keep_last, self.accelerator = folder, keep_last, accelerator
+        # Of its own: what the thread exchanges must not mix with what training does. Any device's group can be slower.
+        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if accelerator.num_processes > 1 else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._unfinished: Future[Path] | None = None
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+    def save(self, step: int, write: Callable[[Path, dist.ProcessGroup | None], None]) -> None:
         """Let all processes `write` into a new checkpoint, then make it the newest; all but the last K are removed.
 
         Raises:
-            UserError: in all processes, when the disk is full or fails; older checkpoints are intact.
+            UserError: in all processes, when the disk is full or fails, or did so in the last save in the background;
+                older checkpoints are intact.
         """
+        self.wait()
+        shared_folder(self.accelerator, self.folder)
+        if self._thread is None:
+            self._save(step, write)
+        else:
+            self._unfinished = self._thread.submit(self._save, step, write)
+
+    def wait(self) -> None:
+        """Wait until the last save is finished. Raises UserError as `save` does."""
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            unfinished.result()
+
+    def _save(self, step: int, write: Callable[[Path, dist.ProcessGroup | None], None]) -> Path:
         final = self.folder / f"step_{step:08d}"
         temporary = self.folder / f".step_{step:08d}.tmp"
-        shared_folder(self.accelerator, self.folder)
         self._step(final, self._clear_unfinished, main_only=True)
         self._step(final, temporary.mkdir, main_only=True)
-        self._step(final, lambda: write(temporary))
+        self._step(final, lambda: write(temporary, self.group))
         self._step(final, lambda: _commit(temporary, final), main_only=True)
         self._step(final, lambda: self._prune(step), main_only=True)
+        logger.info("saved %s", final)
         return final
 
     def newest(self, before: Path | None = None) -> Path | None:
@@ -88,13 +113,15 @@ class CheckpointStore:
 
     def _step(self, final: Path, work: Callable[[], object], *, main_only: bool = False) -> None:
         """One step of a save: if any process fails, all clean up and raise."""
-        problem = None
+        problem: BaseException | None = None
         if self.accelerator.is_main_process or not main_only:
             try:
                 work()
+            except CheckpointException as error:  # of any process
+                problem = next(iter(error.failures.values()))[0]
             except WRITE_ERRORS as error:
                 problem = error
-        if not any_process(self.accelerator, problem is not None)[0]:
+        if not any_process(self.accelerator, problem is not None, group=self.group)[0]:
             return
         if self.accelerator.is_main_process:
             self._clear_unfinished(ignore_errors=True)

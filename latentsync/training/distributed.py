@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +18,9 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from latentsync.config.sections import Precision, RunSection
 from latentsync.utils.errors import UserError
@@ -26,7 +30,7 @@ T = TypeVar("T")
 # The others wait while the main process validates and saves.
 TIMEOUT = timedelta(hours=3)
 THREADS_SETTLE = 0.1  # seconds until the threads of a finished collective are idle
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+MIN_UNIT = 1_000_000  # parameters of a block that `shard` gathers by itself
 
 
 def make_accelerator(run: RunSection) -> Accelerator:
@@ -49,9 +53,11 @@ def make_accelerator(run: RunSection) -> Accelerator:
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     if not accelerator.is_main_process:  # the others log the same
         logging.getLogger("latentsync").setLevel(logging.WARNING)
-    if run.ema_decay and is_sharded(accelerator):
+    try:
+        _check_sharding(accelerator, run)
+    except UserError:
         release(accelerator)
-        raise UserError("ema_decay needs the whole model in each process; set it to 0 with FSDP and DeepSpeed")
+        raise
     return accelerator
 
 
@@ -70,17 +76,63 @@ def release(accelerator: Accelerator) -> None:
     GradientState._reset_state()
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether the processes have shards of the model instead of copies."""
-    return accelerator.distributed_type in SHARDED
+def _check_sharding(accelerator: Accelerator, run: RunSection) -> None:
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise UserError("set run.fsdp to true instead of choosing FSDP in the launch config; use one of configs/launch")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and (run.ema_decay or run.fsdp):
+        raise UserError("ema_decay and fsdp cannot be used with DeepSpeed; set them to 0 and false")
+    if run.fsdp and accelerator.mixed_precision == "fp16":
+        raise UserError("run.fsdp scales no loss; set mixed_precision to bf16, or mixed_precision_training to false")
 
 
-def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Each flag: whether it is set in any process. All processes must call this at the same point."""
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the processes have shards of a prepared model (FSDP, DeepSpeed) instead of copies."""
+    return isinstance(model, FSDPModule) or hasattr(model, "zero_optimization_stage")
+
+
+def shard(model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> nn.Module:
+    """Split a model over all processes (FSDP2), in place.
+
+    Blocks in lists, from 1 M parameters on, are gathered one by one, the rest together. Weights are gathered in
+    `dtype`; they, their gradients and the optimizer's state are kept in float32.
+    """
+    policy = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
+    model.to(accelerator.device)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for block in (block for blocks in reversed(lists) for block in blocks):  # inner ones first
+        if sum(parameter.numel() for parameter in block.parameters()) >= MIN_UNIT:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def no_gradient_exchange(accelerator: Accelerator, model: nn.Module) -> AbstractContextManager:
+    """Inside it gradients are accumulated in each process."""
+    if not isinstance(model, FSDPModule):
+        return accelerator.no_sync(model)
+    stack = ExitStack()
+    model.set_requires_gradient_sync(False)
+    stack.callback(model.set_requires_gradient_sync, True)
+    return stack
+
+
+def as_float(norm: Tensor | float | None) -> float:
+    """A gradient norm, over all processes if each has a part of it; 0 for None, which DeepSpeed may return."""
+    if norm is None:
+        return 0.0
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def any_process(accelerator: Accelerator, *flags: bool, group: dist.ProcessGroup | None = None) -> list[bool]:
+    """Each flag: whether it is set in any process. All processes must call this at the same point.
+
+    group: of gloo, to exchange the flags beside the training's own communication.
+    """
     if accelerator.num_processes == 1:
         return list(flags)
-    shared = torch.tensor(flags, dtype=torch.int32, device=accelerator.device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    device = torch.device("cpu") if group is not None else accelerator.device
+    shared = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=group)
     return [bool(flag) for flag in shared.tolist()]
 
 
@@ -167,16 +219,11 @@ def shared_folder(accelerator: Accelerator, folder: Path) -> None:
     together(accelerator, create, main_only=True)
 
 
-def save_without_prefix(accelerator: Accelerator) -> None:
-    """Weights in checkpoints have the bare model's names, whatever the number of processes."""
-
-    def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
-        for index, model in enumerate(models):
-            weights[index] = accelerator.unwrap_model(model).state_dict()
+def load_without_prefix(accelerator: Accelerator) -> None:
+    """Weights in checkpoints of earlier versions have the bare model's names, whatever the number of processes."""
 
     def load(models: list[nn.Module], folder: str) -> None:
         for index, model in enumerate(models):
             models[index] = accelerator.unwrap_model(model)
 
-    accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

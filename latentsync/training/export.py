@@ -9,11 +9,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from latentsync.config.sections import TrainingConfig
 from latentsync.training.distributed import any_process, is_sharded, together
 from latentsync.training.report import Report
+from latentsync.training.selection import keep_best
 from latentsync.training.task import Task
 from latentsync.utils.errors import UserError
 
@@ -29,6 +33,7 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Of a sharded model each process averages its shard.
         self.average = {name: p.detach().float().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
@@ -36,7 +41,7 @@ class AveragedWeights:
         """After optimizer step number `step` (from 1)."""
         decay = min(self.decay, 1 - (1 + step) ** -0.75)
         for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter.float(), 1 - decay)
+            _local(self.average[name]).lerp_(_local(parameter).float(), 1 - decay)
 
     @contextmanager
     @torch.no_grad()
@@ -45,19 +50,21 @@ class AveragedWeights:
         own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         try:
             for name, parameter in self.parameters.items():
-                parameter.copy_(self.average[name])
+                _local(parameter).copy_(_local(self.average[name]))
             yield
         finally:
             for name, parameter in self.parameters.items():
-                parameter.copy_(own[name])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: tensor.cpu() for name, tensor in self.average.items()}
+                _local(parameter).copy_(_local(own[name]))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Raises KeyError when the model trains other parameters than the one that was saved."""
         for name, average in self.average.items():
             average.copy_(state[name])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's shard."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Exporter:
@@ -85,17 +92,23 @@ class Exporter:
         began = time.monotonic()
         path = self.config.checkpoint_dir / f"{self.task.name}-{step}.pt"
         with self._averaged():
-            state = self.accelerator.get_state_dict(self.model)
+            state = self._whole_state()
             together(self.accelerator, lambda: self.task.export(state, step, path), main_only=True)
         if self.accelerator.is_main_process:
             logger.info("exported %s", path)
         self.report.pause(time.monotonic() - began)
         self.validate(step)
 
+    def _whole_state(self) -> dict[str, Tensor]:
+        """All weights in the main process, with the bare model's names."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return self.accelerator.get_state_dict(self.model)
+        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
     def validate(self, step: int) -> None:
         """Compute the task's metrics, add the row, draw the chart. Raises UserError in all processes."""
         began = time.monotonic()
-        together(self.accelerator, lambda: self._validate(step), main_only=not is_sharded(self.accelerator))
+        together(self.accelerator, lambda: self._validate(step), main_only=not is_sharded(self.model))
         self.report.pause(time.monotonic() - began)
 
     def newest_export(self) -> Path | None:
@@ -106,7 +119,7 @@ class Exporter:
         )
 
     def _validate(self, step: int) -> None:
-        model = self.model if is_sharded(self.accelerator) else self.accelerator.unwrap_model(self.model)
+        model = self.model if is_sharded(self.model) else self.accelerator.unwrap_model(self.model)
         with ExitStack() as stack:
             folder = Path(self.config.data.train_output_dir) / "validation" / f"step_{step:08d}"
             if not self.accelerator.is_main_process:
@@ -123,6 +136,8 @@ class Exporter:
         if self.accelerator.is_main_process:
             self.report.write_validation(step, metrics)
             self.report.draw_chart()
+            rows, run = self.report.validation_rows, self.config.run
+            keep_best(self.config.checkpoint_dir, self.task.name, rows, run.best_by)
 
     def _averaged(self) -> AbstractContextManager[None]:
         return self.ema.in_place() if self.ema is not None else nullcontext()

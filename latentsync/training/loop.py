@@ -4,12 +4,10 @@ A run that is stopped at any time and resumed gives the same weights as one that
 dropout are functions of the seed and the position in the run, everything else is in the checkpoint.
 """
 
-import json
 import logging
-import pickle
 import shutil
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,28 +18,28 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from latentsync.checkpoints.loading import write_safetensors
-from latentsync.config.sections import TrainingConfig
+from latentsync.config.sections import OptimizerSection, TrainingConfig
 from latentsync.data.sampler import StepBatchSampler, collate
 from latentsync.training.checkpoints import CheckpointStore, Progress
 from latentsync.training.discriminators import Discriminators
 from latentsync.training.distributed import (
     any_process,
-    is_sharded,
+    as_float,
+    load_without_prefix,
     make_accelerator,
+    no_gradient_exchange,
     release,
-    save_without_prefix,
+    shard,
     shared_folder,
     together,
 )
 from latentsync.training.export import AveragedWeights, Exporter
 from latentsync.training.randomness import seed_step
 from latentsync.training.report import Report
+from latentsync.training.state import RunState, describe_settings
 from latentsync.training.stopping import StopRequest, ignore_first_signal
 from latentsync.training.task import Task
 from latentsync.utils.errors import UserError
@@ -49,8 +47,7 @@ from latentsync.utils.locks import exclusive_folder
 
 logger = logging.getLogger(__name__)
 MAX_SKIPS_IN_A_ROW = 50
-# Raised by torch, accelerate and safetensors for a checkpoint that cannot be read or is of another model.
-LOAD_ERRORS = (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError, SafetensorError)
+FUSED = ("cpu", "cuda")
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -121,26 +118,30 @@ class Trainer:
         self.progress, self.saved_step = Progress(), 0
         self.skips_in_a_row, self.bad_files = 0, set[str]()
         shared_folder(accelerator, Path(config.data.train_output_dir))
-        self.store = CheckpointStore(config.checkpoint_dir, config.run.keep_last, accelerator)
+        self.store = CheckpointStore(
+            config.checkpoint_dir, config.run.keep_last, accelerator, background=config.run.background_saves
+        )
         self.dataset = task.dataset()
         self.num_clips = len(cast(Sized, self.dataset))
         self.total_steps = config.total_steps(self.num_clips, accelerator.num_processes)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             task.model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model)
-        self.trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
+        self.trained = trained(task.model)
         if not self.trained:
             raise UserError("no parameter is trained; check trainable_modules")
         self._prepare()
-        self.discriminators = Discriminators(task.discriminators, config, accelerator.device)
+        modules = task.discriminators
+        self.discriminators = Discriminators(modules, config, accelerator.device) if modules else None
         decay = config.run.ema_decay
         self.ema = AveragedWeights(accelerator.unwrap_model(self.model), decay) if decay else None
+        settings = describe_settings(config, self.num_clips, accelerator.num_processes)
+        self.state = RunState(accelerator, self.model, self.optimizer, self.ema, self.discriminators, settings)
         task.place(accelerator.device, DTYPES[accelerator.mixed_precision])
 
     def _prepare(self) -> None:
         """Make the optimizer and its schedule; wrap model and optimizer for processes and precision."""
         settings, accelerator = self.config.optimizer, self.accelerator
         lr = settings.lr * (accelerator.num_processes if settings.scale_lr else 1)
-        optimizer = torch.optim.AdamW(self.trained, lr, **settings.adamw)
         schedule = get_scheduler(
             settings.lr_scheduler,
             torch.optim.SGD([torch.zeros(1)], lr),
@@ -153,10 +154,15 @@ class Trainer:
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             deepspeed = accelerator.state.deepspeed_plugin.deepspeed_config
             deepspeed["train_micro_batch_size_per_gpu"] = self.config.data.batch_size
-        self.model, self.optimizer = accelerator.prepare(self.task.model, optimizer)
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not is_sharded(accelerator):
-            save_without_prefix(accelerator)
+        if self.config.run.fsdp:
+            shard(self.task.model, accelerator, DTYPES[accelerator.mixed_precision])
+            self.model = accelerator.prepare_model(self.task.model, evaluation_mode=True)  # no DDP around it
+            self.optimizer = accelerator.prepare_optimizer(make_adamw(trained(self.model), lr, settings))
+        else:
+            optimizer = make_adamw(self.trained, lr, settings)
+            self.model, self.optimizer = accelerator.prepare(self.task.model, optimizer)
+        self.trained = trained(self.model)
+        load_without_prefix(accelerator)
 
     def run(self, stop: StopRequest) -> None:
         """Restore, then step, report and save to the end, or until a stop is requested."""
@@ -175,6 +181,7 @@ class Trainer:
                     break
                 self._train_step(batches)
                 self._log_and_save()
+            self.store.wait()
         finally:
             self.report.close()
 
@@ -192,27 +199,14 @@ class Trainer:
                 logger.warning("%s; resuming from the previous checkpoint", failure)
             self.saved_step = self.progress.step
             logger.info("resuming from %s", folder)
+            for change in self.state.changes_since(folder):
+                logger.warning("changed since then: %s", change)
             return
         if failure is not None:
             raise failure
 
     def _load(self, folder: Path) -> None:
-        try:
-            self.accelerator.load_state(str(folder))
-            progress = Progress.from_json(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-            if self.ema is not None:
-                self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
-            if self.discriminators.modules:
-                path = folder / "discriminators.pt"
-                path = path if path.is_file() else folder / "companions.pt"  # its name in older checkpoints
-                state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-                self.discriminators.load_state_dict(state)
-            self.progress = progress
-        except LOAD_ERRORS as error:
-            raise UserError(
-                f"{folder}: cannot be loaded, or is of another model or other options ({str(error).strip()[:300]});"
-                " restore the config it was made with, or choose another output folder"
-            ) from error
+        self.progress = self.state.load(folder)
 
     def _describe(self) -> None:
         trained = sum(parameter.numel() for parameter in self.trained)
@@ -255,9 +249,11 @@ class Trainer:
             norm = self._apply_gradients()
             if norm is not None:
                 break
-            self.discriminators.drop()
+            if self.discriminators is not None:
+                self.discriminators.drop()
             self._skip("the gradient is not finite")
-        self.discriminators.step(lr)
+        if self.discriminators is not None:
+            self.discriminators.step(lr)
         self.progress.step += 1
         self.skips_in_a_row = 0
         if self.ema is not None:
@@ -270,12 +266,13 @@ class Trainer:
         self.accelerator.sync_gradients = last
         while True:
             batch = self._next_batch(batches)
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            with nullcontext() if last else no_gradient_exchange(self.accelerator, self.model):
                 losses = self.task.step(self.model, batch, self.progress.step)
                 finite = bool(torch.isfinite(losses["loss"].detach()))
                 if not any_process(self.accelerator, not finite)[0]:
                     self.accelerator.backward(losses["loss"])
-                    self.discriminators.backward(losses)
+                    if self.discriminators is not None:
+                        self.discriminators.backward(losses)
                     return {name: loss.detach() for name, loss in losses.items()}
             self._skip("the loss is not finite" if not finite else "the loss of another process is not finite")
 
@@ -303,8 +300,7 @@ class Trainer:
 
     def _apply_gradients(self) -> float | None:
         """Clip and step; the norm before clipping, or None where it is not finite and the step is skipped."""
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.max_grad_norm)
-        norm = float(norm) if norm is not None else 0.0  # DeepSpeed has stepped by now and may return None
+        norm = as_float(self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.max_grad_norm))
         finite = norm < float("inf")
         if finite or self.accelerator.scaler is not None:  # the scaler must see an overflow to lower its scale
             self.optimizer.step()
@@ -346,20 +342,22 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint, unless this step's exists or no step was done."""
-        if self.progress.step == self.saved_step:
+        step = self.progress.step
+        if step == self.saved_step:
             return
         began = time.monotonic()
-        self.report.write_row(self.progress.step)
-        folder = self.store.save(self.progress.step, self._write_state)
-        self.saved_step = self.progress.step
+        self.report.write_row(step)
+        self.store.save(step, self.state.snapshot(self.progress, copied=self.config.run.background_saves).write)
+        self.saved_step = step
         self.report.pause(time.monotonic() - began)
-        logger.info("saved %s", folder)
 
-    def _write_state(self, folder: Path) -> None:
-        self.accelerator.save_state(str(folder))
-        if self.accelerator.is_main_process:
-            (folder / "progress.json").write_text(json.dumps(self.progress.to_json()), encoding="utf-8")
-            if self.ema is not None:
-                write_safetensors(folder / "ema.safetensors", self.ema.state_dict())
-            if self.discriminators.modules:
-                torch.save(self.discriminators.state_dict(), folder / "discriminators.pt")
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def make_adamw(parameters: Sequence[nn.Parameter], lr: float, settings: OptimizerSection) -> torch.optim.Optimizer:
+    """AdamW in one kernel for all parameters (fused), where the device has it."""
+    fused = all(parameter.device.type in FUSED for parameter in parameters)
+    return torch.optim.AdamW(parameters, lr, fused=fused, **settings.adamw)

@@ -134,6 +134,12 @@ class Report:
         assert self.validation is not None
         return any(row["step"] == step for row in self.validation.rows)
 
+    @property
+    def validation_rows(self) -> list[dict[str, float]]:
+        """Metrics by step, with the column `step`; in the main process."""
+        assert self.validation is not None
+        return self.validation.rows
+
     def draw_chart(self) -> None:
         """Plot losses and metrics against steps, one panel each; in the main process."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg

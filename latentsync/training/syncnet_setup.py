@@ -10,15 +10,16 @@ from latentsync.checkpoints.registry import ResolvedModel, resolve
 from latentsync.config.syncnet import SyncNetFileConfig
 from latentsync.data.audio import AudioReader, MelReader, WhisperReader
 from latentsync.data.clip_dataset import draw_shifted
-from latentsync.data.clips import Clip, examine_clips, read_fileslist
-from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_all
+from latentsync.data.clips import Clip, examine_clips
+from latentsync.data.encoded_clips import ClipEncoder, EncodingJob, cache_key, encode_once
+from latentsync.data.file_lists import open_clips
 from latentsync.data.syncnet_dataset import MIN_SHIFT, SyncNetDataset
+from latentsync.data.table import Table
 from latentsync.faces.mask import load_mask
 from latentsync.models.syncnets import SyncNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.training.recipe import recipe_of
 from latentsync.utils.errors import UserError
-from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
 
@@ -89,7 +90,7 @@ class SyncNetData:
 
     def _clips(self, fileslist: str, folder: str, copies: bool = False) -> Sequence[Clip]:
         data = self.config.data
-        clips = read_fileslist(project_path(fileslist), folder or None)
+        clips = open_clips(data, fileslist, folder)
         if not data.cache_latents:
             return clips
         assert self.vae_path and self.whisper_path and self.codec and self._encoder  # see `find_parts`
@@ -99,9 +100,14 @@ class SyncNetData:
             clips, min_frames=data.num_frames + MIN_SHIFT, fps=data.video_fps, resolution=data.resolution
         )
         encoder = ClipEncoder(self.codec, self._encoder, mask, data.latent_cache, key, data.video_fps)
-        with_mel = data.audio_features == "mel"
-        jobs = recipe_of(self.config).encoding_jobs(encoder, usable, with_mel) if copies else encoder.jobs(usable)
-        return encode_all(encoder, jobs)
+        with_mel, recipe = data.audio_features == "mel", recipe_of(self.config)
+
+        def make_jobs(some: Sequence[Clip]) -> list[EncodingJob]:
+            return recipe.encoding_jobs(encoder, some, with_mel) if copies else encoder.jobs(some)
+
+        assert isinstance(usable, Table)  # as `clips` is
+        identity = repr((data.num_frames, copies and recipe, with_mel))
+        return encode_once(encoder, usable, make_jobs, identity)
 
     def _audio(self) -> AudioReader:
         data = self.config.data

@@ -1,5 +1,6 @@
 """From a UNet config to the parts of its training: the network, the frozen networks of its losses, the dataset."""
 
+import logging
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,8 +15,8 @@ from latentsync.config.syncnet import SyncNetFileConfig, load_syncnet_config
 from latentsync.config.unet import UNetFileConfig
 from latentsync.constants import WHISPER_ROWS_PER_FRAME
 from latentsync.data.audio import MelReader
-from latentsync.data.clips import read_fileslist
-from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_all
+from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_once
+from latentsync.data.file_lists import open_clips
 from latentsync.data.unet_dataset import LatentClipDataset, UNetDataset
 from latentsync.faces.mask import load_mask
 from latentsync.models.lora import add_lora
@@ -27,11 +28,13 @@ from latentsync.training.losses import LossNetworks
 from latentsync.training.recipe import recipe_of
 from latentsync.training.sync_losses import SyncSupervision
 from latentsync.trepa.loss import CHECKPOINT as TREPA_CHECKPOINT
+from latentsync.trepa.loss import TINY as TREPA_TINY
 from latentsync.trepa.loss import TREPALoss
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 
+logger = logging.getLogger(__name__)
 WITHOUT_SYNC = "set run.use_syncnet to false to train without this loss"
 
 
@@ -44,6 +47,17 @@ class FrozenParts:
     scheduler: DDIMScheduler
 
 
+def check_start(config: UNetFileConfig) -> None:
+    """Raise UserError for a run that would train a part of a network with random weights."""
+    run = config.run
+    if not config.ckpt.resume_ckpt_path and (run.trainable_modules or run.lora_rank):
+        raise UserError(
+            "ckpt.resume_ckpt_path is empty, and run.trainable_modules or lora_rank train a part of the network: name"
+            " the weights to start from, such as the result of stage 1; checkpoints/latentsync_unet.pt is the finished"
+            " release, to be fine-tuned"
+        )
+
+
 def build_unet(config: UNetFileConfig) -> UNet3DConditionModel:
     """The network of a run: fresh from the seed or from `ckpt.resume_ckpt_path`; untrained parameters are frozen.
 
@@ -53,8 +67,10 @@ def build_unet(config: UNetFileConfig) -> UNet3DConditionModel:
     """
     run, resume = config.run, config.ckpt.resume_ckpt_path
     torch.manual_seed(run.seed)
-    unet, _ = UNet3DConditionModel.from_pretrained(config.model, project_path(resume) if resume else "")
-    if not resume:
+    unet, step = UNet3DConditionModel.from_pretrained(config.model, project_path(resume) if resume else "")
+    if resume:
+        logger.info("initial weights: %s, step %d", project_path(resume), step)
+    else:
         recipe_of(config).initialize(unet)
     if run.lora_rank:
         add_lora(unet, run.lora_rank, run.lora_alpha, run.lora_target)
@@ -90,13 +106,12 @@ def load_loss_networks(config: UNetFileConfig, num_layers: int) -> LossNetworks:
     Raises:
         UserError: weights are missing or damaged; the message names the key that turns the loss off.
     """
-    run, ckpt = config.run, config.ckpt
+    run = config.run
     networks = LossNetworks()
     if run.pixel_space_supervise and run.perceptual_loss_weight:
         networks.lpips = load_lpips(config)
     if run.pixel_space_supervise and run.trepa_loss_weight:
-        path = project_path(ckpt.trepa_ckpt_path) if ckpt.trepa_ckpt_path else TREPA_CHECKPOINT
-        networks.trepa = TREPALoss("cpu", path, with_cp=run.enable_gradient_checkpointing)
+        networks.trepa = load_trepa(config)
     if run.use_syncnet:
         networks.sync = load_sync_supervision(config, num_layers)
     return networks
@@ -106,6 +121,14 @@ def load_lpips(config: UNetFileConfig) -> LPIPS:
     """LPIPS as the config asks for it. Raises UserError."""
     path = project_path(config.ckpt.perceptual_ckpt_path) if config.ckpt.perceptual_ckpt_path else None
     return LPIPS(path, random_trunk=config.run.perceptual_random_trunk, seed=config.run.seed)
+
+
+def load_trepa(config: UNetFileConfig) -> TREPALoss:
+    """TREPA as the config asks for it. Raises UserError."""
+    if config.run.trepa_random_network:
+        return TREPALoss("cpu", None, with_cp=False, config=TREPA_TINY, seed=config.run.seed)
+    path = project_path(config.ckpt.trepa_ckpt_path) if config.ckpt.trepa_ckpt_path else TREPA_CHECKPOINT
+    return TREPALoss("cpu", path, with_cp=config.run.enable_gradient_checkpointing)
 
 
 def load_sync_supervision(config: UNetFileConfig, num_layers: int) -> SyncSupervision:
@@ -167,12 +190,12 @@ def build_dataset(
         with_mel: whether the sync loss needs the SyncNet mel.
 
     Raises:
-        UserError: the file list or its clips cannot be used, see `read_fileslist`, `UNetDataset`, `ClipEncoder`.
+        UserError: the file list or its clips cannot be used, see `open_clips`, `UNetDataset`, `ClipEncoder`.
     """
     data, run, recipe = config.data, config.run, recipe_of(config)
     if not data.train_fileslist:
         raise UserError("data.train_fileslist is empty; write a list of clips with `python -m tools.write_fileslist`")
-    clips = read_fileslist(project_path(data.train_fileslist), data.train_data_dir or None)
+    clips = open_clips(data, data.train_fileslist, data.train_data_dir)
     mask = load_mask(data.resolution, data.mask_image_path or None)
     # An encoder of its own on the CPU, because worker processes use it.
     audio = Audio2Feature(whisper_path, "cpu", data.audio_embeds_cache, data.num_frames, data.audio_feat_length)
@@ -188,7 +211,9 @@ def build_dataset(
         )
     key = cache_key(vae_path, whisper_path, mask)
     encoder = ClipEncoder(codec, audio, mask, data.latent_cache, key, data.video_fps)
-    encoded = encode_all(encoder, recipe.encoding_jobs(encoder, clips, with_mel))
+    encoded = encode_once(
+        encoder, clips, lambda some: recipe.encoding_jobs(encoder, some, with_mel), repr((recipe, with_mel))
+    )
     return LatentClipDataset(
         encoded,
         data.audio_feat_length,

@@ -33,7 +33,7 @@ from latentsync.utils.light_diffusers import DDIMScheduler
 from latentsync.utils.paths import project_path
 
 logger = logging.getLogger(__name__)
-Scorer = Callable[[Path], Mapping[str, float]]
+Scorer = Callable[[LipsyncPipeline, Path], Mapping[str, float]]
 DECODE_MARGIN = 2  # latent cells decoded around a region, so that its edge sees its neighbors
 
 
@@ -54,7 +54,7 @@ class UNetTask:
         parts: autoencoder, audio encoder and scheduler.
         networks: frozen networks of the losses, see `load_loss_networks`.
         make_dataset: builds the dataset when it is first needed, see `build_dataset`.
-        scorer: metrics of the validation video, by name; None for none.
+        scorer: metrics by name of a pipeline and the validation video it made; None for none.
 
     Raises:
         UserError: parts and config do not fit each other, or the checkpoint to start from does not.
@@ -226,7 +226,7 @@ class UNetTask:
                 video_fps=self.config.data.video_fps,
                 generator=torch.Generator().manual_seed(self.run.seed),
             )
-            return dict(self._scorer(result)) if self._scorer is not None else {}
+            return dict(self._scorer(pipeline, result)) if self._scorer is not None else {}
         except UserError as error:  # early in training there may be no face in the result; training continues
             logger.error("validation at step %d failed: %s", step, error)
             return {}

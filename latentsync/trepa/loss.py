@@ -16,6 +16,7 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 VIT_G = VideoMAEConfig()
+TINY = VideoMAEConfig(img_size=56, embed_dim=48, depth=2, num_heads=4)
 NUM_FRAMES = VIT_G.num_frames
 CHECKPOINT = CHECKPOINTS_DIR / registry.VIDEOMAE.path
 WITHOUT_TREPA = "set run.trepa_loss_weight to 0 to train without this loss"
@@ -30,25 +31,33 @@ class TREPALoss(nn.Module):
     def __init__(
         self,
         device: str | torch.device = "cuda",
-        ckpt_path: str | Path = CHECKPOINT,
+        ckpt_path: str | Path | None = CHECKPOINT,
         with_cp: bool = True,
         config: VideoMAEConfig = VIT_G,
         dtype: torch.dtype = torch.float32,
+        seed: int = 0,
     ):
         """
         Args:
             device: device of the network and the loss.
-            ckpt_path: VideoMAEv2 checkpoint.
+            ckpt_path: VideoMAEv2 checkpoint; None for random weights.
             with_cp: use gradient checkpointing: far less memory, a third more time.
             config: architecture of the checkpoint.
             dtype: data type of the weights (4 GB in float32).
+            seed: of random weights.
 
         Raises:
             UserError: missing, damaged or incompatible checkpoint.
         """
         super().__init__()
-        registry.require_file(ckpt_path, "videomae", WITHOUT_TREPA)
-        self.model = VideoMAE.from_pretrained(ckpt_path, config, with_cp).to(device, dtype)
+        if ckpt_path is None:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(seed)
+                network = VideoMAE(config, with_cp).eval().requires_grad_(False)
+        else:
+            registry.require_file(ckpt_path, "videomae", WITHOUT_TREPA)
+            network = VideoMAE.from_pretrained(ckpt_path, config, with_cp)
+        self.model = network.to(device, dtype)
 
     def forward(self, videos_fake: Tensor, videos_real: Tensor) -> Tensor:
         """Compute the loss of clips (B, 3, F, H, W), RGB in [-1, 1], F = 16: a scalar in [0, 4 / D].

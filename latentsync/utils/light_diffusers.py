@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING
 from latentsync.utils.light_imports import import_light
 
 if TYPE_CHECKING:
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vae import DecoderOutput
+    from diffusers.models.modeling_outputs import AutoencoderKLOutput
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 else:
     # torch._dynamo imports sympy; diffusers uses it only for a decorator and works without it.
     import_light("diffusers", absent=("torch._dynamo",))
-    AutoencoderKL = import_light(
+    _autoencoder = import_light(
         "diffusers.models.autoencoders.autoencoder_kl",
         bare=("diffusers.models.autoencoders", "diffusers.models.unets", "diffusers.models.transformers"),
         placeholders=(
@@ -24,7 +27,10 @@ else:
             "diffusers.hooks.group_offloading",
         ),
         forget="diffusers.models",
-    ).AutoencoderKL
+    )
+    AutoencoderKL, AutoencoderKLOutput = _autoencoder.AutoencoderKL, _autoencoder.AutoencoderKLOutput
+    DecoderOutput, ConfigMixin = _autoencoder.DecoderOutput, _autoencoder.ConfigMixin
+    register_to_config = _autoencoder.register_to_config
     _schedulers = "diffusers.schedulers"
     SchedulerMixin = import_light(f"{_schedulers}.scheduling_utils").SchedulerMixin
     DDIMScheduler = import_light(f"{_schedulers}.scheduling_ddim").DDIMScheduler
@@ -32,4 +38,13 @@ else:
         f"{_schedulers}.scheduling_dpmsolver_multistep", placeholders=("scipy.stats",)
     ).DPMSolverMultistepScheduler
 
-__all__ = ["AutoencoderKL", "DDIMScheduler", "DPMSolverMultistepScheduler", "SchedulerMixin"]
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLOutput",
+    "ConfigMixin",
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DecoderOutput",
+    "SchedulerMixin",
+    "register_to_config",
+]

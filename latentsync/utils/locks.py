@@ -1,4 +1,4 @@
-"""One process per folder: an advisory lock, which the system releases when the process ends for any reason."""
+"""Advisory locks on files, which the system releases when the process ends for any reason."""
 
 import fcntl
 import os
@@ -28,6 +28,14 @@ def exclusive_folder(folder: Path, lock: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        yield
+
+
+@contextmanager
+def waiting_lock(lock: Path) -> Iterator[None]:
+    """Hold the lock file `lock` inside the `with` block; waits for other processes. Raises OSError."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

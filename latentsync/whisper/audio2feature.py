@@ -17,7 +17,7 @@ from latentsync.constants import FPS, SAMPLE_RATE, WHISPER_ROWS_PER_SECOND
 from latentsync.media.audio import load_audio
 from latentsync.media.samples import Samples
 from latentsync.utils.errors import UserError
-from latentsync.utils.files import replaced
+from latentsync.utils.files import file_sha256, replaced
 from latentsync.whisper.encoder import hidden_states, load_encoder
 from latentsync.whisper.mel import LogMel
 from latentsync.whisper.windows import (
@@ -44,8 +44,8 @@ class Audio2Feature:
     Args:
         model_path: Whisper checkpoint, full (`.pt`) or encoder alone (`.safetensors`).
         device: where the encoder runs. Results are always float32 on the CPU.
-        audio_embeds_cache_dir: cache of the features of files, keyed by the contents of file and model; None for no
-            cache.
+        audio_embeds_cache_dir: cache of the features of files, in float16, keyed by the contents of file and model;
+            None for no cache.
         num_frames: video frames of one training sample (`crop_overlap_audio_window`).
         audio_feat_length: [l, r], in video frames at 25 fps.
         overlap_seconds: overlap of neighboring 30 s windows, which are cross-faded. With 0, as the published
@@ -100,21 +100,26 @@ class Audio2Feature:
         self.encoder.to(device)
         return self
 
-    def audio2feat(self, path: str | Path) -> torch.Tensor:
+    def audio2feat(self, path: str | Path, digest: str = "") -> torch.Tensor:
         """States of a whole audio or video file: (T, L + 1, D) float32, from the cache if present.
+
+        With a cache they are rounded to float16, whether they are found there or not.
+
+        Args:
+            digest: SHA-256 of the file, if it is known; otherwise a cache makes it necessary to compute it.
 
         Raises:
             UserError: the file has no readable audio.
         """
         if self.cache_dir is None or not Path(path).is_file():  # load_audio raises the error
             return self.wave2feat(load_audio(path, SAMPLE_RATE))
-        entry = self.cache_dir / f"{self._cache_key(Path(path))}.safetensors"
+        entry = self.cache_dir / f"{self._cache_key(Path(path), digest)}.safetensors"
         features = self._read_cache(entry)
         if features is None:
-            features = self.wave2feat(load_audio(path, SAMPLE_RATE))
+            features = self.wave2feat(load_audio(path, SAMPLE_RATE)).half()
             with replaced(entry) as temporary:
                 temporary.write_bytes(save({CACHE_KEY: features}))
-        return features
+        return features.float()
 
     def wave2feat(self, wave: np.ndarray) -> torch.Tensor:
         """States of a whole signal: (T, L + 1, D) float32. Takes 7.7 kB per row: use `stream` for long audio.
@@ -179,11 +184,9 @@ class Audio2Feature:
             digest.update(value.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def _cache_key(self, path: Path) -> str:
+    def _cache_key(self, path: Path, digest: str) -> str:
         """Name of a cache entry, from the contents of the file, the encoder and its settings."""
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        parts = (FEATURE_VERSION, content, self._model_digest, self._overlap_rows)
+        parts = (FEATURE_VERSION, digest or file_sha256(path), self._model_digest, self._overlap_rows)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _read_cache(self, entry: Path) -> torch.Tensor | None:
@@ -192,4 +195,4 @@ class Audio2Feature:
             features = load(entry.read_bytes())[CACHE_KEY]
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
-        return features if features.shape[1:] == (self.num_layers, self.width) else None
+        return features.half() if features.shape[1:] == (self.num_layers, self.width) else None

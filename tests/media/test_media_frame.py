@@ -165,3 +165,14 @@ def test_odd_planes_are_padded_with_their_edge():
 def test_crop_outside_is_refused(box):
     with pytest.raises(ValueError, match="not inside"):
         random_frame().crop_rgb(*box)
+
+
+@pytest.mark.parametrize("tags", [ColorTags(1, 1), ColorTags(6, 1), ColorTags(9, 1), ColorTags(1, 2), ColorTags(6, 2)])
+def test_fixed_point_conversion_is_within_one_step_of_the_exact_one(tags):
+    data = np.random.default_rng(0).integers(0, 256, (96, 64), dtype=np.uint8)
+    frame = VideoFrame(data, tags)
+    y, u, v = frame.planes
+    yuv = np.stack([y, *(plane.repeat(2, 0).repeat(2, 1) for plane in (u, v))], axis=-1).astype(np.float64)
+    matrix = yuv_to_rgb_matrix(tags.resolved_matrix(64, 64), tags.is_full_range).astype(np.float64)
+    exact = np.clip(yuv @ matrix[:, :3].T + matrix[:, 3], 0, 255)
+    assert np.abs(frame.rgb() - exact).max() <= 1.0

@@ -1,5 +1,7 @@
 """The patch autoencoder: diffusers' interface, a crop decodes as the whole, and `LatentCodec` loads it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.models.vae import LatentCodec
+from latentsync.utils.paths import PROJECT_ROOT
 from tests.conformance.seeded import fill_, seeded_input
 
 SMALL = {"latent_channels": 8, "decoder_widths": (16, 12, 8, 8), "decoder_blocks": (1, 1, 1, 1)}
@@ -50,3 +53,26 @@ def test_the_codec_loads_it(autoencoder: PatchAutoencoder, tmp_path: Path):
     assert (codec.factor, codec.channels) == (16, 8)
     assert torch.allclose(codec.encode(pixels), autoencoder.encode(pixels).latent_dist.mean, atol=1e-5)
     assert torch.allclose(codec.decode(codec.encode(pixels)), autoencoder(pixels), atol=1e-4)
+
+
+def test_low_memory_gives_the_same_images(autoencoder: PatchAutoencoder):
+    codec = LatentCodec(autoencoder)
+    latents = seeded_input("latents", (3, 8, 2, 2))
+    whole = codec.decode(latents)
+    with codec.low_memory():
+        assert autoencoder.use_slicing
+        assert torch.allclose(codec.decode(latents), whole, atol=1e-5)
+    assert not autoencoder.use_slicing
+
+
+def test_it_is_built_saved_and_loaded_without_the_rest_of_diffusers(tmp_path: Path):
+    code = (
+        "import sys; from latentsync.models.patch_autoencoder import PatchAutoencoder;"
+        "from latentsync.models.vae import LatentCodec;"
+        "PatchAutoencoder(8, decoder_widths=(8, 8), decoder_blocks=(1, 1)).half().save_pretrained(sys.argv[1]);"
+        "codec = LatentCodec.from_pretrained(sys.argv[1]).to('cpu');"
+        "print(codec.channels, [name for name in ('transformers', 'peft', 'sympy') if sys.modules.get(name)])"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=PROJECT_ROOT)
+    assert done.stdout.strip() == "8 []"

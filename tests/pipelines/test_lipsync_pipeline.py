@@ -1,5 +1,6 @@
 """The whole chain on small clips with a real face: lengths, what changes and what does not, failures, sound."""
 
+import json
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ import torch
 
 from latentsync.faces import video as face_video
 from latentsync.faces.factory import create_detector
+from latentsync.faces.visibility import HIDDEN
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.media.timeline import open_timeline
 from latentsync.media.writer import VideoWriter
@@ -26,7 +28,7 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.progress import Progress
 from latentsync.utils.rates import exact_rate
 from tests.media.synthetic import tone, write_audio
-from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, picture
+from tests.pipelines.scenes import HEIGHT, PORTRAIT, WIDTH, clip, head, picture
 
 FPS = Fraction(25)
 
@@ -113,7 +115,45 @@ def test_frames_without_a_face_pass_bit_for_bit_and_never_reach_the_networks(run
     assert changed(written, source_frames(video, 20)) == has_face
     assert spoken == [(1, 8), (1, 2), (1, 2)]
     assert (result.num_frames, result.faces) == (20, 12)
-    assert "8 of 20 frames do not contain the selected face" in caplog.text
+    assert "8 of 20 frames were copied unchanged: " in caplog.text
+
+
+def test_nothing_is_painted_over_somebody_who_crosses_in_front(run, written, tmp_path):
+    """A darker, mirrored head walks past the speaker from right to left."""
+    front = (head()[:, 88:32:-1] * (0.5, 0.42, 0.35)).astype(np.uint8)
+    count, width = 40, front.shape[1]
+
+    def left_edge(index: int) -> int:
+        return 240 - 6 * index
+
+    def draw(index: int) -> np.ndarray:
+        image = picture(((80, 0),), width=2 * WIDTH)
+        image[:, left_edge(index) : left_edge(index) + width] = front
+        return image
+
+    video = clip(tmp_path / "v.mp4", count, draw)
+    audio, report = write_audio(tmp_path / "a.wav", tone(16000, count / 25)), tmp_path / "report.json"
+    result = run(video, audio, tmp_path / "out.mp4", face="left", report_path=report)
+    source = source_frames(video, count)
+    for index, (new, old) in enumerate(zip(written, source, strict=True)):
+        covered = slice(left_edge(index), left_edge(index) + width)
+        assert np.array_equal(new[:HEIGHT, covered], old[:HEIGHT, covered]), index
+    spoken = changed(written, source)
+    touches = [index for index in range(count) if left_edge(index) + width > 118 and left_edge(index) < 162]
+    assert all(spoken[: touches[0]]) and all(spoken[touches[-1] + 2 :]), (touches, spoken)
+    assert not all(spoken) and result.passed
+
+    frames = json.loads(report.read_text())["frames"]
+    assert [entry["passed"] is None for entry in frames] == spoken
+    assert HIDDEN in {entry["passed"] for entry in frames}
+    assert all(len(entry["box"]) == 4 and entry["confidence"] >= 0.5 for entry in frames if entry["passed"] is None)
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_work(run, media, spoken, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="report"):
+        run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", report_path=tmp_path / "file" / "r.json")
+    assert not spoken and not (tmp_path / "out.mp4").exists()
 
 
 def test_a_cut_ends_a_run(run, spoken, tmp_path):

@@ -18,7 +18,13 @@ def test_both_ways_keep_the_same_clips(tmp_path):
     clip(tmp_path / "bob_1.mp4", 50, lambda index: large, tone_seconds=2.0)
     clip(tmp_path / "bob_2.mp4", 50, lambda index: large[:, ::-1], tone_seconds=2.0)
     settings = ProcessSettings(
-        resolution=128, min_seconds=1.4, sync_conf_threshold=-1.0, max_offset=0, min_quality=0.0, crf=18
+        resolution=128,
+        min_seconds=1.4,
+        sync_conf_threshold=-1.0,
+        min_preference=0.0,
+        max_offset=0,
+        min_quality=0.0,
+        crf=18,
     )
     lines = measure(str(tmp_path), 2, 1, settings)
     assert lines[2].startswith("| single pass,") and lines[3].startswith("| stepwise,")

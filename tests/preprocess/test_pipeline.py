@@ -201,11 +201,11 @@ def _die_on(name: str):
     return work
 
 
-def _deadly_worker(pipe, job: Job, threads: int) -> None:
+def _deadly_worker(pipe, job: Job, workers: int) -> None:
     from preprocess import executors
 
     executors.process_source = _die_on("silent.mp4")
-    executors._work(pipe, job, threads)
+    executors._work(pipe, job, workers)
 
 
 def test_a_crashed_worker_loses_its_source_only(sources, tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ def test_ray_makes_the_same_manifest(sources, tmp_path, monkeypatch):
     large = cv2.resize(picture(), None, fx=2, fy=2)
     clip(sources / "bob_1.mp4", 50, lambda index: large, tone_seconds=2.0)
     measured = ProcessSettings(
-        resolution=128, min_seconds=1.4, sync_conf_threshold=-1.0, max_offset=15, min_quality=0.0
+        resolution=128, min_seconds=1.4, sync_conf_threshold=-1.0, min_preference=0.0, max_offset=15, min_quality=0.0
     )
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -23,17 +23,25 @@ SETTINGS = ProcessSettings(min_seconds=0.4)
 
 
 class FixedScorer:
-    """Reads the offset off the clip: both count frames."""
+    """Reads the offset off the clip: both count frames. `shuffled`: share of the windows that see something else."""
 
-    name, min_frames, default_threshold = "fixed", 5, 1.0
+    name, min_frames, default_threshold, default_preference = "fixed", 5, 1.0, 0.9
 
-    def __init__(self, confidence: float = 2.0):
-        self.confidence = confidence
+    def __init__(self, confidence: float = 2.0, shuffled: float = 0.0, off: int = 0):
+        self.confidence, self.shuffled, self.off = confidence, shuffled, off
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
         # at i is heard what is seen `heard - seen` frames later: the sound is that early
-        offset = round(float(wave[320]) * 1000) - int(faces[0, 0, 0, 0])
-        return ClipSync("fixed", offset, self.confidence, 0.5, np.zeros(1))
+        seen, heard = faces[:, 0, 0, 0].astype(int), np.rint(wave[::640] * 1000).astype(int)
+        offset = int(heard[0] - seen[0]) + self.off
+        rng = np.random.default_rng(0)
+        seen = np.where(rng.random(len(seen)) < self.shuffled, rng.permutation(seen), seen) - self.off
+        vision, audio = np.eye(128)[seen], np.eye(128)[heard]
+        return ClipSync("fixed", offset, self.confidence, 0.5, np.zeros(1), 0, len(faces), vision, audio)
+
+
+def tools(scorer: FixedScorer, second: FixedScorer | None = None) -> SimpleNamespace:
+    return SimpleNamespace(scorer=scorer, second_scorer=second)
 
 
 def clip(offset: int = 0, frames: int = 30) -> Clip:
@@ -54,39 +62,66 @@ def test_shifting_aligns_frames_and_audio():
 
 
 def test_offset_is_corrected_and_recorded():
-    tools = SimpleNamespace(scorer=FixedScorer())
-    mended = sync(clip(4), SETTINGS, tools)
-    assert mended.drop is None and mended.figures == {"offset": 4, "confidence": 2.0, "sync_scorer": "fixed"}
+    mended = sync(clip(4), SETTINGS, tools(FixedScorer()))
+    assert mended.drop is None
+    assert mended.figures == {
+        "offset": 4,
+        "confidence": 2.0,
+        "sync_scorer": "fixed",
+        "preference": 1.0,
+        "offset_halves": "+4 and +4",
+    }
     assert FixedScorer().score_faces(mended.faces, mended.wave).offset == 0
 
 
 @pytest.mark.parametrize(
-    ("made", "tools", "changes", "reason"),
+    ("made", "scorer", "changes", "reason"),
     [
         (clip(7), FixedScorer(), {}, r"audio is \+7 frames early, the limit is 6"),
         (clip(0), FixedScorer(0.9), {}, "sync confidence 0.90, 1 is needed"),
         (clip(0), FixedScorer(2.0), {"sync_conf_threshold": 3.0}, "sync confidence 2.00, 3 is needed"),
+        (clip(0), FixedScorer(2.0, 0.3), {}, r"sync preference \d\d.\d%, 90.0% is needed"),
+        (clip(0), FixedScorer(), {"min_preference": 1.1}, "sync preference 100.0%, 110.0% is needed"),
         (clip(0, 4), FixedScorer(), {}, "4 frames are too few"),
         (clip(5, 13), FixedScorer(), {}, "8 frames are left in sync, 10 are needed"),
         (replace(clip(), wave=np.zeros(30 * 640, np.float32)), FixedScorer(), {}, "no audio"),
     ],
 )
-def test_reasons_to_drop_a_clip(made, tools, changes, reason):
-    dropped = sync(made, replace(SETTINGS, **changes), SimpleNamespace(scorer=tools))
+def test_reasons_to_drop_a_clip(made, scorer, changes, reason):
+    dropped = sync(made, replace(SETTINGS, **changes), tools(scorer))
     assert dropped.drop.step == "sync" and dropped.faces is None and dropped.wave is None
     assert re.search(reason, dropped.drop.reason)
+
+
+def test_halves_of_a_clip_must_agree():
+    made = clip(0, 40)
+    wave = made.wave.copy()
+    wave[20 * 640 :] += 0.004  # from frame 20 on, what is heard is 4 frames early
+    two = replace(made, wave=wave)
+    dropped = sync(two, SETTINGS, tools(FixedScorer()))
+    assert re.search(r"halves is \+0 and \+4 frames early", dropped.drop.reason)
+    assert sync(two, replace(SETTINGS, min_preference=0.0), tools(FixedScorer())).drop is None
+
+
+def test_a_second_judge_vetoes_only_if_it_is_sure():
+    made = clip(0, 40)
+    agreed = sync(made, SETTINGS, tools(FixedScorer(), FixedScorer(off=1)))
+    assert agreed.drop is None and agreed.figures["offset_second"] == 1
+    vetoed = sync(made, SETTINGS, tools(FixedScorer(), FixedScorer(off=5)))
+    assert "audio is +0 frames early, but +5 by the SyncNet fixed" in vetoed.drop.reason
+    assert sync(made, SETTINGS, tools(FixedScorer(), FixedScorer(off=5, shuffled=0.5))).drop is None
 
 
 def test_blurred_faces_are_dropped():
     sharp = cv2.resize(head(), (128, 128), interpolation=cv2.INTER_CUBIC)
     blurred = cv2.GaussianBlur(sharp, (0, 0), 2)
-    tools = SimpleNamespace(quality=SharpnessMetric())
-    good = quality(replace(clip(), faces=np.stack([sharp] * 3)), SETTINGS, tools)
+    judge = SimpleNamespace(quality=SharpnessMetric())
+    good = quality(replace(clip(), faces=np.stack([sharp] * 3)), SETTINGS, judge)
     assert good.drop is None and good.figures["quality_measure"] == "sharpness" and good.figures["quality"] > 0.45
-    bad = quality(replace(clip(), faces=np.stack([blurred] * 3)), SETTINGS, tools)
+    bad = quality(replace(clip(), faces=np.stack([blurred] * 3)), SETTINGS, judge)
     assert bad.drop.step == "quality" and "0.45 is needed" in bad.drop.reason
     assert (
-        quality(replace(clip(), faces=np.stack([blurred] * 3)), replace(SETTINGS, min_quality=0.01), tools).drop is None
+        quality(replace(clip(), faces=np.stack([blurred] * 3)), replace(SETTINGS, min_quality=0.01), judge).drop is None
     )
 
 
@@ -112,10 +147,10 @@ def test_center_crop(shape):
 
 def test_scorer_weights_change_the_tool_names(tmp_path):
     weights = tmp_path / "syncnet.safetensors"
-    tools = Tools(ProcessSettings(steps=("faces", "sync")))
-    tools._detector, tools._scorer = SimpleNamespace(), SimpleNamespace(name="fixed", files=(weights,))
+    opened = Tools(ProcessSettings(steps=("faces", "sync")))
+    opened._detector, opened._scorer = SimpleNamespace(), SimpleNamespace(name="fixed", files=(weights,))
     names = []
     for content in (b"a", b"b"):
         weights.write_bytes(content)
-        names.append(tools.names())
+        names.append(opened.names())
     assert names[0] != names[1] and names[0]["sync_scorer"].startswith("fixed ")

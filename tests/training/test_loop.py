@@ -4,11 +4,14 @@ import csv
 import errno
 import logging
 import os
+import random
+import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 
 from latentsync.checkpoints.loading import load_state_dict
 from latentsync.training import checkpoints, loop
@@ -17,7 +20,7 @@ from latentsync.training.stopping import StopRequest, ignore_first_signal
 from latentsync.utils.errors import UserError
 from latentsync.utils.locks import exclusive_folder
 from tests.training.forked import run_forked
-from tests.training.tiny_run import TinyTask, arm, run_config
+from tests.training.tiny_run import TinyTask, arm, run_config, saved_state, saved_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,10 +59,10 @@ def rows(output, name="train.csv") -> list[dict[str, str]]:
 def assert_equal_runs(first, second) -> None:
     """Bitwise equal weights, averages, optimizer states, exports; equal curves."""
     name = "checkpoints/step_00000006"
-    for file in ("model.safetensors", "ema.safetensors"):
-        a, b = load_file(first / name / file), load_file(second / name / file)
-        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    a, b = (torch.load(folder / name / "optimizer.bin", weights_only=True)["state"] for folder in (first, second))
+    a, b = saved_state(first), saved_state(second)
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+    a, b = (saved["optimizer"]["state"] for saved in (a, b))
     assert all(torch.equal(a[index][key], b[index][key]) for index in a for key in a[index])
     a, b = (load_state_dict(folder / "checkpoints/tiny-6.pt") for folder in (first, second))
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -76,7 +79,7 @@ def test_a_run_leaves_what_is_promised(whole):
     assert [row["step"] for row in rows(whole, "validation.csv")] == list("246")
     raw = torch.load(whole / "checkpoints/tiny-6.pt", weights_only=True)
     assert raw["global_step"] == 6
-    averaged = load_file(whole / "checkpoints/step_00000006/ema.safetensors")
+    averaged = saved_state(whole)["ema"]
     assert all(torch.equal(raw["state_dict"][name], averaged[name]) for name in averaged)
 
 
@@ -140,12 +143,12 @@ def test_another_model_is_named(whole, caplog):
 
 def test_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
     run_training(TinyTask(dropout=0.2), run_config(tmp_path, max_train_steps=4))
-    weights = tmp_path / "checkpoints/step_00000004/model.safetensors"
+    weights = tmp_path / "checkpoints/step_00000004/state/__0_0.distcp"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     run_training(TinyTask(dropout=0.2), run_config(tmp_path))
-    assert "model.safetensors is damaged; resuming from an older checkpoint" in caplog.text
+    assert "__0_0.distcp is damaged; resuming from an older checkpoint" in caplog.text
     assert_equal_runs(whole, tmp_path)
 
 
@@ -208,8 +211,8 @@ def test_accumulation_equals_a_larger_batch(tmp_path):
     for name, batch, count in (("one", 4, 1), ("two", 2, 2)):
         changes = {"batch_size": batch, "gradient_accumulation_steps": count}
         run_training(TinyTask(with_discriminator=True), run_config(tmp_path / name, **changes))
-    for file in ("tiny-6.pt", "step_00000006/model.safetensors"):
-        a, b = (load_state_dict(tmp_path / name / "checkpoints" / file) for name in ("one", "two"))
+    for read in (saved_weights, lambda output: load_state_dict(output / "checkpoints/tiny-6.pt")):
+        a, b = (read(tmp_path / name) for name in ("one", "two"))
         assert all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
     a, b = (torch.load(tmp_path / name / "checkpoints/step_00000006/discriminators.pt") for name in ("one", "two"))
     assert torch.allclose(a["critic"]["module"]["weight"], b["critic"]["module"]["weight"], atol=1e-5)
@@ -258,7 +261,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_passed_over(whole, tmp_path, capl
     """It is complete and its checksums are right, but its content is of something else."""
     run_training(TinyTask(dropout=0.2), run_config(tmp_path, max_train_steps=4))
     newest = tmp_path / "checkpoints/step_00000004"
-    (newest / "optimizer.bin").write_bytes(b"no pickle")
+    (newest / "state" / ".metadata").write_bytes(b"no pickle")
     (newest / "complete.json").unlink()
     checkpoints._commit(newest.rename(tmp_path / "checkpoints/.step_00000004.tmp"), newest)
     run_training(TinyTask(dropout=0.2), run_config(tmp_path))
@@ -326,3 +329,51 @@ def test_ignored_signals_stay_ignored():
         os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not stop.requested
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_changed_since_the_checkpoint_is_told(tmp_path, caplog):
+    run_training(TinyTask(), run_config(tmp_path, max_train_steps=2))
+    run_training(TinyTask(), run_config(tmp_path, max_train_steps=3, lr=2e-2, batch_size=3))
+    told = [record.message for record in caplog.records if "changed since then" in record.message]
+    assert sorted(told) == [
+        "changed since then: data.batch_size 2 -> 3",
+        "changed since then: optimizer.lr 0.01 -> 0.02",
+        "changed since then: run.max_train_steps 2 -> 3",
+    ]
+
+
+def test_background_saves_are_the_same(whole, tmp_path):
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path, background_saves=True))
+    assert_equal_runs(whole, tmp_path)
+    assert checkpoints.find_damage(tmp_path / "checkpoints/step_00000006") is None
+
+
+def test_a_background_save_that_fails_ends_the_run(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.rename", full)
+    with pytest.raises(UserError, match="step_00000002: the checkpoint could not be written"):
+        run_training(TinyTask(), run_config(tmp_path, background_saves=True))
+
+
+def test_checkpoints_of_earlier_versions_are_resumed(whole, tmp_path):
+    """Those that accelerate wrote: model.safetensors, optimizer.bin, ema.safetensors."""
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path, max_train_steps=4))
+    newest = tmp_path / "checkpoints/step_00000004"
+    saved, temporary = saved_state(tmp_path, 4), newest.with_name(".step_00000004.tmp")
+    names = {name: index for index, name in enumerate(saved["model"])}
+    state = {names[name]: values for name, values in saved["optimizer"]["state"].items()}
+    groups = [{**torch.optim.AdamW([torch.zeros(1)]).state_dict()["param_groups"][0], "params": list(state)}]
+    newest.rename(temporary)
+    (temporary / "complete.json").unlink()
+    shutil.rmtree(temporary / "state")
+    save_file(saved["model"], temporary / "model.safetensors")
+    save_file(saved["ema"], temporary / "ema.safetensors")
+    groups[0] |= {"lr": 1e-2, "eps": 0.1, "fused": True, "foreach": None}
+    torch.save({"state": state, "param_groups": groups}, temporary / "optimizer.bin")
+    rng = {"step": 4, "random_state": random.getstate(), "numpy_random_seed": np.random.get_state()}
+    torch.save({**rng, "torch_manual_seed": torch.get_rng_state()}, temporary / "random_states_0.pkl")
+    checkpoints._commit(temporary, newest)
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path))
+    assert_equal_runs(whole, tmp_path)

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file
 from torch import nn
 
 from latentsync.checkpoints.loading import load_checkpoint, load_into
@@ -35,6 +34,7 @@ from scripts import train_syncnet
 from tests.data.conftest import audio, clips  # noqa: F401  (fixtures)
 from tests.data.test_encoded_clips import MeanCodec
 from tests.training.forked import run_forked
+from tests.training.tiny_run import saved_weights
 
 MODEL = {
     "audio_encoder": {
@@ -109,9 +109,10 @@ def test_command_trains_and_exports(write_config, tmp_path, caplog):
     assert "a batch of 4 pairs is small" in caplog.text
 
 
-def test_dry_run_leaves_nothing(write_config, tmp_path):
+def test_dry_run_leaves_nothing_but_the_index(write_config, tmp_path):
     assert train_syncnet.main(["--config_path", str(write_config(contrastive=True)), "--dry_run"]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.txt", "output.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.txt", "output", "output.yaml"]
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["index"]  # of the clips, for the run itself
 
 
 def test_problems_are_one_line(write_config, tmp_path, capsys):
@@ -204,7 +205,7 @@ def test_contrastive_over_two_processes_equals_one(write_config, tmp_path):
     assert run_forked(work, 2) == [0, 0]
     task = make_task(one)
     run_training(task, task.config)
-    a, b = (load_file(tmp_path / n / "checkpoints/step_00000002/model.safetensors") for n in ("one", "two"))
+    a, b = (saved_weights(tmp_path / n, 2) for n in ("one", "two"))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
     start = {name.removeprefix("network."): tensor for name, tensor in make_task(one).model.state_dict().items()}
     assert any(not torch.allclose(a[f"network.{name}"], start[name], atol=1e-5) for name in start)

@@ -240,7 +240,9 @@ def test_validation_makes_a_video(tmp_path, parts, media, shared_detector):
     config = tiny_config(tmp_path, inference_steps=1, guidance_scale=1.0)
     video, audio = str(media / "clip.mp4"), str(media / "voice.wav")
     config = replace(config, data=replace(config.data, val_video_path=video, val_audio_path=audio))
-    task = UNetTask(config, parts, LossNetworks(), lambda: None, lambda path: {"sync_confidence": path.stat().st_size})
+    task = UNetTask(
+        config, parts, LossNetworks(), lambda: None, lambda pipeline, path: {"sync_confidence": path.stat().st_size}
+    )
     assert task.validate(task.model.eval(), 7, tmp_path)["sync_confidence"] > 0
     assert (tmp_path / "step_7.mp4").is_file()
     quiet = UNetTask(tiny_config(tmp_path), parts, LossNetworks(), lambda: None)

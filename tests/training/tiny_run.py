@@ -5,9 +5,11 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.sections import CkptSection, DataSection, OptimizerSection, RunSection, TrainingConfig
@@ -32,6 +34,21 @@ class TinyDataset(torch.utils.data.Dataset):
         x = torch.from_numpy(item_rng(0, draw.key).standard_normal(4)).float() + draw.index
         y = torch.tensor([float("nan") if draw.key in self.nan else x.sum().item()])
         return {"x": x, "y": y, "key": draw.key, "failed_paths": []}
+
+
+class Blocks(nn.Module):
+    """A network with blocks in a list, as FSDP gathers them, one of them frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.last = nn.Linear(4, 1)
+        self.blocks[1].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.last(x)
 
 
 class TinyTask:
@@ -103,6 +120,18 @@ def arm(task: TinyTask, moment: str) -> None:
         return original(*arguments)
 
     setattr(checkpoints, target, wrapped)
+
+
+def saved_state(output: Path, step: int = 6) -> dict[str, dict]:
+    """What a checkpoint holds: "model", "ema" (tensors by name) and "optimizer"."""
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.pt"
+        dcp_to_torch_save(output / f"checkpoints/step_{step:08d}/state", whole)
+        return torch.load(whole, weights_only=True)
+
+
+def saved_weights(output: Path, step: int = 6) -> dict[str, Tensor]:
+    return saved_state(output, step)["model"]
 
 
 def run_config(output: Path, **changes) -> TrainingConfig:

@@ -76,7 +76,7 @@ def write_clips(folder: Path, count: int = 2, frames: int = 10) -> Path:
 def tiny_config(folder: Path, **run) -> UNetFileConfig[UNetConfig]:
     """configs/unet/debug.yaml with the sizes of `tests.tiny_model`, clips in `folder`, and `run` in its section."""
     config = load_unet_config(PROJECT_ROOT / "configs" / "unet" / "debug.yaml", UNetConfig)
-    options = {"trainable_modules": (), "enable_gradient_checkpointing": False, "recon_loss_weight": 1.0, **run}
+    options = {"pixel_space_supervise": False, "use_syncnet": False, "enable_gradient_checkpointing": False, **run}
     return replace(
         config,
         model=UNetConfig.from_dict(UNET),
@@ -88,6 +88,8 @@ def tiny_config(folder: Path, **run) -> UNetFileConfig[UNetConfig]:
             num_frames=FRAMES,
             batch_size=2,
             num_workers=0,
+            val_video_path="",
+            val_audio_path="",
         ),
         run=replace(config.run, **options),
         optimizer=replace(config.optimizer, lr=2e-3),

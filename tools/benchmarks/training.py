@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from latentsync.checkpoints.loading import save_checkpoint
-from latentsync.checkpoints.registry import resolve
+from latentsync.checkpoints.registry import SCHEDULER_CONFIG, resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.loading import load_scheduler
@@ -149,10 +149,14 @@ def write_clips(folder: Path, resolution: int) -> Path:
 
 
 def make_task(config: UNetFileConfig[UNetConfig]) -> UNetTask:
-    """The training task of scripts/train_unet.py, with random networks."""
-    whisper = resolve("embedded").whisper
-    codec = LatentCodec(AutoencoderKL(**VAE_LAYOUT, scaling_factor=LATENT_SCALE))
+    """The training task of scripts/train_unet.py; the networks are random, of full size but for the embedded model."""
+    embedded = resolve("embedded")
+    whisper = embedded.whisper
+    if config.ckpt.base_model == embedded.name:
+        codec, schedule = LatentCodec.from_pretrained(embedded.vae), embedded.scheduler_config
+    else:
+        codec, schedule = LatentCodec(AutoencoderKL(**VAE_LAYOUT, scaling_factor=LATENT_SCALE)), SCHEDULER_CONFIG
     audio = Audio2Feature(whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
-    parts = FrozenParts(codec, audio, load_scheduler(PROJECT_ROOT / "configs" / "scheduler_config.json"))
+    parts = FrozenParts(codec, audio, load_scheduler(schedule))
     networks = load_loss_networks(config, audio.num_layers)
     return UNetTask(config, parts, networks, lambda: build_dataset(config, codec, Path(), whisper, networks.needs_mel))

@@ -1,9 +1,11 @@
-"""Frechet distances of normal distributions whose distance is known."""
+"""Frechet distances of normal distributions whose distance is known; kernel distances by another library."""
 
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
+from sklearn.metrics.pairwise import polynomial_kernel
 
-from latentsync.metrics.frechet import frechet_distance
+from latentsync.metrics.set_distances import frechet_distance, kernel_distance
 
 
 def with_moments(mean: np.ndarray, covariance: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -50,3 +52,31 @@ def test_invalid_features_are_refused(bad, message):
 def test_widths_must_match():
     with pytest.raises(ValueError, match="equal width"):
         frechet_distance(np.zeros((3, 4)), np.zeros((3, 5)))
+
+
+def test_frechet_distance_by_the_matrix_root_of_scipy():
+    rng = np.random.default_rng(3)
+    first, second = rng.standard_normal((200, 12)) @ rng.standard_normal((12, 12)), rng.standard_normal((150, 12)) + 1
+    shift = first.mean(axis=0) - second.mean(axis=0)
+    one, two = np.cov(first.T), np.cov(second.T)
+    expected = shift @ shift + np.trace(one + two - 2 * np.real(sqrtm(one @ two)))
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernel_distance_by_scikit_learn():
+    rng = np.random.default_rng(4)
+    first, second = rng.standard_normal((7, 5)), rng.standard_normal((9, 5)) + 0.5
+    own = [polynomial_kernel(x, degree=3, gamma=1 / 5, coef0=1) for x in (first, second)]
+    across = polynomial_kernel(first, second, degree=3, gamma=1 / 5, coef0=1)
+    expected = sum(k[~np.eye(len(k), dtype=bool)].mean() for k in own) - 2 * across.mean()
+    assert kernel_distance(first, second) == pytest.approx(expected, rel=1e-12)
+
+
+def test_kernel_distance_has_no_bias():
+    """Zero on average for few samples of one distribution; positive for two."""
+    rng = np.random.default_rng(5)
+    same = [kernel_distance(*rng.standard_normal((2, 10, 8))) for _ in range(400)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / 20 and min(same) < 0
+    assert kernel_distance(rng.standard_normal((50, 8)), rng.standard_normal((50, 8)) + 2) > 1
+    with pytest.raises(ValueError, match="equal width"):
+        kernel_distance(np.zeros((3, 4)), np.zeros((3, 5)))

@@ -1,0 +1,147 @@
+"""How well data processing keeps true voices and drops foreign ones: `python -m eval.sync_roc --videos_dir FOLDER`.
+
+Every clip is scored with its own audio and with that of other clips (dubbed). A clip is kept if its offset is within
+the limit, both halves have the same offset, and its preference reaches the threshold, see
+`latentsync.metrics.sync_gate`. The clips must be real recordings with the speaker's own voice. Writes roc.csv,
+clips.csv and roc.png. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from eval.reconstruction import longest_track
+from eval.videos import find_videos
+from latentsync.metrics.clip_sync import SCORERS, ClipSync, open_sync_scorer
+from latentsync.metrics.sync import offset_score
+from latentsync.metrics.sync_gate import Evidence, gather
+from latentsync.utils.commands import command
+from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.tables import write_csv
+
+RESOLUTION = 256  # of the aligned faces that are scored
+MAX_OFFSET = 6  # frames, of data processing
+MAX_FRAMES = 125  # five seconds, as in data processing
+THRESHOLDS = np.round(np.arange(0.5, 1.0001, 0.01), 2)
+COLUMNS = ("video", "voice", "true", "offset", "confidence", "preference", "first_half", "second_half")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A video with the audio of `voice`, its own if they are equal."""
+
+    video: Path
+    voice: Path
+    offset: int
+    confidence: float
+    evidence: Evidence
+
+    @property
+    def is_true(self) -> bool:
+        return self.video == self.voice
+
+    def is_kept(self, threshold: float) -> bool:
+        """Whether data processing keeps it at a threshold of the preference."""
+        return abs(self.offset) <= MAX_OFFSET and self.evidence.agrees and self.evidence.preference >= threshold
+
+    def cells(self) -> tuple[object, ...]:
+        """As `COLUMNS`."""
+        halves = self.evidence.halves or ("", "")
+        numbers = (f"{self.confidence:.4f}", f"{self.evidence.preference:.4f}", *halves)
+        return self.video, self.voice, int(self.is_true), self.offset, *numbers
+
+
+def judge(video: Path, voice: Path, vision: np.ndarray, audio: np.ndarray) -> Judged:
+    """Judge the windows of a video with those of an audio; the longer of the two is cut."""
+    count = min(len(vision), len(audio))
+    vision, audio = vision[:count], audio[:count]
+    score = offset_score(torch.from_numpy(vision), torch.from_numpy(audio))
+    return Judged(video, voice, score.offset, score.confidence, gather(vision, audio, score.offset))
+
+
+def score_all(videos: Sequence[Path], scorer: str, device: str) -> dict[Path, ClipSync]:
+    """Embeddings of each clip that can be scored; the others are reported."""
+    opened, found = open_sync_scorer(scorer, device), {}
+    for video in videos:
+        try:
+            found[video] = opened.score_faces(*longest_track(video, RESOLUTION, MAX_FRAMES))
+        except UserError as error:
+            print(f"skipped: {one_line(error)}", file=sys.stderr)
+    return found
+
+
+def judge_all(clips: dict[Path, ClipSync], dubs: int, seed: int = 0) -> Iterator[Judged]:
+    """Each clip with its own audio and with that of `dubs` others, drawn at random."""
+    rng = np.random.default_rng(seed)
+    for video, clip in clips.items():
+        others = [path for path in clips if path != video]
+        for index in rng.permutation(len(others))[:dubs]:
+            yield judge(video, others[index], clip.vision, clips[others[index]].audio)
+        yield judge(video, video, clip.vision, clip.audio)
+
+
+def roc(found: Sequence[Judged]) -> list[tuple[float, float, float]]:
+    """(threshold, share of true clips kept, share of dubbed ones kept) for each threshold."""
+
+    def share(is_true: bool, threshold: float) -> float:
+        return float(np.mean([item.is_kept(threshold) for item in found if item.is_true == is_true]))
+
+    return [(float(threshold), share(True, threshold), share(False, threshold)) for threshold in THRESHOLDS]
+
+
+def draw(rates: Sequence[tuple[float, float, float]], path: Path) -> None:
+    """Plot the share of true clips over that of dubbed ones."""
+    figure = Figure(figsize=(5, 5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([dubbed for *_, dubbed in rates], [true for _, true, _ in rates], marker=".")
+    for threshold, true, dubbed in rates:
+        if threshold in (0.8, 0.9, 0.95):
+            axes.annotate(f"{threshold:g}", (dubbed, true), textcoords="offset points", xytext=(6, -12))
+    axes.set(xlabel="dubbed clips kept", ylabel="true clips kept", ylim=(0, 1.02))
+    figure.savefig(path)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval.sync_roc", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--videos_dir", type=Path, required=True, help="real clips in which the speaker is heard")
+    add("--output_dir", type=Path, default=Path("output/sync_roc"), help="folder of the results (default: %(default)s)")
+    add("--scorer", choices=SCORERS, default="auto", help="sync scorer (default: %(default)s)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--dubs", type=int, default=8, help="foreign voices for each clip (default: %(default)s)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> str:
+    """Judge all clips, write the files; returns a summary."""
+    clips = score_all(find_videos(args.videos_dir), args.scorer, args.device)
+    if len(clips) < 2:
+        raise UserError(f"{args.videos_dir}: at least two clips that can be scored are needed, see above")
+    found = list(judge_all(clips, args.dubs))
+    rates = roc(found)
+    write_csv(args.output_dir / "clips.csv", COLUMNS, (item.cells() for item in found))
+    write_csv(args.output_dir / "roc.csv", ("preference", "true_kept", "dubbed_kept"), rates)
+    draw(rates, args.output_dir / "roc.png")
+    lines = [f"{len(clips)} true clips, {len(found) - len(clips)} dubbed ones"]
+    lines += [
+        f"preference {t:.2f}: {true:.1%} of the true and {dub:.1%} of the dubbed are kept" for t, true, dub in rates
+    ]
+    return "\n".join([lines[0], *lines[-11:]])
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    print(run(build_parser().parse_args(argv)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
