@@ -33,7 +33,7 @@ def synthesize(text: str, voice: str | None, path: str | Path) -> None:
     Args:
         text: what to say.
         voice: name of a Piper voice in checkpoints/voices, the path of one, or a language of eSpeak NG, such as en-us,
-            de or fr; None for US English.
+            de or fr-fr; None for US English.
 
     Raises:
         UserError: the voice or the package that speaks it is missing, or nothing of the text can be spoken.
