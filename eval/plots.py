@@ -1,15 +1,18 @@
-"""Plots as inline SVG, without scripts or external files."""
+"""Plots as inline SVG, drawn by matplotlib; pages need no scripts or external files."""
 
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from latentsync.constants import FPS
 
 COLORS = ("#555555", "#1f77b4", "#d95f02", "#1b9e77", "#7b5ea7", "#b8860b", "#c2185b", "#2f4f4f")
-WIDTH, ROW, LEFT, RIGHT = 420, 24, 120, 62
-LINE_WIDTH, LINE_HEIGHT, MARGIN = 640, 130, 34
+STYLE = {"svg.fonttype": "none", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+WIDTH, ROW, LINE_WIDTH, LINE_HEIGHT = 4.4, 0.28, 6.6, 1.5  # inches
 
 
 def color(index: int) -> str:
@@ -19,31 +22,21 @@ def color(index: int) -> str:
 
 def strip_plot(title: str, groups: Mapping[str, Sequence[float]], means: Mapping[str, float]) -> str:
     """One row per method: a dot for each clip, and a bar from 0 to the mean."""
-    values = [*(value for group in groups.values() for value in group), *means.values()]
-    low, high = min(0.0, *values), max(0.0, *values)
-    span = (high - low) or 1.0
-    height = 30 + ROW * len(groups)
-
-    def x(value: float) -> float:
-        return LEFT + (value - low) / span * (WIDTH - LEFT - RIGHT)
-
-    parts = [f'<text x="4" y="15" class="title">{escape(title)}</text>']
-    parts.append(f'<line x1="{x(0):.1f}" y1="24" x2="{x(0):.1f}" y2="{height - 4}" class="axis"/>')
-    for index, (name, group) in enumerate(groups.items()):
-        y = 36 + ROW * index
-        parts.append(f'<text x="4" y="{y + 4}">{escape(_short(name))}</text>')
-        if not len(group):
-            parts.append(f'<text x="{LEFT}" y="{y + 4}" class="faint">n/a</text>')
-            continue
-        parts += [f'<circle cx="{x(value):.1f}" cy="{y}" r="3" fill="{color(index)}"/>' for value in group]
-        if name in means:
-            left, width = min(x(0), x(means[name])), abs(x(means[name]) - x(0))
-            parts.append(
-                f'<rect x="{left:.1f}" y="{y - 7}" width="{width:.1f}" height="14" fill="{color(index)}" '
-                'opacity="0.35"/>'
-            )
-            parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{y + 4}">{means[name]:.4g}</text>')
-    return _svg(WIDTH, height, title, parts)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.7 + ROW * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color="#999999", linewidth=0.8)
+        labels = []
+        for row, (name, group) in enumerate(groups.items()):
+            if name in means:
+                axes.barh(row, means[name], height=0.7, color=color(row), alpha=0.35)
+            axes.scatter(group, [row] * len(group), s=9, color=color(row))
+            value = f"{means[name]:.4g}" if name in means else "n/a" if not len(group) else ""
+            labels.append(f"{_short(name)}  {value}")
+        axes.set_yticks(range(len(groups)), labels)
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.set_title(title, loc="left", weight="bold")
+        return _svg(figure, title)
 
 
 def line_plot(title: str, lines: Mapping[str, Sequence[float]], colors: Mapping[str, str], fps: float = FPS) -> str:
@@ -51,44 +44,26 @@ def line_plot(title: str, lines: Mapping[str, Sequence[float]], colors: Mapping[
     arrays = {name: np.asarray(line, float) for name, line in lines.items() if np.isfinite(line).any()}
     if not arrays:
         return ""
-    low, high = (float(pick([pick(a[np.isfinite(a)]) for a in arrays.values()])) for pick in (min, max))
-    low, high = min(low, 0.0), high if high > low else low + 1.0
-    longest = max(len(array) for array in arrays.values())
-
-    def point(index: int, value: float) -> str:
-        x = MARGIN + index / max(longest - 1, 1) * (LINE_WIDTH - MARGIN - 8)
-        y = 22 + (high - value) / (high - low) * (LINE_HEIGHT - 40)
-        return f"{x:.1f},{y:.1f}"
-
-    zero = point(0, 0.0).split(",")[1]
-    parts = [f'<text x="{MARGIN}" y="13" class="title">{escape(title)}</text>']
-    parts.append(f'<line x1="{MARGIN}" y1="{zero}" x2="{LINE_WIDTH - 8}" y2="{zero}" class="axis"/>')
-    for value in (low, high):
-        parts.append(f'<text x="2" y="{float(point(0, value).split(",")[1]) + 4:.1f}" class="faint">{value:.2g}</text>')
-    parts.append(f'<text x="{MARGIN}" y="{LINE_HEIGHT - 4}" class="faint">0 s</text>')
-    end = (
-        f'<text x="{LINE_WIDTH - 8}" y="{LINE_HEIGHT - 4}" class="faint" text-anchor="end">{longest / fps:.1f} s</text>'
-    )
-    parts.append(end)
-    for name, array in arrays.items():
-        for indices in _finite_ranges(array):
-            points = " ".join(point(index, array[index]) for index in indices)
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{colors[name]}" stroke-width="1.5"/>')
-    return _svg(LINE_WIDTH, LINE_HEIGHT, title, parts)
-
-
-def _finite_ranges(array: np.ndarray) -> list[range]:
-    """Index ranges of consecutive finite values."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], np.isfinite(array).astype(int), [0]])))
-    return [range(start, end) for start, end in edges.reshape(-1, 2)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(LINE_WIDTH, LINE_HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color="#bbbbbb", linewidth=0.8)
+        for name, array in arrays.items():
+            axes.plot(np.arange(len(array)) / fps, array, color=colors[name], linewidth=1.2)
+        axes.margins(x=0)
+        axes.set_xlabel("s")
+        axes.set_title(title, loc="left", weight="bold")
+        return _svg(figure, title)
 
 
 def _short(name: str, limit: int = 18) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
-def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
-    )
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an element of a page, with a label for screen readers. The same figure gives the same text."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": label}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    element = text.getvalue()[text.getvalue().index("<svg") :]
+    return element.replace("<svg", f'<svg role="img" aria-label="{escape(label, quote=True)}"', 1)

@@ -1,7 +1,5 @@
 """`python -m latentsync` is the `latentsync` command."""
 
-import sys
+from latentsync.cli import program
 
-from latentsync.cli import main
-
-sys.exit(main())
+program()

@@ -7,11 +7,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import NoReturn
 
 from latentsync import __version__
+from latentsync.utils.commands import exit_now
 from latentsync.utils.paths import import_project
 
 WRONG_USAGE = 2
+SERVERS = ("serve", "app")  # end without the interpreter's cleanup, which takes seconds
 
 # Command -> (summary, module), or a group of subcommands; the first one is the default.
 Leaf = tuple[str, str]
@@ -69,8 +72,16 @@ def suggestion(word: str, names: Sequence[str] | dict, prefix: str = "") -> str:
     return f"; choose one of {', '.join(names)}"
 
 
+def program() -> NoReturn:
+    """Entry point of `latentsync` and `python -m latentsync`."""
+    code = main()
+    if sys.argv[0].split()[-1] in SERVERS:
+        exit_now(code)
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `latentsync` and `python -m latentsync`; returns the exit code."""
+    """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())

@@ -1,8 +1,10 @@
-"""Lip-sync a list of videos, unattended: `python -m scripts.batch --list jobs.csv`.
+"""Lip-sync many videos, unattended: `python -m scripts.batch --list jobs.csv`, or
+`python -m scripts.batch --videos clips/ --audio voices/ --out results/`.
 
 The list is a CSV with the columns video, audio and out, and any generation options (see docs/serving.md). Run the same
-command again to resume; it repeats only rows that have failed or changed. Exit codes: 0 all rows are done, 1 some rows
-failed, or an input or option is not valid, 2 wrong usage, 130 interrupted.
+command again to resume; it repeats only rows that have failed or changed. A report page is written next to the list, or
+into the folder of the results. Exit codes: 0 all rows are done, 1 an input or option is not valid, 2 wrong usage,
+3 some rows failed, 4 all rows failed, 130 interrupted.
 """
 
 import argparse
@@ -10,39 +12,86 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import OptionError, parse_options
 from latentsync.serving.settings import ServingSettings, add_service_arguments
 from latentsync.utils.commands import command
 from latentsync.utils.errors import one_line
+from latentsync.utils.progress import duration
+
+if TYPE_CHECKING:
+    from latentsync.serving.batch import BatchRow, RowResult
+    from latentsync.serving.jobs import Job
+
+SOME_FAILED, ALL_FAILED = 3, 4
+REPORT = "report.html"
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} rows{postfix}"
 
 
 def build_parser() -> OptionParser:
     parser = OptionParser(
         prog="python -m scripts.batch",
-        usage="%(prog)s --list CSV [--option value ...]",
-        description="Lip-sync a list of videos. The generation options given here apply to rows that leave them empty.",
+        usage="%(prog)s (--list CSV | --videos VIDEO ... --audio AUDIO --out FOLDER) [--option value ...]",
+        description="Lip-sync many videos. The generation options given here apply to rows that leave them empty.",
     )
     add = parser.add_argument
+    add("--list", type=Path, help="CSV with the columns video, audio, out; paths are relative to its folder")
     add(
-        "--list",
-        type=Path,
-        required=True,
-        help="CSV with the columns video, audio, out; paths are relative to its folder",
+        "--videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="instead of a list: files, folders or quoted patterns (clips/*.mp4)",
     )
-    add("--workspace", type=Path, help="folder of the jobs until they are done (default: next to the list)")
+    add("--audio", type=Path, help="audio for all --videos, or a folder with audio of the same names")
+    add("--out", type=Path, help="folder for the results of --videos")
+    add("--workspace", type=Path, help="folder of the jobs until they are done (default: next to the list or results)")
+    add("--report", type=Path, help="report page (default: next to the list, or in the folder of the results)")
     add("--job_timeout_seconds", type=float, default=21600, help="time limit of a job (default: %(default)s)")
+    add("--quiet", action="store_true", help="hide the progress bar")
     add_service_arguments(parser)
     add_option_arguments(parser)
     return parser
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the list; returns the number of failed rows."""
-    from latentsync.serving.batch import FAILED, Batch, RowResult, read_list
-    from latentsync.serving.database import repair
-    from latentsync.serving.service import JobService
+class Display:
+    """Prints the outcome of each row above a progress bar, and keeps the report page up to date."""
+
+    def __init__(self, total: int, report: Path, *, shown: bool) -> None:
+        self.total, self.report = total, report
+        self.results: list[RowResult] = []
+        self.bar = tqdm(total=total, bar_format=BAR, disable=not shown, leave=False)
+
+    def show(self, result: "RowResult") -> None:
+        from latentsync.serving.batch_report import write_report
+
+        self.results.append(result)
+        seconds = f" ({result.seconds:.0f} s)" if result.seconds else ""
+        reason = f": {result.reason}" if result.reason else ""
+        tqdm.write(
+            f"[{len(self.results)}/{self.total}] {result.status} {one_line(result.row.out)}{seconds}{reason}",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+        write_report(self.report, self.results, self.total)
+
+    def follow(self, jobs: Sequence["Job"]) -> None:
+        """Show the progress of the jobs in the queue."""
+        done = len(self.results) + sum(job.fraction for job in jobs)
+        running = [job for job in jobs if job.state.value == "running"]
+        words = [f"{job.inputs.get('video', '')} {job.stage}" for job in running[:1]]
+        estimates = [job.eta_seconds for job in running if job.eta_seconds is not None]
+        words += [f"about {duration(max(estimates))} left for it"] if estimates else []
+        self.bar.set_postfix_str(", ".join(words), refresh=False)
+        self.bar.update(max(0.0, done - self.bar.n))
+
+
+def read_rows(options: argparse.Namespace, parser: OptionParser) -> tuple[list["BatchRow"], Path]:
+    """The rows, and the path that the default workspace and report are named after."""
+    from latentsync.serving.batch import read_list, rows_of_files
 
     defaults = given_options(options)
     try:
@@ -50,9 +99,24 @@ def run(options: argparse.Namespace) -> int:
     except OptionError as error:
         if error.names:  # otherwise a row may add what is missing
             raise
-    rows = read_list(options.list, defaults)
+    if (options.list is None) == (options.videos is None):
+        parser.error("give either --list or --videos")
+    if options.list is not None:
+        return read_list(options.list, defaults), options.list
+    if options.audio is None or options.out is None:
+        parser.error("--videos needs --audio and --out")
+    return rows_of_files(options.videos, options.audio, options.out, defaults), options.out / "batch.csv"
+
+
+def run(options: argparse.Namespace, parser: OptionParser) -> int:
+    """Run the rows; returns the exit code."""
+    from latentsync.serving.batch import FAILED, Batch
+    from latentsync.serving.database import repair
+    from latentsync.serving.service import JobService
+
+    rows, origin = read_rows(options, parser)
     settings = ServingSettings(
-        options.workspace or options.list.with_name(f"{options.list.stem}.work"),
+        options.workspace or origin.with_name(f"{origin.stem}.work"),
         workers=max(1, options.workers),
         devices=tuple(options.devices),
         dtype=options.dtype,
@@ -61,30 +125,24 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.repair:
         repair(settings.workspace)
-    count = 0
-
-    def show(result: RowResult) -> None:
-        nonlocal count
-        count += 1
-        seconds = f" ({result.seconds:.0f} s)" if result.seconds else ""
-        reason = f": {result.reason}" if result.reason else ""
-        print(f"[{count}/{len(rows)}] {result.status} {one_line(result.row.out)}{seconds}{reason}", flush=True)
-
-    with JobService(settings) as service:
-        results = Batch(service).run(rows, show)
+    display = Display(len(rows), options.report or origin.with_name(f"{origin.stem}.{REPORT}"), shown=not options.quiet)
+    with JobService(settings) as service, display.bar:
+        results = Batch(service).run(rows, display.show, display.follow)
     failed = [result for result in results if result.status == FAILED]
     if failed:
         print(f"{len(failed)} of {len(rows)} rows failed:", file=sys.stderr)
         for result in failed:
             print(f"  line {result.row.line}: {one_line(result.row.video)}: {result.reason}", file=sys.stderr)
-    return len(failed)
+    print(f"report: {one_line(display.report)}")
+    return 0 if not failed else ALL_FAILED if len(failed) == len(rows) else SOME_FAILED
 
 
 @command(interrupted="interrupted; run the same command again to resume")
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    return 1 if run(options) else 0
+    return run(options, parser)
 
 
 if __name__ == "__main__":

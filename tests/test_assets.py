@@ -3,6 +3,7 @@
 import wave
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 
@@ -15,6 +16,13 @@ def test_demo_voice() -> None:
         samples = np.frombuffer(voice.readframes(voice.getnframes()), np.int16)
     assert len(samples) == 5 * 16000
     assert samples[0] == samples[-1] == 0 and np.abs(samples).max() > 8000
+
+
+def test_examples() -> None:
+    assert cv2.imread(str(ASSETS / "demo_two.jpg")).shape == (400, 680, 3)
+    with av.open(str(ASSETS / "demo_video.mp4")) as video:
+        sizes = [(frame.width, frame.height) for frame in video.decode(video=0)]
+    assert sizes == [(384, 384)] * 100
 
 
 def test_demo_portrait() -> None:

@@ -43,7 +43,7 @@ OTHER: dict[str, Any] = {
     "model": "embedded", "lora": "me", "lora_scale": "0.5", "inference_steps": "3", "guidance_scale": "2.5",
     "seed": "7",     "solver": "dpm++", "enable_deepcache": "true", "chunk_batch_size": "2", "vram_efficient": "true",
     "match_color": "true", "enable_upscale": "true", "enhancer": "gfpgan", "sharpness_factor": "1.5", "face": "left",
-    "detector": "mediapipe", "paste_mask": "box",
+    "detector": "mediapipe", "paste_mask": "box", "min_face": "64",
     "mask_image_path": "mask.png", "video_fps": "30", "keep_fps": "true", "interpolate": "50",
     "audio_track": "deu", "length_mode": "freeze", "start": "1.5", "end": "9", "max_seconds": "2.5", "crf": "20",
     "silence": "original", "mix_original": "0.3", "text": "Hello there.", "voice": "de", "script": "cues.csv",
@@ -89,7 +89,9 @@ def page_form(tmp_path_factory):
 
     service = service_in(tmp_path_factory.mktemp("page") / "ws")
     with gr.Blocks():
-        return OptionsForm(service.settings)
+        form = OptionsForm(service.settings)
+        form.build_rest()
+    return form
 
 
 def test_the_values_of_this_test_are_complete():
@@ -187,7 +189,10 @@ def test_a_range_is_the_same_on_every_surface(option, tmp_path, page_form):
     bounds = next((part for part in schema.get("anyOf", []) if part["type"] != "null"), schema)
     assert (bounds["minimum"], bounds["maximum"]) == (option.low, option.high)
     field = page_form.fields[name]
-    assert (field.minimum, field.maximum) == (option.low, option.high)
+    if option.default is None:  # an empty field of text, which names what that means
+        assert field.placeholder == f"{option.show.unset} ({option.range})"
+    else:
+        assert (field.minimum, field.maximum) == (option.low, option.high)
     assert option.range in argument_help(option)
     assert f"| {option.range} |" in option_tables.table("jobs")
 
@@ -328,12 +333,14 @@ def test_a_job_takes_its_mask_as_a_file(tmp_path):
         service.submit(JobKind.LIPSYNC, files, GenerationOptions(mask_image_path=tmp_path / "mask.png"))
 
 
-def test_a_job_runs_with_its_mask_and_within_the_services_limit(tmp_path):
-    seen = {}
-    models = SimpleNamespace(get=lambda options: lambda *files, **given: seen.update(given, files=files))
+def test_a_job_runs_with_its_mask_and_within_the_services_limit(tmp_path, monkeypatch):
+    seen, looked = {}, []
+    monkeypatch.setattr("latentsync.serving.handler.require_face", lambda *given: looked.append(given))
+    models = SimpleNamespace(device="cpu", get=lambda options: lambda *files, **given: seen.update(given, files=files))
     files = {role: tmp_path / role for role in ("video", "audio", "mask")}
     for seconds, longest in ((None, 9.0), (5.0, 5.0), (20.0, 9.0)):
         options = GenerationOptions(max_seconds=seconds, chunk_batch_size=4)
         run_job(JobKind.LIPSYNC, options, files, tmp_path / "o", models, lambda *_: None, max_seconds=9.0)
         assert (seen["options"].mask_image_path, seen["options"].max_seconds) == (files["mask"], longest)
+    assert looked == [(files["video"], "auto", "cpu")] * 3
     assert seen["files"] == (files["video"], files["audio"], tmp_path / "o") and seen["options"].chunk_batch_size == 4

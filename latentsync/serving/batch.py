@@ -1,5 +1,6 @@
 """Run a list of jobs through the job service; an interrupted run can be resumed."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ from latentsync.options import OPTIONS, RENAMED, GenerationOptions, OptionError,
 from latentsync.pipelines.script import audio_names, read_script
 from latentsync.serving.jobs import AUDIO_ROLES, InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
 from latentsync.serving.service import JobService
+from latentsync.serving.workspace import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.files import staged_output, write_text
 from latentsync.utils.tables import read_csv
@@ -133,6 +135,49 @@ def _refuse_equal_outputs(rows: Sequence[BatchRow], path: Path) -> None:
         lines[name] = row.line
 
 
+def rows_of_files(
+    videos: Sequence[str], audio: Path, out: Path, defaults: Mapping[str, Any] | None = None
+) -> list[BatchRow]:
+    """Rows for videos and images, given as files, folders or patterns such as `clips/**/*.mp4`.
+
+    Args:
+        audio: one file for all, or a folder with a file of the same name (without suffix) for each video.
+        out: folder of the results, NAME.mp4.
+        defaults: options by name.
+
+    Raises:
+        UserError: nothing matches, a video has no audio, or two results would have the same name.
+    """
+    voices = {path.stem: path for path in _media(audio, AUDIO_SUFFIXES)} if audio.is_dir() else None
+    options, rows = parse_options(dict(defaults or {})), []
+    for number, video in enumerate(_expand(videos), 1):
+        voice = audio if voices is None else voices.get(video.stem)
+        if voice is None:
+            raise UserError(f"{video}: {audio} has no audio named {video.stem}")
+        rows.append(BatchRow(number, video, voice, out / f"{video.stem}.mp4", options))
+    _refuse_equal_outputs(rows, out)
+    return rows
+
+
+def _expand(patterns: Sequence[str]) -> list[Path]:
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = _media(path, VIDEO_SUFFIXES)
+        else:
+            matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        if not matches:
+            raise UserError(f"{pattern}: no video or image matches")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _media(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Media files directly in a folder, sorted."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+
+
 class Batch:
     """Runs a list with a started service. A record in its workspace maps rows to jobs and marks finished rows.
 
@@ -145,9 +190,16 @@ class Batch:
         self._record = self._read_record()
 
     def run(
-        self, rows: Sequence[BatchRow], on_result: Callable[[RowResult], None] = lambda result: None
+        self,
+        rows: Sequence[BatchRow],
+        on_result: Callable[[RowResult], None] = lambda result: None,
+        on_progress: Callable[[Sequence[Job]], None] = lambda jobs: None,
     ) -> list[RowResult]:
         """Run all rows that are not done yet; failed rows do not stop the others.
+
+        Args:
+            on_result: called with the outcome of each row.
+            on_progress: called several times a second with the jobs that are queued or running.
 
         Raises:
             InsufficientSpace: the disk has no room for the next job.
@@ -162,11 +214,13 @@ class Batch:
 
         while more or active:
             more = more and self._submit_some(waiting, active, report)
-            for job_id, row in list(active.items()):
-                result = self._result_of(self.service.get(job_id), row)
+            jobs = [self.service.get(job_id) for job_id in active]
+            for job in jobs:
+                result = self._result_of(job, active[job.id])
                 if result is not None:
-                    del active[job_id]
+                    del active[job.id]
                     report(result)
+            on_progress([job for job in jobs if job.id in active])
             if active:
                 time.sleep(POLL_SECONDS)
         return sorted(results, key=lambda result: result.row.line)

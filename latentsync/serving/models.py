@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,10 +155,10 @@ def _weights(name: str, choice: ModelChoice | None) -> Path | None:
     return registered.model.unet.find() if registered is not None and registered.model is not None else None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: str | Path) -> tuple[int, int] | None:
     """Changes when a file is replaced."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size

@@ -17,10 +17,11 @@ THUMBNAIL = "thumbnail.jpg"
 DATABASE = "jobs.sqlite"
 MARKER = ".latentsync-workspace"
 SCRIPT_SUFFIX = ".json"  # whatever was uploaded
-SAFE_SUFFIXES = frozenset(
-    ".mp4 .mov .mkv .webm .avi .ts .m4v .gif .webp .png .jpg .jpeg .bmp .tif .tiff .heic .avif "
-    ".wav .mp3 .flac .ogg .opus .m4a .aac .wma".split()
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .mov .mkv .webm .avi .ts .m4v .gif .webp .png .jpg .jpeg .bmp .tif .tiff .heic .avif".split()
 )
+AUDIO_SUFFIXES = frozenset(".wav .mp3 .flac .ogg .opus .m4a .aac .wma".split())
+SAFE_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
 
 
 class Workspace:

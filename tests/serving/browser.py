@@ -78,7 +78,10 @@ class Browser:
         script = (
             "const tabs = [...document.querySelectorAll('button[role=tab]')];"
             "const tab = tabs.find(tab => tab.innerText.trim() == arguments[0]);"
-            "tab.click(); return tab.getAttribute('aria-selected') == 'true'"
+            "if (tab) { tab.click(); return tab.getAttribute('aria-selected') == 'true'; }"
+            "const more = [...document.querySelectorAll('.overflow-dropdown button')];"  # on a narrow screen
+            "const item = more.find(item => item.textContent.trim() == arguments[0]); if (item) item.click();"
+            "return false"
         )
         self.until(lambda: self.script(script, name), f"no tab {name}")
 

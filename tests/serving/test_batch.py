@@ -1,14 +1,22 @@
 """Lists of jobs: what is refused with its line, what is done once, what is done again."""
 
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from latentsync.serving.batch import DONE, FAILED, KEPT, Batch, read_list
+from latentsync.serving.batch import DONE, FAILED, KEPT, Batch, read_list, rows_of_files
+from latentsync.serving.batch_report import write_report
 from latentsync.serving.jobs import JobKind
 from latentsync.utils.errors import UserError
 from scripts.batch import main
-from tests.serving.fakes import FakeRunner, service_in, working, write_files, write_result
+from tests.serving.fakes import FakeRunner, endless, service_in, working, write_files, write_result
+from tests.waiting import HANG_SECONDS, eventually
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -87,6 +95,99 @@ def test_an_interrupted_list_goes_on_with_the_jobs_it_had(folder):
     runner = FakeRunner(write_result)
     assert run(folder, path, runner) == [(2, DONE, "")]
     assert len(runner.seen) == 1
+
+
+def test_folders_and_patterns(folder):
+    voices, clips = folder / "voices", folder / "clips"
+    for path in (voices / "a.wav", voices / "b.mp3", clips / "a.mp4", clips / "b.png", clips / "notes.txt"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    rows = rows_of_files([str(clips)], voices, folder / "out", {"seed": "3"})
+    assert [(row.video.name, row.audio.name, row.out.name) for row in rows] == [
+        ("a.mp4", "a.wav", "a.mp4"),
+        ("b.png", "b.mp3", "b.mp4"),
+    ]
+    assert rows[0].options.seed == 3
+    one_voice = rows_of_files([f"{clips}/*.mp4", str(clips / "b.png")], voices / "a.wav", folder / "out")
+    assert [row.audio for row in one_voice] == [voices / "a.wav"] * 2
+    (voices / "b.mp3").unlink()
+    with pytest.raises(UserError, match="no audio named b"):
+        rows_of_files([str(clips)], voices, folder / "out")
+    with pytest.raises(UserError, match="no video or image matches"):
+        rows_of_files([f"{clips}/*.mov"], voices, folder / "out")
+    (clips / "a.mov").touch()
+    with pytest.raises(UserError, match="both write"):
+        rows_of_files([str(clips)], voices / "a.wav", folder / "out")
+
+
+def test_progress_counts_parts_of_rows(folder):
+    path = write(folder, "video,audio,out\nface.png,voice.mp4,a.mp4\n")
+    service, seen = service_in(folder / "ws"), []
+    with working(service, FakeRunner(endless)):
+
+        def follow(jobs) -> None:
+            for job in jobs:
+                seen.append(job.fraction)
+                if job.fraction == 0.25:
+                    service.cancel(job.id)
+
+        results = Batch(service).run(read_list(path), on_progress=follow)
+    assert results[0].status == FAILED and 0.25 in seen
+
+
+def test_the_report_page(folder):
+    path = write(folder, "video,audio,out,seed\nface.png,voice.mp4,o/a&b.mp4,7\nnone.png,voice.mp4,b.mp4,\n")
+    service = service_in(folder / "ws")
+    with working(service, FakeRunner()):
+        results = Batch(service).run(read_list(path))
+    write_report(folder / "jobs.report.html", results, 2)
+    page = (folder / "jobs.report.html").read_text()
+    assert 'src="o/a%26b.mp4"' in page and "seed=7" in page and "none.png" in page
+    assert "2 rows: 1 done, 1 failed" in page and "http" not in page
+
+
+RESUMED = """
+import sys, threading, time
+from pathlib import Path
+from latentsync.serving.batch import Batch, read_list
+from latentsync.serving.worker import Worker
+from tests.serving.fakes import FakeRunner, service_in
+
+folder = Path(sys.argv[1])
+
+def work(out, on_progress):
+    with (folder / "begun").open("a") as file:
+        file.write("x")
+    while (folder / "begun").stat().st_size == 2 and not (folder / "go").exists():
+        time.sleep(0.02)
+    out.write_bytes(b"a result")
+
+service = service_in(folder / "ws", lease_seconds=0.5)
+service.sweep()
+worker = Worker(service.settings, sys.argv[2], "cpu", FakeRunner(work))
+threading.Thread(target=worker.run, daemon=True).start()
+for result in Batch(service).run(read_list(folder / "jobs.csv")):
+    print(result.row.line, result.status)
+worker.stopping.set()
+"""
+
+
+def test_a_batch_that_was_killed_goes_on(folder):
+    """Killed while the second row runs: the first is kept, and the second runs again."""
+    write(folder, "video,audio,out,seed\nface.png,voice.mp4,a.mp4,1\nface.png,voice.mp4,b.mp4,2\n")
+    command = [sys.executable, "-c", RESUMED, str(folder)]
+    process = subprocess.Popen([*command, "1" * 32], cwd=PROJECT_ROOT)
+    try:
+        assert eventually(lambda: (folder / "a.mp4").exists() and (folder / "begun").read_text() == "xx")
+    finally:
+        process.kill()
+        process.wait()
+    assert not (folder / "b.mp4").exists()
+    (folder / "go").touch()
+    time.sleep(1.0)  # the lease of the dead worker ends
+    again = subprocess.run([*command, "2" * 32], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
+    assert again.stdout.split() == ["2", "kept", "3", "done"], again.stderr
+    assert (folder / "begun").read_text() == "xxx" and (folder / "b.mp4").read_bytes() == b"a result"
 
 
 def test_the_command_tells_wrong_lists_in_one_line(tmp_path, capsys):

@@ -24,13 +24,13 @@ OPTIONS_OF_VERSION = {
     4: (
         "model lora lora_scale inference_steps guidance_scale seed solver enable_deepcache chunk_batch_size "
         "vram_efficient match_color enable_upscale enhancer sharpness_factor face detector mask_image_path paste_mask "
-        "video_fps keep_fps interpolate audio_track on_short_video max_seconds crf"
+        "video_fps keep_fps interpolate audio_track on_short_video max_seconds crf min_face"
     ),
     5: (
         "model lora lora_scale inference_steps guidance_scale seed solver enable_deepcache chunk_batch_size "
         "vram_efficient match_color enable_upscale enhancer sharpness_factor face detector mask_image_path paste_mask "
         "silence mix_original text voice script video_fps keep_fps interpolate audio_track length_mode start end "
-        "max_seconds crf"
+        "max_seconds crf min_face"
     ),
 }
 # Options as earlier versions stored them.
@@ -227,7 +227,7 @@ def test_a_damaged_database_is_told_in_one_line_and_moved_aside_on_request(servi
         assert main([*arguments, "--workspace", str(service.workspace.root)]) == 1
         message = capsys.readouterr().err
         assert "--repair" in message and message.count("\n") == 1
-    assert main([*arguments, "--workspace", str(service.workspace.root), "--repair", "--workers", "0"]) == 1
+    assert main([*arguments, "--workspace", str(service.workspace.root), "--repair", "--workers", "0"]) == 4
     assert "a.mp4" in capsys.readouterr().err  # the list runs; its file is missing
     (aside,) = service.workspace.root.glob("damaged-*")
     assert (aside / "jobs" / job_id / "audio.mp4").is_file() and (aside / "jobs.sqlite").exists()

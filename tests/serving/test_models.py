@@ -33,3 +33,18 @@ def test_the_precision_belongs_to_the_process(tmp_path):
     assert make_runner(ServingSettings(**settings.as_plain()), "cpu").cache.dtype is torch.bfloat16
     with pytest.raises(UserError, match="dtype must be one of float32, float16, bfloat16, not 'half'"):
         ServingSettings(tmp_path, dtype="half")
+
+
+def test_a_replaced_file_is_loaded_anew(monkeypatch, tmp_path):
+    """Other jobs keep what is loaded; the old weights are unloaded."""
+    loaded = []
+    monkeypatch.setattr(models, "load_pipeline", lambda *places, **named: loaded.append(named["lora"]))
+    path = tmp_path / "unet-1.safetensors"
+    path.write_bytes(b"first")
+    monkeypatch.setattr(models, "find_lora", lambda name: path)
+    cache = models.ModelCache("cpu")
+    for _ in range(2):
+        cache.get(GenerationOptions(lora="a"))
+    path.write_bytes(b"trained longer")
+    cache.get(GenerationOptions(lora="a"))
+    assert len(loaded) == 2 and len(cache.names) == 1

@@ -1,6 +1,9 @@
 """The page: what it says, its face picker, and what becomes of its forms. `test_page_browser` uses it as people do."""
 
+import json
 import re
+from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -11,14 +14,16 @@ gr = pytest.importorskip("gradio")
 
 import gradio_app  # noqa: E402
 from latentsync.checkpoints.registry import PROJECT_ROOT  # noqa: E402
-from latentsync.options import GenerationOptions, parse_options  # noqa: E402
+from latentsync.options import OPTIONS, GenerationOptions, parse_options  # noqa: E402
 from latentsync.serving.jobs import Job, JobKind, JobState  # noqa: E402
 from latentsync.serving.page.app import build_page, serve_page  # noqa: E402
+from latentsync.serving.page.compare import compare_html  # noqa: E402
 from latentsync.serving.page.errors import report_errors  # noqa: E402
 from latentsync.serving.page.faces import FaceFinder  # noqa: E402
 from latentsync.serving.page.frames_tab import FramesTab  # noqa: E402
 from latentsync.serving.page.job_panel import JobPanel  # noqa: E402
 from latentsync.serving.page.lipsync_tab import LipsyncTab  # noqa: E402
+from latentsync.serving.page.options_form import make_field  # noqa: E402
 from latentsync.serving.page.results_tab import ResultsTab  # noqa: E402
 from latentsync.serving.page.views import caption, sentence, status_html, tile  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
@@ -70,6 +75,7 @@ def test_the_face_picker(tmp_path):
     assert len(seen.faces) == 1 and seen.scale == 1
     x, y = seen.faces[0].center
     assert seen.face_at(x + 5, y) == 0 and seen.face_at(x + 200, y) is None
+    assert [seen.face_of(option) for option in (seen.option(0), "left", "right", "largest", "9,9@1.5")] == [0] * 5
     given = [float(part) for part in seen.option(0).split(",")]
     assert np.abs(np.array(given) - (x, y)).max() <= 1
     assert GenerationOptions(face=seen.option(0))
@@ -94,9 +100,10 @@ def test_errors_become_messages_without_the_inside(caplog):
 
 def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     files = write_files(tmp_path / "in")
-    with gr.Blocks() as page, gr.Tab("x") as tab:
-        lipsync, results = LipsyncTab(service, page), ResultsTab(service, page, tab)
-        frames = FramesTab(service, page)
+    with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("x") as tab:
+        lipsync = LipsyncTab(service, page, gr.State(""))
+        results = ResultsTab(service, page, tab, gr.State(""), lipsync, tabs)
+        frames = FramesTab(service, page, gr.State(""))
     values = {name: field.value for name, field in lipsync.form.fields.items()} | {"face": " left "}
     submit = lipsync._submitter({"max_seconds": 2.0})
     with pytest.raises(UserError, match="video or an image"):
@@ -111,12 +118,22 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     with working(service, FakeRunner()):
         assert wait_for(service, job_id).state is JobState.DONE
     shown = lipsync.panel.refresh(job_id)
-    assert shown[lipsync.panel.after]["visible"] and shown[lipsync.panel.before_image]["visible"]
+    player = shown[lipsync.panel.player]
+    assert player["visible"] and "<img" in player["value"] and f"{job_id}/result.mp4" in player["value"]
 
     listed = results.listing()
     assert listed[results.ids] == [job_id] and "done" in listed[results.gallery]["value"][0][1]
     opened = results.open([job_id], SimpleNamespace(index=0))
     assert opened[results.download]["visible"] and opened[results.delete]["visible"]
+    assert "<td>left</td>" in opened[results.settings]["value"]
+    told = json.loads(Path(opened[results.report]["value"]).read_text())
+    assert told["options"]["face"] == "left" and datetime.fromisoformat(told["created"]).tzinfo is not None
+    assert results.listing(listed[results.shown])[results.ids] == gr.skip()  # nothing has changed
+    video, audio, *fields, _ = results.fill_in(job_id)
+    assert (Path(video).name, Path(audio).name) == ("video.png", "audio.mp4")
+    read, _ = lipsync.form.read(tuple(fields))
+    assert read == made.options
+    assert results.remove("") == {results.gallery: gr.skip()}  # it was not confirmed
     removed = results.remove(job_id)
     assert removed[results.ids] == [] and not removed[results.delete]["visible"]
     assert lipsync.panel.refresh(job_id)[lipsync.panel.job_id] == ""
@@ -127,7 +144,7 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
 def test_a_running_job_is_found_again_and_can_be_cancelled(service, tmp_path):
     made = service.submit(JobKind.LIPSYNC, write_files(tmp_path / "in"), GenerationOptions())
     with gr.Blocks():
-        panel = JobPanel(service, "x")
+        panel = JobPanel(service, gr.State(""))
     again = panel.refresh(made.id)
     assert again[panel.cancel]["visible"] and again[panel.timer].active
     stopped = panel.stop(made.id)
@@ -147,12 +164,44 @@ def test_the_page_shows_no_other_files_and_answers_to_no_other_site(service, mon
     try:
         with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
             assert client.get("/").status_code == 200
+            assert client.get("/rest/healthz").status_code == 200
+            assert client.get("/rest/v1/jobs").json() == {"jobs": []}
             for path in (PROJECT_ROOT / "README.md", service.workspace.database, "/etc/passwd"):
                 assert client.get(f"/gradio_api/file={path}").status_code == 403, path
             assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
             assert client.get("/", headers={"Origin": "https://evil.example"}).status_code == 403
+            assert client.get("/rest/v1/jobs", headers={"Origin": "https://evil.example"}).status_code == 403
     finally:
         pages[0].close()
+
+
+def test_the_api_beside_a_page_with_a_password_needs_a_key(service, monkeypatch, capsys):
+    pages: list[gr.Blocks] = []
+    monkeypatch.setattr("latentsync.serving.page.app.wait_for_signal", pages.append)
+    for key, status in ((None, 404), ("k" * 16, 401)):
+        serve_page(service, "127.0.0.1", 0, login=("me", "secret"), api_key=key)
+        url = re.search(r"listening on (\S+)", capsys.readouterr().out)[1]
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+            assert client.get("/rest/v1/jobs").status_code == status
+            if key:
+                assert client.get("/rest/v1/jobs", headers={"X-API-Key": key}).status_code == 200
+        pages.pop().close()
+
+
+def test_the_player_of_source_and_result():
+    both = compare_html(Path("/a/video.mp4"), Path("/a/it's.mp4"), 2.5)
+    assert both.count("<video") == 2 and 'data-start="2.5"' in both and "it%27s.mp4" in both
+    assert "<img" in compare_html(Path("/a/video.png"), Path("/a/r.mp4"))
+    for source in (None, Path("/a/video.heic")):  # browsers do not show it
+        alone = compare_html(source, Path("/a/r.mp4"))
+        assert "compare alone" in alone and alone.count("<video") == 1
+
+
+def test_unset_numbers_are_empty_fields():
+    """A number field would show 0."""
+    for name in ("inference_steps", "guidance_scale", "interpolate", "max_seconds"):
+        field = make_field(OPTIONS[name])
+        assert isinstance(field, gr.Textbox) and field.value == "" and OPTIONS[name].show.unset in field.placeholder
 
 
 @pytest.mark.parametrize("words", [["--max_upload_mb", "nan"], ["--max_upload_mb", "inf"], []])

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 VOICE = PROJECT_ROOT / "assets" / "demo_voice.wav"
 HEADS = ((0, 0), (150, 0))  # of the scene: two people side by side
+RESULT = ".compare video.result"
 TILES = "#jobs button.thumbnail-item"
 HEARD = "#voice #waveform, #voice .waveform-container"
 
@@ -62,7 +63,7 @@ def test_a_person_with_a_browser(address, tmp_path):
     service = service_in(tmp_path / "ws")
     with chromium(address, tmp_path) as browser:
         browser.click("#speak")
-        browser.until(lambda: "give a video" in browser.text("body"), "no message")
+        browser.until(lambda: "choose a video" in browser.text("body"), "no message")
         browser.shot("message")
         browser.script("document.querySelectorAll('.toast-close').forEach(button => button.click())")
         _give(browser, scene)
@@ -92,9 +93,15 @@ def _choose(browser: Browser) -> None:
     assert browser.script("return arguments[0].naturalWidth", image) == 290
     scale = min(1, image.size["width"] / 290)  # small pictures are not enlarged
     right = round(scale * (150 + 60 - 145))  # of the middle of the picture: the middle of the head on the right
-    ActionChains(browser.driver).move_to_element_with_offset(image, right, 0).click().perform()
     browser.click("#options button")
-    browser.until(lambda: "," in browser.find("#face input").get_property("value"), "no face was chosen")
+    browser.script("arguments[0].scrollIntoView({block: 'center'})", image)
+
+    def is_chosen() -> bool:
+        ActionChains(browser.driver).move_to_element_with_offset(browser.find("#faces img"), right, 0).click().perform()
+        time.sleep(1)
+        return "," in browser.driver.find_element("css selector", "#face input").get_property("value")
+
+    browser.until(is_chosen, "no face was chosen")
     _hurry(browser)
     browser.shot("given")
     names = browser.focused_names()
@@ -112,7 +119,8 @@ def _hurry(browser: Browser) -> None:
     from selenium.webdriver.common.keys import Keys
 
     for field in ("#inference_steps", "#guidance_scale"):
-        number = browser.find(f"{field} input[type=number]")
+        number = browser.find(f"{field} input, {field} textarea")
+        assert number.get_property("value") in ("", "1")  # empty stands for the model's own
         number.send_keys(Keys.CONTROL, "a")
         number.send_keys("1", Keys.TAB)
 
@@ -125,12 +133,17 @@ def _preview(browser: Browser, service: JobService) -> None:
     browser.driver.refresh()  # the page finds its job again
     browser.until(lambda: "frame" in browser.text(".status"), "no progress was seen")
     browser.shot("running")
-    video = browser.find(".after video")
+    video = browser.find(RESULT)
     length = browser.until(lambda: browser.script("return arguments[0].duration", video), "the result does not load")
     assert length == pytest.approx(2.0, abs=0.1)
     browser.script("arguments[0].muted = true; arguments[0].play()", video)
     browser.until(lambda: browser.script("return arguments[0].currentTime > 0.5", video), "the result does not play")
-    assert browser.find(".before video").location["y"] == video.location["y"]  # side by side
+    source = browser.find(".compare video.source")
+    apart = "return Math.abs(arguments[0].currentTime - arguments[1].currentTime)"
+    browser.until(lambda: browser.script(apart, video, source) < 0.2, "source and result are not in sync")
+    wipe = browser.find(".compare .wipe")
+    wipe.send_keys(Keys.HOME)
+    browser.until(lambda: "inset(0px 100%" in source.value_of_css_property("clip-path"), "the wipe does not move")
     browser.shot("done")
     job = service.list()[0]
     x, _ = (float(part) for part in job.options.face.split(","))
@@ -152,6 +165,7 @@ def _results(browser: Browser, service: JobService, downloads: Path) -> None:
     browser.shot("results")
     browser.until(lambda: browser.all(TILES)[1].click() or True)
     browser.until(lambda: browser.all("#download") and browser.all("#smooth"), "nothing can be done with the job")
+    assert "Max seconds" in browser.text("table.settings")
     browser.shot("opened")
     browser.click("#download")
     saved = browser.until(lambda: list(downloads.glob("*.mp4")), "nothing is downloaded")
@@ -163,24 +177,33 @@ def _results(browser: Browser, service: JobService, downloads: Path) -> None:
     assert smooth.kind is JobKind.INTERPOLATE and probe_video(smooth.result).fps == 50
     browser.until(lambda: "Done" in browser.text(".status") and browser.all("#delete"), "it is not shown as done")
     browser.click("#delete")
+    browser.driver.switch_to.alert.dismiss()  # asked first
+    browser.click("#delete")
+    browser.driver.switch_to.alert.accept()
     browser.until(lambda: len(browser.all(TILES)) == 2, "the job is still listed")
     assert smooth.id not in [job.id for job in service.list()]
 
 
 def _frames(browser: Browser, scene: Path, service: JobService) -> None:
-    browser.tab("Frame rate (RIFE)")
+    browser.tab("Frame interpolation")
     browser.upload("#frames-video", scene)
     browser.until(lambda: "MB" in browser.text("#frames-video") or "KB" in browser.text("#frames-video"), "no upload")
     browser.click("#frames-go")
     browser.until(lambda: service.list()[0].state is JobState.DONE, "no frames were made in between")
-    browser.find(".after video")
+    browser.find(RESULT)
     browser.shot("frames")
+    browser.driver.refresh()  # every tab finds its job again
+    browser.tab("Frame interpolation")
+    browser.find(RESULT)
+    browser.tab("Lip-sync")
+    browser.until(lambda: "Cancelled" in browser.text(".status"), "the first tab forgot its job")
 
 
 def _example(browser: Browser, service: JobService) -> None:
     """One click fills in both files, and they do."""
     browser.driver.refresh()
-    browser.click("#example")
+    browser.until(lambda: len(browser.all("#examples button.thumbnail-item")) == 3, "not three examples")
+    browser.until(lambda: browser.all("#examples button.thumbnail-item")[1].click() or True)
     browser.find("#faces img")
     browser.find(HEARD)
     browser.click("#options button")
@@ -188,7 +211,7 @@ def _example(browser: Browser, service: JobService) -> None:
     browser.click("#preview")
     job = _done(browser, service)
     assert job.inputs == {"video": "demo_portrait.png", "audio": "demo_voice.wav"}
-    assert browser.find(".before img").location["y"] == browser.find(".after video").location["y"]
+    browser.find(".compare img.source")
     browser.shot("example")
 
 
@@ -217,13 +240,13 @@ def _done(browser: Browser, service: JobService) -> Job:
     browser.until(lambda: service.list()[0].state.is_final, "it does not end")
     job = service.list()[0]
     assert job.state is JobState.DONE, job.error
-    browser.find(".after video")
+    browser.find(RESULT)
     return job
 
 
 def _phone(browser: Browser) -> None:
     browser.become_a_phone()
-    for name in ("Lip-sync", "Results"):
+    for name in ("Lip-sync", "Results", "Use via API"):
         browser.tab(name)
         browser.until(
             lambda: browser.script("return document.documentElement.scrollWidth <= 360"), f"{name} is too wide", 20

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from latentsync.client import Client, ClientError
 from latentsync.serving.api import ApiServer, create_app
 from latentsync.serving.api.keys import KEY_VARIABLE, read_key, read_keys_file
 from latentsync.utils.errors import UserError
@@ -160,18 +161,14 @@ def frames_of(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_the_example_client(server, media, tmp_path):
+def test_the_client(server, media, tmp_path):
     _, url, _ = server
-    from examples.client import LatentSyncClient
-
-    client = LatentSyncClient(url, KEY)
-    queued = client.submit(str(media / "clip.mp4"), str(media / "voice.wav"), inference_steps=1, guidance_scale=1)
-    jobs = list(client.follow(queued["id"]))
-    assert jobs[-1]["state"] == "done", jobs[-1]["error"]
-    client.download(jobs[-1], str(tmp_path / "result.mp4"))
+    with Client(url, KEY) as client:
+        queued = client.submit(media / "clip.mp4", media / "voice.wav", inference_steps=1, guidance_scale=1)
+        client.download(client.wait(queued.id), tmp_path / "result.mp4")
     assert frames_of(tmp_path / "result.mp4") == 10
-    with pytest.raises(RuntimeError, match="API key"):
-        LatentSyncClient(url).submit(str(media / "clip.mp4"))
+    with Client(url, "x" * 16) as stranger, pytest.raises(ClientError, match="API key"):
+        stranger.submit(media / "clip.mp4")
 
 
 @pytest.mark.slow

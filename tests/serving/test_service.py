@@ -324,3 +324,14 @@ def test_broken_leftovers_of_an_attempt_are_removed(service, files):
     with working(service, FakeRunner()):
         wait_for(service, job.id)
     assert {path.name for path in folder.iterdir()} == {"video.png", "audio.mp4", RESULT}
+
+
+def test_idle_workers_unload_their_models(service, files):
+    service = service_in(service.workspace.root, unload_after_minutes=1e-4)
+    runner = FakeRunner()
+    with working(service, runner):
+        job = service.submit(LIPSYNC, files, GenerationOptions())
+        assert wait_for(service, job.id).state is JobState.DONE
+        assert eventually(lambda: not runner.loaded)
+        job = service.submit(LIPSYNC, files, GenerationOptions())
+        assert wait_for(service, job.id).state is JobState.DONE

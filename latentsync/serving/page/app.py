@@ -55,7 +55,10 @@ CSS = (
 .dark button[role=tab][aria-selected=true] { color: var(--primary-300) !important; }
 #examples .grid-wrap, #jobs .grid-wrap { min-height: 0; height: auto; }
 #examples .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
-#examples .caption-label { opacity: 1 !important; }
+#examples .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+#examples .thumbnail-item { min-width: 0; width: 100%; }
+#examples .caption-label { opacity: 1 !important; max-width: 100%; font-size: 0.75rem; padding: 0.1rem 0.3rem; }
+#examples .grid-wrap { overflow-y: visible !important; }
 #api .token { color: inherit !important; background: none !important; }
 #voice .component-wrapper, #voice .component-wrapper * { color: var(--body-text-color-subdued); }
 #results-actions { flex-wrap: wrap; } #results-actions button { min-width: max-content; }
@@ -78,11 +81,10 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
 @media (max-width: 600px) {
     .gradio-container main.contain, .gradio-container .wrap > main { padding: 0.5rem !important; }
     .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
-    .tab-wrapper { overflow-x: auto; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
     #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; -webkit-line-clamp: 3; }
 }
-#given video, #given img { width: 100%; max-height: 40vh; }
+#given video { width: 100%; height: 14rem; background: #000; } /* a fixed height: what follows does not jump */
 table.settings { font-size: 0.85rem; } table.settings th { text-align: left; padding-right: 1rem; font-weight: 600; }
 """
 )

@@ -4,10 +4,11 @@ import html
 from pathlib import Path
 from urllib.parse import quote
 
+NAME = "The chosen video"
 VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v"))
 STILLS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"))  # that browsers show
-# Events of media elements do not bubble, so they are caught on their way down. Beyond its end the source is shown
-# backward, then forward, and so on, as it is used for longer audio.
+# Events of media elements do not bubble, so they are caught on their way down. Beyond its end the source is shown as it
+# is used for longer audio: backward, then forward, and so on (bounce), from its start (loop), or its last frame.
 SCRIPT = """
 (() => {
   const parts = box => ({
@@ -30,8 +31,10 @@ SCRIPT = """
     play.textContent = result.paused ? 'Play' : 'Pause';
     if (!source || source.tagName !== 'VIDEO' || !source.duration) return;
     const start = Number(found.dataset.start || 0), length = source.duration - start;
-    const turn = result.currentTime % (2 * length), forward = turn <= length;
-    const due = start + (forward ? turn : 2 * length - turn);
+    const now = result.currentTime, turn = now % (2 * length), mode = found.dataset.mode;
+    const forward = mode === 'bounce' ? turn <= length : mode === 'loop' || now < length;
+    const bounced = forward ? turn : 2 * length - turn;
+    const due = start + (mode === 'bounce' ? bounced : mode === 'loop' ? now % length : Math.min(now, length));
     if (Math.abs(source.currentTime - due) > (result.paused ? 0.01 : 0.12)) source.currentTime = due;
     const plays = !result.paused && forward;
     if (plays && source.paused) source.play().catch(() => {});
@@ -88,8 +91,11 @@ def file_url(path: Path) -> str:
     return f"gradio_api/file={quote(str(path))}"
 
 
-def compare_html(source: Path | None, result: Path, start: float = 0.0) -> str:
-    """The player. A source that browsers cannot show, or None, is left out; `start` is the first used second of it."""
+def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: str = "bounce") -> str:
+    """The player. A source that browsers cannot show, or None, is left out; `start` is the first used second of it.
+
+    mode: what the job does where the source is shorter than the audio.
+    """
     suffix = "" if source is None else source.suffix.lower()
     before = ""
     if source is not None and suffix in VIDEOS:
@@ -97,7 +103,7 @@ def compare_html(source: Path | None, result: Path, start: float = 0.0) -> str:
     elif source is not None and suffix in STILLS:
         before = f'<img class="source" alt="Before" src="{_address(source)}">'
     alone = "" if before else " alone"
-    return f"""<div class="compare{alone}" data-start="{start:g}">
+    return f"""<div class="compare{alone}" data-start="{start:g}" data-mode="{html.escape(mode)}">
 <div class="stage">
 <video class="result" playsinline preload="auto" aria-label="Result" src="{_address(result)}"></video>{before}
 <div class="edge"></div><span class="tag before">Before</span><span class="tag after">After</span>
@@ -107,8 +113,8 @@ def compare_html(source: Path | None, result: Path, start: float = 0.0) -> str:
 <input type="range" class="seek" min="0" max="1" step="0.01" value="0" aria-label="Position">
 <span class="time">0:00</span>
 <button type="button" class="mute" aria-pressed="false">Sound</button>
-<label>Before <input type="range" class="wipe" min="0" max="100" value="50"
-    aria-label="Wipe between before and after"> After</label>
+<label>Wipe <input type="range" class="wipe" min="0" max="100" value="50"
+    aria-label="Wipe between before and after"></label>
 </div></div>"""
 
 
@@ -116,7 +122,7 @@ def player_html(path: Path) -> str:
     """A plain player for a file; empty if browsers do not show such files."""
     suffix = path.suffix.lower()
     if suffix in VIDEOS:
-        return f'<video class="given" controls playsinline preload="metadata" src="{_address(path)}"></video>'
+        return f'<video class="given" controls playsinline aria-label="{NAME}" src="{_address(path)}"></video>'
     return f'<img class="given" alt="The chosen image" src="{_address(path)}">' if suffix in STILLS else ""
 
 

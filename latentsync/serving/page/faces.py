@@ -32,6 +32,19 @@ class FirstFrame:
         nearest = int(np.argmin(distances))
         return nearest if distances[nearest] <= 1 else None
 
+    def face_of(self, option: str) -> int | None:
+        """Index of the face that the `face` option stands for, as far as the first frame tells; else the largest."""
+        x, comma, y = option.partition(",")
+        try:
+            if comma and (found := self.face_at(float(x) * self.scale, float(y) * self.scale)) is not None:
+                return found
+        except ValueError:  # x,y of another frame
+            pass
+        if option in ("left", "right") and self.faces:
+            return 0 if option == "left" else len(self.faces) - 1
+        sizes = [float(np.prod(face.size)) for face in self.faces]
+        return int(np.argmax(sizes)) if sizes else None
+
     def option(self, number: int) -> str:
         """The value of the `face` option for this face: its center in pixels of the video."""
         x, y = self.faces[number].center / self.scale

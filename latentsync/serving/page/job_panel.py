@@ -82,4 +82,5 @@ class JobPanel:
         except JobNotFound:
             source = None
         start = float(getattr(job.options, "start", None) or 0.0)
-        return {self.player: gr.update(visible=True, value=compare_html(source, job.result, start))}
+        mode = str(getattr(job.options, "length_mode", "bounce"))
+        return {self.player: gr.update(visible=True, value=compare_html(source, job.result, start, mode))}

@@ -21,10 +21,11 @@ from latentsync.utils.errors import UserError
 PREVIEW_SECONDS = 2.0
 TRIM = ("start", "end")  # fields beside the player, FIRST those above the button
 FIRST = ("preset",)
+LARGEST = "largest"
 PRIVATE = {"api_visibility": "private"}
 SEEK = """second => {
     const video = document.querySelector('#given video');
-    if (video && second !== null) video.currentTime = second;
+    if (video && second) video.currentTime = Number(second);
 }"""
 
 
@@ -72,9 +73,11 @@ class LipsyncTab:
 
     def _connect(self, page: gr.Blocks) -> None:
         self.panel.connect(page)
-        shown = [self.seen, self.preview_image, self.face, self.player, self.trim]
-        self.video.change(report_errors(self.show_faces), self.video, shown, **PRIVATE)
-        self.examples.select(chosen_example, None, [self.video, self.audio], **PRIVATE)
+        shown = [self.seen, self.preview_image, self.player, self.trim]
+        self.video.change(report_errors(self.show_faces), [self.video, self.face], shown, **PRIVATE)
+        for new_video in (self.video.upload, self.video.clear):
+            new_video(lambda: LARGEST, None, self.face, **PRIVATE)
+        self.examples.select(self.use_example, None, [self.video, self.audio, self.face], **PRIVATE)
         for name in TRIM:
             if name in self.form.fields:  # the player shows the second that is chosen
                 self.form.fields[name].change(None, self.form.fields[name], None, js=SEEK, **PRIVATE)
@@ -86,23 +89,27 @@ class LipsyncTab:
             button.click(report_errors(self._submitter(preview)), inputs, self.panel.outputs, **PRIVATE)
         page.load(report_errors(self.form.refresh), None, self.form.refreshed, show_progress="hidden", **PRIVATE)
 
-    def show_faces(self, path: str | None) -> tuple[FirstFrame | None, dict, str, dict, dict]:
-        """The first frame with its faces marked, the default face option, and the file in a player."""
+    @staticmethod
+    def use_example(event: gr.SelectData) -> tuple[str, str, str]:
+        """(video, audio, face) of the example that was clicked."""
+        return (*chosen_example(event), LARGEST)
+
+    def show_faces(self, path: str | None, face: str = LARGEST) -> tuple[FirstFrame | None, dict, dict, dict]:
+        """The first frame with its faces marked, and the file in a player. face: the face option."""
         hidden = gr.update(visible=False)
         if not path:
-            return None, gr.update(visible=False, value=None), "largest", hidden, hidden
+            return None, gr.update(visible=False, value=None), hidden, hidden
         inspect_file("video", Path(path).name, Path(path), self.service.settings)
         seen = self.finder.find(Path(path))
         if not seen.faces:
             gr.Warning("No face was found in the first frame; frames without a face stay unchanged.")
-        chosen = self._largest(seen)
+        chosen = seen.face_of(face)
         picture = gr.update(visible=True, value=seen.marked(chosen))
         player = player_html(Path(path))
         is_video = player.startswith("<video")
         return (
             seen,
             picture,
-            "largest",
             gr.update(visible=is_video, value=player if is_video else ""),
             gr.update(visible=is_video and any(name in self.form.fields for name in TRIM)),
         )
@@ -113,11 +120,6 @@ class LipsyncTab:
         if seen is None or number is None:
             return gr.skip(), gr.skip()
         return seen.marked(number), seen.option(number)
-
-    @staticmethod
-    def _largest(seen: FirstFrame) -> int | None:
-        sizes = [float(np.prod(face.size)) for face in seen.faces]
-        return int(np.argmax(sizes)) if sizes else None
 
     def _submitter(self, preview: dict[str, float]) -> Callable[..., dict]:
         def submit(video: str | None, audio: str | None, *values: Any) -> dict:
