@@ -155,11 +155,11 @@ class PeopleFinder:
         if size > LARGER * track.size:
             track.size, track.portrait = size, _portrait(image, face)
         if self._resolution is not None and len(track.faces) == len(track.sightings) - 1 < self._most:
-            self._keep(track, frame, whole)
+            self._keep(track, frame, whole, self._resolution)
 
-    def _keep(self, track: Track, frame: VideoFrame, face: Face) -> None:
+    def _keep(self, track: Track, frame: VideoFrame, face: Face, resolution: int) -> None:
         if track.aligner is None or track.smoother is None:
-            track.aligner, track.smoother = AlignRestore(resolution=self._resolution), AnchorSmoother(float(self._fps))
+            track.aligner, track.smoother = AlignRestore(resolution=resolution), AnchorSmoother(float(self._fps))
         aligned = align_face(frame, track.smoother(face.anchors), track.aligner)
         if aligned is not None:
             track.faces.append(aligned.pixels)

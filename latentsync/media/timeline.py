@@ -5,7 +5,6 @@ import math
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, groupby, repeat
@@ -223,8 +222,7 @@ class Timeline(Iterator[VideoFrame]):
     def _from_start(self) -> Iterator[Picture]:
         """Pictures from a keyframe before the part on, or from the beginning of a file that cannot be searched."""
         if self._part.start > SEARCHED_SECONDS and not self.info.is_animated_webp:
-            with closing(self._reader.pictures()) as pictures:
-                next(pictures, None)  # searching needs the time stamp of the first frame
+            next(self._reader.pictures(), None)  # searching needs the time stamp of the first frame
             pictures = self._reader.pictures(self._part.start)
             first = next(pictures, None)
             if first is not None and first.time <= self._part.start:
