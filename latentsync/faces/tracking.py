@@ -251,7 +251,7 @@ class FaceTracker:
 
         appearances = _AppearanceCache(image_rgb, scale)
         chosen = self._associate([face for face in faces if scene.is_free(face)], appearances)
-        is_used = chosen is not None and (chosen.size >= (1 if self._unused else KEEP_SHARE) * minimum).all()
+        is_used = chosen is not None and bool((chosen.size >= (1 if self._unused else KEEP_SHARE) * minimum).all())
         if not is_used and (self._last is None or self._unused >= self._forget_after):
             selected = self._rule.choose(large, appearances.get)
             if selected is not None and scene.is_free(selected):

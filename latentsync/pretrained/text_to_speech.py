@@ -129,7 +129,8 @@ class _ESpeak:
     def languages(self) -> list[str]:
         self._library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
         with self._lock:
-            found, names = self._library.espeak_ListVoices(None), []
+            found = self._library.espeak_ListVoices(None)
+            names: list[str] = []
             while found[len(names)]:
                 names.append(found[len(names)].contents.languages[1:].decode())
         return sorted(set(names))
