@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from latentsync.options import OPTIONS, RENAMED, Group, Option
+from latentsync.options import OPTIONS, RENAMED, Group, Option, up_to_date
 from latentsync.utils.errors import did_you_mean
 
 
@@ -37,12 +37,14 @@ def add_option_arguments(parser: argparse.ArgumentParser, leave_out: Collection[
             if option.show.group is group and option.name not in leave_out:
                 _add(section, option.name, option, argument_help(option))
     for old, name in RENAMED.items():
-        _add(parser, old, OPTIONS[name], argparse.SUPPRESS)
+        if name not in leave_out:
+            _add(parser, old, OPTIONS[name], argparse.SUPPRESS)
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Options given on the command line, by name."""
-    return {name: value for name, value in vars(arguments).items() if name in OPTIONS}
+    given = {name: value for name, value in vars(arguments).items() if name in OPTIONS or name in RENAMED}
+    return dict(up_to_date(name, value) for name, value in given.items())
 
 
 def argument_help(option: Option) -> str:
@@ -56,4 +58,4 @@ def _add(section: Any, flag: str, option: Option, text: str) -> None:
     if option.type is not bool:
         values = "{" + ",".join(option.choices) + "}" if option.choices else option.show.metavar
         rest = {"metavar": values or option.type.__name__.upper().replace("STR", "NAME")}
-    section.add_argument(f"--{flag}", dest=option.name, default=argparse.SUPPRESS, help=text, **rest)
+    section.add_argument(f"--{flag}", dest=flag, default=argparse.SUPPRESS, help=text, **rest)

@@ -23,6 +23,7 @@ COMMANDS: dict[str, Leaf | dict[str, Leaf]] = {
     "serve": ("Start the REST API.", "scripts.serve"),
     "app": ("Start the web UI.", "gradio_app"),
     "batch": ("Lip-sync a list of videos.", "scripts.batch"),
+    "people": ("List the people in a video.", "scripts.people"),
     "preprocess": ("Turn videos into training clips.", "preprocess.data_processing_pipeline"),
     "train": {
         "unet": ("Train or fine-tune the UNet.", "scripts.train_unet"),

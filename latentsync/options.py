@@ -24,12 +24,19 @@ AUTO: Final = "auto"
 DEFAULT_CRF = 18
 MAX_SEED = 2**63 - 1
 MAX_FPS = 240
+MAX_SECONDS = 86400
+MAX_TEXT = 20_000  # characters to speak
 MAX_NAME = 300
 MAX_REPORTED = 5  # problems in one message
 MAX_SHOWN = 40  # characters of a refused value
-FACE_PATTERN = r"^(largest|left|right|\d{1,3}|\d{1,5}(\.\d+)?,\d{1,5}(\.\d+)?)$"
-FACE_VALUES = "largest, left, right, an index from the left (0, 1, ...), or x,y"
+NUMBER = r"\d{1,5}(\.\d{1,6})?"
+FACE_PATTERN = rf"^(largest|left|right|speaker|\d{{1,3}}|person\d{{1,3}}|{NUMBER},{NUMBER}(@{NUMBER})?)$"
+FACE_VALUES = (
+    "largest, left, right, speaker, person1, person2, ..., an index from the left (0, 1, ...), x,y, or x,y@seconds"
+)
+FACE_SUGGESTIONS = ("largest", "left", "right", "speaker")
 TRACK_PATTERN = r"^(\d{1,3}|[A-Za-z]{2,8})$"
+TEXT_VALUES = f"a text of 1 to {MAX_TEXT} characters"
 TRACK_VALUES = "the number of a track (0, 1, ...) or a language such as eng"
 DTYPES = ("float32", "float16", "bfloat16")  # of a process, not of a generation
 
@@ -39,18 +46,26 @@ Codec = Literal["h264", "hevc", "prores", "ffv1"]
 PixelFormat = Literal["yuv420p", "yuv420p10le"]
 HDR = Literal["sdr", "keep"]
 Enhancer = Literal["realesrgan", "gfpgan"]
-OnShortVideo = Literal["loop", "freeze", "error"]
+LengthMode = Literal["bounce", "loop", "freeze", "cut", "remap", "silence", "keep_tail", "error"]
+Silence = Literal["rest", "original", "model"]
 PasteMask = Literal["contour", "box"]
 SOLVERS: tuple[str, ...] = get_args(Solver)
 DETECTORS: tuple[str, ...] = get_args(Detector)
 ENHANCERS: tuple[str, ...] = get_args(Enhancer)
 # Former names, still accepted everywhere.
-RENAMED = {"match_colour": "match_color", "preview_seconds": "max_seconds"}
+RENAMED = {"match_colour": "match_color", "preview_seconds": "max_seconds", "on_short_video": "length_mode"}
+RENAMED_VALUES = {("on_short_video", "loop"): "bounce"}
 
 
 def _rate(value: Any) -> Any:
     """A rate given as a fraction, such as 30000/1001, as a number."""
     return float(exact_rate(value)) if isinstance(value, str) and "/" in value else value
+
+
+def up_to_date(name: str, value: Any) -> tuple[str, Any]:
+    """An option's present name and value from those that were given, perhaps former ones."""
+    is_text = isinstance(value, str)
+    return RENAMED.get(name, name), RENAMED_VALUES.get((name, value), value) if is_text else value
 
 
 Rate = Annotated[float, BeforeValidator(_rate)]
@@ -62,6 +77,7 @@ class Group(StrEnum):
     MODEL = "model"
     QUALITY = "quality and speed"
     FACES = "face selection"
+    DUBBING = "dubbing"
     TIMING = "timing and frame rate"
     OUTPUT = "output"
 
@@ -77,6 +93,8 @@ class Show:
         metavar: placeholder of its value in `--help`.
         expects: which texts are valid, for messages.
         suggestions: some of these texts, for the page.
+        file_types: of a file that is no image: its suffixes.
+        is_long: a text of several lines.
     """
 
     group: Group
@@ -85,6 +103,8 @@ class Show:
     metavar: str | None = None
     expects: str | None = None
     suggestions: tuple[str, ...] = ()
+    file_types: tuple[str, ...] = ()
+    is_long: bool = False
 
 
 class GenerationOptions(BaseModel):
@@ -142,10 +162,10 @@ class GenerationOptions(BaseModel):
         1.0, ge=0, le=10, description="Sharpness of the generated face; 1 leaves it unchanged."
     )
 
-    face: Annotated[str, Show(Group.FACES, expects=FACE_VALUES, suggestions=("largest", "left", "right"))] = Field(
+    face: Annotated[str, Show(Group.FACES, expects=FACE_VALUES, suggestions=FACE_SUGGESTIONS)] = Field(
         "largest",
         pattern=FACE_PATTERN,
-        description=f"Which face to edit: {FACE_VALUES} in pixels of the first frame.",
+        description=f"Which face to edit: {FACE_VALUES}; x,y are pixels of the first frame, or of that at a time.",
     )
     min_face: Annotated[
         float | None, Show(Group.FACES, advanced=True, unset="80, less in small videos", metavar="PIXELS")
@@ -165,6 +185,26 @@ class GenerationOptions(BaseModel):
         "background inside the mask.",
     )
 
+    silence: Annotated[Silence, Show(Group.DUBBING)] = Field(
+        "rest",
+        description="Mouth in pauses of the speech: rest closes it, original keeps the frames of the video, model "
+        "leaves it to the model.",
+    )
+    mix_original: Annotated[float, Show(Group.DUBBING)] = Field(
+        0.0, ge=0, le=1, description="Level of the video's own sound under the new voice; 1 is as loud as the voice."
+    )
+    text: Annotated[
+        str | None, Show(Group.DUBBING, unset="none", metavar="TEXT", expects=TEXT_VALUES, is_long=True)
+    ] = Field(None, min_length=1, max_length=MAX_TEXT, description="Text to speak, instead of audio.")
+    voice: Annotated[str | None, Show(Group.DUBBING, unset="en-us", metavar="NAME")] = Field(
+        None, min_length=1, max_length=MAX_NAME, description="Voice for text: a language, or the file of a Piper voice."
+    )
+    script: Annotated[Path | None, Show(Group.DUBBING, unset="none", file_types=(".csv", ".json"))] = Field(
+        None,
+        description="Who says what and when: a CSV or JSON file with start, end, face and audio, instead of audio.",
+        json_schema_extra={"description": "Not for jobs: upload it as the file script."},
+    )
+
     video_fps: Annotated[Rate, Show(Group.TIMING, advanced=True)] = Field(
         25.0, ge=1, le=120, description="Frame rate of the output, such as 25, 29.97 or 30000/1001."
     )
@@ -182,11 +222,17 @@ class GenerationOptions(BaseModel):
         pattern=TRACK_PATTERN,
         description="Audio track to use: a number (0, 1, ...) or a language (eng, deu, ...).",
     )
-    on_short_video: Annotated[OnShortVideo, Show(Group.TIMING)] = Field(
-        "loop", description="What to do when the audio is longer than the video."
+    length_mode: Annotated[LengthMode, Show(Group.TIMING)] = Field(
+        "bounce", description="What to do when video and audio differ in length; see docs/dubbing.md."
+    )
+    start: Annotated[float | None, Show(Group.TIMING, advanced=True, unset="its beginning", metavar="SECONDS")] = Field(
+        None, ge=0, le=MAX_SECONDS, description="Use the video from this time on."
+    )
+    end: Annotated[float | None, Show(Group.TIMING, advanced=True, unset="its end", metavar="SECONDS")] = Field(
+        None, ge=0.1, le=MAX_SECONDS, description="Use the video up to this time."
     )
     max_seconds: Annotated[float | None, Show(Group.TIMING, unset="all", metavar="SECONDS")] = Field(
-        None, ge=0.1, le=86400, description="Process only this many seconds from the start of the audio."
+        None, ge=0.1, le=MAX_SECONDS, description="Process only this many seconds from the start of the audio."
     )
 
     codec: Annotated[Codec, Show(Group.OUTPUT, advanced=True)] = Field(
@@ -208,7 +254,8 @@ class GenerationOptions(BaseModel):
         """Accept former names; make true and false texts, since pydantic takes them for the numbers 1 and 0."""
         if not isinstance(values, Mapping):
             return values
-        return {RENAMED.get(name, name): str(v) if isinstance(v, bool) else v for name, v in values.items()}
+        texts = {name: str(value) if isinstance(value, bool) else value for name, value in values.items()}
+        return dict(up_to_date(name, value) for name, value in texts.items())
 
     @model_validator(mode="after")
     def _check_together(self) -> "GenerationOptions":
@@ -223,6 +270,12 @@ class GenerationOptions(BaseModel):
             raise ValueError("pix_fmt yuv420p has 8 bits, but prores and hdr keep need 10; leave it out")
         if self.hdr == "keep" and self.codec == "h264":
             raise ValueError("hdr has no effect without codec hevc, prores or ffv1; choose one of them")
+        if self.voice is not None and self.text is None and self.script is None:
+            raise ValueError("voice has no effect without text; give the text as well")
+        if self.text is not None and self.script is not None:
+            raise ValueError("text and script exclude each other; put the text into the script")
+        if self.end is not None and self.end <= (self.start or 0):
+            raise ValueError("end must be later than start")
         return self
 
     @property
@@ -356,7 +409,8 @@ def read_stored(text: str | bytes) -> GenerationOptions:
     """
     values = {}
     for stored, value in from_json(text).items():
-        option = OPTIONS.get(RENAMED.get(stored, stored))
+        name, value = up_to_date(stored, value)
+        option = OPTIONS.get(name)
         if option is None:
             raise ValueError(f"unknown option {_shorten(stored)}")
         if value is not None and option.low is not None and option.high is not None:

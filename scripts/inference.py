@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
-from latentsync.options import AUTO, DTYPES, OPTIONS, RENAMED, OptionError
+from latentsync.options import AUTO, DTYPES, OPTIONS, OptionError, up_to_date
 from latentsync.options import parse_options as parse_generation
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, did_you_mean
@@ -34,7 +34,9 @@ def build_parser() -> OptionParser:
     )
     add = parser.add_argument_group("input and output").add_argument
     add("--video_path", default=DEMO_VIDEO, type=Path, help="video or still image of a person (default: the demo)")
-    add("--audio_path", default=DEMO_AUDIO, type=Path, help="audio file, or video with audio (default: the demo)")
+    add(
+        "--audio_path", type=Path, help="audio file, or video with audio (default: the demo, unless --text or --script)"
+    )
     add("--video_out_path", default=DEMO_OUT, type=Path, help="result: .mp4, .mov or .mkv (default: %(default)s)")
     add("--temp_dir", type=Path, help="folder for the unfinished file (default: that of the result)")
     add(
@@ -98,7 +100,7 @@ def read_config(path: Path, parser: OptionParser) -> dict[str, object]:
     """Values of a YAML file by argument name; generation options are not checked yet. Raises UserError."""
     from latentsync.config.yaml_files import read_yaml
 
-    values = {RENAMED.get(name, name): value for name, value in read_yaml(path).values.items()}
+    values = dict(up_to_date(name, value) for name, value in read_yaml(path).values.items())
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     unknown = [str(name) for name in values if name not in actions]
     if unknown:
@@ -127,7 +129,12 @@ def run(options: argparse.Namespace) -> Path:
     # Check what is cheap to check before loading the model.
     if options.generation.model != AUTO:
         entry(options.generation.model)
-    inputs = [check_input_path(options.video_path), check_input_path(options.audio_path, "audio")]
+    given = options.generation
+    if options.audio_path is None and given.text is None and given.script is None:
+        options.audio_path = DEMO_AUDIO
+    inputs = [check_input_path(options.video_path)]
+    inputs += [check_input_path(path, "audio") for path in (options.audio_path,) if path is not None]
+    inputs += [check_input_path(given.script, "script")] if given.script is not None else []
     with parent_folders(options.video_out_path):
         check_output_path(options.video_out_path, inputs)
         require_face(options.video_path, options.generation.detector)

@@ -31,7 +31,7 @@ from latentsync.pretrained import enhancers
 from latentsync.serving.api.submission import request_body_docs
 from latentsync.serving.batch import read_list
 from latentsync.serving.handler import run_job
-from latentsync.serving.jobs import JobKind
+from latentsync.serving.jobs import AUDIO_ROLES, JobKind
 from latentsync.serving.store import JobStore
 from latentsync.utils.errors import UserError
 from scripts import batch, inference
@@ -46,9 +46,15 @@ OTHER: dict[str, Any] = {
     "min_face": "120", "detector": "mediapipe", "paste_mask": "box", "codec": "hevc", "pix_fmt": "yuv420p10le",
     "hdr": "keep",
     "mask_image_path": "mask.png", "video_fps": "30", "keep_fps": "true", "interpolate": "50",
-    "audio_track": "deu", "on_short_video": "freeze", "max_seconds": "2.5", "crf": "20",
+    "audio_track": "deu", "length_mode": "freeze", "start": "1.5", "end": "9", "max_seconds": "2.5", "crf": "20",
+    "silence": "original", "mix_original": "0.3", "text": "Hello there.", "voice": "de", "script": "cues.csv",
 }  # fmt: skip
-NEEDS = {"lora_scale": {"lora": "me"}, "enhancer": {"enable_upscale": "true"}, "hdr": {"codec": "hevc"}}
+NEEDS = {
+    "voice": {"text": "Hello there."},
+    "lora_scale": {"lora": "me"},
+    "enhancer": {"enable_upscale": "true"},
+    "hdr": {"codec": "hevc"},
+}
 NUMBERS = [option for option in OPTIONS.values() if option.type in (int, float)]
 
 
@@ -134,14 +140,14 @@ def test_the_commands_of_the_evaluation_take_every_option():
 def test_the_api_documents_every_option():
     form = form_properties()
     assert OPTIONS.keys() - form.keys() == {"mask_image_path"} and "mask" in form
-    assert form.keys() - OPTIONS.keys() == {"video", "audio", "mask", "kind", "tags", "webhook_url"}
+    assert form.keys() - OPTIONS.keys() == {"video", "mask", "kind", "tags", "webhook_url", *AUDIO_ROLES}
 
 
 def test_the_page_has_a_field_for_every_option(page_form):
     assert page_form.fields.keys() == OPTIONS.keys()
     values = tuple(field.value for field in page_form.fields.values())
     assert page_form.read(values) == (GenerationOptions(), {})
-    for name in OPTIONS.keys() - {"mask_image_path"}:
+    for name in OPTIONS.keys() - {"mask_image_path", "script"}:
         given = dict(zip(page_form.fields, values, strict=True)) | parse_options(other(name)).model_dump()
         given["mask_image_path"] = "/tmp/x/mask.png"
         options, files = page_form.read(tuple(given.values()))
@@ -162,7 +168,7 @@ def test_the_tables_in_the_docs_are_up_to_date():
 
 def test_stored_jobs_keep_every_option(tmp_path):
     store = JobStore(tmp_path / "jobs.sqlite")
-    options = GenerationOptions(**{name: OTHER[name] for name in OPTIONS.keys() - {"mask_image_path"}})
+    options = GenerationOptions(**{name: OTHER[name] for name in OPTIONS.keys() - {"mask_image_path", "script"}})
     store.add("a", JobKind.LIPSYNC, options, {}, {}, 10)
     assert store.get("a").options == options
 
@@ -288,6 +294,11 @@ def test_former_names():
     options = GenerationOptions(match_color=True, max_seconds=2)
     assert parse_options({"match_colour": "true", "preview_seconds": "2"}) == options
     assert inference.parse_options(["--match_colour", "--max_seconds=2"]).generation == options
+    for former, mode in (("loop", "bounce"), ("freeze", "freeze"), ("error", "error")):
+        wanted = GenerationOptions(length_mode=mode)
+        assert inference.parse_options([f"--on_short_video={former}"]).generation == wanted
+        assert read_stored(json.dumps({"on_short_video": former})) == wanted
+        assert parse_options({"on_short_video": former}) == wanted
 
 
 def test_jobs_that_earlier_versions_stored(tmp_path):
@@ -300,7 +311,7 @@ def test_jobs_that_earlier_versions_stored(tmp_path):
     store.add("a", JobKind.LIPSYNC, GenerationOptions(), {"video": "a"}, {"video": "video.mp4"}, 10)
     store._connection().execute("UPDATE jobs SET options = ?", (json.dumps(stored),))
     wanted = GenerationOptions(
-        guidance_scale=3, seed=5, solver="dpm++", face="12,30.5", keep_fps=True, on_short_video="freeze",
+        guidance_scale=3, seed=5, solver="dpm++", face="12,30.5", keep_fps=True, length_mode="freeze",
         match_color=True, sharpness_factor=2, interpolate=60, crf=20, max_seconds=2,
     )  # fmt: skip
     assert store.get("a").options == wanted == read_stored(json.dumps(stored))

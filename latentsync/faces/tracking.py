@@ -1,6 +1,7 @@
 """Single-person face tracking: selection, data association, gaps, shot cuts and smoothing."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ MAX_STEP = 0.6  # maximum displacement of the center between two frames, in face
 MAX_LOG_GROWTH = 0.4  # maximum |log| of the size ratio between two frames
 MAX_STEP_PER_GAP_FRAME = 0.1  # added to both limits for each frame without a detection
 SAME_PERSON = 0.6  # maximum appearance distance between two views of one person
+KNOWN_PERSON = 0.75  # maximum appearance distance of a face from the closest known view of its person
 APPEARANCE_WEIGHT = 0.5  # matching cost of an appearance distance of 1, in face lengths
 NO_MATCH_COST = 1.5  # matching cost of a track without a detection
 UNREACHABLE = 1e6  # finite stand-in for an infinite cost
@@ -54,11 +56,18 @@ class TrackedFace:
 
 @dataclass(frozen=True)
 class SelectRule:
-    """Which face to track: "largest", "left", "right", "index" (from the left, starting at 0) or "point" (x, y)."""
+    """Which face to track.
+
+    Args:
+        kind: largest, left, right, index (from the left, starting at 0), point (x, y), or person: that of `people`
+            with this index.
+        people: appearances of each known person.
+    """
 
     kind: str
     index: int = 0
     point: tuple[float, float] = (0.0, 0.0)
+    people: tuple[tuple[Appearance, ...], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "SelectRule":
@@ -80,10 +89,16 @@ class SelectRule:
             )
         return cls("point", point=(x, y))
 
-    def choose(self, faces: list[Face]) -> Face | None:
-        """Select one of `faces`; None if there are none, or if the index is out of range."""
+    def choose(self, faces: list[Face], look: Callable[[Face], Appearance] | None = None) -> Face | None:
+        """Select one of `faces`; None if there are none, the index is out of range, or none is that person.
+
+        `look` gives the appearance of a face; it is needed to recognize a person.
+        """
         if not faces:
             return None
+        if self.kind == "person":
+            assert look is not None
+            return self._recognize(faces, look)
         if self.kind == "largest":
             return max(faces, key=_area)
         if self.kind == "point":
@@ -92,6 +107,16 @@ class SelectRule:
         if self.kind == "index":
             return ordered[self.index] if self.index < len(ordered) else None
         return ordered[0 if self.kind == "left" else -1]
+
+    def _recognize(self, faces: list[Face], look: Callable[[Face], Appearance]) -> Face | None:
+        """The face most like the person's, if that person is the most like it of all known ones."""
+        best, smallest = None, KNOWN_PERSON
+        for face in faces:
+            view = look(face)
+            distances = [min(view.distance(known) for known in gallery) for gallery in self.people]
+            if distances[self.index] <= min(smallest, *distances):
+                best, smallest = face, distances[self.index]
+        return best
 
 
 class _AppearanceCache:
@@ -108,6 +133,37 @@ class _AppearanceCache:
         return self._cache[id(face)]
 
 
+class Scene:
+    """The faces and cuts in consecutive frames, for trackers of one or several people.
+
+    `faces` of the current frame in full-frame pixels; `taken`: those that a tracker follows; `is_cut`: whether the
+    frame starts a new shot.
+    """
+
+    def __init__(self, detector: FaceDetector) -> None:
+        self._detector, self._cuts = detector, CutDetector()
+        self.faces: list[Face] = []
+        self.taken: list[Face] = []
+        self.is_cut = False
+
+    def look(self, image: np.ndarray, scale: float) -> None:
+        """Examine the next frame; arguments as of `FaceTracker.update`."""
+        self.is_cut = self._cuts.update(image)
+        if self.is_cut:
+            self._detector.reset()
+        self.faces = [face.scaled(scale) for face in self._detector.detect(image)]
+        self.taken = []
+
+    def is_free(self, face: Face) -> bool:
+        """Whether no tracker follows a face of this frame."""
+        return not any(face is other for other in self.taken)
+
+    def reset(self) -> None:
+        """Clear all state; the next frame starts a new clip."""
+        self._detector.reset()
+        self._cuts.reset()
+
+
 class FaceTracker:
     """Tracks one person through the frames of a clip.
 
@@ -119,8 +175,9 @@ class FaceTracker:
     and then not used again until it has reached it.
 
     Args:
-        detector: face detector; its temporal state is reset together with the tracker.
-        select: largest | left | right | N | x,y (a point in full-frame pixels).
+        detector: face detector; its temporal state is reset together with the tracker. Or the `Scene` of several
+            trackers, whose `look` the caller calls for each frame; no tracker takes a face that another one follows.
+        select: largest | left | right | N | x,y (a point in full-frame pixels), or a rule.
         smooth: smooth the anchors with a One-Euro filter.
         fps: frame rate of the sequence.
         min_face: minimum height of a face in full-frame pixels; by default that of `MIN_FACE_SIZE`.
@@ -134,30 +191,38 @@ class FaceTracker:
 
     def __init__(
         self,
-        detector: FaceDetector,
-        select: str = "largest",
+        detector: FaceDetector | Scene,
+        select: str | SelectRule = "largest",
         smooth: bool = True,
         fps: float = FPS,
         min_face: float | None = None,
     ):
-        self._rule = SelectRule.parse(select)
-        self._detector = detector
+        self._rule = select if isinstance(select, SelectRule) else SelectRule.parse(select)
+        self._shares_scene = isinstance(detector, Scene)
+        self._scene = detector if isinstance(detector, Scene) else Scene(detector)
         self._smooth = smooth
         self._smoother = AnchorSmoother(fps)
         self._forget_after = max(1, round(FORGET_AFTER_SECONDS * fps))
-        self._cuts = CutDetector()
         self._min_face = min_face
         self.missing = NO_FACE
-        self._drop_person()
+        self._last: Face | None = None
+        self.drop_person()
 
     def reset(self) -> None:
         """Clear all state; the next frame starts a new clip."""
-        self._detector.reset()
-        self._cuts.reset()
-        self._drop_person()
+        self._scene.reset()
+        self.drop_person()
 
-    def _drop_person(self) -> None:
-        self._last: Face | None = None
+    @property
+    def has_person(self) -> bool:
+        """Whether it follows someone, seen or not in the last frame."""
+        return self._last is not None
+
+    def drop_person(self) -> None:
+        """Forget the person; the next frame selects one again."""
+        if self.has_person:
+            self._scene.taken = [face for face in self._scene.taken if face is not self._last]
+        self._last = None
         self._appearance: Appearance | None = None
         self._others: list[Face] = []
         self._gap = 0  # frames since the person was last found
@@ -175,20 +240,22 @@ class FaceTracker:
         Returns:
             the tracked face in full-frame pixels, or None if the person is not detected.
         """
-        if self._cuts.update(image_rgb):
-            self._detector.reset()
-            self._drop_person()
-        faces = [face.scaled(scale) for face in self._detector.detect(image_rgb)]
+        scene = self._scene
+        if not self._shares_scene:
+            scene.look(image_rgb, scale)
+        if scene.is_cut:
+            self.drop_person()
+        faces = scene.faces
         minimum = self._minimum_size(image_rgb.shape, scale)
         large = [face for face in faces if (face.size >= minimum).all()]
 
         appearances = _AppearanceCache(image_rgb, scale)
-        chosen = self._associate(faces, appearances)
-        is_used = chosen is not None and (chosen.size >= (1 if self._unused else KEEP_SHARE) * minimum).all()
+        chosen = self._associate([face for face in faces if scene.is_free(face)], appearances)
+        is_used = chosen is not None and bool((chosen.size >= (1 if self._unused else KEEP_SHARE) * minimum).all())
         if not is_used and (self._last is None or self._unused >= self._forget_after):
-            selected = self._rule.choose(large)
-            if selected is not None:
-                self._drop_person()
+            selected = self._rule.choose(large, appearances.get)
+            if selected is not None and scene.is_free(selected):
+                self.drop_person()
                 chosen, is_used = selected, True
         if chosen is None:
             self._gap += 1
@@ -200,6 +267,7 @@ class FaceTracker:
             if chosen is not None:
                 self._last, self._gap = chosen, 0
             return None
+        scene.taken.append(chosen)
         return self._accept(chosen, appearances)
 
     def _reason(self, faces: list[Face], large: list[Face], chosen: Face | None) -> str:

@@ -20,7 +20,7 @@ from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, FaceDetector, overlap
 from latentsync.faces.factory import create_detector
 from latentsync.faces.smoothing import AnchorSmoother
-from latentsync.faces.tracking import FaceTracker, TrackedFace
+from latentsync.faces.tracking import FaceTracker, Scene, SelectRule, TrackedFace
 from latentsync.faces.visibility import PROFILE, THUMBNAIL_SIDE, OcclusionCheck, Visibility, profile_opacity
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
@@ -32,6 +32,7 @@ SAME_PERSON = 0.3  # minimum IoU of one person's boxes in consecutive frames
 MIN_TRACKED_FACE = 16  # pixels; `PeopleTracker` ignores smaller detections
 DEFAULT_FPS = Fraction(25)
 OUTSIDE = "the face is outside the frame"
+NOT_SPEAKING = "nobody speaks"
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,26 @@ class TrackedFrame:
     seen: Sighting = Sighting()
 
 
+@dataclass(frozen=True)
+class Selection:
+    """A person to track.
+
+    Args:
+        face: the selection of the face, see `FaceTracker`.
+        weights: (T,) share of the generated face in each frame, 0 to 1; where it is 0, the face is not looked for.
+    """
+
+    face: str | SelectRule
+    weights: np.ndarray
+
+
 def read_faces(
     video: str | PathLike | VideoInfo,
     resolution: int,
     *,
     fps: Fraction = DEFAULT_FPS,
     duration: Fraction | None = None,
-    on_short: str = "loop",
+    on_short: str = "bounce",
     face: str = "largest",
     detector: str | FaceDetector = "auto",
     device: str = "cpu",
@@ -98,7 +112,7 @@ def read_faces(
         resolution: R, side of the aligned faces in pixels.
         fps: frame rate to resample to.
         duration: seconds to read, by default the whole video. May exceed its length; see `on_short`.
-        on_short: loop, freeze or error; how to handle a video shorter than `duration`, see `open_timeline`.
+        on_short: bounce, loop, freeze or error; how to handle a video shorter than `duration`, see `open_timeline`.
         face, detector, device: see `track_faces`.
 
     Closing the generator releases the file, and the detector if it was created here.
@@ -152,6 +166,50 @@ def track_faces(
         yield from align_frames(frames, FaceAligner(tracker, AlignRestore(resolution=resolution)))
 
 
+def track_people(
+    frames: Iterable[VideoFrame],
+    resolution: int,
+    selections: Sequence[Selection],
+    *,
+    fps: Fraction = DEFAULT_FPS,
+    min_face: float | None = None,
+    detector: str = "auto",
+    device: str = "cpu",
+    is_still: bool = False,
+) -> Generator[tuple[TrackedFrame, ...], None, None]:
+    """Yield, for each frame, the aligned faces of several people; a frame in which nobody is wanted is not examined.
+
+    Args:
+        frames, resolution, fps, min_face, detector, device, is_still: see `track_faces`.
+        selections: one for each person. A face is selected again when a person is wanted after frames without it.
+
+    Raises:
+        UserError: as of `track_faces`.
+    """
+    with closing(create_detector(detector, device, static=is_still)) as opened:
+        scene = Scene(opened)
+        trackers = [FaceTracker(scene, each.face, fps=float(fps), min_face=min_face) for each in selections]
+        aligners = [FaceAligner(tracker, AlignRestore(resolution=resolution)) for tracker in trackers]
+        last: VideoFrame | None = None
+        for index, frame in enumerate(frames):
+            weights = [float(selection.weights[index]) for selection in selections]
+            image = None
+            if any(weights) and frame is not last:
+                image = frame.rgb(DETECTION_SIDE)
+                scene.look(image, frame.width / image.shape[1])
+                last = frame
+            people = [TrackedFrame(index, frame, None, Sighting(passed=NOT_SPEAKING))] * len(aligners)
+            # Those who are followed already come first, so that nobody is selected twice.
+            for number in sorted(range(len(aligners)), key=lambda number: not trackers[number].has_person):
+                if not weights[number]:
+                    aligners[number].forget()
+                    continue
+                found = aligners[number](index, frame, image)
+                face = found.face and replace(found.face, opacity=weights[number] * found.face.opacity)
+                people[number] = replace(found, face=face)
+            yield tuple(people)
+
+
 class FaceAligner:
     """Tracks and aligns one person's face in consecutive frames of a clip."""
 
@@ -160,15 +218,22 @@ class FaceAligner:
         self._occlusion = OcclusionCheck()
         self._last: TrackedFrame | None = None
 
-    def __call__(self, index: int, frame: VideoFrame) -> TrackedFrame:
+    def __call__(self, index: int, frame: VideoFrame, image: np.ndarray | None = None) -> TrackedFrame:
+        """The next frame. `image`: `frame.rgb(DETECTION_SIDE)`, if it is at hand."""
         last = self._last
         if last is not None and last.frame is frame:  # still image or frozen frame
             return TrackedFrame(index, frame, last.face and replace(last.face, starts=False), last.seen)
-        self._last = TrackedFrame(index, frame, *self._find(frame))
+        self._last = TrackedFrame(
+            index, frame, *self._find(frame, frame.rgb(DETECTION_SIDE) if image is None else image)
+        )
         return self._last
 
-    def _find(self, frame: VideoFrame) -> tuple[AlignedFace | None, Sighting]:
-        image = frame.rgb(DETECTION_SIDE)
+    def forget(self) -> None:
+        """Forget the person; the next frame selects one again."""
+        self._last = None
+        self.tracker.drop_person()
+
+    def _find(self, frame: VideoFrame, image: np.ndarray) -> tuple[AlignedFace | None, Sighting]:
         tracked = self.tracker.update(image, scale=frame.width / image.shape[1])
         if tracked is None:
             return None, Sighting(passed=self.tracker.missing)

@@ -116,7 +116,8 @@ def audio_source(source: str | os.PathLike | AudioSource) -> AudioSource:
 def _decoded_samples(source: AudioSource, sample_rate: int, max_seconds: float | None) -> Iterator[np.ndarray]:
     """Pieces of mono float32 samples, to the end or to `max_seconds`; errors as of `load_audio`."""
     path = source.path
-    limit = None if max_seconds is None else round(max_seconds * sample_rate)
+    most = source.cut(max_seconds).seconds
+    limit = None if most is None else round(most * sample_rate)
     length, clipped = 0, 0
     for frame in resampled(decoded_frames(path, source.track, source.delay), "flt", "mono", sample_rate):
         samples = frame.to_ndarray().reshape(-1)

@@ -7,7 +7,7 @@ import filecmp
 import logging
 import os
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,15 +45,26 @@ class AudioSource:
 
     track: number of the audio stream, 0 first; None for the default one.
     delay: seconds; negative to leave that much of the start out.
+    seconds: where it ends, counted from time 0; None for all of it.
     """
 
     path: Path
     track: int | None = None
     delay: Fraction = Fraction(0)
+    seconds: Fraction | None = None
+
+    def cut(self, seconds: float | Fraction | None) -> "AudioSource":
+        """The same stream that ends at `seconds`, if it is longer."""
+        limits = [self.seconds, None if seconds is None else Fraction(seconds).limit_denominator(1_000_000)]
+        return replace(self, seconds=min((limit for limit in limits if limit is not None), default=None))
 
 
 def select_audio(
-    path: str | os.PathLike, track: str | None = None, video: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    track: str | None = None,
+    video: str | os.PathLike | None = None,
+    start: Fraction = Fraction(0),
+    end: Fraction | None = None,
 ) -> AudioSource:
     """Choose the audio stream to use, and say so in the log where there is a choice.
 
@@ -64,6 +75,7 @@ def select_audio(
         path: audio or video file.
         track: number (0 first) or language of the stream; None for the default one.
         video: the video file that the audio is for.
+        start, end: the part of the video that is used, in seconds.
 
     Raises:
         UserError: the file cannot be read, or has no such stream.
@@ -81,7 +93,7 @@ def select_audio(
         return AudioSource(path, chosen)
     delay = audio_delay(path, chosen)
     if video is not None and _is_same_file(path, video):
-        return AudioSource(path, chosen, delay)
+        return AudioSource(path, chosen, delay - start, None if end is None else end - start)
     if abs(delay) >= NOTICEABLE_DELAY:
         logger.info("%s: the audio starts %.3f s %s the video of this file; here it starts at 0",
                     path, abs(delay), "after" if delay > 0 else "before")  # fmt: skip

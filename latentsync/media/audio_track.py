@@ -53,7 +53,7 @@ class AudioTrack:
         Raises UserError when the source has no audio.
         """
         self._output = output
-        self._limit = None if max_seconds is None else Fraction(max_seconds).limit_denominator(1_000_000)
+        self._limit = source.cut(max_seconds).seconds
         self._source = source
         self._origin = first_audible(source.path, source.track)
         with open_input(source.path, "audio") as container:

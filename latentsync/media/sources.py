@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import chain, groupby, repeat
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeGuard
+from typing import IO, Any, Protocol, TypeGuard, runtime_checkable
 
 import av
 import numpy as np
@@ -27,13 +27,24 @@ import numpy as np
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.rgb_frame import RGB_TAGS, RGBFrame
-from latentsync.media.timeline import frame_count, nearest_samples, open_timeline, pingpong_index
+from latentsync.media.timeline import (
+    WHOLE,
+    Part,
+    available_frames,
+    frame_count,
+    nearest_samples,
+    open_timeline,
+    pingpong_index,
+    within,
+)
 from latentsync.utils.errors import UserError
 from latentsync.utils.rates import exact_rate
 
 VideoInput = str | PathLike | IO[bytes] | tuple[Any, Any]
 AudioInput = str | PathLike | IO[bytes] | tuple[Any, Any]
 IN_MEMORY = Path("frames")  # in messages, in place of a file name
+# Position in a pass of n frames at a step; others: forward and backward in turn.
+ORDERS = {"loop": lambda step, n: step % n, "freeze": lambda step, n: min(step, n - 1)}
 LAYOUTS = {1: "mono", 2: "stereo"}
 
 
@@ -43,29 +54,39 @@ class FrameStream(Iterator[VideoFrame], Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class VideoSource(Protocol):
     """A video that can be read at a constant frame rate."""
 
     @property
     def info(self) -> VideoInfo: ...
 
+    @property
+    def part(self) -> Part:
+        """The part of the video that is used."""
+
     def open(self, duration: Fraction, fps: Fraction, on_short: str) -> FrameStream:
         """Exactly ceil(duration * fps) frames, see `open_timeline`."""
 
+    def available(self, fps: Fraction) -> int | None:
+        """Number of frames at `fps` in one pass over it; None if that is not known in advance."""
+
 
 @contextmanager
-def open_video(video: VideoInput, *, ten_bits: bool = False, keep_hdr: bool = False) -> Iterator[VideoSource]:
-    """Open a video; of a file, with its 10-bit samples if `ten_bits`, see `VideoInfo.with_ten_bits`.
+def open_video(
+    video: VideoInput, part: Part = WHOLE, *, ten_bits: bool = False, keep_hdr: bool = False
+) -> Iterator[VideoSource]:
+    """Open a part of a video; of a file, with its 10-bit samples if `ten_bits`, see `VideoInfo.with_ten_bits`.
 
     Raises UserError for any other input, or one that cannot be read.
     """
     if isinstance(video, tuple):
         frames, fps = _pair(video, "video", "(frames, fps)")
-        yield FrameSource(frames, fps)
+        yield FrameSource(frames, fps, part)
         return
     with as_file(video, "video") as path:
         info = probe_video(path)
-        yield FileSource(info.with_ten_bits(keep_hdr) if ten_bits else info)
+        yield FileSource(info.with_ten_bits(keep_hdr) if ten_bits else info, part)
 
 
 @contextmanager
@@ -102,15 +123,19 @@ class FileSource:
     """A video file."""
 
     info: VideoInfo
+    part: Part = WHOLE
 
     def open(self, duration: Fraction, fps: Fraction, on_short: str) -> FrameStream:
-        return open_timeline(self.info, duration, fps, on_short)
+        return open_timeline(self.info, duration, fps, on_short, self.part)
+
+    def available(self, fps: Fraction) -> int:
+        return available_frames(self.info, fps, self.part)
 
 
 class FrameSource:
     """Frames from an array, which can be played backward, or from an iterator, which cannot."""
 
-    def __init__(self, frames: Any, fps: Any) -> None:
+    def __init__(self, frames: Any, fps: Any, part: Part = WHOLE) -> None:
         rate = _rate(fps, "fps")
         self._iterator: Iterator[Any] | None = None
         if hasattr(frames, "shape"):
@@ -125,6 +150,10 @@ class FrameSource:
             raise UserError("video: there are no frames; give an array (F, H, W, 3) or an iterator of (H, W, 3)")
         frame = RGBFrame(to_rgb(first))
         self.info = _describe(frame, rate, length)
+        self.part = WHOLE if self.info.is_still else part
+
+    def available(self, fps: Fraction) -> int | None:
+        return None if self._iterator is not None else len(self._picks(fps, None))
 
     def open(self, duration: Fraction, fps: Fraction, on_short: str) -> FrameStream:
         count = frame_count(duration, fps)
@@ -133,16 +162,20 @@ class FrameSource:
         return self._replay(count, fps, on_short)
 
     def _replay(self, count: int, fps: Fraction, on_short: str) -> Generator[VideoFrame, None, None]:
-        """From an array: forward, backward, forward, ... until there are `count` frames."""
-        stamped = (_Stamped(index, self.info.fps) for index in range(len(self._frames)))
-        picks = [item.index for item in nearest_samples(stamped, fps, count)]
+        """From an array, as often as there are `count` frames."""
+        picks = self._picks(fps, count)
         if len(picks) < count and on_short == "error" and not self.info.is_still:
-            raise _too_short(len(picks), count, fps, "choose on_short_video loop or freeze")
-        order = (min(step, len(picks) - 1) if on_short == "freeze" else pingpong_index(step, len(picks))
-                 for step in range(count))  # fmt: skip
-        for shown, steps in groupby(picks[position] for position in order):
+            raise _too_short(len(picks), count, fps, "choose length_mode bounce, loop or freeze")
+        position = ORDERS.get(on_short, pingpong_index)
+        for shown, steps in groupby(picks[position(step, len(picks))] for step in range(count)):
             frame = RGBFrame(to_rgb(self._frames[shown]))
             yield from (frame for _ in steps)  # the same object, in which faces are not detected again
+
+    def _picks(self, fps: Fraction, count: int | None) -> list[int]:
+        """Indices of the frames of an array that one pass shows."""
+        stamped = (_Stamped(index, self.info.fps) for index in range(len(self._frames)))
+        moved = nearest_samples(within(stamped, self.part, IN_MEMORY), fps, count)
+        return [shown.item.index for shown in moved]
 
     def _stream(
         self, frames: Iterator[Any], count: int, fps: Fraction, on_short: str
@@ -150,11 +183,11 @@ class FrameSource:
         """From an iterator, one pass."""
         stamped = (_Stamped(index, self.info.fps, frame) for index, frame in enumerate(frames))
         done = 0
-        for item in nearest_samples(stamped, fps, count):
-            last, done = item.frame, done + 1
+        for moved in nearest_samples(within(stamped, self.part, IN_MEMORY), fps, count):
+            last, done = moved.item.frame, done + 1
             yield last
         if done < count and on_short != "freeze":
-            raise _too_short(done, count, fps, "an iterator cannot be played backward: choose on_short_video freeze")
+            raise _too_short(done, count, fps, "an iterator cannot be played backward: choose length_mode freeze")
         yield from repeat(last, count - done)
 
 

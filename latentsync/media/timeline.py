@@ -5,9 +5,10 @@ import math
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby, repeat
-from typing import Protocol, TypeVar
+from itertools import chain, groupby, repeat
+from typing import Generic, Protocol, TypeVar
 
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, packet_times, probe_video
@@ -17,11 +18,12 @@ from latentsync.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 HALF = Fraction(1, 2)
-ON_SHORT_CHOICES = ("loop", "freeze", "error")
+ON_SHORT_CHOICES = ("bounce", "loop", "freeze", "error")
 
 # Frames kept in memory while playing backward: this many bytes of 4:2:0 samples, within these counts.
 _WINDOW_BYTES = 128 * 2**20
 _WINDOW_FRAMES = (12, 128)
+SEARCHED_SECONDS = 2  # what precedes a part by less is decoded, not skipped
 
 
 class Timed(Protocol):
@@ -32,6 +34,7 @@ class Timed(Protocol):
 
 
 T = TypeVar("T", bound=Timed)
+Item = TypeVar("Item", bound=Timed)
 
 
 def frame_count(duration_s: float | Fraction, fps: Fraction) -> int:
@@ -82,38 +85,78 @@ def nearest_samples(items: Iterable[T], fps: Fraction, limit: int | None = None)
         yield previous
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a video, in seconds from its first frame. `end`: None for that of the video."""
+
+    start: Fraction = Fraction(0)
+    end: Fraction | None = None
+
+
+WHOLE = Part()
+
+
 def open_timeline(
-    source: str | os.PathLike | VideoInfo, duration_s: float | Fraction, fps: Fraction, on_short: str = "loop"
+    source: str | os.PathLike | VideoInfo,
+    duration_s: float | Fraction,
+    fps: Fraction,
+    on_short: str = "bounce",
+    part: Part = WHOLE,
 ) -> "Timeline":
     """The frames of `source` for `duration_s` seconds at `fps`: an iterator of exactly ceil(duration * fps) frames.
 
     Any rate, also a variable one, is resampled by `nearest_samples`. A longer video is cut. `on_short` is for a shorter
-    one: "loop" continues backward, then forward, and so on; "freeze" repeats the last frame; "error" raises UserError
-    here. A still image is repeated. Raises UserError as `probe_video` does.
+    one: "bounce" continues backward, then forward, and so on; "loop" begins again; "freeze" repeats the last frame;
+    "error" raises UserError here. A still image is repeated. Of a video, only the given part is used.
+
+    Raises UserError as `probe_video` does, and where the video has no such part.
     """
     if on_short not in ON_SHORT_CHOICES:
-        raise UserError(f"on_short_video {on_short!r}: choose one of {', '.join(ON_SHORT_CHOICES)}")
+        raise UserError(f"length_mode {on_short!r}: choose one of {', '.join(ON_SHORT_CHOICES)}")
     info = source if isinstance(source, VideoInfo) else probe_video(source)
     fps = Fraction(fps)
     count = frame_count(duration_s, fps)
     if on_short == "error" and not info.is_still:
-        available = available_frames(info, fps)
+        available = available_frames(info, fps, part)
         if available < count:
             raise UserError(
                 f"{info.path}: the video lasts {float(available / fps):.2f} s, the audio {float(duration_s):.2f} s; "
-                "give a longer video, or choose on_short_video loop or freeze"
+                "give a longer video, or choose length_mode bounce, loop or freeze"
             )
-    return Timeline(info, count, fps, on_short)
+    return Timeline(info, count, fps, on_short, part)
 
 
-def available_frames(info: VideoInfo, fps: Fraction) -> int:
-    """Number of frames at `fps` in one pass over the video, from its packets, without decoding."""
+def available_frames(info: VideoInfo, fps: Fraction, part: Part = WHOLE) -> int:
+    """Number of frames at `fps` in one pass over the video, from its packets, without decoding.
+
+    Raises UserError where the video has no such part.
+    """
     if info.is_still:
         return 1
     if info.is_animated_webp and info.duration is not None:
-        return max(1, math.floor(Fraction(info.duration).limit_denominator(1000) * fps + HALF))
-    stamps = (_Stamp(time, duration) for time, duration in packet_times(info.path))
-    return sum(1 for _ in nearest_samples(stamps, fps))
+        whole = Fraction(info.duration).limit_denominator(1000)
+        stamps = iter([_Stamp(Fraction(0), whole)])
+    else:
+        stamps = (_Stamp(time, duration) for time, duration in packet_times(info.path))
+    return sum(1 for _ in nearest_samples(within(stamps, part, info.path), fps))
+
+
+def within(items: Iterable[Item], part: Part, name: object) -> Iterator["_Moved[Item]"]:
+    """Timed items in a part of a video, with times counted from its start; negative ones are shown before it.
+
+    Raises UserError if the video, called `name`, ends before the part begins.
+    """
+    last: _Moved[Item] | None = None
+    for item in items:
+        if part.end is not None and item.time >= part.end:
+            break
+        if last is not None:
+            yield last
+        end = item.time + item.duration
+        last = _Moved(item.time - part.start, min(end, part.end or end) - item.time, item)
+    if last is None or (part.start > 0 and last.time + last.duration <= 0):
+        raise UserError(f"{name}: the video ends before {float(part.start):g} s; choose an earlier start")
+    yield last
 
 
 class Timeline(Iterator[VideoFrame]):
@@ -123,8 +166,9 @@ class Timeline(Iterator[VideoFrame]):
     keyframe if possible. A repeated frame may be the same object. Close it to release the file before the end.
     """
 
-    def __init__(self, info: VideoInfo, count: int, fps: Fraction, on_short: str) -> None:
+    def __init__(self, info: VideoInfo, count: int, fps: Fraction, on_short: str, part: Part = WHOLE) -> None:
         self.info = info
+        self._part = WHOLE if info.is_still else part
         self.fps = fps
         self._count = count
         self._on_short = on_short
@@ -154,7 +198,8 @@ class Timeline(Iterator[VideoFrame]):
 
     def _run(self) -> Generator[VideoFrame]:
         with self._reader:
-            for picture in nearest_samples(self._first_pass(), self.fps, self._count):
+            for moved in nearest_samples(within(self._first_pass(), self._part, self.info.path), self.fps, self._count):
+                picture = moved.item
                 frame = picture.frame
                 self._picks.append(picture.time)
                 yield frame
@@ -169,19 +214,30 @@ class Timeline(Iterator[VideoFrame]):
             yield from self._further_passes(remaining)
 
     def _first_pass(self) -> Iterator[Picture]:
-        for picture in self._reader.pictures():
+        for picture in self._from_start():
             if picture.is_key:
                 self._keys.append(picture.time)
             yield picture
 
+    def _from_start(self) -> Iterator[Picture]:
+        """Pictures from a keyframe before the part on, or from the beginning of a file that cannot be searched."""
+        if self._part.start > SEARCHED_SECONDS and not self.info.is_animated_webp:
+            next(self._reader.pictures(), None)  # searching needs the time stamp of the first frame
+            pictures = self._reader.pictures(self._part.start)
+            first = next(pictures, None)
+            if first is not None and first.time <= self._part.start:
+                return chain([first], pictures)
+        return self._reader.pictures()
+
     def _check_promised_length(self) -> None:
         """Warn when the frames end well before the duration in the header."""
         shown, promised = float(len(self._picks) / self.fps), self.info.duration
-        if promised and not self.info.is_still and shown < promised - max(0.5, 0.02 * promised):
+        if self._part == WHOLE and promised and not self.info.is_still and shown < promised - max(0.5, 0.02 * promised):
             logger.warning("%s: only %.2f of %.2f s could be decoded; truncated?", self.info.path, shown, promised)
 
     def _further_passes(self, remaining: int) -> Iterator[VideoFrame]:
-        backward = True
+        bounces = self._on_short == "bounce"
+        backward = bounces
         while remaining > 0:
             length = min(remaining, len(self._picks))
             if backward:
@@ -189,7 +245,7 @@ class Timeline(Iterator[VideoFrame]):
             else:
                 yield from self._forward(0, length)
             remaining -= length
-            backward = not backward
+            backward = bounces and not backward
 
     def _forward(self, begin: int, end: int) -> Iterator[VideoFrame]:
         """Samples begin..end-1 of one pass, in order."""
@@ -235,7 +291,8 @@ class Timeline(Iterator[VideoFrame]):
         found = 0
         key = bisect_right(self._keys, times[0]) - 1
         lead = self._key_lead
-        while found == 0 and key > lead:
+        skips = bool(self._keys) and self._keys[0] > 0  # the first pass did not begin at the beginning
+        while found == 0 and (key > lead or (skips and key == lead)):
             for picture in self._reader.pictures(self._keys[key - lead]):
                 if picture.time > times[found]:
                     break
@@ -253,6 +310,17 @@ class Timeline(Iterator[VideoFrame]):
                 if found == len(times):
                     return
         yield from repeat(picture.frame, len(times) - found)
+
+
+class _Moved(Generic[Item]):
+    """An item at a time counted from the start of a part; negative before it."""
+
+    __slots__ = ("duration", "item", "time")
+
+    def __init__(self, time: Fraction, duration: Fraction, item: Item) -> None:
+        self.time = time
+        self.duration = duration
+        self.item = item
 
 
 class _Stamp:

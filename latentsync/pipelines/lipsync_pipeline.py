@@ -3,9 +3,10 @@
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from fractions import Fraction
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,21 @@ import torch
 
 from latentsync.faces.contour import ContourFinder
 from latentsync.faces.mask import blend_weight
-from latentsync.faces.video import TrackedFrame, face_runs, track_faces
-from latentsync.media.audio import SpooledAudio
-from latentsync.media.audio_stream import AudioSource, select_audio
+from latentsync.faces.video import Selection, TrackedFrame, face_runs, track_people
 from latentsync.media.codecs import video_codec
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
 from latentsync.media.interpolation import open_interpolator
 from latentsync.media.paths import check_output_path
-from latentsync.media.probe import VideoInfo
-from latentsync.media.sources import AudioInput, VideoInput, VideoSource, audio_file, is_path, open_video
+from latentsync.media.sources import AudioInput, VideoInput, is_path
 from latentsync.options import GenerationOptions
+from latentsync.pipelines.clip import Clip, Files
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator, PendingFaces
+from latentsync.pipelines.opening import open_clip
+from latentsync.pipelines.people import resolve_faces
 from latentsync.pipelines.progress import ProgressReport, Work
 from latentsync.pipelines.report import FrameLog, open_log
-from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, LipsyncResult, Paste, ResultFile
+from latentsync.pipelines.result import QUEUE_FRAMES, Finisher, GeneratedFace, LipsyncResult, Paste, ResultFile
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Callback
 from latentsync.utils.affine_transform import AlignRestore
@@ -36,26 +37,8 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.progress import OnProgress
 from latentsync.utils.rates import exact_rate
 from latentsync.utils.threads import prefetch
-from latentsync.whisper.audio2feature import AudioFeatureStream
 
 logger = logging.getLogger(__name__)
-
-GeneratedFace = tuple[TrackedFrame, np.ndarray | None]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Opened inputs of a run (video, audio, audio features), and frame rate and duration of the output."""
-
-    source: VideoSource
-    audio: AudioSource
-    features: AudioFeatureStream
-    fps: Fraction
-    duration: Fraction
-
-    @property
-    def info(self) -> VideoInfo:
-        return self.source.info
 
 
 class LipsyncPipeline(FaceGenerator):
@@ -64,7 +47,7 @@ class LipsyncPipeline(FaceGenerator):
     def __call__(
         self,
         video_path: VideoInput,
-        audio_path: AudioInput,
+        audio_path: AudioInput | Files | None,
         video_out_path: str | Path,
         num_frames: int = NUM_FRAMES,
         video_fps: float | Fraction | None = None,
@@ -87,10 +70,11 @@ class LipsyncPipeline(FaceGenerator):
         report_path: str | Path | None = None,
         **changes: Any,
     ) -> LipsyncResult:
-        """Lip-sync a video and write it to `video_out_path`, with the given audio and its duration.
+        """Lip-sync a video and write it to `video_out_path`, with the given audio.
 
         Args:
-            video_path, audio_path: files, file objects or arrays; see `latentsync.media.sources`.
+            video_path, audio_path: files, file objects or arrays; see `latentsync.media.sources`. No audio (None) with
+                the option `text`; with `script`, the audio files by their names in it, or None for paths.
             video_out_path: .mp4, .mov or .mkv.
             audio_sample_rate: must be 16000, the sample rate of Whisper.
             video_fps, num_inference_steps, guidance_scale, mask_image_path: override these options.
@@ -131,14 +115,14 @@ class LipsyncPipeline(FaceGenerator):
         )
         check_output_path(video_out_path, [path for path in (video_path, audio_path) if is_path(path)])
         video_codec(run.options.codec, Path(video_out_path).suffix)
-        with self._open(video_path, audio_path, run) as clip:
+        with open_clip(video_path, audio_path, run.options, self.audio_encoder) as clip:
             with open_log(clip.fps, report_path) as log:
                 return self._write(clip, run, video_out_path, temp_dir, log, on_progress, progress)
 
     def frames(
         self,
         video: VideoInput,
-        audio: AudioInput,
+        audio: AudioInput | Files | None,
         options: GenerationOptions | None = None,
         **changes: Any,
     ) -> Iterator[VideoFrame]:
@@ -148,7 +132,7 @@ class LipsyncPipeline(FaceGenerator):
         releases the inputs. If `video` is an iterator, it is consumed in another thread.
 
         Args:
-            video, audio: see `latentsync.media.sources`.
+            video, audio: see `__call__`.
             options: see `latentsync.options`.
             changes: single options that override `options`, and the following arguments.
             num_frames: frames per chunk; the released models were trained with 16.
@@ -165,16 +149,16 @@ class LipsyncPipeline(FaceGenerator):
         """
         run = self._prepare(options, **changes)
         with (
-            self._open(video, audio, run) as clip,
+            open_clip(video, audio, run.options, self.audio_encoder) as clip,
             closing(self._finisher(clip, run)) as finisher,
             closing(self._generate(clip, run)) as pairs,
         ):
-            faces = 0
-            for item, pixels in pairs:
-                faces += pixels is not None
-                yield from finisher.push(item, pixels)
+            edited = 0
+            for faces in pairs:
+                edited += any(pixels is not None for _, pixels in faces)
+                yield from finisher.push(faces)
             yield from finisher.flush()
-            _check_faces_found(clip.info, run.options.face, faces)
+            _check_faces_found(clip, edited)
 
     def _write(
         self,
@@ -187,73 +171,71 @@ class LipsyncPipeline(FaceGenerator):
         progress: bool,
     ) -> LipsyncResult:
         """Generate all frames; pasting and encoding run in another thread."""
-        total, faces = len(clip.features), 0
+        total, edited = clip.fit.count, 0
         work = Work(total, run.sampling.num_inference_steps, QUEUE_FRAMES, self._speeds.setdefault(run.pace_key, {}))
         with (
             closing(self._finisher(clip, run)) as finisher,
             ProgressReport(work, on_progress, shown=progress) as report,
             closing(self._generate(clip, replace(run, watch=report))) as pairs,
-            ResultFile(path, clip.info, finisher.fps, clip.audio, run.options, temp_dir).open(
+            ResultFile(path, clip.info, finisher.fps, clip.sound(), run.options, temp_dir).open(
                 finisher, report.wrote
             ) as deliver,
         ):
-            for item, pixels in pairs:
-                faces += pixels is not None
-                deliver(item, pixels)
-                log.add(item)
+            for faces in pairs:
+                edited += any(pixels is not None for _, pixels in faces)
+                deliver(faces)
+                log.add([item for item, _ in faces])
                 report.frame()
             report.finishing()
-            _check_faces_found(clip.info, run.options.face, faces)
+            _check_faces_found(clip, edited)
         if unchanged := log.describe(total):
             logger.warning("%s: %s", clip.info.path, unchanged)
-        return LipsyncResult(Path(path), finisher.count(total), faces, finisher.fps, tuple(log.passed))
+        return LipsyncResult(Path(path), finisher.count(total), edited, finisher.fps, tuple(log.passed))
 
-    @contextmanager
-    def _open(self, video: VideoInput, audio: AudioInput, run: Run) -> Iterator[Clip]:
-        """Open the inputs; temporary files are removed on exit."""
-        options = run.options
-        opened = open_video(video, ten_bits=options.is_ten_bit, keep_hdr=options.hdr == "keep")
-        with opened as source, audio_file(audio) as path, ExitStack() as files:
-            selected = select_audio(path, options.audio_track, source.info.path)
-            wave = files.enter_context(closing(SpooledAudio(selected, SAMPLE_RATE, options.max_seconds)))
-            if wave.is_silent:
-                logger.warning("%s is silent: the mouth will not move", path)
-            keep_fps = options.keep_fps and not source.info.is_still
-            fps = source.info.fps if keep_fps else exact_rate(options.video_fps)
-            features = self.audio_encoder.stream(wave, fps)
-            yield Clip(source, selected, features, fps, Fraction(len(wave), SAMPLE_RATE))
+    def _generate(self, clip: Clip, run: Run) -> Generator[list[GeneratedFace], None, None]:
+        """Yield, for each frame, the generated face of each speaker."""
+        with closing(self._track(clip, run)) as tracked, ExitStack() as stack:
+            streams = []
+            for number, frames in enumerate(tee(tracked, len(clip.speakers))):
+                streams.append(stack.enter_context(closing(self._generate_person(frames, number, clip, run))))
+            yield from map(list, zip(*streams, strict=True))
 
-    def _generate(self, clip: Clip, run: Run) -> Generator[GeneratedFace, None, None]:
-        """Yield frames with generated faces (R, R, 3) float32 in 0..255, or with None if there is no face.
+    def _generate_person(
+        self, frames: Iterable[tuple[TrackedFrame, ...]], number: int, clip: Clip, run: Run
+    ) -> Generator[GeneratedFace, None, None]:
+        """Yield the frames with the generated face of a speaker (R, R, 3) float32 in 0..255, or None without a face.
 
         On CUDA, a batch is awaited only after the next one has been queued, so that the device never idles.
         """
+        speaker = clip.speakers[number]
+        shown = (people[number] for people in frames)
         ahead = 1 if self.device.type == "cuda" else 0
         pending: deque[tuple[list[list[TrackedFrame]], PendingFaces]] = deque()
-        with closing(self._track(clip, run)) as tracked:
-            for batch in batch_runs(face_runs(tracked, run.num_frames), run.chunks_at_once):
-                if batch[0][0].face is None:
-                    yield from _awaited(pending, 0)
-                    yield batch[0][0], None
-                    continue
-                faces = np.stack([[item.face.pixels for item in chunk if item.face is not None] for chunk in batch])
-                tokens = torch.stack([clip.features.chunks(chunk[0].index, chunk[-1].index + 1) for chunk in batch])
-                pending.append((batch, self.begin(torch.from_numpy(faces), tokens, None, run)))
-                yield from _awaited(pending, ahead)
-            yield from _awaited(pending, 0)
+        for batch in batch_runs(face_runs(shown, run.num_frames), run.chunks_at_once):
+            if batch[0][0].face is None:
+                yield from _awaited(pending, 0)
+                yield batch[0][0], None
+                continue
+            faces = np.stack([[item.face.pixels for item in chunk if item.face is not None] for chunk in batch])
+            tokens = torch.stack([speaker.features.chunks(chunk[0].index, chunk[-1].index + 1) for chunk in batch])
+            pending.append((batch, self.begin(torch.from_numpy(faces), tokens, None, run)))
+            yield from _awaited(pending, ahead)
+        yield from _awaited(pending, 0)
 
-    def _track(self, clip: Clip, run: Run) -> Generator[TrackedFrame, None, None]:
-        """Yield every output frame with its aligned face; decoding and tracking run ahead in a thread."""
-        options = run.options
-        with closing(clip.source.open(clip.duration, clip.fps, options.on_short_video)) as frames:
-            tracked = track_faces(
+    def _track(self, clip: Clip, run: Run) -> Generator[tuple[TrackedFrame, ...], None, None]:
+        """Yield every output frame with the aligned faces; decoding and tracking run ahead in a thread."""
+        detector, device = run.options.detector, str(self.device)
+        faces = resolve_faces([speaker.face for speaker in clip.speakers], clip.source, detector, device)
+        selections = [Selection(face, speaker.weights) for face, speaker in zip(faces, clip.speakers, strict=True)]
+        with closing(clip.fit.open()) as frames:
+            tracked = track_people(
                 frames,
                 run.resolution,
+                selections,
                 fps=clip.fps,
-                face=options.face,
-                min_face=options.min_face,
-                detector=options.detector,
-                device=str(self.device),
+                min_face=run.options.min_face,
+                detector=detector,
+                device=device,
                 is_still=clip.info.is_still,
             )
             yield from prefetch(tracked, QUEUE_FRAMES)
@@ -308,7 +290,10 @@ def batch_runs(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[l
         yield batch
 
 
-def _check_faces_found(info: VideoInfo, face: str, faces: int) -> None:
-    if not faces:
-        wanted = "" if face == "largest" else f" that matches the selection ({face})"
-        raise UserError(f"{info.path}: no face{wanted} was found in any frame; use a video that shows one")
+def _check_faces_found(clip: Clip, edited: int) -> None:
+    """Raise UserError if someone speaks, and no face was edited."""
+    if edited or not any(speaker.weights.any() for speaker in clip.speakers):
+        return
+    face = clip.speakers[0].face
+    wanted = "" if face == "largest" else f" that matches the selection ({face})"
+    raise UserError(f"{clip.info.path}: no face{wanted} was found in any frame; use a video that shows one")

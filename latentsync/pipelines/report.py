@@ -1,7 +1,7 @@
 """What happened to each frame: the optional report file, and the ranges that were passed through."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from latentsync.faces.tracking import NO_FACE
-from latentsync.faces.video import TrackedFrame
+from latentsync.faces.video import NOT_SPEAKING, TrackedFrame
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import replaced
 
@@ -42,8 +42,9 @@ class FrameLog:
         if file is not None:
             file.write(f'{{"fps": {float(fps)}, "frames": [')
 
-    def add(self, item: TrackedFrame) -> None:
-        """Add the next frame."""
+    def add(self, people: Sequence[TrackedFrame]) -> None:
+        """Add the next frame, as seen by each person's tracker; one who is edited counts, else one who speaks."""
+        item = min(people, key=lambda each: (each.face is None, each.seen.passed == NOT_SPEAKING))
         reason = None if item.face is not None else item.seen.passed or NO_FACE
         if reason is not None:
             last = self.passed[-1] if self.passed else None
@@ -61,12 +62,13 @@ class FrameLog:
             self._file.write(f'\n], "passed": {json.dumps(ranges)}}}\n')
 
     def describe(self, total: int) -> str:
-        """What was passed through of `total` frames, in one line; empty if nothing was."""
-        missing = sum(each.end - each.start for each in self.passed)
+        """What was passed through of `total` frames although someone speaks, in one line; empty if nothing was."""
+        ranges = [each for each in self.passed if each.reason != NOT_SPEAKING]
+        missing = sum(each.end - each.start for each in ranges)
         if not missing:
             return ""
-        shown = ", ".join(each.describe(self.fps) for each in self.passed[:MAX_RANGES_SHOWN])
-        more = len(self.passed) - MAX_RANGES_SHOWN
+        shown = ", ".join(each.describe(self.fps) for each in ranges[:MAX_RANGES_SHOWN])
+        more = len(ranges) - MAX_RANGES_SHOWN
         rest = f" and {more} more (--report lists them)" if more > 0 else ""
         return f"{missing} of {total} frames were copied unchanged: {shown}{rest}"
 

@@ -3,9 +3,9 @@
 import base64
 import html
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from latentsync.utils.threads import Sink
 
 QUEUE_FRAMES = 16  # frames buffered before and after the networks
 MAX_EMBEDDED_BYTES = 32 * 2**20  # of a video in a notebook
-Deliver = Callable[[TrackedFrame, np.ndarray | None], None]
+GeneratedFace = tuple[TrackedFrame, np.ndarray | None]  # a frame, and a face (R, R, 3) in 0..255 to paste into it
+Deliver = Callable[[Sequence[GeneratedFace]], None]
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,12 @@ class Finisher:
         self.paste, self.converter = paste, converter
         self.fps = fps if converter is None else converter.target_fps
 
-    def push(self, item: TrackedFrame, pixels: np.ndarray | None) -> Iterable[VideoFrame]:
-        """Add a frame and its face (R, R, 3) in 0..255, or None to copy the frame; returns finished frames."""
-        frame = item.frame if pixels is None else self.paste(item, pixels)
+    def push(self, faces: Sequence[GeneratedFace]) -> Iterable[VideoFrame]:
+        """Add a frame with the generated faces of several people; returns finished frames."""
+        frame = faces[0][0].frame
+        for item, pixels in faces:
+            if pixels is not None:
+                frame = self.paste(replace(item, frame=frame), pixels)
         return [frame] if self.converter is None else self.converter.push(frame)
 
     def flush(self) -> Iterable[VideoFrame]:
@@ -141,7 +145,7 @@ class ResultFile:
 
     @contextmanager
     def open(self, finisher: Finisher, on_written: Callable[[float], None] = lambda seconds: None) -> Iterator[Deliver]:
-        """Yields a function that accepts frames and their generated faces, like `Finisher.push`.
+        """Yields a function that accepts frames with their generated faces, like `Finisher.push`.
 
         Pasting, interpolation and encoding run in a separate thread. The file is moved into place on normal exit; on an
         exception nothing is left behind. `on_written` is called in that thread after each frame, with the seconds
@@ -149,14 +153,14 @@ class ResultFile:
         """
         with staged_output(self.path, self.temp_dir) as staged, self._writer(staged) as writer:
 
-            def consume(pair: tuple[TrackedFrame, np.ndarray | None]) -> None:
+            def consume(faces: Sequence[GeneratedFace]) -> None:
                 begun = time.monotonic()
-                for frame in finisher.push(*pair):
+                for frame in finisher.push(faces):
                     writer.write(frame)
                 on_written(time.monotonic() - begun)
 
             with Sink(consume, QUEUE_FRAMES) as sink:
-                yield lambda item, pixels: sink.put((item, pixels))
+                yield sink.put
             for frame in finisher.flush():
                 writer.write(frame)
 

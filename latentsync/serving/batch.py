@@ -13,8 +13,9 @@ from typing import Any
 
 from latentsync.data.cache import file_digest
 from latentsync.media.paths import check_input_path, check_output_path
-from latentsync.options import OPTIONS, RENAMED, GenerationOptions, OptionError, parse_options
-from latentsync.serving.jobs import InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
+from latentsync.options import OPTIONS, RENAMED, GenerationOptions, OptionError, parse_options, up_to_date
+from latentsync.pipelines.script import audio_names, read_script
+from latentsync.serving.jobs import AUDIO_ROLES, InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
 from latentsync.serving.service import JobService
 from latentsync.serving.workspace import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from latentsync.utils.errors import UserError, did_you_mean
@@ -24,6 +25,7 @@ from latentsync.utils.tables import read_csv
 logger = logging.getLogger(__name__)
 
 FILES = ("video", "audio", "out")
+PATHS = ("mask_image_path", "script")  # options that become files of a job
 POLL_SECONDS = 0.3
 RECORD = "batch.json"
 DONE, KEPT, FAILED = "done", "kept", "failed"
@@ -31,7 +33,7 @@ DONE, KEPT, FAILED = "done", "kept", "failed"
 
 @dataclass(frozen=True)
 class BatchRow:
-    """A line of the list. audio is None for frame interpolation only."""
+    """A line of the list. audio is None for a text, a script, or frame interpolation."""
 
     line: int
     video: Path
@@ -41,19 +43,21 @@ class BatchRow:
 
     @property
     def kind(self) -> JobKind:
-        return JobKind.INTERPOLATE if self.audio is None else JobKind.LIPSYNC
+        speaks = self.audio is not None or self.options.text is not None or self.options.script is not None
+        return JobKind.LIPSYNC if speaks else JobKind.INTERPOLATE
 
     def files(self) -> dict[str, tuple[str, Path]]:
         """Input files, as `JobService.submit` takes them."""
         paths: dict[str, Path | None] = {"video": self.video}
-        if self.audio is not None:
+        if self.kind is JobKind.LIPSYNC:
             paths |= {"audio": self.audio, "mask": self.options.mask_image_path}
-        return {role: (path.name, path) for role, path in paths.items() if path is not None}
+        files = {role: (path.name, path) for role, path in paths.items() if path is not None}
+        return files if self.options.script is None else files | script_files(self.options.script)
 
     def key(self) -> str:
         """Hash of the files' contents, the options and the output path. Raises UserError for unreadable files."""
         parts = [file_digest(path) for _, path in self.files().values()]
-        options = self.options.model_dump(exclude_defaults=True, exclude={"mask_image_path"})
+        options = self.options.model_dump(exclude_defaults=True, exclude=set(PATHS))
         text = json.dumps([self.kind, *parts, str(self.out.absolute()), options])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -68,11 +72,20 @@ class RowResult:
     seconds: float = 0.0
 
 
+def script_files(script: Path) -> dict[str, tuple[str, Path]]:
+    """A script and its audio files, by role. Raises UserError for a script that is not valid or has too many files."""
+    names = audio_names(read_script(script))
+    if len(names) > len(AUDIO_ROLES):
+        raise UserError(f"{script}: names {len(names)} audio files; a job takes {len(AUDIO_ROLES)}")
+    audio = {role: (name, script.parent / name) for role, name in zip(AUDIO_ROLES, names, strict=False)}
+    return {"script": (script.name, script)} | audio
+
+
 def read_list(path: Path, defaults: Mapping[str, Any] | None = None) -> list[BatchRow]:
     """Read a CSV with the columns video, audio, out and any options; paths are relative to its folder.
 
-    A row without audio is a frame interpolation job. An empty cell means the value in `defaults`, else the option's
-    default.
+    A row without audio, text and script is a frame interpolation job. An empty cell means the value in `defaults`, else
+    the option's default.
 
     Raises:
         UserError: the list cannot be read, or a row is not valid; the message names the line.
@@ -98,11 +111,10 @@ def _read_row(cells: dict[str, str | None], line: int, path: Path, defaults: Map
     for name in ("video", "out"):
         if not values[name]:
             raise UserError(f"{path}: line {line} has no {name}")
-    given: dict[str, Any] = {
-        RENAMED.get(name, name): value for name, value in values.items() if value and name not in FILES
-    }
-    if "mask_image_path" in given:
-        given["mask_image_path"] = path.parent / given["mask_image_path"]
+    given: dict[str, Any] = dict(
+        up_to_date(name, value) for name, value in values.items() if value and name not in FILES
+    )
+    given |= {name: path.parent / given[name] for name in PATHS if name in given}
     try:
         options = parse_options({**defaults, **given})
     except OptionError as error:
@@ -251,7 +263,7 @@ class Batch:
             return None
         row.out.parent.mkdir(parents=True, exist_ok=True)
         check_output_path(row.out, [path for _, path in row.files().values()])
-        job = self.service.submit(row.kind, row.files(), row.options.model_copy(update={"mask_image_path": None}))
+        job = self.service.submit(row.kind, row.files(), row.options.model_copy(update=dict.fromkeys(PATHS)))
         self._note(key, {"job": job.id})
         return job.id
 

@@ -9,7 +9,7 @@ import torch
 from latentsync.faces.presence import require_face
 from latentsync.media.interpolation import change_frame_rate
 from latentsync.options import GenerationOptions
-from latentsync.serving.jobs import JobKind
+from latentsync.serving.jobs import AUDIO_ROLES, JobKind
 from latentsync.serving.models import ModelCache
 from latentsync.utils.errors import UserError
 from latentsync.utils.progress import OnProgress, Progress
@@ -87,10 +87,17 @@ def run_job(
         )
         return
     limits = [seconds for seconds in (options.max_seconds, max_seconds) if seconds is not None]
-    given = {"mask_image_path": files.get("mask"), "max_seconds": min(limits, default=None)}
+    given = {
+        "mask_image_path": files.get("mask"),
+        "script": files.get("script"),
+        "max_seconds": min(limits, default=None),
+    }
     chosen = options.model_copy(update=given)
     try:
-        models.get(options)(files["video"], files["audio"], out, on_progress=on_progress, options=chosen)
+        audio = (
+            {role: files[role] for role in AUDIO_ROLES if role in files} if "script" in files else files.get("audio")
+        )
+        models.get(options)(files["video"], audio, out, on_progress=on_progress, options=chosen)
     except torch.OutOfMemoryError as error:
         models.clear()
         remedy = "turn on vram_efficient, use a smaller model, or try again when the GPU is less busy"

@@ -4,6 +4,7 @@ Nothing is decoded; problems that only decoding reveals become errors of the job
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,15 +18,21 @@ from latentsync.media.audio import first_audio_stream
 from latentsync.media.paths import IMAGE_ERRORS, check_input_path, open_image, open_input
 from latentsync.media.probe import first_video_stream
 from latentsync.media.webp import read_animated_webp
-from latentsync.serving.jobs import JobKind
+from latentsync.options import GenerationOptions
+from latentsync.pipelines.script import Cue, read_script
+from latentsync.pretrained.text_to_speech import VOICE_SUFFIX
+from latentsync.serving.jobs import AUDIO_ROLES, JobKind
 from latentsync.serving.settings import ServingSettings
 from latentsync.utils.errors import UserError
 from latentsync.utils.sandbox import call_limited
 
+MAX_SCRIPT_BYTES = 2**20
 MAX_GAP_SECONDS = 3600  # a longer jump of the timestamps is a restart of them, not a gap
 
 
-def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings: ServingSettings) -> None:
+def inspect_files(
+    kind: JobKind, files: Mapping[str, tuple[str, Path]], options: GenerationOptions, settings: ServingSettings
+) -> None:
     """Reject a job whose files do not suit its kind or exceed a limit.
 
     files: role -> (original name, path). Messages use the original names.
@@ -33,14 +40,52 @@ def inspect_files(kind: JobKind, files: Mapping[str, tuple[str, Path]], settings
     Raises:
         UserError: a role is missing or unknown, or a file is of the wrong type or exceeds a limit.
     """
-    for role in kind.roles:
+    needed, accepted = kind.needed_roles(options, files), kind.accepted_roles(options, files)
+    for role in needed:
         if role not in files:
-            raise UserError(f"a {kind.value} job needs {' and '.join(kind.roles)}; {role} is missing")
+            raise UserError(f"a {kind.value} job needs {' and '.join(needed)}; {role} is missing")
     for role in files:
-        if role not in kind.roles + kind.optional_roles:
-            raise UserError(f"a {kind.value} job takes {', '.join(kind.roles + kind.optional_roles)}, not {role}")
+        if role not in accepted:
+            raise UserError(f"a {kind.value} job takes {', '.join(accepted)}, not {role}")
     for role, (name, path) in files.items():
-        inspect_file(role, name, path, settings)
+        if role != "script":
+            inspect_file(role, name, path, settings)
+    if "script" in files:
+        job_cues(files)
+
+
+def job_cues(files: Mapping[str, tuple[str, Path]]) -> list[Cue]:
+    """The cues of a job's script, with the roles of the audio files in place of their names.
+
+    Raises:
+        UserError: the script is not valid, or names a file that the job does not have.
+    """
+    name, path = files["script"]
+    shown = printable_name(name)
+    if path.stat().st_size > MAX_SCRIPT_BYTES:
+        raise UserError(f"script: {shown} has more than {MAX_SCRIPT_BYTES} bytes")
+    audio = {role: files[role][0] for role in AUDIO_ROLES if role in files}
+    try:
+        return [_with_role(cue, audio) for cue in read_script(path, shown)]
+    except UserError as error:
+        raise UserError(f"script: {error}") from error
+
+
+def _with_role(cue: Cue, audio: Mapping[str, str]) -> Cue:
+    """audio: role -> name of the file."""
+    if cue.audio is None:
+        check_job_voice(cue.voice)
+        return cue
+    for role, name in audio.items():
+        if cue.audio in (role, name, printable_name(name)):
+            return replace(cue, audio=role)
+    raise UserError(f"{cue.place}: there is no audio {cue.audio[:40]!r} among the files of the job")
+
+
+def check_job_voice(voice: str | None) -> None:
+    """Raise UserError for a voice that is a path: a job may only use voices by name."""
+    if voice is not None and ("/" in voice or "\\" in voice or voice.endswith(VOICE_SUFFIX)):
+        raise UserError("voice: a job takes no paths; give a language or the name of an installed voice")
 
 
 def inspect_file(role: str, name: str, path: Path, settings: ServingSettings) -> None:
@@ -66,10 +111,10 @@ def _inspect(path: Path, role: str, settings: ServingSettings) -> None:
     if role == "mask":
         _check_mask(path, settings)
         return
-    if role != "audio" and _is_accepted_image(path, settings):
+    if role not in AUDIO_ROLES and _is_accepted_image(path, settings):
         return
     with open_input(path, role) as container:
-        if role == "audio":
+        if role in AUDIO_ROLES:
             _check_length(container, first_audio_stream(container, path), path, settings.max_audio_seconds)
             return
         stream = first_video_stream(container, path)

@@ -1,5 +1,6 @@
 """The public view of a job."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from latentsync.options import GenerationOptions
 from latentsync.utils.errors import UserError
 
-ROLES = ("video", "audio", "mask")  # of a job's input files
+AUDIO_ROLES = ("audio", *(f"audio{number}" for number in range(2, 9)))  # the further ones are for scripts
+ROLES = ("video", *AUDIO_ROLES, "mask", "script")  # of a job's input files
 
 
 class JobState(StrEnum):
@@ -27,15 +29,19 @@ class JobKind(StrEnum):
     LIPSYNC = "lipsync"
     INTERPOLATE = "interpolate"
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Files that a job of this kind needs."""
-        return ("video", "audio") if self is JobKind.LIPSYNC else ("video",)
+    def needed_roles(self, options: GenerationOptions, given: Collection[str] = ()) -> tuple[str, ...]:
+        """Files that a job of this kind needs; `given` are those that it has."""
+        speaks = self is JobKind.LIPSYNC and options.text is None and "script" not in given
+        return ("video", "audio") if speaks else ("video",)
 
-    @property
-    def optional_roles(self) -> tuple[str, ...]:
-        """Files that it also accepts."""
-        return ("mask",) if self is JobKind.LIPSYNC else ()
+    def accepted_roles(self, options: GenerationOptions, given: Collection[str] = ()) -> tuple[str, ...]:
+        """Files that it takes, the needed ones first."""
+        more: tuple[str, ...] = ()
+        if self is JobKind.LIPSYNC:
+            more = ("mask",) if options.text is not None else (*AUDIO_ROLES, "mask", "script")
+            if options.text is None and "script" not in given:
+                more = ("mask", "script")
+        return tuple(dict.fromkeys((*self.needed_roles(options, given), *more)))
 
 
 @dataclass(frozen=True)

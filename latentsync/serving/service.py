@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import median
 
 from latentsync.options import GenerationOptions
+from latentsync.pipelines.script import write_script
 from latentsync.serving.background import BackgroundTask
 from latentsync.serving.clock import SteadyTime
-from latentsync.serving.inspection import inspect_files, printable_name
+from latentsync.serving.inspection import check_job_voice, inspect_files, job_cues, printable_name
 from latentsync.serving.jobs import (
     NO_METADATA,
     InsufficientSpace,
@@ -108,7 +109,7 @@ class JobService:
         """Examine the files, copy them into the workspace and queue the job.
 
         Args:
-            files: role (video, audio, mask) -> (name to display, path).
+            files: role (see `jobs.ROLES`) -> (name to display, path).
             move: move the files instead of copying them.
             submitter: name of the API key that the job belongs to.
             metadata: tags, webhook, idempotency key; with a key that was used before, the earlier job is returned.
@@ -119,9 +120,12 @@ class JobService:
         """
         if options.mask_image_path is not None:
             raise UserError("mask_image_path: a job takes no paths; upload the image as the file mask")
+        if options.script is not None:
+            raise UserError("script: a job takes no paths; upload it as the file script")
+        check_job_voice(options.voice)
         if (earlier := self.submitted_before(metadata.idempotency_key, submitter)) is not None:
             return earlier
-        inspect_files(kind, files, self.settings)
+        inspect_files(kind, files, options, self.settings)
         if kind is JobKind.LIPSYNC:
             find_model(options.model, self.settings.model)
             if options.lora is not None:
@@ -132,7 +136,10 @@ class JobService:
         job_id = uuid.uuid4().hex
         inputs = {role: printable_name(name) for role, (name, _) in files.items()}
         try:
+            cues = job_cues(files) if "script" in files else None
             names = self.workspace.fill(job_id, files, move=move)
+            if cues is not None:
+                write_script(self.workspace.folder(job_id) / names["script"], cues)
             most = self.settings.max_queue
             added = self.store.add(job_id, kind, options, inputs, names, most, submitter, metadata)
         except sqlite3.IntegrityError:  # another request with the same key was faster

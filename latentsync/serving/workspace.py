@@ -16,6 +16,7 @@ RESULT = "result.mp4"
 THUMBNAIL = "thumbnail.jpg"
 DATABASE = "jobs.sqlite"
 MARKER = ".latentsync-workspace"
+SCRIPT_SUFFIX = ".json"  # whatever was uploaded
 VIDEO_SUFFIXES = frozenset(
     ".mp4 .mov .mkv .webm .avi .ts .m4v .gif .webp .png .jpg .jpeg .bmp .tif .tiff .heic .avif".split()
 )
@@ -58,7 +59,7 @@ class Workspace:
         try:
             folder.mkdir()
             for role, (given, source) in files.items():
-                names[role] = f"{role}{safe_suffix(given)}"
+                names[role] = f"{role}{SCRIPT_SUFFIX if role == 'script' else safe_suffix(given)}"
                 if move:
                     shutil.move(source, folder / names[role])
                 else:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from latentsync.constants import FPS, SAMPLE_RATE, WHISPER_ROWS_PER_SECOND
-from latentsync.media.audio import SpooledAudio, load_audio
+from latentsync.media.audio import load_audio
+from latentsync.media.samples import Samples
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import file_sha256, replaced
 from latentsync.whisper.encoder import hidden_states, load_encoder
@@ -158,7 +159,7 @@ class Audio2Feature:
         """Length of the encoder's context."""
         return self._window_rows / WHISPER_ROWS_PER_SECOND
 
-    def stream(self, wave: np.ndarray | SpooledAudio, fps: Fps, num_frames: int | None = None) -> AudioFeatureStream:
+    def stream(self, wave: np.ndarray | Samples, fps: Fps, num_frames: int | None = None) -> AudioFeatureStream:
         """Tokens of each video frame, computed on demand in constant memory.
 
         Args:
@@ -194,7 +195,7 @@ class Audio2Feature:
         indices = torch.stack([frame_rows(f, fps, self.audio_feat_length, len(features)) for f in frames])
         return gather_tokens(features, indices)
 
-    def _rows(self, wave: np.ndarray | SpooledAudio) -> FeatureRows:
+    def _rows(self, wave: np.ndarray | Samples) -> FeatureRows:
         mel = LogMel(wave, n_mels=self.encoder.conv1.in_channels)
         return FeatureRows(mel, self._encode, self._window_rows, self._overlap_rows)
 

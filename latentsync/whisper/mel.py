@@ -6,7 +6,7 @@ The values are those of `whisper.audio.log_mel_spectrogram` over the whole signa
 import numpy as np
 import torch
 
-from latentsync.media.audio import SpooledAudio
+from latentsync.media.samples import Samples
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_whisper import HOP_LENGTH, N_FFT, SAMPLE_RATE, exact_div, mel_filters
 
@@ -24,14 +24,15 @@ class LogMel:
 
     Args:
         wave: (N,) mono at 16 kHz; float32 in [-1, 1] or int16. Kept by reference, never copied as a whole,
-            so that it may be a `SpooledAudio`. Fewer than 400 samples are padded with silence.
+            so that it may be read from a file (see `latentsync.media.samples`). Fewer than 400 samples are padded with
+            silence.
         n_mels: number of mel bands, 80 for the Whisper sizes used here.
 
     Raises:
         UserError: the signal contains NaN or infinite samples.
     """
 
-    def __init__(self, wave: np.ndarray | SpooledAudio, n_mels: int = 80) -> None:
+    def __init__(self, wave: np.ndarray | Samples, n_mels: int = 80) -> None:
         if wave.ndim != 1:
             raise ValueError(f"expected a mono wave of shape (N,), got {wave.shape}")
         if len(wave) < MIN_SAMPLES:

@@ -163,8 +163,8 @@ def test_error_comes_before_any_work(tmp_path):
 
 
 def test_unknown_choice(tmp_path):
-    with pytest.raises(UserError, match="loop, freeze, error"):
-        open_timeline(write_clip(tmp_path / "a.mp4", 3), 0.1, FPS, "bounce")
+    with pytest.raises(UserError, match="bounce, loop, freeze, error"):
+        open_timeline(write_clip(tmp_path / "a.mp4", 3), 0.1, FPS, "back")
 
 
 def test_one_frame_and_stills_repeat_the_same_object(tmp_path):

@@ -22,14 +22,14 @@ def numbered(count: int) -> np.ndarray:
     return np.stack([numbered_rgb(number) for number in range(count)])
 
 
-def numbers(video, count: int, on_short: str = "loop", fps: Fraction = FPS) -> list[int]:
+def numbers(video, count: int, on_short: str = "bounce", fps: Fraction = FPS) -> list[int]:
     with open_video(video) as source:
         return numbers_of(source.open(count / fps, fps, on_short))
 
 
 def test_an_array_plays_as_a_file_does(tmp_path):
     path = write_clip(tmp_path / "clip.mp4", 5)
-    for on_short in ("loop", "freeze"):
+    for on_short in ("bounce", "loop", "freeze"):
         assert numbers((numbered(5), 25), 13, on_short) == numbers(path, 13, on_short)
     assert numbers((numbered(5), 25), 3) == [0, 1, 2]
     assert numbers((numbered(6), 50), 3) == [0, 2, 4]
@@ -40,7 +40,7 @@ def test_an_array_plays_as_a_file_does(tmp_path):
 
 def test_repeated_frames_are_one_object():
     with open_video((numbered(1), 25)) as source:
-        frames = list(source.open(Fraction(3, 25), FPS, "loop"))
+        frames = list(source.open(Fraction(3, 25), FPS, "bounce"))
         assert source.info.is_still and all(frame is frames[0] for frame in frames)
 
 
@@ -48,7 +48,7 @@ def test_an_iterator_is_read_as_frames_are_needed():
     taken = []
     frames = (taken.append(index) or frame for index, frame in enumerate(numbered(100)))
     with open_video((frames, 25)) as source:
-        shown = source.open(Fraction(40, 25), FPS, "loop")
+        shown = source.open(Fraction(40, 25), FPS, "bounce")
         assert numbers_of([next(shown) for _ in range(3)]) == [0, 1, 2]
         assert len(taken) <= 5
     assert numbers((iter(numbered(2)), 25), 4, "freeze") == [0, 1, 1, 1]
@@ -85,7 +85,7 @@ def test_frames_of_any_kind(make):
 )
 def test_videos_that_are_refused(video, message):
     with pytest.raises(UserError, match=message), open_video(video) as source:
-        list(source.open(Fraction(1, 25), FPS, "loop"))
+        list(source.open(Fraction(1, 25), FPS, "bounce"))
 
 
 def test_file_objects(tmp_path):

@@ -40,7 +40,7 @@ def no_thread_left() -> Iterator[None]:
     assert {thread for thread in threading.enumerate() if thread.name in ("prefetch", "sink")} <= before
 
 
-def source_frames(path: Path, count: int, fps: Fraction = FPS, on_short: str = "loop") -> list[np.ndarray]:
+def source_frames(path: Path, count: int, fps: Fraction = FPS, on_short: str = "bounce") -> list[np.ndarray]:
     return [frame.i420 for frame in open_timeline(path, count / fps, fps, on_short)]
 
 
@@ -248,11 +248,10 @@ def test_an_error_of_the_encoder_stops_a_run_that_waits_for_it(run, media, tmp_p
 
 
 def test_an_error_of_the_decoder_reaches_the_caller(run, media, tmp_path, monkeypatch):
-    def broken(*_: object) -> Iterator[None]:
+    def broken(*_: object) -> None:
         raise OSError("no more file handles")
-        yield
 
-    monkeypatch.setattr(face_video, "align_frames", broken)
+    monkeypatch.setattr(face_video.FaceAligner, "__call__", broken)
     with pytest.raises(OSError, match="no more file handles"):
         run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4")
     assert not list(tmp_path.iterdir())
@@ -357,7 +356,7 @@ def test_the_output_may_be_a_link_with_a_temp_dir(run, media, tmp_path):
         ({"height": 100}, "must be a multiple of 64"),
         ({"audio_sample_rate": 8000}, "audio_sample_rate must be 16000"),
         ({"face": "middle"}, "face"),
-        ({"on_short_video": "stop"}, "on_short_video"),
+        ({"length_mode": "stop"}, "length_mode"),
         ({"solver": "euler"}, "solver"),
         ({"solver": "dpm++", "eta": 0.5}, "eta requires the ddim solver"),
         ({"interpolate": 24}, "interpolate must be at least 25"),

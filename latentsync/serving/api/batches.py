@@ -100,7 +100,7 @@ async def submit_batch(request: Request, context: Context, submitter: Submitter)
 def chosen_files(job: BatchJob, files: Files) -> Files:
     """The uploaded files of a job by role. Raises ApiError if one is missing."""
     names = job.names()
-    check_roles(job.kind, set(names))
+    check_roles(job.kind, set(names), job.options)
     for role, name in names.items():
         if name not in files:
             raise ApiError(422, "missing_file", f"the {role} {name[:40]!r} is not among the uploaded files")
@@ -117,7 +117,7 @@ async def _queue_one(
 ) -> BatchOutcome:
     try:
         if isinstance(job, UrlJob) and context.fetcher is not None:
-            check_roles(job.kind, set(job.urls()))
+            check_roles(job.kind, set(job.urls()), job.options)
             files = {role: await context.fetcher.fetch(url, role, place) for role, url in job.urls().items()}
         metadata = await read_metadata(job, context)
         queued = await queue(context, job.kind, files or {}, job.options, submitter, metadata, move=False)

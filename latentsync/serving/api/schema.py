@@ -8,11 +8,12 @@ from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from latentsync.options import GenerationOptions
 from latentsync.serving.api.errors import ErrorBody
-from latentsync.serving.jobs import ROLES, Job, JobKind, JobState
+from latentsync.serving.jobs import AUDIO_ROLES, Job, JobKind, JobState
 
 MAX_URL, MAX_NAME = 2000, 200
 TAGS = "Up to 10 words to find the job by."
 WEBHOOK = "Public URL that is called when the job has ended; only if the server has a secret for webhooks."
+SCRIPT = "Who says what and when: CSV or JSON, see docs/dubbing.md."
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[^,\x00-\x1f]+$")]
 Tags = Annotated[list[Tag], Field(max_length=10, description=TAGS)]
 
@@ -141,10 +142,15 @@ class UrlJob(JobRequest):
     video_url: str = Field(max_length=MAX_URL, examples=["https://example.org/person.mp4"])
     audio_url: str | None = Field(None, max_length=MAX_URL, examples=["https://example.org/speech.wav"])
     mask_url: str | None = Field(None, max_length=MAX_URL, description="Custom mask image.")
+    script_url: str | None = Field(None, max_length=MAX_URL, description=SCRIPT)
+    more_audio_urls: list[Annotated[str, Field(max_length=MAX_URL)]] = Field(
+        [], max_length=len(AUDIO_ROLES) - 1, description="audio2, audio3, ... of a script."
+    )
 
     def urls(self) -> dict[str, str]:
         """The given URLs by role."""
-        given = {role: getattr(self, f"{role}_url") for role in ROLES}
+        own = {role: getattr(self, f"{role}_url") for role in ("video", "audio", "mask", "script")}
+        given = own | dict(zip(AUDIO_ROLES[1:], self.more_audio_urls, strict=False))
         return {role: url for role, url in given.items() if url}
 
 
@@ -154,10 +160,15 @@ class BatchJob(JobRequest):
     video: str = Field(max_length=MAX_NAME, examples=["anna.mp4"])
     audio: str | None = Field(None, max_length=MAX_NAME, examples=["line1.wav"])
     mask: str | None = Field(None, max_length=MAX_NAME)
+    script: str | None = Field(None, max_length=MAX_NAME, description=SCRIPT)
+    more_audio: list[Annotated[str, Field(max_length=MAX_NAME)]] = Field(
+        [], max_length=len(AUDIO_ROLES) - 1, description="audio2, audio3, ... of a script."
+    )
 
     def names(self) -> dict[str, str]:
         """The given names by role."""
-        given = {role: getattr(self, role) for role in ROLES}
+        own = {role: getattr(self, role) for role in ("video", "audio", "mask", "script")}
+        given = own | dict(zip(AUDIO_ROLES[1:], self.more_audio, strict=False))
         return {role: name for role, name in given.items() if name}
 
 

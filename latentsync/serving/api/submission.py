@@ -19,8 +19,9 @@ from latentsync.serving.api.multipart import ReceivedFile
 from latentsync.serving.api.schema import MAX_URL, TAGS, WEBHOOK, FormJob, JobRequest, JobView, UrlJob
 from latentsync.serving.api.uploads import Body, ClientGone
 from latentsync.serving.api.webhooks import SECRET_VARIABLE
-from latentsync.serving.jobs import Job, JobKind, JobState, Metadata, QueueFull
+from latentsync.serving.jobs import AUDIO_ROLES, Job, JobKind, JobState, Metadata, QueueFull
 
+MORE_AUDIO = "Further audio of a script, which names it by its file name or by this field."
 FORM, JSON = "multipart/form-data", "application/json"
 _KEY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 M = TypeVar("M", bound=BaseModel)
@@ -33,8 +34,10 @@ def request_body_docs() -> dict:
     options = {name: _not_null(part) for name, part in schema["properties"].items() if not OPTIONS[name].is_file}
     files = {
         "video": {"type": "string", "format": "binary", "description": "Video or image of a person."},
-        "audio": {"type": "string", "format": "binary", "description": "Speech; not for kind=interpolate."},
+        "audio": {"type": "string", "format": "binary", "description": "Speech, unless text or a script is given."},
         "mask": {"type": "string", "format": "binary", "description": OPTIONS["mask_image_path"].help},
+        "script": {"type": "string", "format": "binary", "description": OPTIONS["script"].help},
+        **{role: {"type": "string", "format": "binary", "description": MORE_AUDIO} for role in AUDIO_ROLES[1:]},
         "kind": {"type": "string", "enum": [kind.value for kind in JobKind], "default": JobKind.LIPSYNC.value},
         "tags": {"type": "string", "description": f"{TAGS} Separated by commas.", "examples": ["campaign-7,draft"]},
         "webhook_url": {"type": "string", "maxLength": MAX_URL, "description": WEBHOOK},
@@ -107,12 +110,12 @@ async def _receive(body: Body, context: ApiContext, submitter: str | None, key: 
             form = await context.desk.receive_form(body, folder)
             wanted: JobRequest = _form_job(form.fields)
             kind, options, files = wanted.kind, wanted.options, form.files
-            check_roles(kind, set(files))
+            check_roles(kind, set(files), options)
         else:
             text = b"".join([piece async for piece in body.pieces(context.limits.max_json_bytes)])
             by_url = parse_json(UrlJob, text)
             wanted, kind, options = by_url, by_url.kind, by_url.options
-            check_roles(kind, set(by_url.urls()))
+            check_roles(kind, set(by_url.urls()), options)
             files = {role: await fetcher.fetch(url, role, folder) for role, url in by_url.urls().items()}
         metadata = await read_metadata(wanted, context, key)
         return await queue(context, kind, files, options, submitter, metadata)
@@ -158,9 +161,10 @@ def describe_job(error: ValidationError) -> str:
     return describe_fields(error.errors(), "field")
 
 
-def check_roles(kind: JobKind, given: set[str]) -> None:
+def check_roles(kind: JobKind, given: set[str], options: GenerationOptions) -> None:
     """Raises ApiError unless a job of this kind takes exactly these files."""
-    missing, extra = set(kind.roles) - given, given - {*kind.roles, *kind.optional_roles}
+    missing = set(kind.needed_roles(options, given)) - given
+    extra = given - set(kind.accepted_roles(options, given))
     if missing:
         raise ApiError(422, "missing_file", f"kind {kind.value} needs a file as {' and one as '.join(sorted(missing))}")
     if extra:

@@ -125,10 +125,11 @@ class LipsyncTab:
         def submit(video: str | None, audio: str | None, *values: Any) -> dict:
             if not video:
                 raise UserError("choose a video or an image of a person first")
-            if not audio:
-                raise UserError("choose audio first: a file or a recording")
-            files = {role: (Path(path).name, Path(path)) for role, path in (("video", video), ("audio", audio))}
             options, more = self.form.read(values, **preview)
+            if not audio and options.text is None and "script" not in more:
+                raise UserError("choose audio first: a file or a recording, or a text under Options")
+            given = {"video": video} | ({"audio": audio} if audio and options.text is None else {})
+            files = {role: (Path(path).name, Path(path)) for role, path in given.items()}
             return self.panel.follow(self.service.submit(JobKind.LIPSYNC, files | more, options))
 
         return submit

@@ -9,10 +9,12 @@ import gradio as gr
 from latentsync.checkpoints.registry import REGISTRY, default_name
 from latentsync.loading import pick_device
 from latentsync.options import AUTO, OPTIONS, GenerationOptions, Option, parse_options
+from latentsync.pretrained.text_to_speech import voice_names
 from latentsync.serving.models import list_loras, list_models
 from latentsync.serving.settings import ServingSettings
 
 Choices = list[tuple[str, str]]
+FILE_ROLES = {"mask_image_path": "mask", "script": "script"}  # options that are files of a job
 EMPTY = ""  # value of the choice that leaves an option unset
 MAX_SLIDER_SPAN = 64  # wider ranges are typed
 ACRONYMS = {"crf": "CRF", "fps": "FPS", "lora": "LoRA", "vram": "VRAM", "deepcache": "DeepCache"}
@@ -83,7 +85,8 @@ class OptionsForm:
 
     def _choices(self) -> dict[str, Choices]:
         """Options whose values depend on the files that are present."""
-        return {"model": model_choices(self.settings), "lora": lora_choices()}
+        voices = [(OPTIONS["voice"].default_text, EMPTY), *((name, name) for name in voice_names())]
+        return {"model": model_choices(self.settings), "lora": lora_choices(), "voice": voices}
 
     def read(self, values: tuple[Any, ...], **more: Any) -> tuple[GenerationOptions, dict[str, tuple[str, Path]]]:
         """The options that the fields' values stand for, changed by `more`, and the files given in the form, by role.
@@ -92,8 +95,8 @@ class OptionsForm:
             OptionError: a value or a combination is not valid.
         """
         given = {name: value for name, value in zip(self.fields, values, strict=True) if value not in (None, EMPTY)}
-        mask = given.pop("mask_image_path", None)
-        files = {} if mask is None else {"mask": (Path(mask).name, Path(mask))}
+        paths = {role: given.pop(name) for name, role in FILE_ROLES.items() if name in given}
+        files = {role: (Path(path).name, Path(path)) for role, path in paths.items()}
         return parse_options({**given, **more}), files
 
     def refresh(self) -> list[dict]:
@@ -109,9 +112,12 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
     """The component that suits an option's type and range."""
     common = {"label": label(option.name), "info": option.help, "elem_id": option.name}
     if option.is_file:
-        return gr.File(label=f"{common['label']}: {option.help}", file_types=["image"], height=110, elem_id=option.name)
+        types = list(option.show.file_types) or ["image"]
+        return gr.File(label=f"{common['label']}: {option.help}", file_types=types, height=110, elem_id=option.name)
     if option.type is bool:
         return gr.Checkbox(option.default, **common)
+    if option.show.is_long:
+        return gr.Textbox(EMPTY, lines=3, **common)
     if option.type is str:
         return _choice(option, choices, common)
     if option.default is None:  # a number field would show 0, which is not what None stands for
