@@ -20,7 +20,7 @@ SHELL = [
     for line in block.splitlines()
 ]
 OWN = [line for line in SHELL if re.search(r"-m (scripts|tools)\.|^\./|^source", line)]
-FOREIGN_OPTIONS = {"--multi_gpu", "--num_processes", "--config_file"}  # accelerate's
+FOREIGN_OPTIONS = {"--multi_gpu", "--num_processes", "--config_file", "--nnodes", "--nproc", "--rdzv"}  # launchers'
 
 
 def source_of(command: str) -> str:

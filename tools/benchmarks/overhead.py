@@ -39,8 +39,8 @@ class _SilentFeatures:
 
     width = AUDIO_WIDTH
 
-    def stream(self, wave: np.ndarray, fps: Fraction) -> "_SilentStream":
-        return _SilentStream(count_frames(len(wave), fps))
+    def stream(self, wave: np.ndarray, fps: Fraction, num_frames: int | None = None) -> "_SilentStream":
+        return _SilentStream(count_frames(len(wave), fps) if num_frames is None else num_frames)
 
 
 class _SilentStream:
