@@ -54,7 +54,7 @@ def paste_region(
     inner = cv2.boundingRect((alpha > 0).view(np.uint8))
     if inner[2] == 0:
         return EMPTY
-    left, top, width, height = part[0] + inner[0], part[1] + inner[1], *inner[2:]
+    left, top, (width, height) = part[0] + inner[0], part[1] + inner[1], inner[2:]
     to_box[:, 2] -= (left, top)
     # The mask ends inside the crop; replicated borders keep black from bleeding into its last rows.
     rgb = cv2.warpAffine(

@@ -114,7 +114,7 @@ class FrameConverter:
         deep = original if self._deep is not None and self._deep.transfer in HDR_TRANSFERS else frame
         if frame.format.name not in _DIRECT_FORMATS or (frame.width, frame.height) != self._size:
             frame = self._reformat(frame, "yuv420p")
-        shown = VideoFrame.from_planes(*self._upright(frame), self._color)
+        shown = VideoFrame(join_planes(*self._upright(frame)), self._color)
         if self._deep is None:
             return shown
         if deep.format.name != TEN_BIT or (deep.width, deep.height) != self._size:

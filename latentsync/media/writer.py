@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
@@ -160,8 +161,8 @@ class VideoWriter:
         container_options = {"movflags": "+faststart"} if suffix in (".mp4", ".mov") else {}
         self._container = av.open(file_url(self._temporary.path), "w", options=container_options)
         options = self._codec.options(crf, preset, self._pixel_format)
-        self._stream = self._container.add_stream(self._codec.name, rate=self._fps, options=options)
-        codec = self._stream.codec_context
+        stream: Any = self._container.add_stream(self._codec.name, rate=self._fps, options=options)  # by name: any kind
+        self._stream, codec = stream, stream.codec_context
         if self._codec.tag is not None and container_options:
             codec.codec_tag = self._codec.tag
         codec.width, codec.height = self._size

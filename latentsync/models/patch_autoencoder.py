@@ -127,7 +127,7 @@ class PatchAutoencoder(nn.Module, ConfigMixin):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and the weights, as diffusers does."""
-        self.save_config(folder)  # creates the folder
+        ConfigMixin.save_config(self, folder)  # creates the folder
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
 

@@ -6,6 +6,7 @@ Legend: N images, C latent channels, H W pixels, h w latent cells.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,9 @@ class LatentCodec(nn.Module):
 
     def __init__(self, vae: AutoencoderKL | PatchAutoencoder):
         super().__init__()
-        self.vae = vae.eval().requires_grad_(False)
-        self.scale = float(vae.config.scaling_factor)
-        self.shift = float(vae.config.shift_factor or 0.0)
+        self.vae: Any = vae.eval().requires_grad_(False)
+        self.scale = float(self.vae.config.scaling_factor)
+        self.shift = float(self.vae.config.shift_factor or 0.0)
         self.patches: nn.Conv2d | None = None  # replaces a linear encoder
         self.gradient_checkpointing = False
 
