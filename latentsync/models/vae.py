@@ -39,8 +39,8 @@ class LatentCodec(nn.Module):
     def __init__(self, vae: AutoencoderKL | PatchAutoencoder):
         super().__init__()
         self.vae: Any = vae.eval().requires_grad_(False)
-        self.scale = float(self.vae.config.scaling_factor)
-        self.shift = float(self.vae.config.shift_factor or 0.0)
+        config: Any = vae.config
+        self.scale, self.shift = float(config.scaling_factor), float(config.shift_factor or 0.0)
         self.patches: nn.Conv2d | None = None  # replaces a linear encoder
         self.gradient_checkpointing = False
 
