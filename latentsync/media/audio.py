@@ -12,6 +12,7 @@ import numpy as np
 
 from latentsync.media.audio_stream import AudioSource, decoded_frames, first_audio_stream, has_audio
 from latentsync.media.paths import check_input_path
+from latentsync.media.samples import SlicedSamples
 from latentsync.utils.errors import UserError
 
 __all__ = [
@@ -56,21 +57,19 @@ def load_audio(path: str | os.PathLike, sample_rate: int = 16000, max_seconds: f
     return np.frombuffer(data, dtype=np.float32)
 
 
-class SpooledAudio:
+class SpooledAudio(SlicedSamples):
     """The samples of `load_audio` in a temporary file instead of memory, read slice by slice.
 
     A slice without a step is an array (samples,) float32. `peak` is the largest magnitude of all samples.
     """
-
-    ndim = 1
 
     def __init__(
         self, source: str | os.PathLike | AudioSource, sample_rate: int = 16000, max_seconds: float | None = None
     ) -> None:
         """Decode. Arguments and errors as of `load_audio`; also UserError when the temporary folder is full."""
         source = audio_source(source)
+        super().__init__(0)
         self.peak = 0.0
-        self._length = 0
         self._file = tempfile.TemporaryFile()
         for samples in _decoded_samples(source, sample_rate, max_seconds):
             self.peak = max(self.peak, float(np.abs(samples).max(initial=0)))
@@ -84,19 +83,8 @@ class SpooledAudio:
                     "free space there, or set TMPDIR to another folder"
                 ) from error
 
-    def __len__(self) -> int:
-        return self._length
-
-    @property
-    def shape(self) -> tuple[int]:
-        return (self._length,)
-
-    def __getitem__(self, samples: slice) -> np.ndarray:
-        start, stop, step = samples.indices(self._length)
-        if step != 1:
-            raise ValueError("spooled audio is read without a step")
-        data = os.pread(self._file.fileno(), 4 * max(0, stop - start), 4 * start)
-        return np.frombuffer(data, dtype=np.float32)
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        return np.frombuffer(os.pread(self._file.fileno(), 4 * (stop - start), 4 * start), dtype=np.float32)
 
     @property
     def is_silent(self) -> bool:

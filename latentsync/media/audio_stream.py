@@ -171,7 +171,7 @@ def trimmed(frame: av.AudioFrame, start: int, end: int) -> av.AudioFrame:
         return frame
     graph = _graph(frame, "atrim", f"start_sample={start}:end_sample={end}")
     frame.pts, frame.time_base = 0, Fraction(1, frame.sample_rate)
-    return next(_pass(graph, [frame, None]))
+    return next(filtered(graph, [frame, None]))
 
 
 def _find_stream(streams: list[AudioStream], path: Path, track: int | str | None) -> AudioStream:
@@ -294,12 +294,12 @@ class _StampFollower:
             yield frame
             return
         frame.pts, frame.time_base = round(due * frame.sample_rate), Fraction(1, frame.sample_rate)
-        yield from _pass(self._graph, [frame])
+        yield from filtered(self._graph, [frame])
 
     def flush(self) -> Iterator[av.AudioFrame]:
         graph, self._graph = self._graph, None
         if graph is not None:
-            yield from _pass(graph, [None])
+            yield from filtered(graph, [None])
 
 
 def _graph(like: av.AudioFrame, name: str, arguments: str) -> Graph:
@@ -316,8 +316,8 @@ def _graph(like: av.AudioFrame, name: str, arguments: str) -> Graph:
     return graph
 
 
-def _pass(graph: Graph, frames: Iterable[av.AudioFrame | None]) -> Iterator[av.AudioFrame]:
-    """What a graph makes of frames; None ends the stream."""
+def filtered(graph: Graph, frames: Iterable[av.AudioFrame | None]) -> Iterator[av.AudioFrame]:
+    """Pass frames through a filter graph; None ends the stream."""
     for frame in frames:
         graph.push(frame)
         while True:

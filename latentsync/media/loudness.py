@@ -7,7 +7,7 @@ import av
 from av.filter import Graph
 
 from latentsync.media.audio import resampled
-from latentsync.media.audio_stream import AudioSource, decoded_frames
+from latentsync.media.audio_stream import AudioSource, decoded_frames, filtered
 
 RATE = 48_000
 BLOCK = 4800  # samples
@@ -20,14 +20,8 @@ def integrated_loudness(source: AudioSource) -> float | None:
     entry = graph.add_abuffer(sample_rate=RATE, format="flt", layout="stereo", time_base=Fraction(1, RATE))
     graph.link_nodes(entry, graph.add("ebur128", "metadata=1"), graph.add("abuffersink")).configure()
     loudness = QUIETEST
-    for frame in _frames(source):
-        graph.push(frame)
-        while True:
-            try:
-                result = graph.pull()
-            except (av.error.BlockingIOError, av.error.EOFError):
-                break
-            loudness = float(result.metadata.get("lavfi.r128.I", loudness))
+    for frame in filtered(graph, _frames(source)):
+        loudness = float(frame.metadata.get("lavfi.r128.I", loudness))
     return None if loudness <= QUIETEST else loudness
 
 

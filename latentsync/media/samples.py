@@ -19,8 +19,8 @@ class Samples(Protocol):
     def __getitem__(self, samples: slice, /) -> np.ndarray: ...
 
 
-class _Computed:
-    """A signal whose slices are computed by `_read`."""
+class SlicedSamples:
+    """A signal of `length` samples whose slices `_read` gives."""
 
     ndim = 1
 
@@ -44,7 +44,7 @@ class _Computed:
         raise NotImplementedError
 
 
-class PlacedSamples(_Computed):
+class PlacedSamples(SlicedSamples):
     """Signals at their places in silence of `length` samples. What reaches beyond the end is left out.
 
     parts: (first sample, signal), which must not overlap.
@@ -63,7 +63,7 @@ class PlacedSamples(_Computed):
         return samples
 
 
-class GatedSamples(_Computed):
+class GatedSamples(SlicedSamples):
     """A signal that is exactly 0 outside the intervals [start, end), which are faded in and out in 20 ms within."""
 
     def __init__(self, samples: Samples | np.ndarray, intervals: Sequence[tuple[int, int]], rate: int) -> None:

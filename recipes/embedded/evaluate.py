@@ -29,7 +29,7 @@ from latentsync.models.syncnet_input import audio_input, lower_half, stack_frame
 from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import regenerate_faces, shared_noise
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.utils.errors import UserError
+from latentsync.utils.commands import command
 from latentsync.whisper.audio2feature import Audio2Feature
 from recipes.embedded import detail
 from recipes.embedded.pack import Pack, PackedClip
@@ -177,25 +177,22 @@ def summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder written by recipes.embedded.prepare")
     parser.add_argument("--model", type=Path, help="folder of an exported model (default: the shipped one)")
     parser.add_argument("--trunk", type=Path, required=True, help="weights of torchvision's mobilenet_v2 (.pth)")
     parser.add_argument("--output", type=Path, required=True, help="folder for figures.json and contact sheets")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        pack = Pack(args.data / "held_out.safetensors")
-        voices = Voices(pack, args.data / "voices.safetensors")
-        evaluation = Evaluation(pack, voices, load_speaker(load(args.model)), args.trunk, args.output)
-        rows = {}
-        for number, clip in enumerate(clip for clip in pack.clips if clip.length >= 2 * FRAMES):
-            rows[clip.name] = evaluation.clip(clip, number) | evaluation.silent(clip, number)
-            logger.info("%s %s", clip.name, rows[clip.name])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    pack = Pack(args.data / "held_out.safetensors")
+    voices = Voices(pack, args.data / "voices.safetensors")
+    evaluation = Evaluation(pack, voices, load_speaker(load(args.model)), args.trunk, args.output)
+    rows = {}
+    for number, clip in enumerate(clip for clip in pack.clips if clip.length >= 2 * FRAMES):
+        rows[clip.name] = evaluation.clip(clip, number) | evaluation.silent(clip, number)
+        logger.info("%s %s", clip.name, rows[clip.name])
     figures = {"summary": summary(list(rows.values())), "clips": rows}
     (args.output / "figures.json").write_text(json.dumps(figures, indent=1))
     print(json.dumps(figures["summary"], indent=1))

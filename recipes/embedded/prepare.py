@@ -12,7 +12,7 @@ import logging
 import multiprocessing
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.mouth import MouthMeter
 from latentsync.media.audio import load_audio
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
 from preprocess.lists import spread
@@ -168,18 +169,15 @@ def prepare(corpus: Path, output: Path, processes: int) -> None:
     save_file(states, output / "voices.safetensors")
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("corpus", type=Path, help="folder with MANIFEST.csv")
     parser.add_argument("output", type=Path, help="folder for the packed files")
     parser.add_argument("--processes", type=int, default=2, help="worker processes (default: %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        prepare(args.corpus, args.output, args.processes)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    prepare(args.corpus, args.output, args.processes)
     return 0
 
 

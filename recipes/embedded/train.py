@@ -14,7 +14,7 @@ export       the files that inference loads, in OUTPUT/model
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from latentsync.models.framewise_syncnet import FramewiseSyncNet
 from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
+from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from recipes.embedded import autoencoder, sheets, syncnet, teacher
 from recipes.embedded.denoiser import DenoiserSettings, DenoiserTraining, OneStep
@@ -182,7 +183,8 @@ class Recipe:
         return OneStep(unet.to(memory_format=torch.channels_last), network)
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder written by recipes.embedded.prepare")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and results")
@@ -190,17 +192,13 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", choices=list(MINUTES), default=list(MINUTES), help="default: all")
     parser.add_argument("--minutes", type=float, help="budget of each stage, instead of its own")
     parser.add_argument("--quick", action="store_true", help="a step or two of each stage, to try the recipe")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        recipe = Recipe(args.data, args.output, args.trunk, QUICK_CHUNKS if args.quick else TEACHER_CHUNKS)
-        for stage in args.stages:
-            minutes = QUICK_MINUTES if args.quick else args.minutes or MINUTES[stage]
-            logger.info("stage %s: %g minutes", stage, minutes)
-            recipe.run(stage, 60 * minutes)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    recipe = Recipe(args.data, args.output, args.trunk, QUICK_CHUNKS if args.quick else TEACHER_CHUNKS)
+    for stage in args.stages:
+        minutes = QUICK_MINUTES if args.quick else args.minutes or MINUTES[stage]
+        logger.info("stage %s: %g minutes", stage, minutes)
+        recipe.run(stage, 60 * minutes)
     return 0
 
 
