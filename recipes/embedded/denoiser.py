@@ -189,11 +189,6 @@ class DenoiserTraining:
             channel_weights(model.unet.config.out_channels, settings.detail_weight),
         )
 
-    def start_discriminator(self, state: Mapping[str, Tensor] | None) -> None:
-        """Take over the discriminator of an earlier stage, unless this one has begun."""
-        if state is not None and not self.stage.step:
-            self.discriminator.load_state_dict(state)
-
     def run(self, max_steps: int | None = None) -> None:
         """Train until the budget is spent, then load the averages into the model."""
         meter = Meter(self.stage)

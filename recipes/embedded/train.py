@@ -7,7 +7,6 @@ teacher      results of the 128 px model with other audio, to learn from
 syncnet      the SyncNet that trains the UNet
 distill      the UNet: the 128 px model's guided four steps in one, and real clips
 refine       UNet and decoder together, with silence, by what the decoded mouth looks like
-finish       the same with less of the 128 px model, which is soft, and more of the discriminator
 export       the files that inference loads, in OUTPUT/model
 """
 
@@ -49,40 +48,26 @@ MINUTES = {
     "teacher": 30.0,
     "syncnet": 7.0,
     "distill": 9.0,
-    "refine": 60.0,
-    "finish": 100.0,
+    "refine": 150.0,
     "export": 0.0,
-}
-DECODED = {
-    "decoder_lr": 5e-4,
-    "discriminator_lr": 4e-4,
-    "latent_weight": 0.3,
-    "pixel_weight": 1.0,
-    "exact_weight": 1.0,
-    "temporal_weight": 1.0,
-    "decay": 0.99,
 }
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
     "refine": DenoiserSettings(
         {"teacher": 0.3, "real": 0.28, "retrieved": 0.22, "silent": 0.2},
         lr=3e-4,
+        decoder_lr=5e-4,
+        discriminator_lr=4e-4,
         teacher_weight=2.5,
+        latent_weight=0.3,
         sync_weight=0.25,
+        pixel_weight=1.0,
+        exact_weight=1.0,
         perceptual_weight=0.4,
         adversarial_weight=0.1,
+        temporal_weight=1.0,
+        decay=0.99,
         seed=33,
-        **DECODED,
-    ),
-    "finish": DenoiserSettings(
-        {"teacher": 0.25, "real": 0.3, "retrieved": 0.25, "silent": 0.2},
-        lr=2.5e-4,
-        teacher_weight=0.8,
-        sync_weight=0.35,
-        perceptual_weight=0.6,
-        adversarial_weight=0.2,
-        seed=35,
-        **DECODED,
     ),
 }
 
@@ -136,11 +121,7 @@ class Recipe:
         judge = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"
-        training = DenoiserTraining(model, samples, judge, perceptual, path, seconds, DENOISER[name])
-        earlier = self._checkpoint(before=name)
-        if earlier is not None:
-            training.start_discriminator(torch.load(earlier, weights_only=True)["modules"].get("discriminator"))
-        training.run()
+        DenoiserTraining(model, samples, judge, perceptual, path, seconds, DENOISER[name]).run()
         sheets.draw(model.eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
 
     def _load_syncnet(self) -> nn.Module | None:
@@ -160,26 +141,21 @@ class Recipe:
         network.load_state_dict(torch.load(path, weights_only=True)["averages"]["autoencoder"])
         return network.to(memory_format=torch.channels_last).eval()
 
-    def _checkpoint(self, before: str | None) -> Path | None:
-        """Of the last stage that has one, of those before a stage."""
-        names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
-        found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
-        return found[-1] if found else None
-
     def load_model(self, before: str | None = None) -> OneStep:
         """The results of the last stage that has any, of those before one."""
         first = load_unet_config(FIRST_CONFIG, UNetConfig).model
-        checkpoint = self._checkpoint(before)
+        names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
+        found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
         network = self.load_autoencoder()
-        if checkpoint is None:
+        if not found:
             state = load_checkpoint(FIRST_GENERATION / "unet.safetensors").state_dict
             return OneStep(inflate(state, first, CHANNELS).to(memory_format=torch.channels_last), network)
-        averages = torch.load(checkpoint, weights_only=True)["averages"]
+        averages = torch.load(found[-1], weights_only=True)["averages"]
         unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
         unet.load_state_dict(averages["unet"])
         if "autoencoder" in averages:
             network.load_state_dict(averages["autoencoder"])
-        logger.info("starting from %s", checkpoint)
+        logger.info("starting from %s", found[-1])
         return OneStep(unet.to(memory_format=torch.channels_last), network)
 
 
