@@ -1,5 +1,6 @@
 """The face detector interface and shared helpers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +61,18 @@ def is_plausible(face: Face) -> bool:
     low, high = BOX_RATIO_RANGE
     brow_distance = np.linalg.norm(face.anchors[1] - face.anchors[0])
     return face.score >= MIN_SCORE and low <= width / height <= high and brow_distance > 0.05 * width
+
+
+def match_boxes(boxes: Sequence[np.ndarray], faces: Sequence[Face], least: float) -> list[Face | None]:
+    """For each box (4,), in this order, the free face that overlaps it most, by at least `least`; None without one."""
+    free, found = list(faces), list[Face | None]()
+    for box in boxes:
+        best = max(free, key=lambda face: overlap(box, face.box), default=None)
+        if best is not None and overlap(box, best.box) < least:
+            best = None
+        free = [face for face in free if face is not best]
+        found.append(best)
+    return found
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:

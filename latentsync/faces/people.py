@@ -9,7 +9,7 @@ import numpy as np
 
 from latentsync.faces.appearance import Appearance, appearance
 from latentsync.faces.cuts import CutDetector
-from latentsync.faces.detector import Face, FaceDetector, overlap
+from latentsync.faces.detector import Face, FaceDetector, match_boxes
 from latentsync.faces.smoothing import AnchorSmoother
 from latentsync.faces.video import DETECTION_SIDE, align_face
 from latentsync.media.frame import VideoFrame
@@ -112,16 +112,16 @@ class PeopleFinder:
             self._end()
         faces = [face for face in self._detector.detect(image) if scale * face.size.min() >= MIN_FACE]
         kept: list[Track] = []
-        for track in self._open:
-            last = track.sightings[-1].box / scale
-            face = max(faces, key=lambda face: overlap(last, face.box), default=None)
-            if face is not None and overlap(last, face.box) >= SAME_TRACK:
-                faces = [other for other in faces if other is not face]
+        found = match_boxes([track.sightings[-1].box / scale for track in self._open], faces, SAME_TRACK)
+        for track, face in zip(self._open, found, strict=True):
+            if face is None:
+                self._done.append(track)
+            else:
                 self._extend(track, time, frame, image, face)
                 kept.append(track)
-            else:
-                self._done.append(track)
         for face in faces:
+            if any(face is other for other in found):
+                continue
             kept.append(Track())
             self._extend(kept[-1], time, frame, image, face)
         self._open = kept

@@ -17,7 +17,7 @@ import numpy as np
 
 from latentsync.faces.align import frame_to_square, resize_to_square, shift_source, source_box, warp_to_crop
 from latentsync.faces.cuts import CutDetector
-from latentsync.faces.detector import Face, FaceDetector, overlap
+from latentsync.faces.detector import Face, FaceDetector, match_boxes
 from latentsync.faces.factory import create_detector
 from latentsync.faces.smoothing import AnchorSmoother
 from latentsync.faces.tracking import FaceTracker, Scene, SelectRule, TrackedFace
@@ -369,10 +369,11 @@ class PeopleTracker:
         """Match the detections of one frame to the tracks, longest first; returns the tracks that ended."""
         self.most = max(self.most, len(faces))
         unmatched, kept, ended = list(faces), [], []
-        for track in sorted(self._active, key=lambda track: -len(track.person)):
-            face = max(unmatched, key=lambda face: overlap(track.box, face.box), default=None)
-            if face is not None and overlap(track.box, face.box) >= SAME_PERSON and track.extend(frame, face):
-                unmatched.remove(face)
+        tracks = sorted(self._active, key=lambda track: -len(track.person))
+        found = match_boxes([track.box for track in tracks], faces, SAME_PERSON)
+        for track, face in zip(tracks, found, strict=True):
+            if face is not None and track.extend(frame, face):
+                unmatched = [other for other in unmatched if other is not face]
                 kept.append(track)
             else:
                 ended.append(track.person)

@@ -16,7 +16,7 @@ from latentsync.utils.progress import Countdown, OnProgress, Progress, duration
 PREPARING, LIPSYNC, FINISHING = "preparing", "lip-sync", "finishing"
 FADING = 0.7  # weight of earlier measurements when a new one arrives
 DECODE_TO_ENCODE = 1.2  # time of decoding over that of encoding both images of a frame, until it is measured
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
+BAR = "{desc} {percentage:3.0f}%|{bar}|"
 Speeds = dict[str, float]  # part of the work -> seconds per frame
 
 
@@ -143,7 +143,7 @@ class ProgressReport(Watch):
         self._countdown = Countdown(work.clock)
         self._stage, self._calling = PREPARING, threading.Lock()
         self._step_end: Any = None
-        self._bar = tqdm(total=1.0, desc=PREPARING, bar_format=BAR, disable=not shown, leave=False)
+        self._bar = tqdm(total=1.0, desc=f"{PREPARING}:", bar_format=BAR, disable=not shown, leave=False)
 
     def __enter__(self) -> "ProgressReport":
         self._report()
@@ -198,7 +198,7 @@ class ProgressReport(Watch):
                 self._callback(Progress(self._stage, self.work.delivered, self.work.total, fraction, left))
 
     def _show(self, left: float | None, fraction: float) -> None:
-        self._bar.set_description(self._stage, refresh=False)
         remaining = "" if left is None else f", about {duration(left)} left"
-        self._bar.set_postfix_str(f"frame {self.work.delivered}/{self.work.total}{remaining}", refresh=False)
+        text = f"{self._stage}: frame {self.work.delivered}/{self.work.total}{remaining}"
+        self._bar.set_description_str(text, refresh=False)
         self._bar.update(fraction - self._bar.n)
