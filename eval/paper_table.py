@@ -6,7 +6,6 @@ Unknown options are passed to `eval.run`. Exit codes: 0 done, 1 invalid input, 2
 """
 
 import argparse
-import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,12 @@ from pathlib import Path
 
 from eval import run as comparison
 from eval.metrics import MetricModels, metric_settings
-from eval.pairs import COLUMNS
 from eval.report import Report
 from eval.summary import shown
 from latentsync.checkpoints.registry import DOWNLOAD_COMMAND
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
-from latentsync.utils.tables import write_csv
 
 # Column of the paper -> metric here, decimals.
 TABLE = {"FID": ("fid", 2), "SSIM": ("ssim", 3), "Sync-C": ("lse_c", 2), "LMD": ("lmd_mouth", 2), "FVD": ("fvd", 1)}
@@ -89,13 +86,9 @@ def run(options: argparse.Namespace, passed_on: Sequence[str], command: str) -> 
     """Generate, evaluate, and write the table; returns it."""
     folder = options.output_dir
     videos = read_list(options.videos)
-    folder.mkdir(parents=True, exist_ok=True)
     names = [f"{index:04d}_{video.stem}"[:80] for index, video in enumerate(videos)]
     rows = ((video.absolute(), "", name, "") for video, name in zip(videos, names, strict=True))
-    write_csv(folder / "pairs.csv", COLUMNS, rows)
-    words = ["--pairs", str(folder / "pairs.csv"), "--output_dir", str(folder)]
-    words += ["--methods", f"{options.model}=pipeline:{options.model}", *EVERY_FRAME, *passed_on]
-    chosen = comparison.parse_options(words)
+    chosen = comparison.options_of_model(options.model, folder, rows, [*EVERY_FRAME, *passed_on])
     if not options.partial:
         check_weights(chosen)
     text = table(comparison.run(chosen, command), options.model)
@@ -107,8 +100,7 @@ def run(options: argparse.Namespace, passed_on: Sequence[str], command: str) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     options, passed_on = build_parser().parse_known_args(words)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    comparison.logger.setLevel(logging.INFO)
+    comparison.log_progress()
     print(run(options, passed_on, shlex.join(["python", "-m", "eval.paper_table", *words])), end="")
     return 0
 

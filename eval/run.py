@@ -14,7 +14,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,14 @@ from eval.methods import Method, parse_methods
 from eval.metric_cache import MetricCache
 from eval.metrics import ClipMetrics, MetricModels, add_metric_options, check_metric_options, metric_settings
 from eval.output_folder import output_folder
-from eval.pairs import Pair, read_pairs, silent_pairs
+from eval.pairs import COLUMNS, Pair, read_pairs, silent_pairs
 from eval.report import PAGE, Report, describe
 from eval.summary import Failure
 from latentsync.arguments import OptionParser
 from latentsync.loading import pick_device
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.tables import write_csv
 
 logger = logging.getLogger("eval")
 
@@ -66,6 +67,28 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     check_metric_options(parser, options)
     return options
+
+
+def options_of_model(
+    model: str, folder: Path, rows: Iterable[Iterable[object]], words: Sequence[str]
+) -> argparse.Namespace:
+    """Options of a run that evaluates a model on the rows of a list, which is written to `folder`, the output folder.
+
+    Args:
+        rows: values of the columns video, audio, id and group.
+        words: further arguments of the command line.
+    """
+    pairs = folder / "pairs.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(pairs, COLUMNS, rows)
+    methods = ["--methods", f"{model}=pipeline:{model}"]
+    return parse_options(["--pairs", str(pairs), "--output_dir", str(folder), *methods, *words])
+
+
+def log_progress() -> None:
+    """Log what the run does, and only warnings of everything else."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
 
 
 def generate(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequence[Pair]) -> Iterator[Failure]:
@@ -136,8 +159,7 @@ def inference_of(options: argparse.Namespace, model: str) -> dict[str, Any]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logger.setLevel(logging.INFO)
+    log_progress()
     words = sys.argv[1:] if argv is None else argv
     run(options, f"python -m eval.run {shlex.join(words)}")
     print(options.output_dir / PAGE)

@@ -6,7 +6,6 @@ targets. Exit codes: 0 written, 1 invalid input, 2 wrong usage.
 """
 
 import argparse
-import logging
 import operator
 import shlex
 import sys
@@ -19,7 +18,6 @@ from scipy.io import wavfile
 
 from eval import run as comparison
 from eval.methods import GROUND_TRUTH
-from eval.pairs import COLUMNS
 from eval.report import PAGE, Report
 from eval.videos import find_videos
 from latentsync.constants import SAMPLE_RATE
@@ -29,7 +27,6 @@ from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
 from latentsync.utils.paths import PROJECT_ROOT
-from latentsync.utils.tables import write_csv
 
 SPEECH_SECONDS, SILENCE_SECONDS = 4.0, 1.5
 OWN, OTHER, SILENCE = "own audio", "other voice", "silence"
@@ -85,16 +82,16 @@ def collect_videos(given: Sequence[Path], training_list: Path | None) -> list[Pa
     return videos
 
 
-def write_pairs(path: Path, videos: Sequence[Path], voices: Sequence[Path], silence: Path) -> None:
-    """The list for `eval.run`: each video driven three ways, starting with the second voice."""
+def pairs_of(videos: Sequence[Path], voices: Sequence[Path], silence: Path) -> list[list[object]]:
+    """Rows of the list for `eval.run`: each video driven three ways, starting with the second voice."""
 
-    rows = []
+    rows: list[list[object]] = []
     for index, video in enumerate(videos):
         driven = {OWN: None, OTHER: voices[(index + 1) % len(voices)], SILENCE: silence}
         for group, audio in driven.items():
             name = f"{video.stem}_{group.replace(' ', '_')}"
             rows.append([video.absolute(), audio.absolute() if audio else "", name, group])
-    write_csv(path, COLUMNS, rows)
+    return rows
 
 
 def write_padded_speech(path: Path, speech: Path) -> None:
@@ -139,12 +136,11 @@ def run(options: argparse.Namespace, passed_on: Sequence[str], command: str) -> 
     if len(videos) == 1 and voices == videos:
         raise UserError(f"{videos[0]}: give --voices, or more than one video")
     write_padded_speech(folder / "silence.wav", options.speech)
-    write_pairs(folder / "pairs.csv", videos, voices, folder / "silence.wav")
-    words = ["--pairs", str(folder / "pairs.csv"), "--output_dir", str(folder)]
-    words += ["--methods", f"{options.model}=pipeline:{options.model}", *passed_on]
-    found = targets(comparison.run(comparison.parse_options(words), command), options.model)
-    rows = [("metric", "value", "target", ""), ("---",) * 4, *(target.cells for target in found)]
-    text = "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n- Command: `{command}`\n"
+    rows = pairs_of(videos, voices, folder / "silence.wav")
+    chosen = comparison.options_of_model(options.model, folder, rows, passed_on)
+    found = targets(comparison.run(chosen, command), options.model)
+    table = [("metric", "value", "target", ""), ("---",) * 4, *(target.cells for target in found)]
+    text = "".join(f"| {' | '.join(row)} |\n" for row in table) + f"\n- Command: `{command}`\n"
     write_text(folder / "targets.md", lambda file: file.write(text))
     return found
 
@@ -153,8 +149,7 @@ def run(options: argparse.Namespace, passed_on: Sequence[str], command: str) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     options, passed_on = build_parser().parse_known_args(words)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    comparison.logger.setLevel(logging.INFO)
+    comparison.log_progress()
     found = run(options, passed_on, shlex.join(["python", "-m", "tools.evaluate_embedded", *words]))
     for target in found:
         print(": ".join(target.cells[:2]), f"(target {target.goal:g}, {target.cells[3]})")

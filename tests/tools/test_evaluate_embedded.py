@@ -9,12 +9,13 @@ from scipy.io import wavfile
 
 from eval.methods import GROUND_TRUTH, Method
 from eval.metrics import ClipMetrics
-from eval.pairs import read_pairs
+from eval.pairs import COLUMNS, read_pairs
 from eval.report import Report
 from latentsync.utils.errors import UserError
+from latentsync.utils.tables import write_csv
 from tests.media.synthetic import tone, write_audio, write_clip
 from tools import evaluate_embedded
-from tools.evaluate_embedded import Target, collect_videos, main, targets, write_padded_speech, write_pairs
+from tools.evaluate_embedded import Target, collect_videos, main, pairs_of, targets, write_padded_speech
 
 
 @pytest.fixture
@@ -29,7 +30,11 @@ def folder(tmp_path) -> Path:
 
 def test_each_video_is_driven_in_three_ways(folder):
     videos = collect_videos([folder / "videos"], None)
-    write_pairs(folder / "pairs.csv", videos, [folder / "one.wav", folder / "two.wav"], folder / "silence.wav")
+    write_csv(
+        folder / "pairs.csv",
+        COLUMNS,
+        pairs_of(videos, [folder / "one.wav", folder / "two.wav"], folder / "silence.wav"),
+    )
     pairs = read_pairs(folder / "pairs.csv")
     assert [(pair.id, pair.group, pair.driving_audio.name) for pair in pairs[:4]] == [
         ("ann_own_audio", "own audio", "ann.mp4"),
@@ -58,7 +63,7 @@ def test_speech_is_between_silences(folder):
 def report_of(folder: Path) -> Report:
     """Two videos; the model reaches 90 % of the real confidence, and is off in one of two clips."""
     videos = [folder / "videos" / f"{name}.mp4" for name in ("ann", "bob")]
-    write_pairs(folder / "pairs.csv", videos, [folder / "one.wav"], folder / "silence.wav")
+    write_csv(folder / "pairs.csv", COLUMNS, pairs_of(videos, [folder / "one.wav"], folder / "silence.wav"))
     pairs = read_pairs(folder / "pairs.csv")
     cells = {}
     for index, pair in enumerate(pairs):
