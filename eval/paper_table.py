@@ -1,7 +1,7 @@
 """The published table on your copy of a test set: `python -m eval.paper_table --videos hdtf.txt --model NAME`.
 
 Drives each video by its own audio, evaluates the results, and writes table.md with a row in the columns of the paper,
-under the published rows. docs/evaluation.md describes crops, weights and what is not known of the published protocol.
+under the published rows. docs/evaluation.md describes crops, weights and the unknown parts of the published protocol.
 Unknown options are passed to `eval.run`. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """
 

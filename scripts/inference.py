@@ -40,7 +40,9 @@ def build_parser() -> OptionParser:
     add("--video_out_path", default=DEMO_OUT, type=Path, help="result: .mp4, .mov or .mkv (default: %(default)s)")
     add("--temp_dir", type=Path, help="folder for the unfinished file (default: that of the result)")
     add(
-        "--report", type=Path, help="JSON file to write with the face, its confidence and what was done, frame by frame"
+        "--report",
+        type=Path,
+        help="write a JSON report: for each frame, the face, its confidence, and why it was left unchanged",
     )
     add("--config", type=Path, help="YAML file with any of these options; the command line takes precedence")
     add("--quiet", action="store_true", help="hide the progress bar; show warnings and errors only")
