@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from latentsync.options import AUTO, DTYPES
+from latentsync.options import AUTO, COMPILE_HELP, DTYPES
 from latentsync.utils.errors import UserError
 
 GIB, MIB = 2**30, 2**20
@@ -38,6 +38,7 @@ class ServingSettings:
     workers: int = 1
     devices: tuple[str, ...] = (AUTO,)
     dtype: str | None = None
+    compile: bool = False
     model: str = AUTO
     max_models: int = 2
     unload_after_minutes: float | None = None
@@ -100,6 +101,7 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
     add("--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)")
+    add("--compile", action="store_true", help=COMPILE_HELP)
     add(
         "--unload_after_minutes",
         type=float,
