@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.models.patch_autoencoder import PatchAutoencoder
-from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.syncnet_input import audio_input, visual_input, whisper_rows
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.denoise import unet_input
 from latentsync.training.sync_losses import cosine_loss
-from recipes.embedded.autoencoder import edges, hinge
+from recipes.embedded.autoencoder import edges
 from recipes.embedded.first_generation.recipe import mouth_weights
 from recipes.embedded.perceptual import PerceptualDistance
 from recipes.embedded.samples import Sample, SampleMaker
@@ -36,7 +35,7 @@ OUTSIDE_WEIGHT = 0.1  # of what the pipeline takes from the frame anyway, in dis
 SAME_MOUTH = 0.06  # squared error of the old channels up to which a cell's texture is taken to be the reference's
 DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: what the losses on pixels see, of 16 cells a side
 MARGIN = 1
-TEMPORAL_FRAMES = 4
+DECODED_FRAMES = 6  # neighbors, of each sample
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,14 @@ class DenoiserSettings:
     shares: of the kinds of samples, see `samples.KINDS`.
     teacher_weight, latent_weight: of the distillation and of the squared error of the latents.
     detail_weight: of the new channels in both.
-    pixel_weight, perceptual_weight, adversarial_weight, temporal_weight: of the losses on decoded frames, all 0 for
-        none. exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
+    pixel_weight, perceptual_weight, temporal_weight: of the losses on decoded frames, all 0 for none.
+    exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
     """
 
     shares: Mapping[str, float]
     batch: int = 2
     lr: float = 2e-4
     decoder_lr: float = 1e-4
-    discriminator_lr: float = 2e-4
     teacher_weight: float = 1.0
     latent_weight: float = 1.0
     detail_weight: float = 2.0
@@ -63,14 +61,13 @@ class DenoiserSettings:
     pixel_weight: float = 0.0
     exact_weight: float = 0.0
     perceptual_weight: float = 0.0
-    adversarial_weight: float = 0.0
     temporal_weight: float = 0.0
     decay: float = 0.99
     seed: int = 31
 
     @property
     def is_decoded(self) -> bool:
-        return self.pixel_weight > 0 or self.adversarial_weight > 0
+        return self.pixel_weight > 0
 
 
 class OneStep(nn.Module):
@@ -96,17 +93,26 @@ class OneStep(nn.Module):
         sample = unet_input(torch.zeros_like(latents), self.cell_mask, masked, seen)
         return self.unet(sample, LAST_TIMESTEP, tokens).sample, latents
 
+    def crop_cells(self, latents: Tensor) -> Tensor:
+        """(..., h, h) -> the cells of `DECODED_CELLS` and a margin."""
+        top, bottom, left, right = DECODED_CELLS
+        return latents[..., top - MARGIN : bottom + MARGIN, left - MARGIN : right + MARGIN]
+
+    def crop_mouth(self, faces: Tensor, margin: bool = False) -> Tensor:
+        """(..., R, R) -> the pixels of `DECODED_CELLS`, with the margin or without."""
+        patch, extra = self.autoencoder.config.patch_size, MARGIN if margin else 0
+        top, bottom, left, right = DECODED_CELLS
+        rows = slice(patch * (top - extra), patch * (bottom + extra))
+        return faces[..., rows, patch * (left - extra) : patch * (right + extra)]
+
+    def trim(self, pixels: Tensor) -> Tensor:
+        """Pixels with the margin -> without."""
+        edge = MARGIN * self.autoencoder.config.patch_size
+        return pixels[..., edge:-edge, edge:-edge]
+
     def decode_mouth(self, latents: Tensor) -> Tensor:
         """(N, C, h, h) -> the pixels of `DECODED_CELLS`."""
-        top, bottom, left, right = DECODED_CELLS
-        wide = latents[..., top - MARGIN : bottom + MARGIN, left - MARGIN : right + MARGIN]
-        inner = MARGIN * self.autoencoder.config.patch_size
-        return self.autoencoder.decode(wide).sample[..., inner:-inner, inner:-inner]
-
-    def crop_mouth(self, faces: Tensor) -> Tensor:
-        """(..., R, R) -> the same part."""
-        top, bottom, left, right = (self.autoencoder.config.patch_size * edge for edge in DECODED_CELLS)
-        return faces[..., top:bottom, left:right]
+        return self.trim(self.autoencoder.decode(self.crop_cells(latents)).sample)
 
 
 def pixel_distance(images: Tensor, targets: Tensor) -> Tensor:
@@ -165,7 +171,6 @@ class DenoiserTraining:
     ) -> None:
         self.model, self.samples, self.syncnet, self.perceptual = model, samples, syncnet, perceptual
         self.settings = settings
-        self.discriminator = PatchDiscriminator(32, 3)
         model.autoencoder.requires_grad_(False)
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
@@ -176,13 +181,9 @@ class DenoiserTraining:
             decoder.linear.requires_grad_(False)
             trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
             groups.append({"params": trained, "lr": settings.decoder_lr})
-            modules |= {"autoencoder": model.autoencoder, "discriminator": self.discriminator}
-        optimizers = {
-            "model": torch.optim.AdamW(groups, settings.lr, (0.9, 0.99), weight_decay=1e-3),
-            "discriminator": torch.optim.AdamW(self.discriminator.parameters(), settings.discriminator_lr, (0.5, 0.99)),
-        }
-        averaged = tuple(name for name in modules if name != "discriminator")
-        self.stage = Stage(path, seconds, modules, optimizers, averaged, settings.decay)
+            modules["autoencoder"] = model.autoencoder
+        optimizers = {"model": torch.optim.AdamW(groups, settings.lr, (0.9, 0.99), weight_decay=1e-3)}
+        self.stage = Stage(path, seconds, modules, optimizers, tuple(modules), settings.decay)
         cells = model.cell_mask
         self.cells, self.weights = (
             mouth_weights(cells),
@@ -225,14 +226,9 @@ class DenoiserTraining:
             terms[sample.kind] = terms.get(sample.kind, 0) + loss / len(samples)
         if self.syncnet is not None and self.settings.sync_weight:
             terms["sync"] = self.settings.sync_weight * self._sync_loss(prediction, tokens, samples)
-        shown = {}
         if self.settings.is_decoded:
-            shown = self._decode(prediction, latents, target, samples, rng)
-            terms |= self._pixel_terms(shown)
+            terms |= self._pixel_terms(self._decode(prediction, latents, target, samples, rng))
         self.stage.update("model", sum(terms.values()))
-        if shown:
-            real, fake = shown["real"], shown["result"].detach()
-            self.stage.update("discriminator", hinge(self.discriminator(real), self.discriminator(fake)))
         self.stage.average()
         return {name: float(term.detach()) for name, term in terms.items()}
 
@@ -256,26 +252,23 @@ class DenoiserTraining:
     ) -> dict[str, Tensor]:
         """Mouths of a few neighboring frames of each sample: `result`, `real` and `exact`, decoded from the true
         latents, (B * n, 3, H, W); `paired` (B * n): whose result should equal the real one."""
-        start = int(rng.integers(prediction.shape[2] - TEMPORAL_FRAMES + 1))
-        frames = slice(start, start + TEMPORAL_FRAMES)
+        start = int(rng.integers(prediction.shape[2] - DECODED_FRAMES + 1))
+        frames = slice(start, start + DECODED_FRAMES)
         latents = prediction[:, :, frames].transpose(1, 2).flatten(0, 1)
         result = self.model.decode_mouth(latents)
         real = self.model.crop_mouth(target[:, frames]).flatten(0, 1)
-        paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(TEMPORAL_FRAMES)
+        paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(DECODED_FRAMES)
         exact = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
         return {"result": result, "real": real, "exact": exact, "paired": paired}
 
     def _pixel_terms(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings, paired = self.settings, shown["paired"]
-        terms = {
-            "adversarial": -settings.adversarial_weight * self.discriminator(shown["result"]).mean(),
-            "exact": settings.exact_weight * pixel_distance(shown["exact"], shown["real"]),
-        }
+        terms = {"exact": settings.exact_weight * pixel_distance(shown["exact"], shown["real"])}
         if paired.any():
             result, real = shown["result"][paired], shown["real"][paired]
             share = len(result) / len(paired)
             terms["pixels"] = settings.pixel_weight * share * pixel_distance(result, real)
             terms["perceptual"] = settings.perceptual_weight * share * self.perceptual(result, real)
-            change = [x.unflatten(0, (-1, TEMPORAL_FRAMES)).diff(dim=1) for x in (result, real)]
+            change = [x.unflatten(0, (-1, DECODED_FRAMES)).diff(dim=1) for x in (result, real)]
             terms["temporal"] = settings.temporal_weight * share * F.l1_loss(*change)
         return terms
