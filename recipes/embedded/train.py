@@ -56,7 +56,7 @@ MINUTES = {
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
     "refine": DenoiserSettings(
-        {"teacher": 0.24, "real": 0.34, "retrieved": 0.26, "silent": 0.16},
+        {"teacher": 0.28, "real": 0.32, "retrieved": 0.26, "silent": 0.14},
         lr=3e-4,
         decoder_lr=5e-4,
         teacher_weight=2.5,
