@@ -52,5 +52,5 @@ def test_half_precision_and_small_faces():
 def test_a_blur_on_a_reduced_image_equals_a_gaussian(sigma):
     pixels = seeded_input("blurred", (2, 3, 16, 24)).repeat_interleave(16, 2).repeat_interleave(16, 3)  # blocks
     error = (_blur(pixels, sigma) - _gaussian(pixels, sigma)).abs() / pixels.abs().max()
-    assert error[..., 32:-32, 32:-32].max() < 0.005
+    assert error[..., 80:-80, 80:-80].max() < 0.005
     assert error.max() < 0.05  # the borders are reflected at the reduced pixels
