@@ -17,6 +17,7 @@ from latentsync.faces.mask import load_mask
 from latentsync.faces.mouth import closed_opening
 from latentsync.media.silence import runs_of, silence_and_speech
 from latentsync.whisper.audio2feature import Audio2Feature
+from recipes.embedded.detail import LUMA
 from recipes.embedded.first_generation.silence import back_and_forth, draw_apart
 from recipes.embedded.pack import Pack, PackedClip
 from recipes.embedded.teacher import FRAMES, TeacherChunk, Voices, read_chunks
@@ -31,6 +32,8 @@ RETRIEVED_SHARE = 0.6  # of the windows without audio, those whose openings find
 TWIN_SHARE = 0.8  # of the samples have the frame itself with another mouth for a reference
 KEPT_ROWS = 12  # of 32: above the part that is regenerated
 MOVED_SIGMA, MOVED_REACH = 4.0, 13  # pixels of 256: of the blur before a comparison, of what is around a movement
+BENDS, BEND = 5, 0.025  # points of a side that move freely, at most so far (standard deviation, of the side)
+HUE, SATURATION = 0.12, (0.5, 1.4)  # radians
 MOVED_LEVELS = (4.0, 12.0)  # differences of 255 that count as none and as movement
 APART, NEAREST = 8, 6  # frames
 LEAST_MOTION = 0.08  # standard deviation of the openings of a window that is worth a guess at its audio
@@ -67,10 +70,19 @@ def relative_openings(openings: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Look:
-    """How the faces of a sample are changed: target and reference alike."""
+    """How the faces of a sample are changed, target and reference alike: few people become many.
 
-    matrix: np.ndarray
-    table: np.ndarray  # (256, 3) uint8
+    Other proportions and colors of lips and skin leave no way to know a person but the reference.
+
+    Args:
+        places: (R, R, 2) float32, where each pixel comes from.
+        table: (256, 3) uint8, exposure and light.
+        colors: (3, 3), turns hue and saturation.
+    """
+
+    places: np.ndarray
+    table: np.ndarray
+    colors: np.ndarray
 
     @classmethod
     def draw(cls, side: int, rng: np.random.Generator) -> "Look":
@@ -78,14 +90,28 @@ class Look:
         matrix[0] *= rng.choice([-1.0, 1.0]) * rng.uniform(0.93, 1.03)
         center = matrix @ [side / 2, side / 2, 1]
         matrix[:, 2] += side / 2 - center + side * rng.uniform(-0.025, 0.025, 2)
+        columns, rows = np.meshgrid(np.arange(side), np.arange(side))
+        places = np.stack([columns, rows, np.ones_like(rows)], -1) @ cv2.invertAffineTransform(matrix).T
+        bends = rng.normal(0, side * rng.uniform(0, BEND), (BENDS, BENDS, 2))
+        places += cv2.resize(bends, (side, side), interpolation=cv2.INTER_CUBIC)
         gain = rng.uniform(0.8, 1.12) * rng.uniform(0.93, 1.07, 3)
         values = (np.linspace(0, 1, 256)[:, None] * gain).clip(0, 1) ** (2 ** rng.uniform(-0.35, 0.35))
-        return cls(matrix, (values * 255).round().astype(np.uint8))
+        colors = turned_colors(rng.normal(0, HUE), rng.uniform(*SATURATION))
+        return cls(places.astype(np.float32), (values * 255).round().astype(np.uint8), colors)
 
     def __call__(self, face: np.ndarray) -> np.ndarray:
-        size = (face.shape[1], face.shape[0])
-        moved = cv2.warpAffine(face, self.matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-        return np.stack([self.table[moved[..., color], color] for color in range(3)], -1)
+        moved = cv2.remap(face, self.places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        lit = np.stack([self.table[moved[..., color], color] for color in range(3)], -1)
+        return cv2.transform(lit, self.colors)
+
+
+def turned_colors(hue: float, saturation: float) -> np.ndarray:
+    """(3, 3) that turns RGB about the gray axis by `hue` radians and multiplies its distance to luma."""
+    axis = np.cross(np.eye(3), np.full(3, 3**-0.5))
+    gray = np.full((3, 3), 1 / 3)
+    turned = np.cos(hue) * np.eye(3) + (1 - np.cos(hue)) * gray + np.sin(hue) * axis
+    luma = np.tile(LUMA, (3, 1))
+    return luma + saturation * (turned - luma @ turned)
 
 
 def with_other_mouth(face: np.ndarray, other: np.ndarray, kept: np.ndarray) -> np.ndarray:
