@@ -4,8 +4,10 @@ Legend: B samples, F frames, C latent channels, h cells of a side, R pixels of a
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,13 @@ from torch import Tensor, nn
 
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.models.patch_autoencoder import PatchAutoencoder
+from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.syncnet_input import audio_input, visual_input, whisper_rows
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.denoise import unet_input
 from latentsync.training.sync_losses import cosine_loss
-from recipes.embedded.autoencoder import edges
+from latentsync.utils.threads import prefetch
+from recipes.embedded.autoencoder import edges, hinge
 from recipes.embedded.first_generation.recipe import mouth_weights
 from recipes.embedded.perceptual import PerceptualDistance
 from recipes.embedded.samples import Sample, SampleMaker
@@ -36,6 +40,7 @@ SAME_MOUTH = 0.06  # squared error of the old channels up to which a cell's text
 DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: what the losses on pixels see, of 16 cells a side
 MARGIN = 1
 DECODED_FRAMES = 6  # neighbors, of each sample
+JUDGED = 2  # every second of them
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class DenoiserSettings:
     shares: of the kinds of samples, see `samples.KINDS`.
     teacher_weight, latent_weight: of the distillation and of the squared error of the latents.
     detail_weight: of the new channels in both.
-    pixel_weight, perceptual_weight, temporal_weight: of the losses on decoded frames, all 0 for none.
+    pixel_weight, perceptual_weight, adversarial_weight, temporal_weight: of the losses on decoded frames, all 0 for
+        none. The gradient of the adversarial term does not reach the detail that the UNet predicts: patterns of the
+        decoder's linear part in teeth are the easiest way to deceive a discriminator.
     exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
     """
 
@@ -53,6 +60,7 @@ class DenoiserSettings:
     batch: int = 2
     lr: float = 2e-4
     decoder_lr: float = 1e-4
+    discriminator_lr: float = 2e-4
     teacher_weight: float = 1.0
     latent_weight: float = 1.0
     detail_weight: float = 2.0
@@ -61,6 +69,7 @@ class DenoiserSettings:
     pixel_weight: float = 0.0
     exact_weight: float = 0.0
     perceptual_weight: float = 0.0
+    adversarial_weight: float = 0.0
     temporal_weight: float = 0.0
     decay: float = 0.99
     seed: int = 31
@@ -170,7 +179,7 @@ class DenoiserTraining:
         settings: DenoiserSettings,
     ) -> None:
         self.model, self.samples, self.syncnet, self.perceptual = model, samples, syncnet, perceptual
-        self.settings = settings
+        self.settings, self.discriminator = settings, PatchDiscriminator(32, 3)
         model.autoencoder.requires_grad_(False)
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
@@ -181,9 +190,13 @@ class DenoiserTraining:
             decoder.linear.requires_grad_(False)
             trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
             groups.append({"params": trained, "lr": settings.decoder_lr})
-            modules["autoencoder"] = model.autoencoder
-        optimizers = {"model": torch.optim.AdamW(groups, settings.lr, (0.9, 0.99), weight_decay=1e-3)}
-        self.stage = Stage(path, seconds, modules, optimizers, tuple(modules), settings.decay)
+            modules |= {"autoencoder": model.autoencoder, "discriminator": self.discriminator}
+        optimizers = {
+            "model": torch.optim.AdamW(groups, settings.lr, (0.9, 0.99), weight_decay=1e-3),
+            "discriminator": torch.optim.AdamW(self.discriminator.parameters(), settings.discriminator_lr, (0.5, 0.99)),
+        }
+        averaged = tuple(name for name in modules if name != "discriminator")
+        self.stage = Stage(path, seconds, modules, optimizers, averaged, settings.decay)
         cells = model.cell_mask
         self.cells, self.weights = (
             mouth_weights(cells),
@@ -193,15 +206,20 @@ class DenoiserTraining:
     def run(self, max_steps: int | None = None) -> None:
         """Train until the budget is spent, then load the averages into the model."""
         meter = Meter(self.stage)
-        kinds = [kind for kind in self.samples.kinds if self.settings.shares.get(kind)]
-        shares = [self.settings.shares[kind] for kind in kinds]
-        for step in self.stage.steps(max_steps):
-            rng, _ = random_states(self.settings.seed, step)
-            drawn = rng.choice(len(kinds), self.settings.batch, p=np.array(shares) / sum(shares))
-            samples = [self.samples.draw(kinds[index], rng) for index in drawn]
-            meter.add(**self._step(samples, rng))
+        with closing(prefetch(self._draws(self.stage.step), 1)) as draws:
+            for _, (samples, rng) in zip(self.stage.steps(max_steps), draws, strict=False):
+                meter.add(**self._step(samples, rng))
         for name in self.stage.averaged:
             self.stage.modules[name].load_state_dict(self.stage.averaged_state(name))
+
+    def _draws(self, step: int) -> Iterator[tuple[list[Sample], np.random.Generator]]:
+        """Samples of every step from one on, and the generator of its other random numbers."""
+        kinds = [kind for kind in self.samples.kinds if self.settings.shares.get(kind)]
+        shares = np.array([self.settings.shares[kind] for kind in kinds])
+        for number in count(step):
+            rng, _ = random_states(self.settings.seed, number)
+            drawn = rng.choice(len(kinds), self.settings.batch, p=shares / shares.sum())
+            yield [self.samples.draw(kinds[index], rng) for index in drawn], rng
 
     def _step(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, float]:
         target = torch.stack([sample.target for sample in samples])
@@ -226,9 +244,14 @@ class DenoiserTraining:
             terms[sample.kind] = terms.get(sample.kind, 0) + loss / len(samples)
         if self.syncnet is not None and self.settings.sync_weight:
             terms["sync"] = self.settings.sync_weight * self._sync_loss(prediction, tokens, samples)
+        shown = {}
         if self.settings.is_decoded:
-            terms |= self._pixel_terms(self._decode(prediction, latents, target, samples, rng))
+            shown = self._decode(prediction, latents, target, samples, rng)
+            terms |= self._pixel_terms(shown)
         self.stage.update("model", sum(terms.values()))
+        if shown:
+            real, fake = self.discriminator(shown["real"]), self.discriminator(shown["result"].detach())
+            self.stage.update("discriminator", hinge(real, fake))
         self.stage.average()
         return {name: float(term.detach()) for name, term in terms.items()}
 
@@ -251,7 +274,8 @@ class DenoiserTraining:
         rng: np.random.Generator,
     ) -> dict[str, Tensor]:
         """Mouths of a few neighboring frames of each sample: `result`, `real` and `exact`, decoded from the true
-        latents, (B * n, 3, H, W); `paired` (B * n): whose result should equal the real one."""
+        latents, (B * n, 3, H, W); `judged`, some of `result` for the adversarial term; `paired` (B * n): whose result
+        should equal the real one."""
         start = int(rng.integers(prediction.shape[2] - DECODED_FRAMES + 1))
         frames = slice(start, start + DECODED_FRAMES)
         latents = prediction[:, :, frames].transpose(1, 2).flatten(0, 1)
@@ -259,11 +283,16 @@ class DenoiserTraining:
         real = self.model.crop_mouth(target[:, frames]).flatten(0, 1)
         paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(DECODED_FRAMES)
         exact = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
-        return {"result": result, "real": real, "exact": exact, "paired": paired}
+        coarse, fine = latents[::JUDGED].split([OLD_CHANNELS, latents.shape[1] - OLD_CHANNELS], dim=1)
+        judged = self.model.decode_mouth(torch.cat([coarse, fine.detach()], dim=1))
+        return {"result": result, "real": real, "exact": exact, "judged": judged, "paired": paired}
 
     def _pixel_terms(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings, paired = self.settings, shown["paired"]
-        terms = {"exact": settings.exact_weight * pixel_distance(shown["exact"], shown["real"])}
+        terms = {
+            "adversarial": -settings.adversarial_weight * self.discriminator(shown["judged"]).mean(),
+            "exact": settings.exact_weight * pixel_distance(shown["exact"], shown["real"]),
+        }
         if paired.any():
             result, real = shown["result"][paired], shown["real"][paired]
             share = len(result) / len(paired)

@@ -7,7 +7,6 @@ teacher      results of the 128 px model with other audio, to learn from
 syncnet      the SyncNet that trains the UNet
 distill      the UNet: the 128 px model's guided four steps in one, and real clips
 refine       UNet and decoder together, with silence, by what the decoded mouth looks like
-sharpen      the decoder, on the UNet's predictions, with a discriminator
 export       the files that inference loads, in OUTPUT/model
 """
 
@@ -18,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latentsync.checkpoints.loading import load_checkpoint
 from latentsync.config.unet import load_unet_config
@@ -28,7 +27,7 @@ from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
-from recipes.embedded import autoencoder, sharpen, sheets, syncnet, teacher
+from recipes.embedded import autoencoder, sheets, syncnet, teacher
 from recipes.embedded.denoiser import DenoiserSettings, DenoiserTraining, OneStep
 from recipes.embedded.export import export
 from recipes.embedded.inflate import inflate, inflated_config
@@ -42,29 +41,30 @@ logger = logging.getLogger("train")
 FIRST_GENERATION = Path("checkpoints/embedded")
 FIRST_CONFIG = Path("configs/unet/embedded.yaml")
 CHANNELS = 96
-TEACHER_CHUNKS, SHARPEN_RUNS = 160, 900
-QUICK_MINUTES, QUICK_CHUNKS, QUICK_RUNS = 0.01, 1, 2
+TEACHER_CHUNKS = 160
+QUICK_MINUTES, QUICK_CHUNKS = 0.01, 1
 MINUTES = {
     "autoencoder": 5.0,
     "teacher": 30.0,
     "syncnet": 7.0,
     "distill": 9.0,
     "refine": 150.0,
-    "sharpen": 40.0,
     "export": 0.0,
 }
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
     "refine": DenoiserSettings(
-        {"teacher": 0.28, "real": 0.32, "retrieved": 0.26, "silent": 0.14},
+        {"teacher": 0.15, "real": 0.45, "retrieved": 0.27, "silent": 0.13},
         lr=3e-4,
         decoder_lr=5e-4,
-        teacher_weight=2.5,
+        discriminator_lr=4e-4,
+        teacher_weight=0.5,
         latent_weight=0.15,
         sync_weight=0.25,
         pixel_weight=1.0,
         exact_weight=1.0,
         perceptual_weight=0.8,
+        adversarial_weight=0.15,
         temporal_weight=1.0,
         decay=0.99,
         seed=33,
@@ -80,13 +80,10 @@ class Recipe:
         output: checkpoints, results and contact sheets.
         trunk: weights of the perceptual distance.
         chunks: results of the first generation to learn from.
-        runs: of the UNet's predictions that the last stage sees.
     """
 
-    def __init__(
-        self, data: Path, output: Path, trunk: Path, chunks: int = TEACHER_CHUNKS, runs: int = SHARPEN_RUNS
-    ) -> None:
-        self.data, self.output, self.trunk, self.chunks, self.runs = data, output, trunk, chunks, runs
+    def __init__(self, data: Path, output: Path, trunk: Path, chunks: int = TEACHER_CHUNKS) -> None:
+        self.data, self.output, self.trunk, self.chunks = data, output, trunk, chunks
         self.pack = Pack(data / "train.safetensors")
 
     def run(self, stage: str, seconds: float) -> None:
@@ -98,7 +95,6 @@ class Recipe:
                 "autoencoder": self._autoencoder,
                 "teacher": self._teacher,
                 "syncnet": self._syncnet,
-                "sharpen": self._sharpen,
                 "export": lambda _: export(self.load_model(), self.output / "model"),
             }
             stages[stage](seconds)
@@ -119,26 +115,12 @@ class Recipe:
         return syncnet.train(self.pack, self.load_autoencoder(), self.output / "syncnet.pt", seconds, settings)
 
     def _denoise(self, name: str, seconds: float) -> None:
-        model, samples = self.load_model(before=name), self._samples()
+        model, whisper = self.load_model(before=name), FIRST_GENERATION / "whisper_tiny_en_encoder.safetensors"
+        samples = SampleMaker(self.pack, self.voices, self.output / "teacher", whisper)
         judge = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"
         DenoiserTraining(model, samples, judge, perceptual, path, seconds, DENOISER[name]).run()
-        self._draw_sheets(model, name)
-
-    def _sharpen(self, seconds: float) -> None:
-        model = self.load_model(before="sharpen")
-        sharpen.make_runs(model, self._samples(), self.output / "runs", self.runs)
-        runs, perceptual = sharpen.read_runs(self.output / "runs"), PerceptualDistance(self.trunk)
-        path = self.output / "sharpen.pt"
-        sharpen.SharpenTraining(model, runs, perceptual, path, seconds, sharpen.SharpenSettings()).run()
-        self._draw_sheets(model, "sharpen")
-
-    def _samples(self) -> SampleMaker:
-        whisper = FIRST_GENERATION / "whisper_tiny_en_encoder.safetensors"
-        return SampleMaker(self.pack, self.voices, self.output / "teacher", whisper)
-
-    def _draw_sheets(self, model: OneStep, name: str) -> None:
         sheets.draw(model.eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
 
     def _load_syncnet(self) -> nn.Module | None:
@@ -159,18 +141,15 @@ class Recipe:
         return network.to(memory_format=torch.channels_last).eval()
 
     def load_model(self, before: str | None = None) -> OneStep:
-        """The results of the last stages that have any, of those before one."""
+        """The results of the last stage that has any, of those before one."""
         first = load_unet_config(FIRST_CONFIG, UNetConfig).model
-        names = [*DENOISER, "sharpen"]
-        names = names[: None if before is None else names.index(before)]
+        names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
         found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
         network = self.load_autoencoder()
         if not found:
             state = load_checkpoint(FIRST_GENERATION / "unet.safetensors").state_dict
             return OneStep(inflate(state, first, CHANNELS).to(memory_format=torch.channels_last), network)
-        averages: dict[str, dict[str, Tensor]] = {}
-        for path in found:
-            averages |= torch.load(path, weights_only=True)["averages"]
+        averages = torch.load(found[-1], weights_only=True)["averages"]
         unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
         unet.load_state_dict(averages["unet"])
         if "autoencoder" in averages:
@@ -190,8 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a step or two of each stage, to try the recipe")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    counts = (QUICK_CHUNKS, QUICK_RUNS) if args.quick else (TEACHER_CHUNKS, SHARPEN_RUNS)
-    recipe = Recipe(args.data, args.output, args.trunk, *counts)
+    recipe = Recipe(args.data, args.output, args.trunk, QUICK_CHUNKS if args.quick else TEACHER_CHUNKS)
     for stage in args.stages:
         minutes = QUICK_MINUTES if args.quick else args.minutes or MINUTES[stage]
         logger.info("stage %s: %g minutes", stage, minutes)
