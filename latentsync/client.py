@@ -25,6 +25,7 @@ Kind = Literal["lipsync", "interpolate"]
 FINAL = ("done", "failed", "cancelled")
 RECONNECT_SECONDS = 2.0
 MAX_RECONNECTS = 30  # in a row
+SCAN_SECONDS = 600.0  # for a video to be searched for people
 UPLOAD_SECONDS = 600.0  # for one piece of an upload or download
 
 
@@ -93,6 +94,16 @@ class Models(BaseModel):
     loras: list[str]
     can_upscale: bool
     default: str
+
+
+class Person(BaseModel):
+    """name: the value of the option `face`. seconds: (start, end) of each time in view. first_box: left, top, right,
+    bottom in pixels. portrait: a JPEG as a data URL."""
+
+    name: str
+    seconds: list[tuple[float, float]]
+    first_box: tuple[int, int, int, int]
+    portrait: str
 
 
 class Readiness(BaseModel):
@@ -196,6 +207,12 @@ class Client:
             ClientError(422, **outcome["error"]) if outcome["job"] is None else Job.model_validate(outcome["job"])
             for outcome in outcomes
         ]
+
+    def people(self, video: File) -> list[Person]:
+        """Who is seen in the first two minutes of a video, to choose the option `face` of a job."""
+        with _opened({"video": video}) as files:
+            found = self._json("POST", "/v1/people", files=files, timeout=SCAN_SECONDS)
+        return [Person.model_validate(person) for person in found["people"]]
 
     # Follow
 

@@ -53,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("execution").add_argument
     add("--total_num_workers", type=int, default=1, help="number of processes (default: %(default)s)")
+    add(
+        "--worker_memory_gb",
+        type=float,
+        default=0.0,
+        help="memory of a local process in GiB, beyond which its source is skipped"
+        " (default: its share of 80 %% of the machine's)",
+    )
     add("--per_gpu_num_workers", type=int, default=0, help="Ray workers that share a GPU; 0 for none")
     add("--executor", choices=EXECUTORS, default="local", help="local or Ray processes (default: %(default)s)")
     return parser
@@ -98,6 +105,7 @@ def options_of(args: argparse.Namespace) -> RunOptions:
         ListOptions(
             args.max_clips_per_person, tuple(args.hold_out), tuple(args.ignore_audio), args.held_out_per_person
         ),
+        args.worker_memory_gb,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from latentsync.utils.cores import threads_each, worker_environment
 from latentsync.utils.errors import UserError
+from latentsync.utils.memory import GIB, default_limit, resident_bytes
 from preprocess.manifest import SourceRecord
 from preprocess.source_work import Job, crashed, process_source
 from preprocess.storages.base import FileStamp
@@ -26,16 +27,21 @@ ATTEMPTS = 2  # for a source that crashes its worker
 CRASHED = "crashed the worker"
 STALLED_SECONDS = 600.0  # for a segment of a source, which is then given up
 STALLED = "a segment took longer than {seconds:g} s"
+CHECK_SECONDS = 0.5  # between looks at the memory of the workers
+TOO_LARGE = "needed more than the allowed {gib:.1f} GiB of memory"
 
 
-def run_local(files: Sequence[FileStamp], job: Job, workers: int) -> Iterator[SourceRecord]:
+def run_local(files: Sequence[FileStamp], job: Job, workers: int, memory_bytes: int = 0) -> Iterator[SourceRecord]:
     """Yield records as `workers` processes finish them. A process that dies is replaced and its source retried once.
+
+    memory_bytes: of a process; one that needs more is killed and its source given up. 0: see `default_limit`.
 
     Raises:
         OutputError: the output cannot be written; the workers are stopped.
     """
     pending = deque(_Task(file) for file in files)
     count = min(workers, len(files))
+    limit = memory_bytes or default_limit(count)
     pool = [_Worker(job, count) for _ in range(count)]
     try:
         while pending or any(worker.task for worker in pool):
@@ -43,10 +49,12 @@ def run_local(files: Sequence[FileStamp], job: Job, workers: int) -> Iterator[So
                 if worker.task is None and pending:
                     worker.submit(pending.popleft())
             busy = [worker for worker in pool if worker.task]
-            ready = multiprocessing.connection.wait([worker.pipe for worker in busy])
+            ready = multiprocessing.connection.wait([worker.pipe for worker in busy], CHECK_SECONDS)
             for worker in busy:
                 if worker.pipe in ready:
                     yield from _receive(worker, pending)
+                elif resident_bytes(worker.process.pid or 0) > limit:
+                    yield worker.give_up(TOO_LARGE.format(gib=limit / GIB))
     finally:
         for worker in pool:
             worker.stop()
@@ -135,6 +143,13 @@ class _Worker:
             self._start()
         self.task = task
         self.pipe.send(task.file)
+
+    def give_up(self, reason: str) -> SourceRecord:
+        """Kill the process; the record of its source. Another process starts with the next source."""
+        assert self.task is not None
+        task, self.task = self.task, None
+        self.stop()
+        return crashed(task.file, self.job, reason)
 
     def stop(self) -> None:
         self.pipe.close()

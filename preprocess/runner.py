@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from latentsync.utils.errors import UserError
+from latentsync.utils.memory import GIB
 from preprocess.executors import EXECUTORS, run_local, run_ray
 from preprocess.lists import ListOptions, Lists, write_lists
 from preprocess.manifest import Records, SourceRecord, write_manifest
@@ -32,12 +33,15 @@ class RunOptions:
     executor: str = "local"
     temp_dir: Path | None = None
     lists: ListOptions = field(default_factory=ListOptions)
+    worker_memory_gb: float = 0.0  # GiB; 0: its share of 80 % of the machine's
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise UserError(f"--executor {self.executor!r} is unknown; choose one of {', '.join(EXECUTORS)}")
         if self.workers < 1:
             raise UserError(f"--total_num_workers must be 1 or more, not {self.workers}")
+        if not self.worker_memory_gb >= 0:
+            raise UserError(f"--worker_memory_gb must be 0 or more, not {self.worker_memory_gb}")
         if os.path.realpath(self.input_dir) == os.path.realpath(self.output_dir):
             raise UserError(f"{self.output_dir}: is the input folder; choose another --output_dir")
 
@@ -148,4 +152,4 @@ def _execute(files: list[FileStamp], job: Job, options: RunOptions) -> Iterator[
         return iter(())
     if options.executor == "ray":
         return run_ray(files, job, options.workers, options.gpus_per_worker)
-    return run_local(files, job, options.workers)
+    return run_local(files, job, options.workers, round(options.worker_memory_gb * GIB))

@@ -41,6 +41,7 @@ def document(tmp_path_factory) -> dict[str, Any]:
         (module.Links, "Links"),
         (module.Model, "ModelView"),
         (module.Models, "ModelList"),
+        (module.Person, "PersonView"),
         (module.Readiness, "Readiness"),
     ],
 )
@@ -60,6 +61,7 @@ CALLS: list[Callable[[Client, Path], object]] = [
         file, file, mask=file, tags=["a"], webhook_url="http://a.example", idempotency_key="k", seed=1, keep_fps=True
     ),
     lambda client, file: client.submit_batch([{"video": file, "audio": file, "options": {"seed": 1}}]),
+    lambda client, file: client.people(file),
     lambda client, file: client.get(JOB_ID),
     lambda client, file: client.list(states=["done"], tag="a", limit=1, offset=2),
     lambda client, file: list(client.follow(JOB_ID)),
@@ -108,6 +110,7 @@ def answer(path: str) -> httpx.Response:
     return httpx.Response(200, json={
         "/v1/jobs": JOB | {"jobs": [JOB]},
         "/v1/batches": {"jobs": [{"job": JOB, "error": None}]},
+        "/v1/people": {"people": []},
         "/v1/models": {"models": [], "loras": [], "can_upscale": False, "default": "auto"},
         "/healthz": {"status": "ok", "version": "1"},
         "/readyz": {"ready": True, "problems": []},

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def networks(pipeline: LipsyncPipeline, frames: int, batch: int) -> dict[str, Ne
     """The networks by name, for chunks of `frames` frames and `batch` samples of the UNet at once."""
     unet, codec, side = pipeline.unet.eval(), pipeline.codec, pipeline.resolution
     cells = side // codec.factor
-    kind = {"dtype": pipeline.dtype, "generator": torch.Generator().manual_seed(0)}
+    kind: dict[str, Any] = {"dtype": pipeline.dtype, "generator": torch.Generator().manual_seed(0)}
     sample = torch.randn(batch, unet.config.in_channels, frames, cells, cells, **kind)
     tokens = torch.randn(batch, frames, pipeline.audio_encoder.num_tokens, pipeline.audio_encoder.width, **kind)
     times = torch.full((batch,), 500, dtype=torch.int64)

@@ -241,7 +241,7 @@ class PipelineBase:
     def use_devices(self, devices: Sequence[str | torch.device]) -> Self:
         """Share the chunks of a video between this device and further ones, in turn, with copies of the networks.
 
-        Chunks do not depend on each other, so the result is the same, up to rounding. Call it last: later changes of
+        The result is the same, up to rounding: chunks are denoised independently. Call it last: later changes of
         weights and modes do not reach the copies until it is called again. `speak` uses this device alone.
         """
         self._copies = [self._copy_to(torch.device(device)) for device in devices]

@@ -56,7 +56,12 @@ class FoundPerson:
 
 
 def find_people(
-    video: VideoInput | VideoSource, *, detector: str = AUTO, device: str = "cpu", speaking: bool = False
+    video: VideoInput | VideoSource,
+    *,
+    detector: str = AUTO,
+    device: str = "cpu",
+    speaking: bool = False,
+    most_seconds: float | None = None,
 ) -> list[FoundPerson]:
     """Everyone in a video, in order of appearance.
 
@@ -65,14 +70,15 @@ def find_people(
         detector: see the option.
         device: where the networks run.
         speaking: also compare each mouth with the sound of the video, which takes several times as long.
+        most_seconds: of the video that are looked at; None for all.
 
     Raises:
         UserError: the video cannot be read, or has no sound to compare with.
     """
     if isinstance(video, VideoSource):
-        return _find(video, detector, device, speaking)
+        return _find(video, detector, device, speaking, most_seconds)
     with open_video(video) as source:
-        return _find(source, detector, device, speaking)
+        return _find(source, detector, device, speaking, most_seconds)
 
 
 def resolve_faces(
@@ -128,11 +134,15 @@ def people_strip(people: Sequence[FoundPerson]) -> np.ndarray:
     return strip
 
 
-def _find(source: VideoSource, detector: str, device: str, speaking: bool) -> list[FoundPerson]:
+def _find(
+    source: VideoSource, detector: str, device: str, speaking: bool, most_seconds: float | None
+) -> list[FoundPerson]:
     fps = Fraction(FPS) if speaking else SCAN_FPS
     count = source.available(fps)
     if count is None:
         raise UserError("people are looked for in files and arrays, not in an iterator; choose the face by its place")
+    if most_seconds is not None:
+        count = min(count, max(1, int(most_seconds * fps)))
     scorer = _open_scorer(device) if speaking else None
     resolution = None if scorer is None else scorer.scorer.resolution
     opened = create_detector(detector, device, static=not speaking)

@@ -79,7 +79,7 @@ MIGRATIONS = {
         "ALTER TABLE jobs ADD COLUMN webhook_due REAL",
     ),
     4: (),  # other options
-    5: (),
+    5: (),  # other options
 }
 SIDE_FILES = ("", "-wal", "-shm")
 

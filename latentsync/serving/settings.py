@@ -1,14 +1,14 @@
 """The settings of a job service, and the command-line arguments for them."""
 
 import argparse
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from latentsync.options import AUTO, COMPILE_HELP, DTYPES
 from latentsync.utils.errors import UserError
+from latentsync.utils.memory import GIB, default_limit
 
-GIB, MIB = 2**30, 2**20
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class ServingSettings:
     @property
     def worker_memory_limit(self) -> int:
         """Bytes of memory that a worker may use."""
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return self.worker_memory_bytes or int(0.8 * machine) // max(1, self.workers)
+        return self.worker_memory_bytes or default_limit(self.workers)
 
     def as_plain(self) -> dict:
         """JSON-compatible values; `ServingSettings(**plain)` restores them."""

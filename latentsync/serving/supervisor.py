@@ -9,13 +9,13 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 
 from latentsync.serving.background import BackgroundTask
 from latentsync.serving.jobs import JobState
-from latentsync.serving.settings import GIB, ServingSettings
+from latentsync.serving.settings import ServingSettings
 from latentsync.serving.store import JobStore
 from latentsync.utils.cores import worker_environment
+from latentsync.utils.memory import GIB, resident_bytes
 from latentsync.utils.paths import PACKAGE_PARENT
 
 logger = logging.getLogger(__name__)
@@ -173,12 +173,3 @@ class Supervisor:
                 logger.warning("the job of a stopped worker could not be returned to the queue: %s", error)
             slot.process = None
         self.store.close()
-
-
-def resident_bytes(pid: int) -> int:
-    """Memory in use by a process of this machine; 0 if it has ended."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

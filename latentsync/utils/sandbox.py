@@ -44,12 +44,16 @@ _OK, _USER_ERROR, _FAILURE = "ok", "user error", "failure"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a call may take: seconds of wall-clock and of CPU time, bytes of memory beyond the helper's, open files."""
+    """What a call may take: seconds of wall-clock and of CPU time, bytes of memory beyond the helper's, open files.
+
+    file_bytes: size of a file that it may write, such as a temporary one of a library.
+    """
 
     seconds: float = 20.0
     cpu_seconds: float = 10.0
     memory_bytes: int = 2 * 2**30
     open_files: int = 64
+    file_bytes: int = 0
 
     @classmethod
     def for_file(cls, path: Path) -> "Limits":
@@ -249,7 +253,7 @@ def _limit_self(limits: Limits) -> None:
         (resource.RLIMIT_AS, pages * resource.getpagesize() + limits.memory_bytes),
         (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]

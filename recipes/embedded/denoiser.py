@@ -4,8 +4,10 @@ Legend: B samples, F frames, C latent channels, h cells of a side, R pixels of a
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from latentsync.models.syncnet_input import audio_input, visual_input, whisper_r
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.denoise import unet_input
 from latentsync.training.sync_losses import cosine_loss
+from latentsync.utils.threads import prefetch
 from recipes.embedded.autoencoder import edges, hinge
 from recipes.embedded.first_generation.recipe import mouth_weights
 from recipes.embedded.perceptual import PerceptualDistance
@@ -36,7 +39,8 @@ OUTSIDE_WEIGHT = 0.1  # of what the pipeline takes from the frame anyway, in dis
 SAME_MOUTH = 0.06  # squared error of the old channels up to which a cell's texture is taken to be the reference's
 DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: what the losses on pixels see, of 16 cells a side
 MARGIN = 1
-TEMPORAL_FRAMES = 4
+DECODED_FRAMES = 6  # neighbors, of each sample
+JUDGED = 2  # every second of them
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class DenoiserSettings:
     teacher_weight, latent_weight: of the distillation and of the squared error of the latents.
     detail_weight: of the new channels in both.
     pixel_weight, perceptual_weight, adversarial_weight, temporal_weight: of the losses on decoded frames, all 0 for
-        none. exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
+        none. The gradient of the adversarial term does not reach the detail that the UNet predicts: patterns of the
+        decoder's linear part in teeth are the easiest way to deceive a discriminator.
+    exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
     """
 
     shares: Mapping[str, float]
@@ -70,7 +76,7 @@ class DenoiserSettings:
 
     @property
     def is_decoded(self) -> bool:
-        return self.pixel_weight > 0 or self.adversarial_weight > 0
+        return self.pixel_weight > 0
 
 
 class OneStep(nn.Module):
@@ -96,17 +102,26 @@ class OneStep(nn.Module):
         sample = unet_input(torch.zeros_like(latents), self.cell_mask, masked, seen)
         return self.unet(sample, LAST_TIMESTEP, tokens).sample, latents
 
+    def crop_cells(self, latents: Tensor) -> Tensor:
+        """(..., h, h) -> the cells of `DECODED_CELLS` and a margin."""
+        top, bottom, left, right = DECODED_CELLS
+        return latents[..., top - MARGIN : bottom + MARGIN, left - MARGIN : right + MARGIN]
+
+    def crop_mouth(self, faces: Tensor, margin: bool = False) -> Tensor:
+        """(..., R, R) -> the pixels of `DECODED_CELLS`, with the margin or without."""
+        patch, extra = self.autoencoder.config.patch_size, MARGIN if margin else 0
+        top, bottom, left, right = DECODED_CELLS
+        rows = slice(patch * (top - extra), patch * (bottom + extra))
+        return faces[..., rows, patch * (left - extra) : patch * (right + extra)]
+
+    def trim(self, pixels: Tensor) -> Tensor:
+        """Pixels with the margin -> without."""
+        edge = MARGIN * self.autoencoder.config.patch_size
+        return pixels[..., edge:-edge, edge:-edge]
+
     def decode_mouth(self, latents: Tensor) -> Tensor:
         """(N, C, h, h) -> the pixels of `DECODED_CELLS`."""
-        top, bottom, left, right = DECODED_CELLS
-        wide = latents[..., top - MARGIN : bottom + MARGIN, left - MARGIN : right + MARGIN]
-        inner = MARGIN * self.autoencoder.config.patch_size
-        return self.autoencoder.decode(wide).sample[..., inner:-inner, inner:-inner]
-
-    def crop_mouth(self, faces: Tensor) -> Tensor:
-        """(..., R, R) -> the same part."""
-        top, bottom, left, right = (self.autoencoder.config.patch_size * edge for edge in DECODED_CELLS)
-        return faces[..., top:bottom, left:right]
+        return self.trim(self.autoencoder.decode(self.crop_cells(latents)).sample)
 
 
 def pixel_distance(images: Tensor, targets: Tensor) -> Tensor:
@@ -164,8 +179,7 @@ class DenoiserTraining:
         settings: DenoiserSettings,
     ) -> None:
         self.model, self.samples, self.syncnet, self.perceptual = model, samples, syncnet, perceptual
-        self.settings = settings
-        self.discriminator = PatchDiscriminator(32, 3)
+        self.settings, self.discriminator = settings, PatchDiscriminator(32, 3)
         model.autoencoder.requires_grad_(False)
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
@@ -192,15 +206,20 @@ class DenoiserTraining:
     def run(self, max_steps: int | None = None) -> None:
         """Train until the budget is spent, then load the averages into the model."""
         meter = Meter(self.stage)
-        kinds = [kind for kind in self.samples.kinds if self.settings.shares.get(kind)]
-        shares = [self.settings.shares[kind] for kind in kinds]
-        for step in self.stage.steps(max_steps):
-            rng, _ = random_states(self.settings.seed, step)
-            drawn = rng.choice(len(kinds), self.settings.batch, p=np.array(shares) / sum(shares))
-            samples = [self.samples.draw(kinds[index], rng) for index in drawn]
-            meter.add(**self._step(samples, rng))
+        with closing(prefetch(self._draws(self.stage.step), 1)) as draws:
+            for _, (samples, rng) in zip(self.stage.steps(max_steps), draws, strict=False):
+                meter.add(**self._step(samples, rng))
         for name in self.stage.averaged:
             self.stage.modules[name].load_state_dict(self.stage.averaged_state(name))
+
+    def _draws(self, step: int) -> Iterator[tuple[list[Sample], np.random.Generator]]:
+        """Samples of every step from one on, and the generator of its other random numbers."""
+        kinds = [kind for kind in self.samples.kinds if self.settings.shares.get(kind)]
+        shares = np.array([self.settings.shares[kind] for kind in kinds])
+        for number in count(step):
+            rng, _ = random_states(self.settings.seed, number)
+            drawn = rng.choice(len(kinds), self.settings.batch, p=shares / shares.sum())
+            yield [self.samples.draw(kinds[index], rng) for index in drawn], rng
 
     def _step(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, float]:
         target = torch.stack([sample.target for sample in samples])
@@ -231,8 +250,8 @@ class DenoiserTraining:
             terms |= self._pixel_terms(shown)
         self.stage.update("model", sum(terms.values()))
         if shown:
-            real, fake = shown["real"], shown["result"].detach()
-            self.stage.update("discriminator", hinge(self.discriminator(real), self.discriminator(fake)))
+            real, fake = self.discriminator(shown["real"]), self.discriminator(shown["result"].detach())
+            self.stage.update("discriminator", hinge(real, fake))
         self.stage.average()
         return {name: float(term.detach()) for name, term in terms.items()}
 
@@ -255,20 +274,23 @@ class DenoiserTraining:
         rng: np.random.Generator,
     ) -> dict[str, Tensor]:
         """Mouths of a few neighboring frames of each sample: `result`, `real` and `exact`, decoded from the true
-        latents, (B * n, 3, H, W); `paired` (B * n): whose result should equal the real one."""
-        start = int(rng.integers(prediction.shape[2] - TEMPORAL_FRAMES + 1))
-        frames = slice(start, start + TEMPORAL_FRAMES)
+        latents, (B * n, 3, H, W); `judged`, some of `result` for the adversarial term; `paired` (B * n): whose result
+        should equal the real one."""
+        start = int(rng.integers(prediction.shape[2] - DECODED_FRAMES + 1))
+        frames = slice(start, start + DECODED_FRAMES)
         latents = prediction[:, :, frames].transpose(1, 2).flatten(0, 1)
         result = self.model.decode_mouth(latents)
         real = self.model.crop_mouth(target[:, frames]).flatten(0, 1)
-        paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(TEMPORAL_FRAMES)
+        paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(DECODED_FRAMES)
         exact = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
-        return {"result": result, "real": real, "exact": exact, "paired": paired}
+        coarse, fine = latents[::JUDGED].split([OLD_CHANNELS, latents.shape[1] - OLD_CHANNELS], dim=1)
+        judged = self.model.decode_mouth(torch.cat([coarse, fine.detach()], dim=1))
+        return {"result": result, "real": real, "exact": exact, "judged": judged, "paired": paired}
 
     def _pixel_terms(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings, paired = self.settings, shown["paired"]
         terms = {
-            "adversarial": -settings.adversarial_weight * self.discriminator(shown["result"]).mean(),
+            "adversarial": -settings.adversarial_weight * self.discriminator(shown["judged"]).mean(),
             "exact": settings.exact_weight * pixel_distance(shown["exact"], shown["real"]),
         }
         if paired.any():
@@ -276,6 +298,6 @@ class DenoiserTraining:
             share = len(result) / len(paired)
             terms["pixels"] = settings.pixel_weight * share * pixel_distance(result, real)
             terms["perceptual"] = settings.perceptual_weight * share * self.perceptual(result, real)
-            change = [x.unflatten(0, (-1, TEMPORAL_FRAMES)).diff(dim=1) for x in (result, real)]
+            change = [x.unflatten(0, (-1, DECODED_FRAMES)).diff(dim=1) for x in (result, real)]
             terms["temporal"] = settings.temporal_weight * share * F.l1_loss(*change)
         return terms

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from latentsync.data.clip_dataset import draw_start_and_reference
+from latentsync.faces.mask import load_mask
 from latentsync.faces.mouth import closed_opening
 from latentsync.media.silence import runs_of, silence_and_speech
 from latentsync.whisper.audio2feature import Audio2Feature
+from recipes.embedded.detail import LUMA
 from recipes.embedded.first_generation.silence import back_and_forth, draw_apart
 from recipes.embedded.pack import Pack, PackedClip
 from recipes.embedded.teacher import FRAMES, TeacherChunk, Voices, read_chunks
@@ -27,8 +29,12 @@ SHORTEST_UNHEARD_REST = 3  # without audio nothing but the mouth itself says tha
 CLOSED_OPENING = 0.08  # so it must be further closed
 SILENCE_SECONDS = 2.5
 RETRIEVED_SHARE = 0.6  # of the windows without audio, those whose openings find the best match, are used
-SAME_POSE_SHARE = 0.7
+TWIN_SHARE = 0.8  # of the samples have the frame itself with another mouth for a reference
 KEPT_ROWS = 12  # of 32: above the part that is regenerated
+MOVED_SIGMA, MOVED_REACH = 4.0, 13  # pixels of 256: of the blur before a comparison, of what is around a movement
+BENDS, BEND = 5, 0.025  # points of a side that move freely, at most so far (standard deviation, of the side)
+HUE, SATURATION = 0.12, (0.5, 1.4)  # radians
+MOVED_LEVELS = (4.0, 12.0)  # differences of 255 that count as none and as movement
 APART, NEAREST = 8, 6  # frames
 LEAST_MOTION = 0.08  # standard deviation of the openings of a window that is worth a guess at its audio
 RETRIEVED_WEIGHT = 0.5  # their audio is a guess
@@ -64,10 +70,19 @@ def relative_openings(openings: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Look:
-    """How the faces of a sample are changed: target and reference alike."""
+    """How the faces of a sample are changed, target and reference alike: few people become many.
 
-    matrix: np.ndarray
-    table: np.ndarray  # (256, 3) uint8
+    Other proportions and colors of lips and skin leave no way to know a person but the reference.
+
+    Args:
+        places: (R, R, 2) float32, where each pixel comes from.
+        table: (256, 3) uint8, exposure and light.
+        colors: (3, 3), turns hue and saturation.
+    """
+
+    places: np.ndarray
+    table: np.ndarray
+    colors: np.ndarray
 
     @classmethod
     def draw(cls, side: int, rng: np.random.Generator) -> "Look":
@@ -75,14 +90,46 @@ class Look:
         matrix[0] *= rng.choice([-1.0, 1.0]) * rng.uniform(0.93, 1.03)
         center = matrix @ [side / 2, side / 2, 1]
         matrix[:, 2] += side / 2 - center + side * rng.uniform(-0.025, 0.025, 2)
+        columns, rows = np.meshgrid(np.arange(side), np.arange(side))
+        places = np.stack([columns, rows, np.ones_like(rows)], -1) @ cv2.invertAffineTransform(matrix).T
+        bends = rng.normal(0, side * rng.uniform(0, BEND), (BENDS, BENDS, 2))
+        places += cv2.resize(bends, (side, side), interpolation=cv2.INTER_CUBIC)
         gain = rng.uniform(0.8, 1.12) * rng.uniform(0.93, 1.07, 3)
         values = (np.linspace(0, 1, 256)[:, None] * gain).clip(0, 1) ** (2 ** rng.uniform(-0.35, 0.35))
-        return cls(matrix, (values * 255).round().astype(np.uint8))
+        colors = turned_colors(rng.normal(0, HUE), rng.uniform(*SATURATION))
+        return cls(places.astype(np.float32), (values * 255).round().astype(np.uint8), colors)
 
     def __call__(self, face: np.ndarray) -> np.ndarray:
-        size = (face.shape[1], face.shape[0])
-        moved = cv2.warpAffine(face, self.matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-        return np.stack([self.table[moved[..., color], color] for color in range(3)], -1)
+        moved = cv2.remap(face, self.places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        lit = np.stack([self.table[moved[..., color], color] for color in range(3)], -1)
+        return cv2.transform(lit, self.colors)
+
+
+def turned_colors(hue: float, saturation: float) -> np.ndarray:
+    """(3, 3) that turns RGB about the gray axis by `hue` radians and multiplies its distance to luma."""
+    axis = np.cross(np.eye(3), np.full(3, 3**-0.5))
+    gray = np.full((3, 3), 1 / 3)
+    turned = np.cos(hue) * np.eye(3) + (1 - np.cos(hue)) * gray + np.sin(hue) * axis
+    luma = np.tile(LUMA, (3, 1))
+    return luma + saturation * (turned - luma @ turned)
+
+
+def with_other_mouth(face: np.ndarray, other: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """A face (R, R, 3) with what has moved in `other` taken from there, and the rest to the pixel its own.
+
+    In inference the reference is the frame itself: cheeks and jaw are in place, the mouth is not. Such a twin shows a
+    model that it may take texture from the reference, and no lips.
+
+    Args:
+        kept: (R, R), 1 where a model sees the frame itself.
+    """
+    scale = len(face) / 256
+    blurred = [cv2.GaussianBlur(x, (0, 0), MOVED_SIGMA * scale).astype(np.float32) for x in (face, other)]
+    difference = np.abs(blurred[0] - blurred[1]).max(-1)
+    moved = ((difference - MOVED_LEVELS[0]) / (MOVED_LEVELS[1] - MOVED_LEVELS[0])).clip(0, 1)
+    reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (round(MOVED_REACH * scale) | 1,) * 2)
+    weight = cv2.GaussianBlur(cv2.dilate(moved * (1 - kept), reach), (0, 0), MOVED_SIGMA * scale) * (1 - kept)
+    return (face + weight[..., None] * (other.astype(np.float32) - face)).round().astype(np.uint8)
 
 
 class SampleMaker:
@@ -105,6 +152,7 @@ class SampleMaker:
             clip.name: relative_openings(pack.openings[clip.first : clip.first + clip.length]) for clip in pack.clips
         }
         self._poses: dict[str, np.ndarray] = {}
+        self._kept = load_mask(pack.resolution)[0, 0].numpy()
         self._retrieved = self._retrieve()
         people = [*self._heard, *self._seen]
         rests = [[rest for clip in clips if (rest := self._longest_rest(clip))] for clips in people]
@@ -182,8 +230,11 @@ class SampleMaker:
         distinct = {int(frame): self.pack.face(int(frame)) for frame in frames}
         if look is not None:
             distinct = {frame: look(face) for frame, face in distinct.items()}
-        faces = np.stack([distinct[int(frame)] for frame in frames])
-        return torch.from_numpy(faces).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self._to_tensor([distinct[int(frame)] for frame in frames])
+
+    @staticmethod
+    def _to_tensor(faces: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _draw_teacher(self, rng: np.random.Generator) -> Sample:
         if not self.chunks or rng.random() < 0.02:
@@ -221,8 +272,7 @@ class SampleMaker:
         return self._pair("silent", clip, back_and_forth(start, end, FRAMES, rng), other, tokens, rng)
 
     def _same_pose(self, clip: PackedClip, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """For each frame one of another moment in which the head is held alike and the mouth is rather not: in
-        inference the reference is the frame itself, so its cheeks are in place and its mouth is not."""
+        """For each frame one of another moment in which the head is held alike and the mouth is rather not."""
         if clip.name not in self._poses:
             faces = [
                 cv2.resize(self.pack.face(clip.first + i), (32, 32), interpolation=cv2.INTER_AREA)
@@ -243,8 +293,14 @@ class SampleMaker:
     ) -> Sample:
         look = Look.draw(self.pack.resolution, rng)
         target = self._show(clip.first + frames, look)
-        shown = np.arange(other, other + FRAMES)
-        if rng.random() < SAME_POSE_SHARE:
-            shown = self._same_pose(clip, frames, rng)
-        reference = self._show(clip.first + shown, look)
+        if rng.random() < TWIN_SHARE:
+            others = self._same_pose(clip, frames, rng)
+            reference = self._to_tensor(
+                [
+                    look(with_other_mouth(*(self.pack.face(clip.first + int(i)) for i in pair), self._kept))
+                    for pair in zip(frames, others, strict=True)
+                ]
+            )
+        else:
+            reference = self._show(clip.first + np.arange(other, other + FRAMES), look)
         return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)

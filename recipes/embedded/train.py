@@ -54,17 +54,17 @@ MINUTES = {
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
     "refine": DenoiserSettings(
-        {"teacher": 0.3, "real": 0.28, "retrieved": 0.22, "silent": 0.2},
+        {"teacher": 0.22, "real": 0.42, "retrieved": 0.24, "silent": 0.12},
         lr=3e-4,
         decoder_lr=5e-4,
         discriminator_lr=4e-4,
-        teacher_weight=2.5,
-        latent_weight=0.3,
-        sync_weight=0.25,
+        teacher_weight=0.5,
+        latent_weight=0.15,
+        sync_weight=0.6,
         pixel_weight=1.0,
         exact_weight=1.0,
-        perceptual_weight=0.4,
-        adversarial_weight=0.1,
+        perceptual_weight=0.8,
+        adversarial_weight=0.15,
         temporal_weight=1.0,
         decay=0.99,
         seed=33,
@@ -115,9 +115,8 @@ class Recipe:
         return syncnet.train(self.pack, self.load_autoencoder(), self.output / "syncnet.pt", seconds, settings)
 
     def _denoise(self, name: str, seconds: float) -> None:
-        model = self.load_model(before=name)
-        chunks, whisper = self.output / "teacher", FIRST_GENERATION / "whisper_tiny_en_encoder.safetensors"
-        samples = SampleMaker(self.pack, self.voices, chunks, whisper)
+        model, whisper = self.load_model(before=name), FIRST_GENERATION / "whisper_tiny_en_encoder.safetensors"
+        samples = SampleMaker(self.pack, self.voices, self.output / "teacher", whisper)
         judge = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"

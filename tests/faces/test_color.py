@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentsync.faces.color import LUMA, match_color
+from latentsync.faces.color import LUMA, _blur, _gaussian, match_color
 from tests.conformance.seeded import seeded_input
 
 SIDE = 64
@@ -46,3 +46,11 @@ def test_half_precision_and_small_faces():
     small = torch.rand(1, 3, 4, 4, dtype=torch.float16)
     matched = match_color(small, torch.zeros_like(small), reach=5.0)
     assert matched.shape == small.shape and matched.dtype == torch.float32 and matched.isfinite().all()
+
+
+@pytest.mark.parametrize("sigma", [5.0, 12.8, 25.6])
+def test_a_blur_on_a_reduced_image_equals_a_gaussian(sigma):
+    pixels = seeded_input("blurred", (2, 3, 16, 24)).repeat_interleave(16, 2).repeat_interleave(16, 3)  # blocks
+    error = (_blur(pixels, sigma) - _gaussian(pixels, sigma)).abs() / pixels.abs().max()
+    assert error[..., 80:-80, 80:-80].max() < 0.005
+    assert error.max() < 0.05  # the borders are reflected at the reduced pixels

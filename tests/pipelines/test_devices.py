@@ -24,11 +24,14 @@ def test_two_devices_share_a_video(both, pipeline, media):
     for number, unet in enumerate(networks):
         unet.conv_in.register_forward_hook(lambda *_, number=number: images.append(number))
     inputs = (media / "clip.mp4", media / "voice.wav", FAST)
-    alone, shared = (
-        np.stack([np.asarray(frame) for frame in one.frames(*inputs, num_frames=4)]) for one in (pipeline, both)
-    )
-    assert np.array_equal(alone, shared)
-    assert images == [0, 1, 0]  # 10 frames: chunks of 4, 4 and 2
+    for overlap in (0, 2):
+        images.clear()
+        alone, shared = (
+            np.stack([np.asarray(frame) for frame in one.frames(*inputs, num_frames=4, chunk_overlap=overlap)])
+            for one in (pipeline, both)
+        )
+        assert np.array_equal(alone, shared)
+        assert images == [0, 1, 0, 1][: len(images)] and len(images) >= 3
     assert both.devices == [torch.device("cpu")] * 2
 
 

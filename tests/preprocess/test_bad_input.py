@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def here(monkeypatch):
     """Sources are processed in this process."""
 
-    def run(files, job, workers):
+    def run(files, job, *_):
         with Tools(job.settings) as tools:
             for file in files:
                 yield process_source(file, job, tools)

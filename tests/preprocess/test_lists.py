@@ -75,7 +75,7 @@ def test_images_and_silent_videos_are_used_for_faces(tmp_path, monkeypatch, dete
     monkeypatch.setattr("preprocess.tools.create_detector", lambda *args, **options: detector)
     monkeypatch.setattr(
         "preprocess.runner.run_local",
-        lambda files, job, workers: (process_source(file, job, Tools(job.settings)) for file in files),
+        lambda files, job, *_: (process_source(file, job, Tools(job.settings)) for file in files),
     )
     folder = tmp_path / "in" / "all"
     folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_images_and_silent_videos_are_used_for_faces(tmp_path, monkeypatch, dete
 def test_whole_frames_of_a_silent_video(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "preprocess.runner.run_local",
-        lambda files, job, workers: (process_source(file, job, Tools(job.settings)) for file in files),
+        lambda files, job, *_: (process_source(file, job, Tools(job.settings)) for file in files),
     )
     (tmp_path / "in").mkdir()
     write_clip(tmp_path / "in" / "a.mp4", 20)

@@ -44,7 +44,7 @@ def here(monkeypatch, detector):
     monkeypatch.setattr(detector, "close", lambda: None)
     monkeypatch.setattr("preprocess.tools.create_detector", lambda *args, **options: detector)
 
-    def run(files, job: Job, workers: int):
+    def run(files, job: Job, *_: int):
         with Tools(job.settings) as tools:
             for file in files:
                 yield process_source(file, job, tools)
@@ -230,6 +230,32 @@ def test_a_source_that_takes_too_long_is_given_up(sources, tmp_path, monkeypatch
     summary = process(RunOptions(sources, tmp_path / "out", workers=2), FAST)
     fate = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
     assert "took longer than" in fate["silent.mp4"] and summary.kept == 3
+
+
+def _greedy_worker(pipe, job: Job, workers: int) -> None:
+    """A worker that takes 2 GiB for one source."""
+    from preprocess import executors
+
+    real = executors.process_source
+
+    def hoard(file: FileStamp, job: Job, tools: Tools, beat: Beat):
+        if file.name == "silent.mp4":
+            hoarded = bytearray(2**31)
+            hoarded[::4096] = b"x" * len(hoarded[::4096])
+            time.sleep(600)
+        return real(file, job, tools, beat)
+
+    executors.process_source = hoard
+    executors._work(pipe, job, workers)
+
+
+def test_a_source_that_needs_too_much_memory_is_given_up(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocess.executors._work", _greedy_worker)
+    summary = process(RunOptions(sources, tmp_path / "out", workers=2, worker_memory_gb=1.9), FAST)
+    fate = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
+    assert fate["silent.mp4"] == "needed more than the allowed 1.9 GiB of memory" and summary.kept == 3
+    with pytest.raises(UserError, match="worker_memory_gb must be 0 or more"):
+        RunOptions(sources, tmp_path / "out", worker_memory_gb=-1)
 
 
 def test_a_crashed_worker_loses_its_source_only(sources, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Tags, idempotency keys, batches, webhooks, request ids, and streams that are resumed, on a live server."""
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -8,12 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from PIL import Image
 
 from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.api.webhooks import DELAYS, WebhookSender, sign
 from latentsync.serving.jobs import JobState
 from latentsync.serving.service import JobService
+from tests.pipelines.scenes import clip, picture
 from tests.serving.live import error_of, make_service, serving
 from tests.serving.test_api import events_of, finish, submit
 
@@ -117,6 +121,34 @@ def test_batches_that_are_refused_whole(client, service, media, jobs, code):
     files = {"anna.mp4": ("anna.mp4", (media / "clip.mp4").read_bytes())}
     assert error_of(client.post("/v1/batches", files=files, data={"jobs": jobs}))[1] == code
     assert len(service.list(limit=200)) == before
+
+
+def test_the_people_in_a_video(client, service, tmp_path):
+    scene = clip(tmp_path / "two.mp4", 25, lambda index: picture(((0, 0), (150, 0)), width=290))
+    people = client.post("/v1/people", files={"video": scene.open("rb")}).json()["people"]
+    assert [person["name"] for person in people] == ["person1", "person2"]
+    assert all(person["seconds"][0][0] == 0 and person["seconds"][0][1] > 0.5 for person in people)
+    lefts = [person["first_box"][0] for person in people]
+    assert abs(lefts[0] - lefts[1]) > 100
+    head, _, data = people[0]["portrait"].partition(",")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as portrait:
+        assert (head, portrait.format, portrait.size) == ("data:image/jpeg;base64", "JPEG", (160, 160))
+    assert not list(service.upload_folder().iterdir())
+
+
+def test_people_of_what_is_no_video(client, tmp_path, media):
+    voice = {"video": ("a.wav", (media / "voice.wav").read_bytes())}
+    assert error_of(client.post("/v1/people", files=voice)) == (422, "invalid_input")
+    hostile = {"video": ("a.mp4", b"ffconcat version 1.0\nfile a.mp4\n")}
+    assert error_of(client.post("/v1/people", files=hostile)) == (422, "invalid_input")
+    assert error_of(client.post("/v1/people", json={"video_url": "http://a.example"})) == (
+        415,
+        "unsupported_media_type",
+    )
+    assert error_of(client.post("/v1/people", files={"audio": ("a.wav", b"x")}))[0] == 422
+    assert error_of(client.post("/v1/people", files=voice, data={"seed": "1"})) == (422, "invalid_request")
+    empty = clip(tmp_path / "empty.mp4", 5, lambda index: picture(()))
+    assert client.post("/v1/people", files={"video": empty.open("rb")}).json() == {"people": []}
 
 
 def test_every_response_has_a_request_id(client):

@@ -12,7 +12,7 @@ from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind, JobState
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings
-from latentsync.serving.supervisor import resident_bytes
+from latentsync.utils.memory import resident_bytes
 from tests.pipelines.scenes import clip
 from tests.serving.fakes import Files, wait_for
 from tests.waiting import eventually

@@ -9,11 +9,12 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from latentsync import __version__
-from latentsync.serving.api import batches, jobs, state
+from latentsync.serving.api import batches, jobs, people, state
 from latentsync.serving.api.access import BrowserGuard, HeadGuard
 from latentsync.serving.api.context import ApiContext
 from latentsync.serving.api.docs import add_docs
 from latentsync.serving.api.errors import install_handlers, responses
+from latentsync.serving.api.examples import OF_MODELS
 from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.keys import ApiKeys, key_check
 from latentsync.serving.api.limits import ApiLimits
@@ -75,6 +76,7 @@ def create_app(
         needs_key += [Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
     app.include_router(jobs.router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(batches.router, dependencies=needs_key, responses=responses(401) if keys else None)
+    app.include_router(people.router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.keyed_router, dependencies=needs_key, responses=responses(401) if keys else None)
     app.include_router(state.open_router)
     add_docs(app)
@@ -87,7 +89,7 @@ def create_app(
 
 
 class Api(FastAPI):
-    """FastAPI with the models of the body of POST /v1/jobs, which is parsed by hand, in its OpenAPI document."""
+    """FastAPI whose OpenAPI document has examples, and the models of the body of POST /v1/jobs, parsed by hand."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is not None:
@@ -100,5 +102,7 @@ class Api(FastAPI):
             own = model.model_json_schema(ref_template="#/components/schemas/{model}")
             for name, schema in {**own.pop("$defs", {}), model.__name__: own}.items():
                 schemas.setdefault(name, schema)
+        for name, value in OF_MODELS.items():
+            schemas[name]["examples"] = [value]
         self.openapi_schema = document
         return document

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from latentsync.serving.api.context import ApiContext, Context, Submitter
 from latentsync.serving.api.errors import ApiError, ErrorBody, refusal_of, responses
+from latentsync.serving.api.examples import BATCH_JOBS
 from latentsync.serving.api.multipart import ReceivedFile
 from latentsync.serving.api.schema import (
     Batch,
@@ -36,7 +37,6 @@ from latentsync.utils.errors import UserError
 
 router = APIRouter(prefix="/v1/batches", tags=["jobs"])
 FIELD = "jobs"  # of the form, with the jobs as JSON
-EXAMPLE = '[{"video": "anna.mp4", "audio": "line1.wav"}, {"video": "anna.mp4", "audio": "line2.wav"}]'
 Files = dict[str, ReceivedFile]
 
 
@@ -45,11 +45,14 @@ def body_docs() -> dict[str, Any]:
     form = {
         "type": "object",
         "required": [FIELD],
-        "properties": {FIELD: {"type": "string", "description": "The jobs as JSON.", "examples": [EXAMPLE]}},
+        "properties": {FIELD: {"type": "string", "description": "The jobs as JSON."}},
         "additionalProperties": {"type": "string", "format": "binary"},
     }
     by_url = {"$ref": "#/components/schemas/UrlBatch"}
-    return {"required": True, "content": {FORM: {"schema": form}, JSON: {"schema": by_url}}}
+    return {
+        "required": True,
+        "content": {FORM: {"schema": form, "example": {FIELD: BATCH_JOBS}}, JSON: {"schema": by_url}},
+    }
 
 
 @router.post(

@@ -30,6 +30,7 @@ class ApiContext:
     def __post_init__(self) -> None:
         # Separate thread limits for what may take seconds, so that reading jobs never waits for it.
         self.probes = anyio.CapacityLimiter(self.limits.parallel_probes)
+        self.scans = anyio.CapacityLimiter(self.limits.parallel_scans)
         self.deletions = anyio.CapacityLimiter(self.limits.parallel_deletions)
 
 

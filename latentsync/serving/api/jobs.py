@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from latentsync.serving.api import examples
 from latentsync.serving.api.context import ApiContext, Context, Submitter
 from latentsync.serving.api.errors import ApiError, responses, try_later
 from latentsync.serving.api.events import event_stream
@@ -32,7 +33,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 def find_job_id(
-    job_id: Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="The job's id.")],
+    job_id: Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="The job's id.", examples=[examples.JOB["id"]])],
     context: Context,
     submitter: Submitter,
 ) -> str:
@@ -72,10 +73,12 @@ def list_jobs(
     request: Request,
     context: Context,
     submitter: Submitter,
-    state: Annotated[list[JobState] | None, Query(description="Only jobs in these states.")] = None,
-    tag: Annotated[str | None, Query(max_length=50, description="Only jobs with this tag.")] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    state: Annotated[
+        list[JobState] | None, Query(description="Only jobs in these states.", examples=[["queued", "running"]])
+    ] = None,
+    tag: Annotated[str | None, Query(max_length=50, description="Only jobs with this tag.", examples=["draft"])] = None,
+    limit: Annotated[int, Query(ge=1, le=200, examples=[50])] = 50,
+    offset: Annotated[int, Query(ge=0, le=1_000_000, examples=[0])] = 0,
 ) -> JobList:
     jobs = context.service.list(states=state, limit=limit, offset=offset, submitter=submitter, tag=tag)
     return JobList(jobs=[JobView.of(job, request) for job in jobs])
@@ -108,13 +111,15 @@ def retry_job(request: Request, context: Context, job_id: JobId) -> JobView:
     "/{job_id}/events",
     summary="Follow a job (server-sent events)",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}, **responses(404, 429)},
+    responses={200: {"content": {"text/event-stream": {"example": examples.EVENT}}}, **responses(404, 429)},
 )
 async def job_events(
     request: Request,
     context: Context,
     job_id: JobId,
-    last_event_id: Annotated[str | None, Header(description="Id of the last event received before.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Id of the last event received before.", examples=["1"])
+    ] = None,
 ) -> StreamingResponse:
     """Events named `progress`, then one named `final` (or `deleted`), each with the job as JSON; comments in between
     keep the connection alive. The stream ends after the last event, or when the server stops: then reconnect. With

@@ -17,6 +17,7 @@ class ApiLimits:
     wait_for_upload_slot: float = 30.0
     parallel_probes: int = 4
     parallel_deletions: int = 4
+    parallel_scans: int = 2  # for the people in a video
     event_streams: int = 200
     idle_seconds: float = 30.0
     grace_seconds: float = 60.0

@@ -84,6 +84,19 @@ class JobList(BaseModel):
     jobs: list[JobView] = Field(description="Newest first.")
 
 
+class PersonView(BaseModel):
+    name: str = Field(description="Value of the option `face`.")
+    seconds: list[tuple[float, float]] = Field(description="When the person is seen: start and end in seconds.")
+    first_box: tuple[int, int, int, int] = Field(
+        description="Where the face is seen first, in pixels: left, top, right, bottom."
+    )
+    portrait: str = Field(description="A JPEG as a data URL, 160 x 160 pixels.")
+
+
+class PeopleView(BaseModel):
+    people: list[PersonView] = Field(description="In order of appearance; empty if no face was found.")
+
+
 class ModelView(BaseModel):
     name: str = Field(description="Value of the option `model`.", examples=["embedded"])
     summary: str
@@ -104,7 +117,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    status: str = Field(examples=["ok"])
+    status: str
     version: str
 
 

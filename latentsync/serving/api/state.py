@@ -10,6 +10,7 @@ from latentsync import __version__
 from latentsync.checkpoints.registry import REGISTRY
 from latentsync.loading import can_upscale
 from latentsync.serving.api.context import ApiContext, Context
+from latentsync.serving.api.examples import METRICS
 from latentsync.serving.api.schema import Health, ModelList, ModelView, Readiness
 from latentsync.serving.models import find_model, list_loras, list_models
 from latentsync.utils.errors import UserError
@@ -54,7 +55,12 @@ def find_problems(context: ApiContext) -> list[str]:
     return problems
 
 
-@keyed_router.get("/metrics", response_class=Response, summary="Prometheus metrics")
+@keyed_router.get(
+    "/metrics",
+    response_class=Response,
+    summary="Prometheus metrics",
+    responses={200: {"content": {"text/plain": {"example": METRICS}}}},
+)
 def metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

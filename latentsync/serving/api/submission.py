@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from latentsync.options import OPTIONS, GenerationOptions, OptionError, describe_problems, parse_options
+from latentsync.serving.api import examples
 from latentsync.serving.api.context import ApiContext
 from latentsync.serving.api.errors import ApiError
 from latentsync.serving.api.errors import describe_problems as describe_fields
@@ -49,7 +50,7 @@ def request_body_docs() -> dict:
         "additionalProperties": False,
     }
     by_url = {"$ref": "#/components/schemas/UrlJob"}
-    return {"required": True, "content": {FORM: {"schema": form}, JSON: {"schema": by_url}}}
+    return {"required": True, "content": {FORM: {"schema": form, "example": examples.FORM}, JSON: {"schema": by_url}}}
 
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:

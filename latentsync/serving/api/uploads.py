@@ -5,7 +5,7 @@ import errno
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -109,9 +109,12 @@ class UploadDesk:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
-    async def receive_form(self, body: Body, folder: Path, *, batch: bool = False) -> FormReceiver:
+    async def receive_form(
+        self, body: Body, folder: Path, *, roles: Collection[str] = ROLES, batch: bool = False
+    ) -> FormReceiver:
         """Receive a multipart body; its files are written into `folder`.
 
+        roles: names of the files.
         batch: with files of any name, and a field with the jobs as JSON, instead of the files and options of one job.
 
         Raises:
@@ -122,14 +125,14 @@ class UploadDesk:
         receiver = FormReceiver(
             body.content_type,
             folder,
-            None if batch else frozenset(ROLES),
+            None if batch else frozenset(roles),
             max_file_bytes=self.max_file_bytes,
             max_field_bytes=self.limits.max_json_bytes if batch else self.limits.max_field_bytes,
             max_parts=self.limits.max_batch_parts if batch else self.limits.max_parts,
         )
         try:
             waiting = bytearray()
-            async for piece in body.pieces(len(ROLES) * self.max_file_bytes + FORM_OVERHEAD):
+            async for piece in body.pieces(len(roles) * self.max_file_bytes + FORM_OVERHEAD):
                 self.received_bytes += len(piece)
                 waiting += piece
                 if len(waiting) >= WRITE_AT_ONCE:
