@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from latentsync.utils.paths import CHECKPOINTS_DIR
 from recipes.embedded.denoiser import OLD_CHANNELS, channel_weights, distillation_loss, reconstruction_loss
-from recipes.embedded.pack import Pack
 from recipes.embedded.detail import LUMA
+from recipes.embedded.pack import Pack
 from recipes.embedded.samples import APART, SampleMaker, relative_openings, turned_colors, with_other_mouth
 from recipes.embedded.teacher import FRAMES, Voices
 from tests.conformance.seeded import seeded_input
