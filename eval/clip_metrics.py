@@ -99,6 +99,7 @@ class FaceMetrics:
         self.models, self.compared = models, compared
         self.faces, self.num_frames = 0, num_frames
         resolution, self._chunk = models.settings.resolution, models.settings.chunk
+        self._overlap = models.settings.overlap
         self._boxes: dict[str, Box] = {"": WHOLE, "_mouth": mouth_slices(resolution)}  # suffixes of metrics
         self._openings = {name: np.full(num_frames, np.nan) for name in ("result", "source")}
         self._jitter = {"jitter": JitterMetric(STILL), "lip_jitter": JitterMetric(LIPS)}
@@ -132,7 +133,8 @@ class FaceMetrics:
         joined = {key: np.concatenate(arrays) for key, arrays in self._per_frame.items()}
         joined["seam"] = self._flicker.values
         for key in ("seam", "lip_seam"):
-            values[key] = seam_ratio(joined.pop(key, np.zeros(0)), np.concatenate(self._starts), self._chunk)
+            changes, starts = joined.pop(key, np.zeros(0)), np.concatenate(self._starts)
+            values[key] = seam_ratio(changes, starts, self._chunk, self._overlap)
         arrays = {key: joined.pop(key) for key in FEATURES if key in joined}
         values |= {key: nanmean(array) for key, array in joined.items()}
         if self._windows is not None:

@@ -10,6 +10,7 @@ from latentsync.data.cache import file_digest
 from latentsync.metrics.clip_sync import SCORERS, ClipSyncScorer, open_sync_scorer
 from latentsync.metrics.fvd import I3D, STRIDE, VideoFeatures
 from latentsync.metrics.landmarks import FaceMesh
+from latentsync.options import DEFAULT_OVERLAP, parse_options
 from latentsync.pretrained import mobilenet
 from latentsync.pretrained.face_embedding import RECOGNITION, FaceEmbedder
 from latentsync.pretrained.inception import CHECKPOINT as INCEPTION
@@ -92,6 +93,7 @@ class MetricSettings:
         untrained_lpips: without VGG16's weights, use an untrained trunk with seed 0; the report notes it.
         face: which face to evaluate.
         chunk: frames of the methods' chunks, for the metrics of seams.
+        overlap: frames that consecutive chunks share.
     """
 
     resolution: int = 256
@@ -101,10 +103,11 @@ class MetricSettings:
     untrained_lpips: bool = False
     face: str = "largest"
     chunk: int = 16
+    overlap: int = 0
 
 
 def add_metric_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `MetricSettings` except the face, which is a generation option."""
+    """Add the options of `MetricSettings` except face and overlap, which are generation options."""
     add, defaults = parser.add_argument, MetricSettings()
     add("--resolution", type=int, default=defaults.resolution, help="side of aligned faces (default: %(default)s)")
     add("--every", type=int, default=defaults.every, help="use every n-th frame in metrics of large networks")
@@ -124,13 +127,15 @@ def check_metric_options(parser: argparse.ArgumentParser, options: argparse.Name
         parser.error("--resolution must be between 64 and 1024")
     if options.every < 1 or options.stride < 1 or options.chunk < 2:
         parser.error("--every and --stride must be 1 or more, --chunk 2 or more")
+    if metric_settings(options).overlap >= options.chunk:
+        parser.error("--chunk_overlap must be smaller than --chunk")
 
 
 def metric_settings(options: argparse.Namespace) -> MetricSettings:
     """Settings of the command line."""
-    face = getattr(options, "face", "largest")
+    face, overlap = getattr(options, "face", "largest"), getattr(options, "chunk_overlap", DEFAULT_OVERLAP)
     names = (options.resolution, options.every, options.stride, options.sync_scorer, options.untrained_lpips)
-    return MetricSettings(*names, face, options.chunk)
+    return MetricSettings(*names, face, options.chunk, parse_options({"chunk_overlap": overlap}).chunk_overlap)
 
 
 @dataclass

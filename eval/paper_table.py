@@ -28,7 +28,7 @@ PUBLISHED: Mapping[str, tuple[float, ...]] = {
     "MuseTalk, published": (9.35, 0.74, 6.8, 0.56, 247),
     "LatentSync, published": (7.22, 0.79, 8.9, 0.30, 162.7),
 }
-EVERY_FRAME = ("--every", "1")
+AS_PUBLISHED = ("--every", "1", "--chunk_overlap", "0")  # frames of the metrics, and inference
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace, passed_on: Sequence[str], command: str) -> 
     videos = read_list(options.videos)
     names = [f"{index:04d}_{video.stem}"[:80] for index, video in enumerate(videos)]
     rows = ((video.absolute(), "", name, "") for video, name in zip(videos, names, strict=True))
-    chosen = comparison.options_of_model(options.model, folder, rows, [*EVERY_FRAME, *passed_on])
+    chosen = comparison.options_of_model(options.model, folder, rows, [*AS_PUBLISHED, *passed_on])
     if not options.partial:
         check_weights(chosen)
     text = table(comparison.run(chosen, command), options.model)

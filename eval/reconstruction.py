@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace, command: str) -> Report:
     pairs = read_pairs(arguments.pairs)
     options = generation_options(arguments, pick_model(given_options(arguments).get("model", AUTO), arguments.device))
     pipeline = open_pipeline(options, arguments.device)
-    settings = replace(metric_settings(arguments), resolution=pipeline.resolution)
+    settings = replace(metric_settings(arguments), resolution=pipeline.resolution, overlap=0)
     results = arguments.output_dir / "results"
     cells: dict[tuple[str, str], ClipMetrics] = {}
     failures = []

@@ -22,6 +22,7 @@ from latentsync.utils.rates import exact_rate
 
 AUTO: Final = "auto"
 DEFAULT_CRF = 18
+DEFAULT_OVERLAP = 2
 MAX_SEED = 2**63 - 1
 MAX_FPS = 240
 MAX_SECONDS = 86400
@@ -145,6 +146,13 @@ class GenerationOptions(BaseModel):
     )
     chunk_batch_size: Annotated[int, Show(Group.QUALITY, advanced=True)] = Field(
         1, ge=1, le=64, description="Number of 16-frame chunks denoised together; higher is faster on a large GPU."
+    )
+    chunk_overlap: Annotated[int, Show(Group.QUALITY, advanced=True)] = Field(
+        DEFAULT_OVERLAP,
+        ge=0,
+        le=8,
+        description="Frames that consecutive chunks share and cross-fade, against jumps of the mouth between them; 0 "
+        "computes chunks independently, as published.",
     )
     vram_efficient: Annotated[bool, Show(Group.QUALITY, advanced=True)] = Field(
         False, description="Use less GPU memory at some cost in speed."

@@ -1,11 +1,12 @@
-"""Measure speed and memory: `python -m tools.benchmark [geometry|overhead|memory|demo|gpu|training|all]`.
+"""Measure speed and memory: `python -m tools.benchmark [SECTION]`.
 
-geometry  time per frame of alignment and paste-back at 720p and 1080p
-overhead  the pipeline without its networks, relative to decoding and encoding alone, at 1080p
-memory    peak memory of the command line on 30 s and on 10 min of 720p video
-demo      duration of ./inference.sh without arguments
-gpu       speed of the full-size UNet on a CUDA device
-training  training speed and memory of the full-size configs on a CUDA device
+geometry    time per frame of alignment and paste-back at 720p and 1080p
+overhead    the pipeline without its networks, relative to decoding and encoding alone, at 1080p
+memory      peak memory of the command line on 30 s and on 10 min of 720p video
+demo        duration of ./inference.sh without arguments
+gpu         the whole command with the full-size model on a CUDA device: speed, memory, idle time, kernels
+precisions  faces of the embedded model in half precision, compared with float32
+training    training speed and memory of the full-size configs on a CUDA device
 
 All inputs are made from the demo's portrait and speech. Options after `--` are passed to the measured commands of
 `memory` and `demo`. Exit codes: 0 measured (the table marks missed targets), 1 invalid input, 2 wrong usage.
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from latentsync.utils.commands import command
-from tools.benchmarks import geometry, gpu, overhead, processes, training
+from tools.benchmarks import full_size, geometry, gpu, overhead, precisions, processes, training
 from tools.benchmarks.report import Figure, as_json, as_markdown, as_text, machine
 
 
@@ -34,9 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("section", nargs="?", choices=[*sections(), "all"], default="all", help="benchmark to run (default: all)")
     add("--video", type=Path, help="overhead: a video of a person instead of the generated 1080p clip")
-    add("--seconds", type=float, help="overhead: length of a run (default 10); memory: of the long clip (default 600)")
+    lengths = "overhead (default 10), gpu (4): length of a run; memory (600): of the long clip"
+    add("--seconds", type=float, help=lengths)
     add("--repeats", type=int, default=5, help="overhead: pairs of runs (default: %(default)s)")
-    add("--resolution", type=int, default=256, help="overhead: side of the aligned faces (default: %(default)s)")
+    add("--resolution", type=int, help="side of the aligned faces: overhead (default 256), gpu (default 256 and 512)")
+    add("--levers", choices=[gpu.EAGER, gpu.COMPILED], help="gpu: measure only the eager or the compiled model")
+    add("--tiny", action="store_true", help="gpu, precisions: a tiny model, also without a GPU, to try the benchmark")
     add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     add("--markdown", type=Path, metavar="FILE", help="write the figures as a Markdown table")
     return parser
@@ -47,13 +51,20 @@ def sections() -> dict[str, Callable[[argparse.Namespace, Path], list[Figure]]]:
     return {
         "geometry": lambda options, folder: geometry.measure(),
         "overhead": lambda options, folder: overhead.measure(
-            folder, options.video, options.seconds or 10.0, options.repeats, options.resolution
+            folder, options.video, options.seconds or 10.0, options.repeats, options.resolution or 256
         ),
         "memory": lambda options, folder: processes.measure_memory(
             folder, options.seconds or processes.LONG_SECONDS, options.passed_on
         ),
         "demo": lambda options, folder: processes.measure_demo(folder, options.passed_on),
-        "gpu": lambda options, folder: gpu.measure(),
+        "gpu": lambda options, folder: gpu.measure(
+            folder,
+            [options.resolution] if options.resolution else list(full_size.FULL_SIZE),
+            options.seconds or gpu.SECONDS,
+            [options.levers] if options.levers else [gpu.EAGER, gpu.COMPILED],
+            options.tiny,
+        ),
+        "precisions": lambda options, folder: precisions.measure(options.tiny),
         "training": lambda options, folder: training.measure(folder),
     }
 
@@ -66,6 +77,8 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv[:end])
     if options.repeats < 1 or (options.seconds is not None and options.seconds < 1):
         parser.error("--repeats and --seconds must be 1 or more")
+    if options.section == "gpu" and options.resolution not in (None, *full_size.FULL_SIZE):
+        parser.error(f"--resolution of gpu must be one of {', '.join(map(str, full_size.FULL_SIZE))}")
     options.passed_on = argv[end + 1 :]
     return options
 

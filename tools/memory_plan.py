@@ -20,7 +20,7 @@ from latentsync.pretrained.videomae import VideoMAE
 from latentsync.training.unet_setup import choose_trainable
 from latentsync.trepa.loss import VIT_G
 from latentsync.utils.paths import CONFIGS_DIR, project_path
-from tools.benchmarks.training import VAE_LAYOUT
+from tools.benchmarks.full_size import VAE_LAYOUT
 
 NAMES = ("stage1", "stage2", "stage2_efficient", "stage1_512", "stage2_512")
 PROCESSES = 8

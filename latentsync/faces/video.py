@@ -280,25 +280,6 @@ def align_frames(frames: Iterable[VideoFrame], align: FaceAligner) -> Iterator[T
         yield align(index, frame)
 
 
-def face_runs(frames: Iterable[TrackedFrame], num_frames: int) -> Iterator[list[TrackedFrame]]:
-    """Group consecutive frames into runs.
-
-    A run has at most `num_frames` frames, all with a face and without a cut in between. A frame without a face forms a
-    run of its own, which is not denoised.
-    """
-    run: list[TrackedFrame] = []
-    for item in frames:
-        if run and (item.face is None or item.face.starts or len(run) == num_frames):
-            yield run
-            run = []
-        if item.face is None:
-            yield [item]
-        else:
-            run.append(item)
-    if run:
-        yield run
-
-
 @dataclass
 class PersonTrack:
     """A track of one person without gaps or cuts. Lists have one entry per frame.

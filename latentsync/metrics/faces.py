@@ -13,9 +13,10 @@ import numpy as np
 
 from latentsync.constants import FPS
 from latentsync.faces.align import crop_size, template_anchors
+from latentsync.faces.chunks import face_chunks
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
-from latentsync.faces.video import AlignedFace, TrackedFrame, face_runs, read_faces
+from latentsync.faces.video import AlignedFace, TrackedFrame, read_faces
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo
 from latentsync.media.timeline import Timeline, available_frames, open_timeline
@@ -94,10 +95,10 @@ def whole_frame(frame: VideoFrame, resolution: int, starts: bool = False) -> Ali
 def aligned_tracks(info: VideoInfo, resolution: int, face: str = "largest") -> Iterator[tuple[int, np.ndarray]]:
     """Tracks of one person, in view without a cut or gap: index of the first frame, faces (T, R, R, 3) uint8."""
     with closing(read_clip_faces(info, resolution, face)) as frames:
-        for track in face_runs(frames, MAX_TRACK):
-            faces = [item.face.pixels for item in track if item.face is not None]
+        for track in face_chunks(frames, MAX_TRACK):
+            faces = [item.face.pixels for item in track.frames if item.face is not None]
             if faces:
-                yield track[0].index, np.stack(faces)
+                yield track.frames[0].index, np.stack(faces)
 
 
 def clip_frames(info: VideoInfo, num_frames: int | None = None) -> Timeline:

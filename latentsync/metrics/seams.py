@@ -11,18 +11,20 @@ import math
 import numpy as np
 
 
-def seam_ratio(changes: np.ndarray, starts: np.ndarray, chunk: int) -> float:
+def seam_ratio(changes: np.ndarray, starts: np.ndarray, chunk: int, overlap: int = 0) -> float:
     """Mean change at seams over mean change inside; NaN without either, or without any change.
 
     Args:
         changes: (T,) change from the previous frame to this one; NaN where there is none to compare with.
         starts: (T,) True at the start and after a cut or a gap, where chunks are counted anew.
         chunk: frames of a chunk.
+        overlap: frames that a chunk shares with the next one; these and the step after them count as the seam.
     """
     index = np.arange(len(changes))
     first = np.maximum.accumulate(np.where(starts, index, 0))
     known = np.isfinite(changes)
-    at_seam = (index > first) & ((index - first) % chunk == 0)
+    place, step = index - first, chunk - overlap
+    at_seam = (place >= step) & (place % step <= overlap)
     seams, inside = changes[known & at_seam], changes[known & ~at_seam & (index > first)]
     if not len(seams) or not len(inside) or inside.mean() == 0:
         return math.nan

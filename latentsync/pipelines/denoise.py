@@ -138,12 +138,14 @@ def regenerate_faces(
     guidance_share: float = 1.0,
     still: bool | None = None,
     decoding: SideStream | None = None,
+    join: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Lip-sync aligned faces (B, F, 3, R, R) in [-1, 1] to audio tokens (B, F, S, D); returns faces of the same shape.
 
     `mask` (1, 1, R, R): 0 = regenerate; all other pixels are returned unchanged.
     `reference` (B, F, 3, R, R): reference frames for the identity; by default the unmasked frames themselves.
     `still`: see `encode_frames`. `decoding`: stream of the decoder, on which the result is; by default the main stream.
+    `join(latents)`: joins the latents with those of other chunks; may drop the last frames, which are not decoded then.
     """
     pixels = pixels.to(codec.device, codec.dtype)
     cells = masked_cells(mask, codec.factor) if codec.is_local else None  # before the mask is on the device
@@ -168,6 +170,9 @@ def regenerate_faces(
         on_step,
         guidance_share,
     )
+    if join is not None:
+        latents = join(latents)
+        pixels = pixels[:, : latents.shape[2]]
     with decoding.after(latents, pixels, mask) if decoding is not None else nullcontext():
         return _decode_masked(codec, latents, pixels, mask, cells)
 

@@ -3,7 +3,6 @@
 Legend: B chunks, F frames, R resolution, S tokens per frame, D width, N audio samples.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsync.faces.chunks import batch_chunks, split_chunks
 from latentsync.faces.color import match_color
 from latentsync.faces.mask import load_mask
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.base import PipelineBase
+from latentsync.pipelines.crossfade import CrossFade, Joint
 from latentsync.pipelines.denoise import are_still, regenerate_faces, shared_noise
 from latentsync.pipelines.run import Run, make_generator, resolve_options
 from latentsync.pipelines.sampling import Callback, PipelineCallback, Sampling
@@ -57,13 +58,14 @@ class FaceGenerator(PipelineBase):
 
         Args:
             faces: aligned faces of consecutive frames, (F, R, R, 3) uint8 RGB, denoised in chunks of `num_frames`; or
-                (B, F, R, R, 3): B chunks, denoised as one batch.
+                (B, F, R, R, 3): B chunks, denoised as one batch, which do not overlap.
             audio: tokens of `pipeline.audio_encoder`, (F, S, D) or (B, F, S, D); or a waveform (N,) at 16 kHz, float
                 in [-1, 1] or int16, which is encoded at the frame rate `video_fps`.
             reference: reference frames for the identity, of the same shape as `faces`; by default `faces`.
+                Chunks with other references do not overlap.
             options: see `latentsync.options`. Used here: inference_steps, guidance_scale, seed, solver,
-                enable_deepcache, chunk_batch_size, vram_efficient, match_color, enable_upscale, enhancer,
-                mask_image_path, video_fps.
+                enable_deepcache, chunk_batch_size, chunk_overlap, vram_efficient, match_color, enable_upscale,
+                enhancer, mask_image_path, video_fps.
             run: resolved settings, instead of `options` and `changes`.
             changes: single options, and num_frames, eta, generator, callback, callback_steps, callback_on_step_end;
                 see `frames`.
@@ -84,25 +86,24 @@ class FaceGenerator(PipelineBase):
             audio = self.audio_encoder.stream(audio.numpy(), run.fps, len(faces)).chunks(0, len(faces))
         if faces.ndim == 5:
             return self.begin(faces, audio, reference, run).wait()
-        generated = []
-        for start, count in split_chunks(len(faces), run.num_frames, run.chunks_at_once):
-            size = min(run.num_frames, len(faces) - start)
-            part, shape = slice(start, start + count * size), (count, size)
-            batch = self.begin(
-                faces[part].unflatten(0, shape),
-                audio[part].unflatten(0, shape),
-                None if reference is None else reference[part].unflatten(0, shape),
-                run,
-            )
-            generated.append(batch.wait().flatten(0, 1))
+        chunks = split_chunks(len(faces), run.num_frames, run.overlap if reference is None else 0)
+        fade, generated = CrossFade(), []
+        for batch in batch_chunks(chunks, run.chunks_at_once):
+            index = torch.tensor([list(chunk.frames) for chunk in batch])
+            inputs = faces[index], audio[index], None if reference is None else reference[index]
+            generated.append(self.begin(*inputs, run, fade.of(batch)).wait().flatten(0, 1))
         return torch.cat(generated)
 
-    def begin(self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run) -> "PendingFaces":
+    def begin(
+        self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run, joint: Joint | None = None
+    ) -> "PendingFaces":
         """Start to denoise a batch of chunks: faces (B, F, R, R, 3) uint8, tokens (B, F, S, D); see `speak`.
 
+        `joint`: how the chunks overlap others; the frames that the next batch delivers are missing in the result.
         On CUDA this only queues the work, so that the next chunk can be prepared meanwhile.
         """
-        run.watch.begin(faces.shape[0] * faces.shape[1])
+        delivered = faces.shape[1] - (0 if joint is None else joint.left)
+        run.watch.begin(faces.shape[0] * delivered)
         still = are_still(faces) and reference is None  # on the host; on the device it would wait for the answer
         pixels = _to_pixel_values(faces, self.device)
         decoding = SideStream(self.device, enabled=not run.options.vram_efficient)
@@ -124,10 +125,11 @@ class FaceGenerator(PipelineBase):
                 run.sampling.guidance_share,
                 still,
                 decoding,
+                joint,
             )
         with decoding.after(pixels):
             finite = torch.isfinite(generated).all()
-            finished = self._finish(generated, pixels, run)
+            finished = self._finish(generated, pixels[:, :delivered], run)
             return PendingFaces(Download(finished, finite), self.dtype)
 
     def _finish(self, generated: Tensor, pixels: Tensor, run: Run) -> Tensor:
@@ -199,18 +201,6 @@ class FaceGenerator(PipelineBase):
         if resolution % (8 * self.codec.factor):
             raise UserError(f"resolution {resolution} must be a multiple of {8 * self.codec.factor}")
         return resolution
-
-
-def split_chunks(total: int, size: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """Split `total` frames into batches of up to `at_once` chunks of `size` frames; yields (first frame, chunks).
-
-    The remaining frames form a shorter chunk.
-    """
-    whole = total // size
-    for first in range(0, whole, at_once):
-        yield first * size, min(at_once, whole - first)
-    if total % size:
-        yield whole * size, 1
 
 
 def _check_faces(faces: Tensor, reference: Tensor | None) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from latentsync.faces.chunks import Chunk, batch_chunks, face_chunks
 from latentsync.faces.contour import ContourFinder
 from latentsync.faces.mask import blend_weight
-from latentsync.faces.video import Selection, TrackedFrame, face_runs, track_people
+from latentsync.faces.video import Selection, TrackedFrame, track_people
 from latentsync.media.codecs import video_codec
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter
@@ -24,6 +25,7 @@ from latentsync.media.paths import check_output_path
 from latentsync.media.sources import AudioInput, VideoInput, is_path
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.clip import Clip, Files
+from latentsync.pipelines.crossfade import CrossFade
 from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator, PendingFaces
 from latentsync.pipelines.opening import open_clip
 from latentsync.pipelines.people import resolve_faces
@@ -210,15 +212,17 @@ class LipsyncPipeline(FaceGenerator):
         speaker = clip.speakers[number]
         shown = (people[number] for people in frames)
         ahead = 1 if self.device.type == "cuda" else 0
-        pending: deque[tuple[list[list[TrackedFrame]], PendingFaces]] = deque()
-        for batch in batch_runs(face_runs(shown, run.num_frames), run.chunks_at_once):
-            if batch[0][0].face is None:
+        pending: deque[tuple[list[Chunk[TrackedFrame]], PendingFaces]] = deque()
+        fade = CrossFade()
+        for batch in batch_chunks(face_chunks(shown, run.num_frames, run.overlap), run.chunks_at_once):
+            if not batch[0].has_face:
                 yield from _awaited(pending, 0)
-                yield batch[0][0], None
+                yield batch[0].frames[0], None
                 continue
-            faces = np.stack([[item.face.pixels for item in chunk if item.face is not None] for chunk in batch])
-            tokens = torch.stack([speaker.features.chunks(chunk[0].index, chunk[-1].index + 1) for chunk in batch])
-            pending.append((batch, self.begin(torch.from_numpy(faces), tokens, None, run)))
+            faces = np.stack([[item.face.pixels for item in chunk.frames if item.face is not None] for chunk in batch])
+            spans = [(chunk.frames[0].index, chunk.frames[-1].index + 1) for chunk in batch]
+            tokens = torch.stack([speaker.features.chunks(*span) for span in spans])
+            pending.append((batch, self.begin(torch.from_numpy(faces), tokens, None, run, fade.of(batch))))
             yield from _awaited(pending, ahead)
         yield from _awaited(pending, 0)
 
@@ -268,26 +272,13 @@ class LipsyncPipeline(FaceGenerator):
 
 
 def _awaited(
-    pending: deque[tuple[list[list[TrackedFrame]], PendingFaces]], left: int
+    pending: deque[tuple[list[Chunk[TrackedFrame]], PendingFaces]], left: int
 ) -> Generator[GeneratedFace, None, None]:
     """Await the oldest batches until only `left` are pending; yields their frames and faces."""
     while len(pending) > left:
         batch, faces = pending.popleft()
         for chunk, generated in zip(batch, faces.wait(), strict=True):
-            yield from zip(chunk, generated.numpy(), strict=True)
-
-
-def batch_runs(runs: Iterable[list[TrackedFrame]], size: int) -> Iterator[list[list[TrackedFrame]]]:
-    """Group up to `size` consecutive runs of equal length; a frame without a face forms its own group."""
-    batch: list[list[TrackedFrame]] = []
-    for run in runs:
-        fits = run[0].face is not None and batch and len(run) == len(batch[0]) and batch[0][0].face is not None
-        if batch and (not fits or len(batch) == size):
-            yield batch
-            batch = []
-        batch.append(run)
-    if batch:
-        yield batch
+            yield from zip(chunk.delivered, generated.numpy(), strict=True)
 
 
 def _check_faces_found(clip: Clip, edited: int) -> None:

@@ -24,7 +24,7 @@ class Watch:
     """What a run reports while it denoises a batch of chunks; this base class ignores it."""
 
     def begin(self, frames: int) -> None:
-        """A batch with so many frames begins."""
+        """A batch begins that delivers so many frames."""
 
     def step(self, latents: Tensor) -> None:
         """A denoising step of it is done; latents (B, C, F, h, h)."""
@@ -143,6 +143,7 @@ class ProgressReport(Watch):
         self._countdown = Countdown(work.clock)
         self._stage, self._calling = PREPARING, threading.Lock()
         self._step_end: Any = None
+        self._frames = 0  # of the batch
         self._bar = tqdm(total=1.0, desc=f"{PREPARING}:", bar_format=BAR, disable=not shown, leave=False)
 
     def __enter__(self) -> "ProgressReport":
@@ -157,7 +158,7 @@ class ProgressReport(Watch):
             self.work.remember()
 
     def begin(self, frames: int) -> None:
-        self._stage = LIPSYNC
+        self._stage, self._frames = LIPSYNC, frames
         self.work.begin(frames)
         self._report()
 
@@ -167,7 +168,7 @@ class ProgressReport(Watch):
             self._step_end.record()
             if earlier is not None:
                 earlier.synchronize()
-        self.work.step(latents.shape[0] * latents.shape[2])
+        self.work.step(self._frames)
         self._report()
 
     def frame(self) -> None:

@@ -47,11 +47,16 @@ class Run:
         return 1 if self.options.vram_efficient else self.options.chunk_batch_size
 
     @property
+    def overlap(self) -> int:
+        """Frames shared by consecutive chunks, at most half of a chunk."""
+        return min(self.options.chunk_overlap, self.num_frames // 2)
+
+    @property
     def pace_key(self) -> tuple:
         """Settings that the speed of a run depends on, besides the size of the video."""
         options = self.options
         enhancer = (self.enhancer is not None, options.enhancer)
-        modes = (options.enable_deepcache, options.vram_efficient, self.sampling.guidance_scale > 1)
+        modes = (self.overlap, options.enable_deepcache, options.vram_efficient, self.sampling.guidance_scale > 1)
         return self.resolution, self.sampling.num_inference_steps, self.chunks_at_once, *enhancer, *modes
 
     def on_step(self, step: int, timestep: int, latents: Tensor) -> Tensor:

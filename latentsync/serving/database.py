@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 BUSY_SECONDS = 30.0
 # Raise it when a column or the set of generation options changes; tests/serving/test_database.py tells how.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -79,6 +79,7 @@ MIGRATIONS = {
         "ALTER TABLE jobs ADD COLUMN webhook_due REAL",
     ),
     4: (),  # other options
+    5: (),  # other options
 }
 SIDE_FILES = ("", "-wal", "-shm")
 

@@ -4,8 +4,10 @@ Legend: B samples, F frames, C latent channels, h cells of a side, R pixels of a
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from latentsync.models.syncnet_input import audio_input, visual_input, whisper_r
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.denoise import unet_input
 from latentsync.training.sync_losses import cosine_loss
+from latentsync.utils.threads import prefetch
 from recipes.embedded.autoencoder import edges, hinge
 from recipes.embedded.first_generation.recipe import mouth_weights
 from recipes.embedded.perceptual import PerceptualDistance
@@ -203,15 +206,20 @@ class DenoiserTraining:
     def run(self, max_steps: int | None = None) -> None:
         """Train until the budget is spent, then load the averages into the model."""
         meter = Meter(self.stage)
-        kinds = [kind for kind in self.samples.kinds if self.settings.shares.get(kind)]
-        shares = [self.settings.shares[kind] for kind in kinds]
-        for step in self.stage.steps(max_steps):
-            rng, _ = random_states(self.settings.seed, step)
-            drawn = rng.choice(len(kinds), self.settings.batch, p=np.array(shares) / sum(shares))
-            samples = [self.samples.draw(kinds[index], rng) for index in drawn]
-            meter.add(**self._step(samples, rng))
+        with closing(prefetch(self._draws(self.stage.step), 1)) as draws:
+            for _, (samples, rng) in zip(self.stage.steps(max_steps), draws, strict=False):
+                meter.add(**self._step(samples, rng))
         for name in self.stage.averaged:
             self.stage.modules[name].load_state_dict(self.stage.averaged_state(name))
+
+    def _draws(self, step: int) -> Iterator[tuple[list[Sample], np.random.Generator]]:
+        """Samples of every step from one on, and the generator of its other random numbers."""
+        kinds = [kind for kind in self.samples.kinds if self.settings.shares.get(kind)]
+        shares = np.array([self.settings.shares[kind] for kind in kinds])
+        for number in count(step):
+            rng, _ = random_states(self.settings.seed, number)
+            drawn = rng.choice(len(kinds), self.settings.batch, p=shares / shares.sum())
+            yield [self.samples.draw(kinds[index], rng) for index in drawn], rng
 
     def _step(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, float]:
         target = torch.stack([sample.target for sample in samples])

@@ -1,29 +1,23 @@
-"""Aligned faces and the runs they are denoised in, with scripted trackers."""
+"""Aligned faces of a video, with scripted trackers."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import pytest
 
 from latentsync.faces import video
 from latentsync.faces.detector import Face
 from latentsync.faces.tracking import NO_FACE, TrackedFace
 from latentsync.faces.video import (
     OUTSIDE,
-    AlignedFace,
     FaceAligner,
     PeopleTracker,
-    TrackedFrame,
     align_frames,
-    face_runs,
     read_faces,
 )
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import open_timeline
-from latentsync.pipelines.lipsync_pipeline import batch_runs
 from latentsync.utils.affine_transform import AlignRestore
 from tests.pipelines.scenes import WIDTH, clip, picture
 
@@ -51,61 +45,6 @@ class ScriptedTracker:
 
 def tracked(anchors: np.ndarray = ANCHORS, is_cut: bool = False) -> TrackedFace:
     return TrackedFace(Face(np.array([40.0, 30.0, 80.0, 80.0]), anchors, 0.9), anchors, is_cut)
-
-
-def stream(pattern: str) -> Iterator[TrackedFrame]:
-    """One frame a character: `f` face, `c` face after a cut, `.` none."""
-    picture = frame(16, 16)
-    for index, kind in enumerate(pattern):
-        face = None if kind == "." else AlignedFace(np.zeros((8, 8, 3), np.uint8), np.eye(2, 3), kind == "c")
-        yield TrackedFrame(index, picture, face)
-
-
-def indices(runs: Iterator[list[TrackedFrame]]) -> list[list[int]]:
-    return [[item.index for item in run] for run in runs]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "runs"),
-    [
-        ("", []),
-        ("...", [[0], [1], [2]]),
-        ("cfff", [[0, 1, 2, 3]]),
-        ("cffffffff", [[0, 1, 2, 3], [4, 5, 6, 7], [8]]),
-        ("cf.cf", [[0, 1], [2], [3, 4]]),
-        ("cfcf", [[0, 1], [2, 3]]),
-        (".c..c.", [[0], [1], [2], [3], [4], [5]]),
-    ],
-)
-def test_runs_end_at_gaps_cuts_and_their_full_length(pattern, runs):
-    assert indices(face_runs(stream(pattern), 4)) == runs
-
-
-def test_runs_are_made_as_the_stream_comes():
-    seen = []
-    source = stream("c" + "f" * 7)
-    runs = face_runs((seen.append(item) or item for item in source), 4)
-    next(runs)
-    assert len(seen) == 5  # the first of the next run tells that this one is full
-
-
-@pytest.mark.parametrize(
-    ("pattern", "size", "batches"),
-    [
-        ("cfffffff", 1, [1, 1]),
-        ("c" + "f" * 15, 3, [3, 1]),
-        ("cfffff", 3, [1, 1]),  # runs of 4 and 2 frames do not go together
-        ("....", 3, [1, 1, 1, 1]),  # frames without a face come alone
-        ("cfff.cfff", 3, [1, 1, 1]),
-        ("cfffcfff", 3, [2]),
-        ("", 3, []),
-    ],
-)
-def test_batches_hold_equal_runs(pattern, size, batches):
-    made = list(batch_runs(face_runs(stream(pattern), 4), size))
-    assert [len(batch) for batch in made] == batches
-    flat = [item.index for batch in made for run in batch for item in run]
-    assert flat == list(range(len(pattern)))
 
 
 def test_one_person_of_a_video_file(tmp_path, shared_detector):

@@ -12,7 +12,6 @@ from latentsync.models.lora import add_lora, save_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.options import GenerationOptions
 from latentsync.pipelines import parts
-from latentsync.pipelines.face_generator import split_chunks
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.pipelines.parts import ModelPaths, find_parts
 from latentsync.pipelines.result import LipsyncResult
@@ -49,7 +48,7 @@ def test_speak_takes_a_waveform_or_tokens(pipeline, faces, wave):
     assert made.shape == faces.shape and made.dtype == torch.float32 and 0 <= made.min() and made.max() <= 255
     assert torch.equal(made, pipeline.speak(torch.from_numpy(faces), tokens, options=FAST))
     chunks = pipeline.speak(faces[None, :16], tokens[None, :16], options=FAST)
-    assert torch.equal(chunks[0], made[:16])
+    assert (chunks[0, :14] - made[:14]).abs().max() < 0.01  # the other two are shared with the next chunk
     assert not torch.equal(made, pipeline.speak(faces, wave, options=FAST, seed=5))
 
 
@@ -57,7 +56,6 @@ def test_speak_in_batches_of_chunks(pipeline, faces, wave):
     one = pipeline.speak(faces, wave, options=FAST, num_frames=4)
     many = pipeline.speak(faces, wave, options=FAST, num_frames=4, chunk_batch_size=3)
     assert (one - many).abs().max() < 0.5
-    assert list(split_chunks(18, 4, 3)) == [(0, 3), (12, 1), (16, 1)]
 
 
 def test_speak_with_a_reference(pipeline, faces, wave):
@@ -81,9 +79,9 @@ def test_frames_are_those_of_the_file(pipeline, media, written, tmp_path):
 def test_frames_come_as_they_are_ready_and_stop_when_closed(pipeline, spoken, media):
     stream = pipeline.frames(media / "clip.mp4", (tone(16000, 4), 16000), FAST, num_frames=4)
     assert len(list(islice(stream, 5))) == 5
-    assert spoken == [(1, 4)] * 2
+    assert spoken == [(1, 4)] * 3  # two frames of each are left to the next one
     stream.close()
-    assert spoken == [(1, 4)] * 2
+    assert spoken == [(1, 4)] * 3
 
 
 def test_arrays_in_arrays_out(pipeline, wave, tmp_path):

@@ -7,8 +7,9 @@ from safetensors.torch import save_file
 
 from latentsync.utils.paths import CHECKPOINTS_DIR
 from recipes.embedded.denoiser import OLD_CHANNELS, channel_weights, distillation_loss, reconstruction_loss
+from recipes.embedded.detail import LUMA
 from recipes.embedded.pack import Pack
-from recipes.embedded.samples import APART, SampleMaker, relative_openings
+from recipes.embedded.samples import APART, SampleMaker, relative_openings, turned_colors, with_other_mouth
 from recipes.embedded.teacher import FRAMES, Voices
 from tests.conformance.seeded import seeded_input
 from tests.recipes.drawn_faces import write_pack
@@ -42,6 +43,25 @@ def test_a_reference_of_the_same_pose_is_of_another_moment(maker: SampleMaker):
     clip, frames = maker.pack.clips[0], np.arange(10, 10 + FRAMES)
     found = maker._same_pose(clip, frames, np.random.default_rng(0))
     assert np.abs(found - frames).min() >= APART
+
+
+def test_a_twin_has_the_other_mouth_and_its_own_skin():
+    rng = np.random.default_rng(0)
+    face = np.full((256, 256, 3), 120, np.uint8) + rng.integers(0, 5, (256, 256, 3), np.uint8)  # skin with texture
+    other, kept = face[::-1].copy(), np.zeros((256, 256), np.float32)
+    kept[:100] = 1
+    other[180:200, 100:156] = 20  # an open mouth
+    other[40:60, 100:156] = 20  # closed eyes
+    twin = with_other_mouth(face, other, kept)
+    assert (twin[182:198, 104:152] == 20).all()
+    assert np.array_equal(twin[:100], face[:100]) and np.array_equal(twin[:, :40], face[:, :40])
+
+
+def test_colors_turn_about_gray_and_keep_luma():
+    matrix = turned_colors(0.3, 0.7)
+    np.testing.assert_allclose(matrix @ np.ones(3), np.ones(3))
+    np.testing.assert_allclose(np.array(LUMA) @ matrix, LUMA)
+    np.testing.assert_allclose(turned_colors(0.0, 1.0), np.eye(3), atol=1e-12)
 
 
 def test_openings_are_relative_to_the_person():

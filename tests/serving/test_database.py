@@ -32,6 +32,12 @@ OPTIONS_OF_VERSION = {
         "paste_mask silence mix_original text voice script video_fps keep_fps interpolate audio_track length_mode "
         "start end max_seconds codec crf pix_fmt hdr"
     ),
+    6: (
+        "model lora lora_scale inference_steps guidance_scale seed solver enable_deepcache chunk_batch_size "
+        "chunk_overlap vram_efficient match_color enable_upscale enhancer sharpness_factor face min_face detector "
+        "mask_image_path paste_mask silence mix_original text voice script video_fps keep_fps interpolate audio_track "
+        "length_mode start end max_seconds codec crf pix_fmt hdr"
+    ),
 }
 # Options as earlier versions stored them.
 STORED = {
@@ -39,7 +45,8 @@ STORED = {
     2: '{"model":"auto","preview_seconds":2.0,"crf":18,"keep_fps":false}',
     3: '{"model":"auto","match_color":true,"max_seconds":2.0,"paste_mask":"box"}',
     4: '{"model":"auto","match_color":true,"max_seconds":2.0,"on_short_video":"loop"}',
-    5: GenerationOptions(match_color=True, max_seconds=2).model_dump_json(),
+    5: '{"model":"auto","match_color":true,"max_seconds":2.0,"length_mode":"bounce","silence":"rest"}',
+    6: GenerationOptions(match_color=True, max_seconds=2).model_dump_json(),
 }
 
 

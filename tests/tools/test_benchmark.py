@@ -14,13 +14,16 @@ from latentsync.config.unet import load_unet_config
 from latentsync.data.clips import examine_clips, read_fileslist
 from latentsync.media.audio import audio_duration
 from latentsync.models.unet_config import UNetConfig
+from latentsync.options import GenerationOptions
+from latentsync.pipelines.run import Run
+from latentsync.pipelines.sampling import Sampling
 from latentsync.training.unet_setup import load_sync_supervision
 from latentsync.utils.errors import UserError
 from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_run import TinyTask, run_config
 from tests.training.tiny_unet import VIDEO_MAE
 from tools import benchmark
-from tools.benchmarks import geometry, gpu, inputs, overhead, processes, training
+from tools.benchmarks import full_size, geometry, gpu, inputs, overhead, precisions, processes, trace, training
 from tools.benchmarks.report import Figure, as_json, as_markdown, as_text
 
 SIZE = (320, 240)
@@ -80,8 +83,79 @@ def test_failing_command_is_named(tmp_path):
 
 def test_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for [figure] in (gpu.measure(), training.measure(tmp_path)):
+    for [figure] in (gpu.measure(tmp_path), training.measure(tmp_path)):
         assert figure.verdict == "not measured" and figure.note == "no CUDA device"
+
+
+def test_gpu_benchmark_with_a_tiny_model(tmp_path):
+    figures = {figure.name: figure for figure in gpu.measure(tmp_path, seconds=0.4, tiny=True)}
+    without_gpu = {name for name, figure in figures.items() if figure.value is None}
+    assert without_gpu == {"64 px, eager, 2 steps: peak memory"}
+    assert figures["64 px, eager, 2 steps: end to end"].value > 0
+    assert 0 <= figures["64 px, eager, 2 steps: device idle"].value < 100
+    shares = [figure.value for name, figure in figures.items() if ": kernel " in name]
+    assert len(shares) == gpu.TOP_KERNELS and shares == sorted(shares, reverse=True) and sum(shares) <= 100
+    assert {"64 px, one encode", "64 px, one decode", "64 px, everything but the networks"} < figures.keys()
+
+
+def test_a_failing_lever_does_not_stop_the_others(tmp_path, monkeypatch):
+    def run_out(bench, seconds, options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu.Bench, "run", run_out)
+    monkeypatch.setattr(gpu, "_stages", lambda bench: [])
+    figures = gpu.measure(tmp_path, seconds=0.2, tiny=True)
+    assert [figure.note for figure in figures] == ["CUDA out of memory"] * len(gpu.TINY_LEVERS)
+
+
+def test_precisions_with_a_tiny_model():
+    figures = {figure.name: figure.value for figure in precisions.measure(tiny=True)}
+    assert all(figures[f"{name}, PSNR against float32"] > 20 for name in ("float16", "bfloat16"))
+
+
+def test_operations_of_the_full_size_model():
+    layout = full_size.FULL_SIZE[256]
+    one, two = (
+        full_size.operations_per_frame(
+            layout,
+            Run(GenerationOptions(), Sampling(steps, 1.0), None, 16, 256, None, torch.zeros(1, 4, 1, 32, 32)),
+        )
+        for steps in (1, 2)
+    )
+    assert two - one == pytest.approx(253e9, rel=2e-3)  # one evaluation of the UNet
+    assert one - (two - one) == pytest.approx(1.17e12, rel=5e-3)  # two encodes and one decode
+
+
+def test_a_trace_is_summarized(tmp_path):
+    def event(name, start, duration, category="kernel"):
+        return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": duration}
+
+    events = [
+        event("gemm", 100.0, 40.0),
+        event("copy", 120.0, 40.0, "gpu_memcpy"),  # beside the first
+        event("norm", 200.0, 10.0),
+        event("gemm", 210.0, 40.0),
+        event("on the host", 0.0, 999.0, "cpu_op"),
+        {"ph": "M", "name": "process_name"},
+    ]
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    found = trace.read_trace(path, trace.ON_DEVICE)
+    assert found.span == pytest.approx(150e-6) and found.busy == pytest.approx(110e-6)
+    assert found.longest_gap == pytest.approx(40e-6) and found.idle == pytest.approx(4 / 15)
+    (first, share, count), *rest = found.top(2)
+    assert (first, count, [name for name, *_ in rest]) == ("gemm", 2, ["copy"])
+    assert share == pytest.approx(80 / 130)
+    assert trace.read_trace(path, frozenset({"none"})).idle == 0
+
+
+@pytest.mark.parametrize(
+    "name, peak", [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA L40S", 362), ("Other", None)]
+)
+def test_dense_peaks(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    text = gpu._share_of_peak(torch.device("cuda"), 100.0)
+    assert text == (f"{100 * 100 / peak:.1f} % of {peak} ({name})" if peak else f"{name}: dense peak unknown")
 
 
 def test_a_timed_run_saves_no_weights(tmp_path, monkeypatch):
@@ -144,6 +218,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_wrong_usage():
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.main(["overhead", "--repeats", "0"])
-    assert stopped.value.code == 2
+    for words in (["overhead", "--repeats", "0"], ["gpu", "--resolution", "300"]):
+        with pytest.raises(SystemExit) as stopped:
+            benchmark.main(words)
+        assert stopped.value.code == 2

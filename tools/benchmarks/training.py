@@ -34,6 +34,7 @@ from latentsync.trepa.loss import VIT_G
 from latentsync.utils.paths import PROJECT_ROOT
 from latentsync.whisper.audio2feature import Audio2Feature
 from preprocess.write import write_faces
+from tools.benchmarks.full_size import VAE_LAYOUT
 from tools.benchmarks.inputs import FPS, PORTRAIT, SAMPLE_RATE, SPEECH
 from tools.benchmarks.report import Figure
 
@@ -41,16 +42,6 @@ from tools.benchmarks.report import Figure
 CONFIGS = ("stage2", "stage2_512", "stage2_efficient", "fine_tune_lora", "stage1", "stage1_512")
 WARM_UP, STEPS = 4, 10
 CLIPS, CLIP_SECONDS = 4, 4
-LATENT_SCALE = 0.18215
-# The autoencoder of Stable Diffusion 1.5 (sd-vae-ft-mse).
-VAE_LAYOUT = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 256,
-}
 
 
 class TimedTrainer(Trainer):
@@ -155,7 +146,7 @@ def make_task(config: UNetFileConfig[UNetConfig]) -> UNetTask:
     if config.ckpt.base_model == embedded.name:
         codec, schedule = LatentCodec.from_pretrained(embedded.vae), embedded.scheduler_config
     else:
-        codec, schedule = LatentCodec(AutoencoderKL(**VAE_LAYOUT, scaling_factor=LATENT_SCALE)), SCHEDULER_CONFIG
+        codec, schedule = LatentCodec(AutoencoderKL(**VAE_LAYOUT)), SCHEDULER_CONFIG
     audio = Audio2Feature(whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
     parts = FrozenParts(codec, audio, load_scheduler(schedule))
     networks = load_loss_networks(config, audio.num_layers)

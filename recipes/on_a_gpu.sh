@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Tests and benchmarks that need a GPU: recipes/on_a_gpu.sh [--tiny] [OUTPUT]
+#
+# Runs for up to ten minutes. Run the same command again until it says that everything is done: finished parts are
+# skipped. Each part writes its log, and its figures as JSON and Markdown, to OUTPUT (default: output/gpu). A part that
+# fails does not stop the others; delete NAME.failed to try it again. --tiny runs the benchmarks on tiny models, also
+# without a GPU, to try this script.
+#
+# PYTHON: the interpreter (default: .venv/bin/python). LIMIT: seconds to run (default: 590).
+set -euo pipefail
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-.venv/bin/python}
+LIMIT=${LIMIT:-590}
+MINIMUM=$((LIMIT / 30)) # seconds left that are worth starting a part
+
+TINY=()
+if [ "${1:-}" = --tiny ]; then
+    TINY=(--tiny --seconds 1)
+    shift
+elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "on_a_gpu.sh: no CUDA device here; --tiny tries the script on the CPU" >&2
+    exit 1
+fi
+OUTPUT=${1:-output/gpu}
+mkdir -p -- "$OUTPUT"
+
+part() { # part NAME ARGUMENT... : run $PYTHON -m ARGUMENT... once
+    local name=$1 left=$((LIMIT - SECONDS)) code=0
+    shift
+    if [ -e "$OUTPUT/$name.done" ] || [ -e "$OUTPUT/$name.failed" ]; then
+        return
+    fi
+    if [ "$left" -lt "$MINIMUM" ]; then
+        echo "time is up before $name; run the same command again"
+        exit 0
+    fi
+    echo "$name ..."
+    timeout "$left" "$PYTHON" -m "$@" >"$OUTPUT/$name.log" 2>&1 || code=$?
+    if [ "$code" = 124 ]; then
+        echo "time is up during $name; run the same command again"
+        exit 0
+    fi
+    if [ "$code" != 0 ]; then
+        echo "$name failed (exit code $code); see $OUTPUT/$name.log"
+        touch -- "$OUTPUT/$name.failed"
+        return
+    fi
+    touch -- "$OUTPUT/$name.done"
+}
+
+benchmark() { # benchmark NAME SECTION OPTION...
+    local name=$1
+    shift
+    part "$name" tools.benchmark "$@" --json "$OUTPUT/$name.json" --markdown "$OUTPUT/$name.md"
+}
+
+# The recipes of the embedded model train on a CPU and are not part of this.
+if [ ${#TINY[@]} = 0 ]; then
+    part tests pytest -q -m gpu tests
+    for side in 256 512; do
+        for levers in eager compiled; do
+            benchmark "gpu_${side}_$levers" gpu --resolution "$side" --levers "$levers"
+        done
+    done
+    benchmark training training
+    benchmark precisions precisions
+else
+    benchmark gpu gpu "${TINY[@]}"
+    benchmark precisions precisions --tiny
+fi
+failed=("$OUTPUT"/*.failed)
+if [ -e "${failed[0]}" ]; then
+    echo "done, but these failed: ${failed[*]}"
+    exit 1
+fi
+echo "everything is done; see $OUTPUT"
