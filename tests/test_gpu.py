@@ -110,7 +110,7 @@ def with_every_loss(folder, files) -> UNetTask:
     lpips = TinyPerceptual()
     torch.manual_seed(0)
     networks = LossNetworks(
-        lpips, tiny_trepa(folder), tiny_sync(), PatchDiscriminator(8, halvings=1), TrunkEmbedding(lpips)
+        lpips, tiny_trepa(folder), [tiny_sync()], PatchDiscriminator(8, halvings=1), TrunkEmbedding(lpips)
     )
     config = tiny_config(
         folder,
@@ -179,7 +179,7 @@ def test_the_unet_is_trained(tmp_path, tiny_files, options):
         config, run=replace(config.run, mixed_precision_training=True), data=replace(config.data, num_workers=2)
     )
     parts = frozen_parts(tiny_files)
-    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync())
+    networks = LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()])
     make = lambda: build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=True)  # noqa: E731
     task = UNetTask(config, parts, networks, make)
     before = deepcopy(task.model.state_dict())

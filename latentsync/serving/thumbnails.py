@@ -1,13 +1,10 @@
 """Thumbnails for lists of jobs."""
 
-from contextlib import closing
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
 
-from latentsync.media.probe import probe_video
-from latentsync.media.timeline import open_timeline
+from latentsync.media.first_frame import first_frame
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import replaced
 
@@ -18,10 +15,8 @@ QUALITY = 85
 def write_thumbnail(video: Path, path: Path) -> bool:
     """Write a JPEG of a video's first frame, whole or not at all; returns False if the video has no frames."""
     try:
-        info = probe_video(video)
-        with closing(open_timeline(info, Fraction(1, 25), Fraction(25))) as frames:
-            pixels = next(iter(frames)).rgb()
-    except (UserError, StopIteration):
+        pixels = first_frame(video)
+    except UserError:
         return False
     scale = SIDE / max(pixels.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in pixels.shape[1::-1])

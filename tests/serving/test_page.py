@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,12 +23,13 @@ from latentsync.serving.page.errors import report_errors  # noqa: E402
 from latentsync.serving.page.faces import FaceFinder  # noqa: E402
 from latentsync.serving.page.frames_tab import FramesTab  # noqa: E402
 from latentsync.serving.page.job_panel import JobPanel  # noqa: E402
-from latentsync.serving.page.lipsync_tab import LipsyncTab  # noqa: E402
+from latentsync.serving.page.lipsync_tab import LipsyncTab, unprobed_audio  # noqa: E402
 from latentsync.serving.page.options_form import make_field  # noqa: E402
+from latentsync.serving.page.people import PeopleStrip  # noqa: E402
 from latentsync.serving.page.results_tab import ResultsTab  # noqa: E402
 from latentsync.serving.page.views import caption, sentence, status_html, tile  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
-from tests.pipelines.scenes import clip  # noqa: E402
+from tests.pipelines.scenes import clip, picture  # noqa: E402
 from tests.serving.fakes import FakeRunner, service_in, wait_for, working, write_files  # noqa: E402
 
 
@@ -82,6 +84,60 @@ def test_the_face_picker(tmp_path):
     assert (seen.marked(0) != seen.marked(None)).any() and (seen.marked(None) != seen.pixels).any()
 
 
+def test_the_strip_of_people(service, tmp_path):
+    path = clip(tmp_path / "two.mp4", 15, lambda index: picture(((0, 0), (150, 0)), width=290))
+    with gr.Blocks():
+        strip = PeopleStrip(service.settings)
+    names, _, shown = strip.search(str(path))
+    assert names == ["person1", "person2"] and shown["visible"]
+    assert [told.partition(":")[0] for _, told in shown["value"]] == names
+    assert all(pixels.shape == (160, 160, 3) for pixels, _ in shown["value"])
+    chosen = strip.choose(names, SimpleNamespace(index=1))
+    assert GenerationOptions(face=chosen).face == "person2"
+    with pytest.raises(UserError, match="video: a.mp4"):
+        (tmp_path / "a.mp4").write_bytes(b"ffconcat version 1.0\nfile a.mp4\n")
+        strip.search(str(tmp_path / "a.mp4"))
+
+
+def test_the_page_never_probes_audio(tmp_path, monkeypatch):
+    """Gradio's own field runs ffprobe, and ffmpeg, on what it shows: files of strangers, without limits."""
+
+    def probe(*_):
+        raise AssertionError("probed")
+
+    monkeypatch.setattr(gr.processing_utils, "audio_is_playable", probe)
+    monkeypatch.setattr(gr.processing_utils, "ffmpeg_installed", lambda: True)
+    path = tmp_path / "a.aiff"
+    path.write_bytes(b"x")
+    with pytest.raises(AssertionError, match="probed"):
+        gr.Audio(type="filepath").postprocess(str(path))
+    field = unprobed_audio("Audio", "voice")
+    shown = field.postprocess(str(path))
+    assert (shown.path, shown.orig_name) == (str(path), "a.aiff") and field.postprocess(None) is None
+    assert field.preprocess(shown) == str(path)
+
+
+def test_a_script_with_several_voices(service, tmp_path):
+    files = write_files(tmp_path / "in")
+    voices = [str(shutil.copy(files["audio"][1], tmp_path / name)) for name in ("anna.mp4", "ben.mp4")]
+    script = tmp_path / "cues.csv"
+    script.write_text("start,face,audio\n0,left,anna.mp4\n0,right,ben.mp4\n")
+    with gr.Blocks() as page:
+        lipsync = LipsyncTab(service, page, gr.State(""))
+    values = {name: field.value for name, field in lipsync.form.fields.items()}
+    submit, video = lipsync._submitter({}), str(files["video"][1])
+    with pytest.raises(UserError, match="need a script"):
+        submit(video, None, voices, *values.values())
+    values["script"] = str(script)
+    with pytest.raises(UserError, match="there is no audio 'ben.mp4'"):
+        submit(video, voices[0], None, *values.values())
+    with pytest.raises(UserError, match="at most 8"):
+        submit(video, None, voices * 5, *values.values())
+    for audio, more in ((None, voices), (voices[0], voices[1:])):
+        made = service.get(submit(video, audio, more, *values.values())[lipsync.panel.job_id])
+        assert made.inputs["audio"] == "anna.mp4" and made.inputs["audio2"] == "ben.mp4"
+
+
 def test_errors_become_messages_without_the_inside(caplog):
     def user_error():
         raise UserError("no face in it")
@@ -107,10 +163,10 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     values = {name: field.value for name, field in lipsync.form.fields.items()} | {"face": " left "}
     submit = lipsync._submitter({"max_seconds": 2.0})
     with pytest.raises(UserError, match="video or an image"):
-        submit(None, str(files["audio"][1]), *values.values())
+        submit(None, str(files["audio"][1]), None, *values.values())
     with pytest.raises(UserError, match="audio first"):
-        submit(str(files["video"][1]), None, *values.values())
-    updates = submit(str(files["video"][1]), str(files["audio"][1]), *values.values())
+        submit(str(files["video"][1]), None, None, *values.values())
+    updates = submit(str(files["video"][1]), str(files["audio"][1]), None, *values.values())
     job_id = updates[lipsync.panel.job_id]
     made = service.get(job_id)
     assert (made.options.face, made.options.max_seconds, made.options.guidance_scale) == ("left", 2.0, None)

@@ -17,7 +17,7 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Sampling
-from latentsync.training.unet_setup import load_sync_supervision
+from latentsync.training.unet_setup import load_syncnets
 from latentsync.utils.errors import UserError
 from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_run import TinyTask, run_config
@@ -173,7 +173,7 @@ def test_training_is_measured_on_the_config_itself(tmp_path, monkeypatch):
     assert config.run == replace(published.run, perceptual_random_trunk=True)
     clips = read_fileslist(config.data.train_fileslist)
     assert len(examine_clips(clips, min_frames=50, resolution=256)) == training.CLIPS
-    assert load_sync_supervision(config, 5).batch_key == "mel"
+    assert load_syncnets(config, 5)[0].batch_key == "mel"
     timings = {"steps_per_second": 0.5, "data_wait": 0.02}
     speed, memory, waiting = training.as_figures("stage2.yaml", config, timings, 3 * 2**30)
     assert (speed.value, memory.value, waiting.value) == (0.5, 3.0, 2.0) and "1 x 16 frames" in speed.note

@@ -73,6 +73,8 @@ progress::-moz-progress-bar { background: var(--primary-500); }
 progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate; }
 @keyframes waiting { to { opacity: 0.3; } }
 #faces img { cursor: pointer; }
+#people .grid-wrap { min-height: 0; height: auto; } #people .grid-container { padding-top: 1.8rem; }
+#people .caption-label { opacity: 1 !important; max-width: 100%; white-space: normal; font-size: 0.75rem; }
 #jobs .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
 #jobs .caption-label {
     opacity: 1 !important; max-width: 100%; white-space: normal; overflow-wrap: anywhere;

@@ -1,20 +1,22 @@
 """The lip-sync tab: video, audio, examples, presets, a button, and the options folded away."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.data_classes import FileData
 
 from latentsync.serving.inspection import inspect_file
-from latentsync.serving.jobs import JobKind
+from latentsync.serving.jobs import AUDIO_ROLES, JobKind
 from latentsync.serving.page.compare import player_html
 from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.examples import chosen_example, example_gallery
 from latentsync.serving.page.faces import FaceFinder, FirstFrame
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.options_form import OptionsForm
+from latentsync.serving.page.people import PeopleStrip
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
@@ -52,14 +54,9 @@ class LipsyncTab:
                     height=300,
                     elem_id="faces",
                 )
+                self.people = PeopleStrip(self.form.settings)
             with gr.Column(min_width=280):
-                self.audio = gr.Audio(
-                    label="2. Audio",
-                    sources=["upload", "microphone"],
-                    type="filepath",
-                    buttons=[],
-                    elem_id="voice",
-                )
+                self.audio = unprobed_audio("2. Audio", "voice")
         self.seen = gr.State(None)
         self.form.build(FIRST)
         with gr.Row():
@@ -68,12 +65,20 @@ class LipsyncTab:
         self.panel = JobPanel(service, job_id)
         with gr.Accordion("Options", open=False, elem_id="options"):
             self.form.build_rest()
+            self.more_audio = gr.File(
+                label="Audio files of the script",
+                file_count="multiple",
+                file_types=["audio", "video"],
+                height=110,
+                elem_id="more-audio",
+            )
         self.face = self.form.fields["face"]
         self._connect(page)
 
     def _connect(self, page: gr.Blocks) -> None:
         self.panel.connect(page)
-        shown = [self.seen, self.preview_image, self.player, self.trim]
+        shown = [self.seen, self.preview_image, self.player, self.trim, *self.people.outputs]
+        self.people.connect(self.video, self.face)
         self.video.change(report_errors(self.show_faces), [self.video, self.face], shown, **PRIVATE)
         for new_video in (self.video.upload, self.video.clear):
             new_video(lambda: LARGEST, None, self.face, **PRIVATE)
@@ -84,7 +89,7 @@ class LipsyncTab:
         self.preview_image.select(
             report_errors(self.choose_face), self.seen, [self.preview_image, self.face], **PRIVATE
         )
-        inputs = [self.video, self.audio, *self.form.fields.values()]
+        inputs = [self.video, self.audio, self.more_audio, *self.form.fields.values()]
         for button, preview in ((self.speak, {}), (self.preview, {"max_seconds": PREVIEW_SECONDS})):
             button.click(report_errors(self._submitter(preview)), inputs, self.panel.outputs, **PRIVATE)
         page.load(report_errors(self.form.refresh), None, self.form.refreshed, show_progress="hidden", **PRIVATE)
@@ -94,11 +99,14 @@ class LipsyncTab:
         """(video, audio, face) of the example that was clicked."""
         return (*chosen_example(event), LARGEST)
 
-    def show_faces(self, path: str | None, face: str = LARGEST) -> tuple[FirstFrame | None, dict, dict, dict]:
-        """The first frame with its faces marked, and the file in a player. face: the face option."""
+    def show_faces(self, path: str | None, face: str = LARGEST) -> tuple[Any, ...]:
+        """The first frame with its faces marked, the file in a player, and the search for people in a video.
+
+        face: the face option.
+        """
         hidden = gr.update(visible=False)
         if not path:
-            return None, gr.update(visible=False, value=None), hidden, hidden
+            return None, gr.update(visible=False, value=None), hidden, hidden, *self.people.offered(False)
         inspect_file("video", Path(path).name, Path(path), self.service.settings)
         seen = self.finder.find(Path(path))
         if not seen.faces:
@@ -112,6 +120,7 @@ class LipsyncTab:
             picture,
             gr.update(visible=is_video, value=player if is_video else ""),
             gr.update(visible=is_video and any(name in self.form.fields for name in TRIM)),
+            *self.people.offered(is_video),
         )
 
     def choose_face(self, seen: FirstFrame | None, event: gr.SelectData) -> tuple[np.ndarray | dict, str | dict]:
@@ -122,14 +131,36 @@ class LipsyncTab:
         return seen.marked(number), seen.option(number)
 
     def _submitter(self, preview: dict[str, float]) -> Callable[..., dict]:
-        def submit(video: str | None, audio: str | None, *values: Any) -> dict:
+        def submit(video: str | None, audio: str | None, more_audio: list[str] | None, *values: Any) -> dict:
             if not video:
                 raise UserError("choose a video or an image of a person first")
             options, more = self.form.read(values, **preview)
+            given = {"video": video} | ({"audio": audio} if audio and options.text is None else {})
+            given |= script_audio(more_audio or [], given, has_script="script" in more)
             if not audio and options.text is None and "script" not in more:
                 raise UserError("choose audio first: a file or a recording, or a text under Options")
-            given = {"video": video} | ({"audio": audio} if audio and options.text is None else {})
             files = {role: (Path(path).name, Path(path)) for role, path in given.items()}
             return self.panel.follow(self.service.submit(JobKind.LIPSYNC, files | more, options))
 
         return submit
+
+
+def unprobed_audio(label: str, elem_id: str) -> gr.Audio:
+    """An audio field that never runs ffprobe or ffmpeg on its files, which Gradio's own does to files that it shows."""
+    field = gr.Audio(label=label, sources=["upload", "microphone"], type="filepath", buttons=[], elem_id=elem_id)
+
+    def as_given(path: str | None) -> FileData | None:
+        return None if path is None else FileData(path=path, orig_name=Path(path).name)
+
+    field.postprocess = as_given  # type: ignore[method-assign]  # of a subclass, Gradio would write a stub file here
+    return field
+
+
+def script_audio(paths: Sequence[str], given: Mapping[str, str], *, has_script: bool) -> dict[str, str]:
+    """The audio files of a script by their roles in a job, after that of the audio field. Raises UserError."""
+    if paths and not has_script:
+        raise UserError("the audio files of a script need a script; choose it under Options, or remove them")
+    free = [role for role in AUDIO_ROLES if role not in given]
+    if len(paths) > len(free):
+        raise UserError(f"a script takes at most {len(AUDIO_ROLES)} audio files")
+    return dict(zip(free, paths, strict=False))
