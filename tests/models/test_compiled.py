@@ -15,6 +15,13 @@ from tests.conformance.seeded import fill_, seeded_input
 from tests.tiny_model import SCHEDULER, UNET
 
 STEPS = 6
+# One level: it is traced in seconds.
+SMALL = {
+    **UNET,
+    "block_out_channels": [32],
+    "down_block_types": ["DownBlock3D"],
+    "up_block_types": ["UpBlock3D"],
+}
 
 
 class CountingBackend:
@@ -35,7 +42,7 @@ def fresh_compiler():
 
 @pytest.fixture
 def unet() -> UNet3DConditionModel:
-    return fill_(UNet3DConditionModel(UNetConfig.from_dict(UNET))).eval()
+    return fill_(UNet3DConditionModel(UNetConfig.from_dict(SMALL))).eval()
 
 
 def denoise(unet: UNet3DConditionModel, frames: int = 2) -> Tensor:
