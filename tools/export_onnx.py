@@ -83,9 +83,9 @@ def networks(pipeline: LipsyncPipeline, frames: int, batch: int) -> dict[str, Ne
     pixels = 2 * torch.rand(frames, 3, side, side, **kind) - 1
     inputs = {"sample": sample, "timesteps": times, "encoder_hidden_states": tokens}
     return {
-        "unet": Network(Denoiser(unet), inputs, "prediction"),
-        "encoder": Network(Encoder(codec), {"pixels": pixels}, "latents"),
-        "decoder": Network(Decoder(codec), {"latents": latents}, "pixels"),
+        "unet": Network(Denoiser(unet).eval(), inputs, "prediction"),
+        "encoder": Network(Encoder(codec).eval(), {"pixels": pixels}, "latents"),
+        "decoder": Network(Decoder(codec).eval(), {"latents": latents}, "pixels"),
     }
 
 
