@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.unet import UNet3DConditionModel
+from latentsync.pipelines.denoise import denoise_latents
+from latentsync.pipelines.memory import MAX_CHUNKS
 from latentsync.training.loop import run_training
 from latentsync.training.losses import LossNetworks
 from latentsync.training.unet_setup import build_dataset
@@ -76,6 +79,25 @@ def test_denoising_gives_the_published_faces(case, tokens):  # noqa: F811
     there = {**case, "codec": deepcopy(case["codec"]).to(CUDA), "unet": deepcopy(case["unet"]).to(CUDA)}
     faces = run(there, case["pixels"][None, :16], tokens[None, :16])[0]
     assert (faces.cpu() - case["expected"][:16]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_compiled_unet_gives_what_it_gives_uncompiled(case, cached):  # noqa: F811
+    unet = deepcopy(case["unet"]).to(CUDA, memory_format=torch.channels_last)
+    if cached:
+        unet.enable_deepcache()
+    latents = seeded_input("latents", (1, 4, 2, 8, 8), 0).to(CUDA)
+    audio = seeded_input("audio", (1, 2, 30, 32), 0).to(CUDA)
+    inputs = (case["scheduler"], case["noise"], torch.ones(1, 1, 1, 8, 8, device=CUDA), latents, latents, audio)
+    expected = denoise_latents(unet, *inputs, 4, 1.5)
+    unet.compile()
+    assert distance(denoise_latents(unet, *inputs, 4, 1.5), expected) < 1e-3
+
+
+def test_as_many_chunks_as_fit(tiny_files):
+    pipeline = load_pipeline(ModelPaths(**vars(tiny_files)), "cuda")
+    assert 1 <= pipeline._prepare(None, chunk_batch_size=0).chunks_at_once <= MAX_CHUNKS
+    assert all(bytes_ > 0 for bytes_ in pipeline._chunk_memory.values())
 
 
 def test_sound_is_heard_alike(tiny_files):

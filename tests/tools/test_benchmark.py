@@ -115,11 +115,9 @@ def test_precisions_with_a_tiny_model():
 
 def test_operations_of_the_full_size_model():
     layout = full_size.FULL_SIZE[256]
+    options, noise = GenerationOptions(chunk_overlap=0), torch.zeros(1, 4, 1, 32, 32)
     one, two = (
-        full_size.operations_per_frame(
-            layout,
-            Run(GenerationOptions(), Sampling(steps, 1.0), None, 16, 256, None, torch.zeros(1, 4, 1, 32, 32)),
-        )
+        full_size.operations_per_frame(layout, Run(options, Sampling(steps, 1.0), None, 16, 256, None, noise))
         for steps in (1, 2)
     )
     assert two - one == pytest.approx(253e9, rel=2e-3)  # one evaluation of the UNet
