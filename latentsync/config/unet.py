@@ -27,6 +27,9 @@ class ModelSection(Protocol):
     @property
     def max_frames(self) -> int | None: ...
 
+    @property
+    def whole_condition(self) -> bool: ...
+
 
 Model = TypeVar("Model", bound=ModelSection)
 
@@ -39,6 +42,7 @@ class DataConfig(DataSection):
     more_syncnet_config_paths: further SyncNets of the sync loss with windows of other lengths, at most num_frames.
     val_video_path, val_audio_path: video and audio of the validation video.
     mask_image_path: empty for the mask of the released checkpoints.
+    pairs_dir: altered twins of the clips from `tools.make_pairs`, for a model with whole_condition.
     audio_feat_length: [before, after], frames of audio context around each frame.
     whisper_on_device: run the audio encoder in the training step, on the GPU, instead of keeping its states in
         audio_embeds_cache_dir (0.7 TB for 1000 hours); for clips of up to 30 s.
@@ -50,6 +54,7 @@ class DataConfig(DataSection):
     val_video_path: str = ""
     val_audio_path: str = ""
     mask_image_path: str = ""
+    pairs_dir: str = ""
     audio_feat_length: tuple[int, ...] = (2, 2)
     whisper_on_device: bool = False
 
@@ -161,6 +166,14 @@ class UNetFileConfig(TrainingConfig, Generic[Model]):
         require(
             not (self.run.cache_latents and self.data.whisper_on_device),
             "data.whisper_on_device has no effect on cached latents, which have the audio beside them; set it to false",
+        )
+        require(
+            not (self.run.cache_latents and self.data.pairs_dir),
+            "data.pairs_dir has no effect on cached latents; set run.cache_latents to false",
+        )
+        require(
+            self.model.whole_condition or not self.data.pairs_dir,
+            "data.pairs_dir is for models that see the whole frame; set model.whole_condition to true, or remove it",
         )
         if self.recipe is not None:
             self.recipe.check_unet_config(self)

@@ -5,6 +5,7 @@ Legend: F frames of a window, C latent channels, h latent cells, R pixels of a s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class UNetDataset(ClipDataset):
         mel_cache_dir: keeps the mel of whole files; empty or None computes it for each sample.
         augmentation: of the frames.
         whisper_on_device: leave the audio encoder to the training step, which needs no cache of its states.
+        pairs: folder of altered twins (`twin_path`); the frames of the twin take the place of the masked frames.
 
     Raises:
         UserError: the clips cannot be used for training.
@@ -57,8 +59,10 @@ class UNetDataset(ClipDataset):
         mel_cache_dir: str | None = None,
         augmentation: AugmentConfig | None = None,
         whisper_on_device: bool = False,
+        pairs: Path | None = None,
     ) -> None:
         self.audio, self.mask, self.fps, self.whisper_on_device = audio, mask, fps, whisper_on_device
+        self.pairs = pairs
         self.num_frames, self.resolution = audio.num_frames, mask.shape[-1]
         super().__init__(
             examine_clips(clips, min_frames=2 * self.num_frames, fps=fps, resolution=self.resolution), seed
@@ -74,11 +78,14 @@ class UNetDataset(ClipDataset):
             frames = read_frames(local.path, indices, resolution=self.resolution, fps=self.fps)
             mel = self.mels.open(local).window(start, self.num_frames)
             sound = self._whisper_input(local, start) if self.whisper_on_device else self._tokens(local, start)
+        if self.pairs is not None:
+            twin = read_frames(twin_path(self.pairs, clip), start + window, resolution=self.resolution, fps=self.fps)
+            frames = np.concatenate([frames, twin])
         pixels = augment(to_pixel_values(frames), draw_augmentation(self.augmentation, rng))
-        target, reference_pixels = pixels.split(self.num_frames)
+        target, reference_pixels, *twins = pixels.split(self.num_frames)
         return {
             "gt_pixel_values": target.contiguous(),
-            "masked_pixel_values": target * self.mask,
+            "masked_pixel_values": twins[0].contiguous() if twins else target * self.mask,
             "ref_pixel_values": reference_pixels.contiguous(),
             "masks": self.mask.expand(self.num_frames, -1, -1, -1),
             "mel": mel,
@@ -97,6 +104,11 @@ class UNetDataset(ClipDataset):
         frames, context = range(start, start + self.num_frames), self.audio.audio_feat_length
         rows = torch.stack([frame_rows(frame, self.fps, context, num_rows) for frame in frames])
         return {"whisper_mel": mel, "whisper_rows": rows}
+
+
+def twin_path(folder: Path, clip: Clip) -> Path:
+    """The altered twin of a clip, named by its content."""
+    return folder / f"{clip.content_digest}.mp4"
 
 
 def whisper_tokens(audio: Audio2Feature, mels: Tensor, rows: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ class UNetConfig:
     motion_module_resolutions: downsampling factors (1, 2, 4, ...) of the blocks that get motion modules.
     zero_initialize_conv_in: initialize the first convolution with zeros, for training that starts from a model with
         other input channels; use false to train from scratch.
+    whole_condition: the channels of the masked frame hold the whole frame, mouth included. For models fine-tuned on
+        pairs of a frame and its altered twin (`tools.make_pairs`), which edit a frame without hiding anything.
     reference_gate: add the reference's latents (the last input channels) to the prediction, weighted per cell and
         channel by a gate in (0, 1). For one-step models that predict the clean sample: fine texture need not pass
         through the layers.
@@ -82,6 +84,7 @@ class UNetConfig:
     unet_use_temporal_attention: Literal[False] = False
     zero_initialize_conv_in: bool = True
     reference_gate: bool = False
+    whole_condition: bool = False
     use_motion_module: bool = False
     motion_module_resolutions: tuple[int, ...] = (1, 2, 4, 8)
     motion_module_mid_block: bool = False

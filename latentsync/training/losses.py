@@ -6,9 +6,10 @@ h latent cells, R pixels, N images, S audio tokens, D width, T audio columns.
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -228,7 +229,11 @@ class SyncLoss(nn.Module):
             return estimate.latents.new_zeros(())
         picked = estimate.has_audio.nonzero().flatten().to(estimate.latents.device)
         losses = []
-        for supervision, loss in zip(self.supervisions, self.windowed_losses, strict=True):
+        pairs = cast(
+            Iterable[tuple[SyncSupervision, WindowedSyncLoss]],
+            zip(self.supervisions, self.windowed_losses, strict=True),
+        )
+        for supervision, loss in pairs:
             images = supervision.images(estimate.latents, estimate.frames)[picked]
             losses.append(loss(images, supervision.audio(estimate.audio[picked])))
         return torch.stack(losses).mean() * (len(picked) / len(estimate.has_audio))

@@ -207,6 +207,11 @@ def build_dataset(
     data, run, recipe = config.data, config.run, recipe_of(config)
     if not data.train_fileslist:
         raise UserError("data.train_fileslist is empty; write a list of clips with `python -m tools.write_fileslist`")
+    if config.model.whole_condition and not data.pairs_dir:
+        raise UserError(
+            "model.whole_condition needs altered frames as condition; make twins of the clips with "
+            "`python -m tools.make_pairs`, and set data.pairs_dir"
+        )
     clips = open_clips(data, data.train_fileslist, data.train_data_dir)
     mask = load_mask(data.resolution, data.mask_image_path or None)
     # An encoder of its own on the CPU, because worker processes use it.
@@ -221,6 +226,7 @@ def build_dataset(
             mel_cache_dir=data.audio_mel_cache_dir,
             augmentation=data.augment,
             whisper_on_device=data.whisper_on_device,
+            pairs=project_path(data.pairs_dir) if data.pairs_dir else None,
         )
     key = cache_key(vae_path, whisper_path, mask)
     encoder = ClipEncoder(codec, audio, mask, data.latent_cache, key, data.video_fps)
