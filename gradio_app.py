@@ -86,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
         workers=options.workers,
         devices=tuple(options.devices),
         dtype=options.dtype,
+        compile=options.compile,
         unload_after_minutes=options.unload_after_minutes,
         model=options.model,
         max_upload_bytes=int(options.max_upload_mb * MIB),

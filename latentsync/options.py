@@ -39,8 +39,11 @@ FACE_SUGGESTIONS = ("largest", "left", "right", "speaker")
 TRACK_PATTERN = r"^(\d{1,3}|[A-Za-z]{2,8})$"
 TEXT_VALUES = f"a text of 1 to {MAX_TEXT} characters"
 TRACK_VALUES = "the number of a track (0, 1, ...) or a language such as eng"
-DTYPES = ("float32", "float16", "bfloat16")  # of a process, not of a generation
+# Of a process, not of a generation:
+DTYPES = ("float32", "float16", "bfloat16")
+COMPILE_HELP = "compile the model: the first chunk takes minutes, later ones are faster; for long videos and servers"
 
+Preset = Literal["best", "balanced", "fast", "realtime"]
 Solver = Literal["ddim", "dpm++"]
 Detector = Literal["auto", "mediapipe", "insightface"]
 Codec = Literal["h264", "hevc", "prores", "ffv1"]
@@ -129,6 +132,11 @@ class GenerationOptions(BaseModel):
         1.0, ge=0, le=2, description="Strength of the LoRA adapter."
     )
 
+    preset: Annotated[Preset, Show(Group.QUALITY)] = Field(
+        "best",
+        description="Quality or speed: sets steps, guidance, solver and DeepCache where these are not given; no effect "
+        "on models with few steps.",
+    )
     inference_steps: Annotated[int | None, Show(Group.QUALITY, unset="the model's own")] = Field(
         None, ge=1, le=100, description="Number of denoising steps."
     )
@@ -138,14 +146,18 @@ class GenerationOptions(BaseModel):
     seed: Annotated[int, Show(Group.QUALITY)] = Field(
         DEFAULT_SEED, ge=-1, le=MAX_SEED, description="Random seed; equal seeds give equal videos, -1 picks a new one."
     )
-    solver: Annotated[Solver, Show(Group.QUALITY)] = Field(
-        "ddim", description="Diffusion solver; dpm++ needs fewer steps for the same quality."
+    solver: Annotated[Solver | None, Show(Group.QUALITY, unset="that of the preset")] = Field(
+        None, description="Diffusion solver; dpm++ needs fewer steps for the same quality."
     )
     enable_deepcache: Annotated[bool, Show(Group.QUALITY, advanced=True)] = Field(
         False, description="Reuse deep UNet features between steps: faster, slightly softer."
     )
     chunk_batch_size: Annotated[int, Show(Group.QUALITY, advanced=True)] = Field(
-        1, ge=1, le=64, description="Number of 16-frame chunks denoised together; higher is faster on a large GPU."
+        1,
+        ge=0,
+        le=64,
+        description="Number of 16-frame chunks denoised together, 0 for as many as fit into GPU memory; more are "
+        "faster on a large GPU.",
     )
     chunk_overlap: Annotated[int, Show(Group.QUALITY, advanced=True)] = Field(
         DEFAULT_OVERLAP,

@@ -120,6 +120,7 @@ def run(options: argparse.Namespace, parser: OptionParser) -> int:
         workers=max(1, options.workers),
         devices=tuple(options.devices),
         dtype=options.dtype,
+        compile=options.compile,
         unload_after_minutes=options.unload_after_minutes,
         job_timeout_seconds=options.job_timeout_seconds,
         worker_memory_bytes=int(options.worker_memory_gb * GIB),

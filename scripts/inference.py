@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
-from latentsync.options import AUTO, DTYPES, OPTIONS, OptionError, up_to_date
+from latentsync.options import AUTO, COMPILE_HELP, DTYPES, OPTIONS, OptionError, up_to_date
 from latentsync.options import parse_options as parse_generation
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, did_you_mean
@@ -23,6 +23,7 @@ from latentsync.utils.paths import PROJECT_ROOT
 # The libraries take seconds to load. They are imported where they are needed, so that wrong usage is reported at once.
 DEMO_VIDEO = PROJECT_ROOT / "assets" / "demo_portrait.png"
 DEMO_AUDIO = PROJECT_ROOT / "assets" / "demo_voice.wav"
+DEVICE_HELP = "cuda, cuda:N, mps or cpu, or several such as cuda:0,cuda:1, which share a video (default: the best)"
 DEMO_OUT = Path("outputs") / "demo.mp4"
 
 
@@ -55,8 +56,9 @@ def build_parser() -> OptionParser:
     add("--scheduler_config_path", type=Path, help="DDIM configuration (JSON)")
 
     add = parser.add_argument_group("device").add_argument
-    add("--device", default=AUTO, help="cuda, cuda:N, mps or cpu (default: the best available)")
+    add("--device", default=AUTO, help=DEVICE_HELP)
     add("--dtype", choices=DTYPES, help="precision of the model (default: float32 on a CPU, float16 elsewhere)")
+    add("--compile", action="store_true", help=COMPILE_HELP)
     add_option_arguments(parser)
     return parser
 
@@ -175,6 +177,7 @@ def generate(options: argparse.Namespace) -> Path:
             getattr(torch, options.dtype) if options.dtype else None,
             lora=given.lora,
             lora_scale=given.lora_scale,
+            compile=options.compile,
         )
         with logging_redirect_tqdm():  # keeps warnings out of the progress bar
             result = pipeline(

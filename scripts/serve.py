@@ -87,6 +87,7 @@ def build_settings(options: argparse.Namespace) -> ServingSettings:
         workers=options.workers,
         devices=tuple(options.devices),
         dtype=options.dtype,
+        compile=options.compile,
         unload_after_minutes=options.unload_after_minutes,
         model=options.model,
         max_models=options.max_models,

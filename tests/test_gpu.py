@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.unet import UNet3DConditionModel
+from latentsync.pipelines.denoise import denoise_latents
+from latentsync.pipelines.memory import MAX_CHUNKS
 from latentsync.training.loop import run_training
 from latentsync.training.losses import LossNetworks
 from latentsync.training.unet_setup import build_dataset
@@ -78,6 +81,25 @@ def test_denoising_gives_the_published_faces(case, tokens):  # noqa: F811
     assert (faces.cpu() - case["expected"][:16]).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_compiled_unet_gives_what_it_gives_uncompiled(case, cached):  # noqa: F811
+    unet = deepcopy(case["unet"]).to(CUDA, memory_format=torch.channels_last)
+    if cached:
+        unet.enable_deepcache()
+    latents = seeded_input("latents", (1, 4, 2, 8, 8), 0).to(CUDA)
+    audio = seeded_input("audio", (1, 2, 30, 32), 0).to(CUDA)
+    inputs = (case["scheduler"], case["noise"], torch.ones(1, 1, 1, 8, 8, device=CUDA), latents, latents, audio)
+    expected = denoise_latents(unet, *inputs, 4, 1.5)
+    unet.compile()
+    assert distance(denoise_latents(unet, *inputs, 4, 1.5), expected) < 1e-3
+
+
+def test_as_many_chunks_as_fit(tiny_files):
+    pipeline = load_pipeline(ModelPaths(**vars(tiny_files)), "cuda")
+    assert 1 <= pipeline._prepare(None, chunk_batch_size=0).chunks_at_once <= MAX_CHUNKS
+    assert all(bytes_ > 0 for bytes_ in pipeline._chunk_memory.values())
+
+
 def test_sound_is_heard_alike(tiny_files):
     wave = (0.3 * np.random.default_rng(0).standard_normal(32000)).clip(-1, 1).astype(np.float32)
     here, there = (Audio2Feature(tiny_files.whisper, device).wave2feat(wave) for device in ("cpu", CUDA))
@@ -88,7 +110,7 @@ def with_every_loss(folder, files) -> UNetTask:
     lpips = TinyPerceptual()
     torch.manual_seed(0)
     networks = LossNetworks(
-        lpips, tiny_trepa(folder), tiny_sync(), PatchDiscriminator(8, halvings=1), TrunkEmbedding(lpips)
+        lpips, tiny_trepa(folder), [tiny_sync()], PatchDiscriminator(8, halvings=1), TrunkEmbedding(lpips)
     )
     config = tiny_config(
         folder,
@@ -157,7 +179,7 @@ def test_the_unet_is_trained(tmp_path, tiny_files, options):
         config, run=replace(config.run, mixed_precision_training=True), data=replace(config.data, num_workers=2)
     )
     parts = frozen_parts(tiny_files)
-    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync())
+    networks = LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()])
     make = lambda: build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=True)  # noqa: E731
     task = UNetTask(config, parts, networks, make)
     before = deepcopy(task.model.state_dict())

@@ -41,7 +41,8 @@ from tools import option_tables
 # A valid value other than the default for each option, as text; what else it needs.
 OTHER: dict[str, Any] = {
     "model": "embedded", "lora": "me", "lora_scale": "0.5", "inference_steps": "3", "guidance_scale": "2.5",
-    "seed": "7", "solver": "dpm++", "enable_deepcache": "true", "chunk_batch_size": "2", "chunk_overlap": "4",
+    "preset": "fast", "seed": "7", "solver": "dpm++", "enable_deepcache": "true", "chunk_batch_size": "2",
+    "chunk_overlap": "4",
     "vram_efficient": "true",
     "match_color": "true", "enable_upscale": "true", "enhancer": "gfpgan", "sharpness_factor": "1.5", "face": "left",
     "min_face": "120", "detector": "mediapipe", "paste_mask": "box", "codec": "hevc", "pix_fmt": "yuv420p10le",

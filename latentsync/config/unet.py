@@ -36,6 +36,7 @@ class DataConfig(DataSection):
     """See `DataSection`.
 
     syncnet_config_path: the SyncNet of the sync loss and of validation.
+    more_syncnet_config_paths: further SyncNets of the sync loss with windows of other lengths, at most num_frames.
     val_video_path, val_audio_path: video and audio of the validation video.
     mask_image_path: empty for the mask of the released checkpoints.
     audio_feat_length: [before, after], frames of audio context around each frame.
@@ -45,6 +46,7 @@ class DataConfig(DataSection):
 
     train_output_dir: str = "output/unet"
     syncnet_config_path: str = ""
+    more_syncnet_config_paths: tuple[str, ...] = ()
     val_video_path: str = ""
     val_audio_path: str = ""
     mask_image_path: str = ""

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentsync.checkpoints.loading import load_checkpoint, load_into
+from latentsync.models.compiled import Compiled
 from latentsync.models.deepcache import DeepCache
 from latentsync.models.lora import LoraSettings, is_adapter
 from latentsync.models.resnet import ACTIVATIONS, FrameGroupNorm
@@ -32,6 +33,7 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.utils.errors import UserError
 
 MAX_PERIOD = 10000.0
+NO_BRANCH = -1  # all layers are deep: none runs without the others
 
 
 @dataclass
@@ -74,6 +76,7 @@ class UNet3DConditionModel(nn.Module):
         self.config = config
         self.activation = ACTIVATIONS[config.act_fn]
         self._deepcache: DeepCache | None = None
+        self._compiled: tuple[Compiled, Compiled] | None = None
         self.lora_settings: LoraSettings | None = None  # of the adapter in training
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
@@ -140,6 +143,14 @@ class UNet3DConditionModel(nn.Module):
     def device(self) -> torch.device:
         return self.conv_in.weight.device
 
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Compile the complete step and the step with cached features; see `compiled`. Names of parameters stay."""
+        self._compiled = Compiled(self._predict, **options), Compiled(self._predict_from, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not compiled: the compiled functions belong to this instance."""
+        return {**super().__getstate__(), "_compiled": None}
+
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Trade time for memory in training: activations within a layer are recomputed in the backward pass."""
         for module in self.modules():
@@ -193,31 +204,54 @@ class UNet3DConditionModel(nn.Module):
         if encoder_hidden_states is None:
             encoder_hidden_states = sample.new_zeros(batch, frames, 1, self.config.cross_attention_dim)
         self._check_inputs(sample, encoder_hidden_states)
-        context = rearrange(encoder_hidden_states, "b f s d -> (b f) s d")
-        condition = Condition(self.time_embedding(timesteps), context, frames)
-        x = frames_to_images(2 * sample - 1 if self.config.center_input_sample else sample)
-        x = self._decode_noise(x, condition)
-        return UNet3DConditionOutput(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
-
-    def _decode_noise(self, x: Tensor, condition: Condition) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H, W), using the feature cache if it is on."""
+        complete, outer = self._compiled or (self._predict, self._predict_from)
         cache = None if torch.is_grad_enabled() else self._deepcache
-        features = cache.lookup(x) if cache else None
-        reference = x[:, -self.config.out_channels :]
-        x = self.conv_in(x)
-        last, branch = cast(UpBlock3D, self.up_blocks[-1]), cache.branch if cache else -1
-        first_outer = len(last.resnets) - branch - 1
-        if features is None:
-            x, skips = self._deep_features(x, condition, first_outer)
-            if cache:
-                cache.store(x)
-        else:
-            x, skips = features, self._outer_skips(x, condition, branch)
-        x = last.layers(range(first_outer, len(last.resnets)), x, skips, condition)
+        features = cache.lookup(sample) if cache else None
+        branch = cache.branch if cache else NO_BRANCH
+        if features is not None:
+            return UNet3DConditionOutput(outer(sample, timesteps, encoder_hidden_states, features, branch))
+        prediction, features = complete(sample, timesteps, encoder_hidden_states, branch)
+        if cache:
+            cache.store(features)
+        return UNet3DConditionOutput(prediction)
+
+    def _predict(self, sample: Tensor, timesteps: Tensor, tokens: Tensor, branch: int) -> tuple[Tensor, Tensor]:
+        """All layers: the prediction (B, C_out, F, H, W), and what enters the layers outside of `branch` (N, C, H, W).
+
+        sample (B, C_in, F, H, W), timesteps (B,), tokens (B, F, S, D).
+        """
+        images, condition = self._inputs(sample, timesteps, tokens)
+        first_outer = self._first_outer(branch)
+        features, skips = self._deep_features(self.conv_in(images), condition, first_outer)
+        return self._outer_layers(first_outer, features, skips, images, condition), features
+
+    def _predict_from(self, sample: Tensor, timesteps: Tensor, tokens: Tensor, features: Tensor, branch: int) -> Tensor:
+        """The layers outside of `branch` only; see `_predict`, which gave the features in an earlier step."""
+        images, condition = self._inputs(sample, timesteps, tokens)
+        skips = self._outer_skips(self.conv_in(images), condition, branch)
+        return self._outer_layers(self._first_outer(branch), features, skips, images, condition)
+
+    def _inputs(self, sample: Tensor, timesteps: Tensor, tokens: Tensor) -> tuple[Tensor, Condition]:
+        """Images (N, C_in, H, W) and condition from the arguments of `_predict`."""
+        condition = Condition(
+            self.time_embedding(timesteps), rearrange(tokens, "b f s d -> (b f) s d"), sample.shape[2]
+        )
+        return frames_to_images(2 * sample - 1 if self.config.center_input_sample else sample), condition
+
+    def _first_outer(self, branch: int) -> int:
+        """The first layer of the last up block that runs in every step."""
+        return len(cast(UpBlock3D, self.up_blocks[-1]).resnets) - branch - 1
+
+    def _outer_layers(self, first: int, x: Tensor, skips: list[Tensor], images: Tensor, condition: Condition) -> Tensor:
+        """The layers from `first` on of the last up block, and the output: (N, C, H, W) -> (B, C_out, F, H, W)."""
+        last = cast(UpBlock3D, self.up_blocks[-1])
+        x = last.layers(range(first, len(last.resnets)), x, skips, condition)
         x = self.activation(self.conv_norm_out(x, condition.frames))
         if self.conv_gate is None:
-            return self.conv_out(x)
-        return self.conv_out(x) + self.conv_gate(x).sigmoid() * reference
+            x = self.conv_out(x)
+        else:
+            x = self.conv_out(x) + self.conv_gate(x).sigmoid() * images[:, -self.config.out_channels :]
+        return rearrange(x, "(b f) c h w -> b c f h w", f=condition.frames)
 
     def _deep_features(self, x: Tensor, condition: Condition, first_outer: int) -> tuple[Tensor, list[Tensor]]:
         """The input of layer `first_outer` of the last up block, and the skip connections of the remaining layers."""

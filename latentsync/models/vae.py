@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from latentsync.checkpoints.formats import Checkpoint
 from latentsync.checkpoints.loading import load_into, load_state_dict
 from latentsync.config.diffusers_config import build_from_config, read_config
+from latentsync.models.compiled import compile_module
 from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import AutoencoderKL
@@ -127,6 +128,12 @@ class LatentCodec(nn.Module):
         """Recompute the activations of the decoder in the backward pass, a few images at a time: in training on decoded
         frames they take most of the memory."""
         self.gradient_checkpointing = True
+
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Compile encoder and decoder; see `compiled`."""
+        compile_module(self.vae.decoder, **options)
+        if self.patches is None and not self.is_local:  # else the encoder is one convolution
+            compile_module(self.vae.encoder, **options)
 
     def enable_slicing(self) -> None:
         """Encode and decode one image at a time: slower, less device memory."""

@@ -1,8 +1,9 @@
 """Base class of the pipelines: networks, device, memory modes, caching, LoRA adapters and compilation."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from latentsync.models.lora import PROJECTIONS, find_projections, load_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.options import GenerationOptions
-from latentsync.pipelines.parts import ModelPaths, load_parts, pick_device, pick_dtype, pick_enhancer
+from latentsync.pipelines.parts import ModelPaths, load_parts, pick_devices, pick_dtype, pick_enhancer
 from latentsync.pipelines.progress import Speeds
 from latentsync.pretrained.enhancers import FaceEnhancer
 from latentsync.utils.errors import UserError
@@ -67,6 +68,9 @@ class PipelineBase:
         self._enhancers: dict[str | None, FaceEnhancer] = {}
         self._original_weights: dict[str, Tensor] = {}
         self._vram_efficient = False
+        self._compile_options: dict[str, Any] | None = None  # if compiled
+        self._copies: list[Self] = []  # on further devices
+        self._chunk_memory: dict[tuple, int] = {}  # bytes, by the settings that it depends on
         self._speeds: dict[tuple, Speeds] = {}  # by the settings that they depend on
         self._check_compatibility()
 
@@ -84,6 +88,7 @@ class PipelineBase:
         enhancer: str | None = None,
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
+        compile: bool = False,
         audio_cache_dir: str | Path | None = None,
     ) -> Self:
         """Load a pipeline. Logs the model, the reason for its selection, the device and the data type.
@@ -92,7 +97,8 @@ class PipelineBase:
             model: a registered name (latentsync-1.6, latentsync-1.5, embedded), a model folder (see
                 `parts.FOLDER_LAYOUT`), a Hugging Face Hub id, single files as `ModelPaths`, or None for the best
                 available model that fits the device.
-            device: cuda, cuda:N, mps or cpu; None or "auto" selects the best available.
+            device: cuda, cuda:N, mps or cpu; None or "auto" selects the best available. Several, separated by commas,
+                share the chunks of a video; see `use_devices`.
             dtype: data type of UNet and autoencoder; by default float32 on the CPU and float16 otherwise.
             deepcache: see `enable_deepcache`.
             low_memory: see `enable_vram_efficient`.
@@ -101,12 +107,13 @@ class PipelineBase:
             enhancer: realesrgan (4x upscaling) or gfpgan (restoration). By default realesrgan, or a sharpness
                 filter if its weights are missing.
             lora, lora_scale: see `load_lora_weights`.
+            compile: see the method `compile`.
             audio_cache_dir: folder for cached audio features, keyed by file content.
 
         Raises:
             UserError: unknown name, missing or incompatible files, or unavailable device.
         """
-        target = pick_device(device)
+        target, *others = pick_devices(device)
         dtype = dtype or pick_dtype(target)
         parts = load_parts(model, target, audio_cache_dir)
         settings = parts.model
@@ -130,7 +137,10 @@ class PipelineBase:
             pipeline.enable_deepcache()
         if low_memory:
             pipeline.enable_vram_efficient()
-        return pipeline.to(target, dtype)
+        pipeline.to(target, dtype)
+        if compile:
+            pipeline.compile()
+        return pipeline.use_devices(others)
 
     def __repr__(self) -> str:
         dtype = str(self.codec.dtype).removeprefix("torch.")
@@ -138,6 +148,7 @@ class PipelineBase:
             "deepcache": self.unet.uses_deepcache,
             "vram_efficient": self._vram_efficient,
             "lora": bool(self._original_weights),
+            "compiled": self._is_compiled,
         }
         extra = "".join(f", {name}" for name, is_on in modes.items() if is_on)
         return f"{type(self).__name__}({self.name}, {self.device}, {dtype}{extra})"
@@ -145,6 +156,15 @@ class PipelineBase:
     @property
     def device(self) -> torch.device:
         return self.codec.device
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices that the chunks of a video are generated on, in turn."""
+        return [self.device, *(other.device for other in self._copies)]
+
+    @property
+    def _is_compiled(self) -> bool:
+        return self._compile_options is not None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,6 +176,8 @@ class PipelineBase:
             device, dtype = None, device
         self.codec.to(device, dtype)
         self.unet.to(device, dtype)
+        if self.device.type == "cuda":  # as the feature maps are: else every convolution would rearrange its weights
+            self.unet.to(memory_format=torch.channels_last)
         if device is not None:
             self.audio_encoder.to(device)
         for enhancer in (self.enhancer, *self._enhancers.values()):
@@ -200,13 +222,40 @@ class PipelineBase:
         return self.disable_vae_slicing().disable_vae_tiling()
 
     def compile(self, **options: Any) -> Self:
-        """Compile UNet and VAE decoder in place; `options` are passed to `torch.compile`.
+        """Compile UNet and autoencoder in place, with weights in channels-last format.
 
-        The first chunk of each shape takes minutes to compile; later ones run faster.
+        Whole chunks run compiled, batches of them padded to `chunk_batch_size`. The shorter chunk at the end of a run
+        of faces runs uncompiled, so that no shape is compiled for it. The first chunk takes minutes; with the cache of
+        an earlier process (TORCHINDUCTOR_CACHE_DIR) less. Where the compiler fails, the model runs uncompiled.
+
+        Args:
+            options: passed to `torch.compile`, e.g. mode="max-autotune-no-cudagraphs".
         """
+        self.unet.to(memory_format=torch.channels_last)
+        self.codec.to(memory_format=torch.channels_last)
         self.unet.compile(**options)
-        self.codec.vae.decoder.compile(**options)
+        self.codec.compile(**options)
+        self._compile_options = options
         return self
+
+    def use_devices(self, devices: Sequence[str | torch.device]) -> Self:
+        """Share the chunks of a video between this device and further ones, in turn, with copies of the networks.
+
+        The result is the same, up to rounding: chunks are denoised independently. Call it last: later changes of
+        weights and modes do not reach the copies until it is called again. `speak` uses this device alone.
+        """
+        self._copies = [self._copy_to(torch.device(device)) for device in devices]
+        self._speeds.clear()
+        return self
+
+    def _copy_to(self, device: torch.device) -> Self:
+        other = copy(self)
+        other.codec, other.unet = deepcopy(self.codec).to(device), deepcopy(self.unet).to(device)
+        other.enhancer = None if self.enhancer is None else deepcopy(self.enhancer).to(device)
+        other._enhancers, other._copies, other._original_weights = {}, [], {}
+        if self._compile_options is not None:
+            other.compile(**self._compile_options)
+        return other
 
     def load_lora_weights(self, path: str | Path, scale: float = 1.0) -> Self:
         """Merge a LoRA adapter into the UNet. Can be called repeatedly to merge several adapters.

@@ -3,6 +3,8 @@
 Legend: B chunks, F frames, R resolution, S tokens per frame, D width, N audio samples.
 """
 
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +15,13 @@ from torch import Tensor
 from latentsync.faces.chunks import batch_chunks, split_chunks
 from latentsync.faces.color import match_color
 from latentsync.faces.mask import load_mask
+from latentsync.models.compiled import run_eagerly
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.base import PipelineBase
 from latentsync.pipelines.crossfade import CrossFade, Joint
 from latentsync.pipelines.denoise import are_still, regenerate_faces, shared_noise
+from latentsync.pipelines.memory import chunks_that_fit, free_memory, peak_memory
+from latentsync.pipelines.presets import apply_preset
 from latentsync.pipelines.run import Run, make_generator, resolve_options
 from latentsync.pipelines.sampling import Callback, PipelineCallback, Sampling
 from latentsync.pipelines.transfer import Download, SideStream, upload
@@ -102,12 +107,17 @@ class FaceGenerator(PipelineBase):
         `joint`: how the chunks overlap others; the frames that the next batch delivers are missing in the result.
         On CUDA this only queues the work, so that the next chunk can be prepared meanwhile.
         """
-        delivered = faces.shape[1] - (0 if joint is None else joint.left)
-        run.watch.begin(faces.shape[0] * delivered)
+        count, frames = faces.shape[:2]
+        delivered = frames - (0 if joint is None else joint.left)
+        run.watch.begin(count * delivered)
+        uses_compiled = self._is_compiled and frames == run.num_frames
+        if uses_compiled:
+            faces, tokens = (repeat_last(values, run.chunks_at_once) for values in (faces, tokens))
+            reference = None if reference is None else repeat_last(reference, run.chunks_at_once)
         still = are_still(faces) and reference is None  # on the host; on the device it would wait for the answer
         pixels = _to_pixel_values(faces, self.device)
         decoding = SideStream(self.device, enabled=not run.options.vram_efficient)
-        with self._modes(run.options):
+        with self._modes(run.options), nullcontext() if uses_compiled else run_eagerly():
             generated = regenerate_faces(
                 self.unet,
                 self.codec,
@@ -125,11 +135,12 @@ class FaceGenerator(PipelineBase):
                 run.sampling.guidance_share,
                 still,
                 decoding,
-                joint,
+                None if joint is None else partial(_join, joint, count),
             )
         with decoding.after(pixels):
+            generated = generated[:count]
             finite = torch.isfinite(generated).all()
-            finished = self._finish(generated, pixels[:, :delivered], run)
+            finished = self._finish(generated, pixels[:count, :delivered], run)
             return PendingFaces(Download(finished, finite), self.dtype)
 
     def _finish(self, generated: Tensor, pixels: Tensor, run: Run) -> Tensor:
@@ -137,8 +148,9 @@ class FaceGenerator(PipelineBase):
         shape = generated.shape[:2]
         if self.match_color or run.options.match_color:
             generated = match_color(generated.flatten(0, 1), pixels.flatten(0, 1)).unflatten(0, shape)
-        if run.enhancer is not None:
-            generated = run.enhancer(generated.flatten(0, 1)).unflatten(0, shape)
+        enhancer = self._enhancer(run.options)  # that of this device
+        if enhancer is not None:
+            generated = enhancer(generated.flatten(0, 1)).unflatten(0, shape)
         values = ((generated.float().clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2)
         return values.round().to(torch.uint8) if self.device.type == "cuda" else values
 
@@ -159,9 +171,8 @@ class FaceGenerator(PipelineBase):
     ) -> Run:
         """Resolve and validate the settings of a run. Raises UserError for invalid ones."""
         given = resolve_options(options, changes)
-        steps = self.num_inference_steps if given.inference_steps is None else given.inference_steps
-        guidance_scale = self.guidance_scale if given.guidance_scale is None else given.guidance_scale
-        resolved = resolve_options(given, {"inference_steps": steps, "guidance_scale": guidance_scale})
+        resolved, guidance_share = apply_preset(given, self.num_inference_steps, self.guidance_scale)
+        assert resolved.inference_steps and resolved.guidance_scale and resolved.solver
         limit = self.unet.config.max_frames
         if num_frames < 1 or (limit is not None and num_frames > limit):
             raise UserError(f"num_frames must be 1 to {limit or 'any number'} with this UNet, not {num_frames}")
@@ -172,18 +183,19 @@ class FaceGenerator(PipelineBase):
         resolution = self._working_resolution(height, width)
         generator = make_generator(resolved.seed) if generator is None else generator
         sampling = Sampling(
-            steps,
-            guidance_scale,
+            resolved.inference_steps,
+            resolved.guidance_scale,
             eta,
             generator,
             callback,
             callback_steps,
             resolved.solver,
             None if callback_on_step_end is None else partial(callback_on_step_end, self),
+            guidance_share,
         )
         mask = load_mask(resolution, resolved.mask_image_path)
         noise = shared_noise(self.codec, resolution, generator)
-        return Run(
+        run = Run(
             resolved,
             sampling,
             sampling.scheduler(self.scheduler),
@@ -193,6 +205,29 @@ class FaceGenerator(PipelineBase):
             noise,
             self._enhancer(resolved),
         )
+        return run if resolved.chunk_batch_size else run.with_chunks(self._fitting_chunks(run))
+
+    @property
+    def _measures_memory(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _fitting_chunks(self, run: Run) -> int:
+        """Chunks that fit into free GPU memory, from that of a step on one chunk; 1 on other devices."""
+        if not self._measures_memory:
+            return 1
+        key = run.pace_key
+        if key not in self._chunk_memory:
+            side = run.resolution
+            faces = torch.zeros(1, run.num_frames, side, side, 3, dtype=torch.uint8)
+            faces[:, 0] = 255  # no still image, which would be encoded only once
+            tokens = torch.zeros(1, run.num_frames, self.audio_encoder.num_tokens, self.audio_encoder.width)
+            sampling = replace(run.sampling, num_inference_steps=1, eta=0.0, callback=None, callback_on_step_end=None)
+            trial = replace(run.with_chunks(1), sampling=sampling)
+            with run_eagerly():
+                self._chunk_memory[key] = peak_memory(
+                    lambda: self.begin(faces, tokens, None, trial).wait(), self.device
+                )
+        return chunks_that_fit(free_memory(self.device), self._chunk_memory[key])
 
     def _working_resolution(self, height: int | None, width: int | None) -> int:
         resolution = height or width or self.resolution
@@ -201,6 +236,18 @@ class FaceGenerator(PipelineBase):
         if resolution % (8 * self.codec.factor):
             raise UserError(f"resolution {resolution} must be a multiple of {8 * self.codec.factor}")
         return resolution
+
+
+def _join(joint: Joint, count: int, latents: Tensor) -> Tensor:
+    """Join the first `count` chunks of a padded batch."""
+    return repeat_last(joint(latents[:count]), len(latents))
+
+
+def repeat_last(chunks: Tensor, count: int) -> Tensor:
+    """(B, ...) -> (`count`, ...) with repetitions of the last one, if there are fewer."""
+    if len(chunks) >= count:
+        return chunks
+    return torch.cat([chunks, chunks[-1:].expand(count - len(chunks), *chunks.shape[1:])])
 
 
 def _check_faces(faces: Tensor, reference: Tensor | None) -> None:

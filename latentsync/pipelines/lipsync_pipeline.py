@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from fractions import Fraction
-from itertools import tee
+from itertools import cycle, tee
 from pathlib import Path
 from typing import Any
 
@@ -207,11 +207,12 @@ class LipsyncPipeline(FaceGenerator):
     ) -> Generator[GeneratedFace, None, None]:
         """Yield the frames with the generated face of a speaker (R, R, 3) float32 in 0..255, or None without a face.
 
-        On CUDA, a batch is awaited only after the next one has been queued, so that the device never idles.
+        On CUDA, a batch is awaited only after the next one of its device has been queued, so that no device idles.
         """
         speaker = clip.speakers[number]
         shown = (people[number] for people in frames)
-        ahead = 1 if self.device.type == "cuda" else 0
+        generators = cycle([self, *self._copies])
+        ahead = len(self.devices) if self.device.type == "cuda" else 0
         pending: deque[tuple[list[Chunk[TrackedFrame]], PendingFaces]] = deque()
         fade = CrossFade()
         for batch in batch_chunks(face_chunks(shown, run.num_frames, run.overlap), run.chunks_at_once):
@@ -222,7 +223,8 @@ class LipsyncPipeline(FaceGenerator):
             faces = np.stack([[item.face.pixels for item in chunk.frames if item.face is not None] for chunk in batch])
             spans = [(chunk.frames[0].index, chunk.frames[-1].index + 1) for chunk in batch]
             tokens = torch.stack([speaker.features.chunks(*span) for span in spans])
-            pending.append((batch, self.begin(torch.from_numpy(faces), tokens, None, run, fade.of(batch))))
+            generator = next(generators)
+            pending.append((batch, generator.begin(torch.from_numpy(faces), tokens, None, run, fade.of(batch))))
             yield from _awaited(pending, ahead)
         yield from _awaited(pending, 0)
 

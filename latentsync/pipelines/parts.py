@@ -76,6 +76,11 @@ def pick_device(device: str | None = None) -> torch.device:
     return picked
 
 
+def pick_devices(devices: str | None = None) -> list[torch.device]:
+    """Parse devices separated by commas; see `pick_device`."""
+    return [pick_device(name.strip()) for name in (devices or "auto").split(",")]
+
+
 def pick_dtype(device: torch.device) -> torch.dtype:
     """Default data type: float16 on CUDA and MPS, float32 on the CPU, where half precision is slower."""
     return torch.float32 if device.type == "cpu" else torch.float16

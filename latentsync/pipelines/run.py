@@ -1,7 +1,7 @@
 """Resolved settings of a run: options, sampler, mask and noise."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +21,7 @@ class Run:
     """Settings shared by all stages of a run.
 
     Args:
-        options: resolved; `inference_steps` and `guidance_scale` are set.
+        options: resolved; `inference_steps`, `guidance_scale` and `solver` are set.
         sampling: solver settings, callbacks and random number generator.
         scheduler: the solver.
         num_frames: F, frames per chunk.
@@ -42,6 +42,10 @@ class Run:
     enhancer: FaceEnhancer | None = None
     watch: Watch = field(default_factory=Watch)
 
+    def with_chunks(self, count: int) -> "Run":
+        """The same run with `count` chunks denoised together."""
+        return replace(self, options=self.options.model_copy(update={"chunk_batch_size": count}))
+
     @property
     def chunks_at_once(self) -> int:
         return 1 if self.options.vram_efficient else self.options.chunk_batch_size
@@ -56,7 +60,13 @@ class Run:
         """Settings that the speed of a run depends on, besides the size of the video."""
         options = self.options
         enhancer = (self.enhancer is not None, options.enhancer)
-        modes = (self.overlap, options.enable_deepcache, options.vram_efficient, self.sampling.guidance_scale > 1)
+        modes = (
+            self.overlap,
+            options.enable_deepcache,
+            options.vram_efficient,
+            self.sampling.guidance_scale > 1,
+            self.sampling.guidance_share,
+        )
         return self.resolution, self.sampling.num_inference_steps, self.chunks_at_once, *enhancer, *modes
 
     def on_step(self, step: int, timestep: int, latents: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from latentsync.utils.light_diffusers import DDIMScheduler, DPMSolverMultistepSc
 Callback = Callable[[int, int, Tensor], None]
 StepEndCallback = Callable[[int, int, dict[str, Any]], dict[str, Any] | None]
 PipelineCallback = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
-DDIM, DPM_PLUS_PLUS = "ddim", "dpm++"
+DDIM: Final = "ddim"
+DPM_PLUS_PLUS: Final = "dpm++"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Download:
         for host, tensor in zip(self._host, tensors, strict=True):
             host.copy_(tensor, non_blocking=True)
         self._done = torch.cuda.Event()
-        self._done.record()
+        self._done.record(torch.cuda.current_stream(tensors[0].device))  # not that of the current device
 
     def wait(self) -> list[Tensor]:
         """The tensors on the host."""

@@ -92,11 +92,14 @@ class ModelCache:
         most: maximum number of pipelines.
         default: the model that "auto" in a job's options stands for.
         dtype: float32, float16 or bfloat16; None for the device's default.
+        compile: compile the models.
     """
 
-    def __init__(self, device: str = AUTO, most: int = 2, default: str = AUTO, dtype: str | None = None) -> None:
+    def __init__(
+        self, device: str = AUTO, most: int = 2, default: str = AUTO, dtype: str | None = None, compile: bool = False
+    ) -> None:
         self.device, self.most, self.default = pick_device(device), most, default
-        self.dtype = None if dtype is None else getattr(torch, dtype)
+        self.dtype, self.compile = None if dtype is None else getattr(torch, dtype), compile
         self._loaded: OrderedDict[tuple, LipsyncPipeline] = OrderedDict()
 
     @property
@@ -119,7 +122,14 @@ class ModelCache:
         registered = REGISTRY.get(name)
         self._make_room(registered.model.memory_gb if registered and registered.model else OWN_MODEL_GB)
         model = name if choice is None else choice.paths or name
-        pipeline = load_pipeline(model, str(self.device), self.dtype, lora=lora, lora_scale=options.lora_scale)
+        pipeline = load_pipeline(
+            model,
+            str(self.device),
+            self.dtype,
+            lora=lora,
+            lora_scale=options.lora_scale,
+            compile=self.compile,
+        )
         self._loaded[key] = pipeline
         return pipeline
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentsync.options import AUTO, DTYPES, GenerationOptions
+from latentsync.options import AUTO, COMPILE_HELP, DTYPES, GenerationOptions
 from latentsync.serving.handler import run_job
 from latentsync.serving.jobs import JobKind
 from latentsync.serving.models import ModelCache
@@ -187,9 +187,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)"
     )
+    parser.add_argument("--compile", action="store_true", help=COMPILE_HELP)
     options = parser.parse_args(argv)
     connect(options.address)
-    deploy(options.replicas, options.gpus, options.cpus, default=options.model, dtype=options.dtype)
+    models = {"default": options.model, "dtype": options.dtype, "compile": options.compile}
+    deploy(options.replicas, options.gpus, options.cpus, **models)
     print(f"deployment {APPLICATION} is running; services started with --ray_address use it")
     return 0
 

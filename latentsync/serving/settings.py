@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from latentsync.options import AUTO, DTYPES
+from latentsync.options import AUTO, COMPILE_HELP, DTYPES
 from latentsync.utils.errors import UserError
 from latentsync.utils.memory import GIB, default_limit
 
@@ -38,6 +38,7 @@ class ServingSettings:
     workers: int = 1
     devices: tuple[str, ...] = (AUTO,)
     dtype: str | None = None
+    compile: bool = False
     model: str = AUTO
     max_models: int = 2
     unload_after_minutes: float | None = None
@@ -99,6 +100,7 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
     add("--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)")
+    add("--compile", action="store_true", help=COMPILE_HELP)
     add(
         "--unload_after_minutes",
         type=float,

@@ -68,16 +68,24 @@ class Term:
 
 @dataclass
 class LossNetworks:
-    """The frozen networks of a run's losses; None where the run does not use them."""
+    """The frozen networks of a run's losses; None where the run does not use them.
+
+    sync: SyncNets of different window lengths, all with the same kind of audio.
+    """
 
     lpips: nn.Module | None = None
     trepa: nn.Module | None = None
-    sync: SyncSupervision | None = None
+    sync: Sequence[SyncSupervision] = ()
+
+    @property
+    def sync_audio(self) -> str | None:
+        """The entry of a batch that `Estimate.audio` must be; None without a sync loss."""
+        return self.sync[0].batch_key if self.sync else None
 
     @property
     def needs_mel(self) -> bool:
         """Whether batches must have the SyncNet mel."""
-        return self.sync is not None and self.sync.batch_key == "mel"
+        return self.sync_audio == "mel"
 
 
 @dataclass
@@ -145,7 +153,7 @@ def build_losses(
         terms["perceptual"] = Term(run.perceptual_loss_weight, PerceptualLoss(networks.lpips, run.decode_region))
     if networks.trepa is not None:
         terms["trepa"] = Term(run.trepa_loss_weight, TemporalLoss(networks.trepa))
-    if networks.sync is not None and run.sync_loss_weight:
+    if networks.sync and run.sync_loss_weight:
         terms["sync"] = Term(run.sync_loss_weight, SyncLoss(networks.sync))
     extra = extra or ExtraLosses()
     return UNetLosses(terms | extra.terms, extra.discriminator_losses)
@@ -202,15 +210,16 @@ class TemporalLoss(nn.Module):
 class SyncLoss(nn.Module):
     """Binary cross-entropy against "in sync", mean over the K samples; those without audio count as 0.
 
-    Samples longer than the SyncNet's window are split into half-overlapping windows. For `scales` see
-    `WindowedSyncLoss`.
+    With several SyncNets it is their mean: short windows locate single sounds, long ones the rhythm. Samples longer
+    than a SyncNet's window are split into half-overlapping windows. For `scales` see `WindowedSyncLoss`.
     """
 
-    def __init__(self, supervision: SyncSupervision, scales: Sequence[int] = (1,)):
+    def __init__(self, supervisions: Sequence[SyncSupervision], scales: Sequence[int] = (1,)):
         super().__init__()
-        self.supervision = supervision
-        self.windowed_loss = WindowedSyncLoss(
-            {supervision.num_frames: supervision.syncnet}, supervision.columns_per_frame, supervision.channels, scales
+        self.supervisions = nn.ModuleList(supervisions)
+        self.windowed_losses = nn.ModuleList(
+            WindowedSyncLoss(each.syncnet, each.num_frames, each.columns_per_frame, each.channels, scales)
+            for each in supervisions
         )
 
     def forward(self, estimate: Estimate) -> Tensor:
@@ -218,9 +227,11 @@ class SyncLoss(nn.Module):
         if not estimate.has_audio.any():
             return estimate.latents.new_zeros(())
         picked = estimate.has_audio.nonzero().flatten().to(estimate.latents.device)
-        images = self.supervision.images(estimate.latents, estimate.frames)[picked]
-        audio = self.supervision.audio(estimate.audio[picked])
-        return self.windowed_loss(images, audio) * (len(picked) / len(estimate.has_audio))
+        losses = []
+        for supervision, loss in zip(self.supervisions, self.windowed_losses, strict=True):
+            images = supervision.images(estimate.latents, estimate.frames)[picked]
+            losses.append(loss(images, supervision.audio(estimate.audio[picked])))
+        return torch.stack(losses).mean() * (len(picked) / len(estimate.has_audio))
 
 
 def mouth_mse(estimate: Estimate) -> Tensor:

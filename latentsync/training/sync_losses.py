@@ -5,7 +5,7 @@ latent cells, R pixels, S audio tokens, D embedding width, T audio columns.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -80,14 +80,14 @@ class SyncSupervision(nn.Module):
 
 
 class WindowedSyncLoss(nn.Module):
-    """Sync loss over several window lengths and image scales.
+    """Sync loss over all half-overlapping windows of a SyncNet's length, at several image scales.
 
-    Every SyncNet scores all half-overlapping windows of its own length: short windows locate single sounds, long ones
-    the rhythm. At scale s the frames are blurred to remove detail finer than s pixels, so that the gradient changes the
+    At scale s the frames are blurred to remove detail finer than s pixels, so that the gradient changes the
     opening and shape of the mouth instead of textures (adversarial patterns of the frozen network).
 
     Args:
-        nets: window length in frames -> trained SyncNet of that length; all take the same kind of audio.
+        net: a trained SyncNet.
+        length: of its window, frames.
         columns_per_frame: audio columns per frame: 80 / 25 of the mel, 2 of Whisper.
         channels: of one frame: 3, or those of the latents.
         scales: 1 leaves the frames as they are.
@@ -95,44 +95,44 @@ class WindowedSyncLoss(nn.Module):
 
     def __init__(
         self,
-        nets: Mapping[int, nn.Module],
+        net: nn.Module,
+        length: int,
         columns_per_frame: Fraction,
         channels: int = RGB,
         scales: Sequence[int] = (1,),
     ):
         super().__init__()
-        if not nets or not scales or min(scales) < 1:
-            raise ValueError("the sync loss needs at least one SyncNet and scales of at least 1")
-        self.nets = nn.ModuleDict({str(length): net.eval().requires_grad_(False) for length, net in nets.items()})
+        if not scales or min(scales) < 1:
+            raise ValueError("the sync loss needs scales of at least 1")
+        self.net, self.length = net.eval().requires_grad_(False), length
         self.columns_per_frame, self.channels, self.scales = columns_per_frame, channels, tuple(scales)
 
     def forward(self, images: Tensor, audio: Tensor) -> Tensor:
-        """Mean over nets, windows and scales of the cross-entropy against "in sync": a scalar.
+        """Mean over windows and scales of the cross-entropy against "in sync": a scalar.
 
         Args:
             images: stacked frames (B, F * C, H, W), the input of a SyncNet's visual encoder.
             audio: (B, ..., T), the input of its audio encoder for all F frames.
 
         Raises:
-            ValueError: there are fewer frames than the shortest window has.
+            ValueError: there are fewer frames than a window has.
         """
         views = [blur(images, scale) for scale in self.scales]
         frames = images.shape[1] // self.channels
         losses = []
-        for length, net in ((int(name), net) for name, net in self.nets.items()):
-            for start in half_overlapping(frames, length):
-                columns = self._columns(audio, start, length)
-                channels = slice(start * self.channels, (start + length) * self.channels)
-                for view in views:
-                    vision_embeds, audio_embeds = net(view[:, channels], columns)
-                    losses.append(cosine_loss(vision_embeds, audio_embeds, torch.ones(len(view), device=view.device)))
+        for start in half_overlapping(frames, self.length):
+            columns = self._columns(audio, start)
+            channels = slice(start * self.channels, (start + self.length) * self.channels)
+            for view in views:
+                vision_embeds, audio_embeds = self.net(view[:, channels], columns)
+                losses.append(cosine_loss(vision_embeds, audio_embeds, torch.ones(len(view), device=view.device)))
         if not losses:
-            raise ValueError(f"{frames} frames are fewer than every SyncNet's window ({', '.join(self.nets)})")
+            raise ValueError(f"{frames} frames are fewer than the SyncNet's window of {self.length}")
         return torch.stack(losses).mean()
 
-    def _columns(self, audio: Tensor, start: int, length: int) -> Tensor:
+    def _columns(self, audio: Tensor, start: int) -> Tensor:
         """The audio columns of a window, of the same width wherever it starts."""
-        width = min(math.ceil(length * self.columns_per_frame), audio.shape[-1])
+        width = min(math.ceil(self.length * self.columns_per_frame), audio.shape[-1])
         first = min(int(start * self.columns_per_frame), audio.shape[-1] - width)
         return audio[..., first : first + width]
 

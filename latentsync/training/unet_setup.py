@@ -113,7 +113,7 @@ def load_loss_networks(config: UNetFileConfig, num_layers: int) -> LossNetworks:
     if run.pixel_space_supervise and run.trepa_loss_weight:
         networks.trepa = load_trepa(config)
     if run.use_syncnet:
-        networks.sync = load_sync_supervision(config, num_layers)
+        networks.sync = load_syncnets(config, num_layers)
     return networks
 
 
@@ -131,17 +131,30 @@ def load_trepa(config: UNetFileConfig) -> TREPALoss:
     return TREPALoss("cpu", path, with_cp=config.run.enable_gradient_checkpointing)
 
 
-def load_sync_supervision(config: UNetFileConfig, num_layers: int) -> SyncSupervision:
-    """The SyncNet that `data.syncnet_config_path` describes, with the weights it names.
+def load_syncnets(config: UNetFileConfig, num_layers: int) -> list[SyncSupervision]:
+    """The SyncNets that `data.syncnet_config_path` and `more_syncnet_config_paths` describe, with their weights.
 
     Raises:
-        UserError: there is no config, no weights, or the SyncNet needs an input that this run does not make.
+        UserError: there is no config, no weights, or a SyncNet needs an input that this run does not make.
     """
-    if not config.data.syncnet_config_path:
+    data = config.data
+    if not data.syncnet_config_path:
         raise UserError(f"data.syncnet_config_path is empty: name the config of a trained SyncNet, or {WITHOUT_SYNC}")
-    path = project_path(config.data.syncnet_config_path)
+    paths = (data.syncnet_config_path, *data.more_syncnet_config_paths)
+    nets = [load_sync_supervision(config, project_path(path), num_layers) for path in paths]
+    for path, net in zip(paths, nets, strict=True):
+        if net.batch_key != nets[0].batch_key:
+            raise UserError(
+                f"{path}: takes {net.audio_features}, but {paths[0]} takes {nets[0].audio_features}; name SyncNets of "
+                "one kind of data.audio_features"
+            )
+    return nets
+
+
+def load_sync_supervision(config: UNetFileConfig, path: Path, num_layers: int) -> SyncSupervision:
+    """The SyncNet of a config, with the weights it names. Raises UserError, see `load_syncnets`."""
     syncnet: SyncNetFileConfig[SyncNetConfig] = load_syncnet_config(path, *SYNCNET_SCHEMAS)
-    _check_fit(config, syncnet)
+    _check_fit(config, path, syncnet)
     weights = syncnet.ckpt.inference_ckpt_path
     if not weights or not project_path(weights).is_file():
         raise UserError(
@@ -165,16 +178,15 @@ def load_sync_supervision(config: UNetFileConfig, num_layers: int) -> SyncSuperv
     )
 
 
-def _check_fit(config: UNetFileConfig, syncnet: SyncNetFileConfig) -> None:
+def _check_fit(config: UNetFileConfig, path: Path, syncnet: SyncNetFileConfig) -> None:
     frames, wanted = config.data.num_frames, syncnet.data.num_frames
     if frames < wanted:
         raise UserError(
-            f"data.num_frames is {frames}, the SyncNet of data.syncnet_config_path needs {wanted}; raise num_frames, or"
-            f" {WITHOUT_SYNC}"
+            f"data.num_frames is {frames}, the SyncNet {path} needs {wanted}; raise num_frames, or {WITHOUT_SYNC}"
         )
     if not syncnet.data.latent_space and not config.run.pixel_space_supervise:
         raise UserError(
-            "use_syncnet needs decoded frames, because the SyncNet of data.syncnet_config_path takes pixels; set "
+            f"use_syncnet needs decoded frames, because the SyncNet {path} takes pixels; set "
             "pixel_space_supervise to true as well, or name a SyncNet config with latent_space: true"
         )
 

@@ -86,13 +86,13 @@ class UNetTask:
         self.mask = resize_mask_to_latents(pixel_mask, (side, side)).unsqueeze(2)
         extra = recipe.extra_losses(config, networks, self.mask)
         self.losses = build_losses(self.run, networks, recipe.recon_weights(self.mask), extra)
-        self.sync = networks.sync
+        self.sync_audio = networks.sync_audio
         self.discriminators: dict[str, Any] = {
             name: loss.discriminator for name, loss in extra.discriminator_losses.items()
         }
         self.needs_estimate = (
             self.run.pixel_space_supervise
-            or networks.sync is not None
+            or bool(networks.sync)
             or any(not term.whole_batch for term in self.losses.terms.values())
         )
         if self.needs_estimate:
@@ -197,7 +197,7 @@ class UNetTask:
             real = _take_frames(batch["gt_pixel_values"][picked], shown)
             chosen = _take_frames(latents.transpose(1, 2), shown).transpose(1, 2)
             frames = decode_onto(self.codec, chosen, real, self.run.decode_region)
-        audio = batch[self.sync.batch_key][picked] if self.sync is not None else None
+        audio = batch[self.sync_audio][picked] if self.sync_audio is not None else None
         has_audio = drawn.has_audio[counted]
         if "has_speech" in batch:  # a mouth at rest cannot be in sync
             has_audio &= batch["has_speech"][counted].to(has_audio.device) == 1

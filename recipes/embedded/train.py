@@ -54,13 +54,13 @@ MINUTES = {
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
     "refine": DenoiserSettings(
-        {"teacher": 0.15, "real": 0.45, "retrieved": 0.27, "silent": 0.13},
+        {"teacher": 0.22, "real": 0.42, "retrieved": 0.24, "silent": 0.12},
         lr=3e-4,
         decoder_lr=5e-4,
         discriminator_lr=4e-4,
         teacher_weight=0.5,
         latent_weight=0.15,
-        sync_weight=0.25,
+        sync_weight=0.6,
         pixel_weight=1.0,
         exact_weight=1.0,
         perceptual_weight=0.8,

@@ -166,10 +166,26 @@ def test_lora_is_loaded_and_unloaded(fresh, tiny_files, tmp_path):
 
 
 def test_compile_keeps_the_result(fresh, faces, wave):
-    plain = fresh.speak(faces[:2], wave, options=FAST)
-    names = list(fresh.unet.state_dict())
-    compiled = fresh.compile(backend="eager").speak(faces[:2], wave, options=FAST)
-    assert (plain - compiled).abs().max() < 0.01 and list(fresh.unet.state_dict()) == names
+    """Batches of whole chunks are padded to one shape, the rest runs uncompiled, and nothing is compiled again."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    options = {"options": FAST, "num_frames": 4, "chunk_batch_size": 3, "chunk_overlap": 0}
+    overlapping = fresh.speak(faces, wave, **options | {"chunk_overlap": 2})
+    plain = fresh.speak(faces, wave, **options)
+    names = list(fresh.unet.state_dict()), list(fresh.codec.state_dict())
+    compiled = fresh.compile(backend=backend).speak(faces, wave, **options)
+    assert (plain - compiled).abs().max() < 0.01
+    assert (list(fresh.unet.state_dict()), list(fresh.codec.state_dict())) == names and "compiled" in repr(fresh)
+    assert fresh.unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    compiled_once = len(graphs)
+    assert compiled_once >= 3  # UNet, encoder, decoder
+    fresh.speak(faces[:10], wave, **options)
+    assert len(graphs) == compiled_once
+    assert (fresh.speak(faces, wave, **options | {"chunk_overlap": 2}) - overlapping).abs().max() < 0.01
 
 
 def test_an_enhancer_is_loaded_once_for_the_calls_that_ask_for_it(fresh, faces, wave, monkeypatch):

@@ -33,7 +33,7 @@ OPTIONS_OF_VERSION = {
         "start end max_seconds codec crf pix_fmt hdr"
     ),
     6: (
-        "model lora lora_scale inference_steps guidance_scale seed solver enable_deepcache chunk_batch_size "
+        "model lora lora_scale preset inference_steps guidance_scale seed solver enable_deepcache chunk_batch_size "
         "chunk_overlap vram_efficient match_color enable_upscale enhancer sharpness_factor face min_face detector "
         "mask_image_path paste_mask silence mix_original text voice script video_fps keep_fps interpolate audio_track "
         "length_mode start end max_seconds codec crf pix_fmt hdr"

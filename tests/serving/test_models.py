@@ -21,16 +21,19 @@ def test_a_pipeline_is_kept_for_jobs_that_ask_for_the_same(monkeypatch):
     for options in loras:
         cache.get(GenerationOptions(**options))
         cache.get(GenerationOptions(**options, seed=3, crf=20, match_color=True, enable_upscale=True))
-    plain = {"lora": None, "lora_scale": 1.0}
+    plain = {"lora": None, "lora_scale": 1.0, "compile": False}
     wanted = [(("embedded", "cpu", torch.bfloat16), plain | options) for options in loras]
     assert asked == wanted  # the first was unloaded for the third
 
 
-def test_the_precision_belongs_to_the_process(tmp_path):
+def test_precision_and_compilation_belong_to_the_process(tmp_path):
     for build in (serve.build_parser, gradio_app.build_parser, batch.build_parser):
         assert build().parse_args([*(["--list=x"] if build is batch.build_parser else []), "--dtype=bfloat16"]).dtype
-    settings = serve.build_settings(serve.build_parser().parse_args([f"--workspace={tmp_path}", "--dtype=bfloat16"]))
-    assert make_runner(ServingSettings(**settings.as_plain()), "cpu").cache.dtype is torch.bfloat16
+    settings = serve.build_settings(
+        serve.build_parser().parse_args([f"--workspace={tmp_path}", "--dtype=bfloat16", "--compile"])
+    )
+    cache = make_runner(ServingSettings(**settings.as_plain()), "cpu").cache
+    assert cache.dtype is torch.bfloat16 and cache.compile
     with pytest.raises(UserError, match="dtype must be one of float32, float16, bfloat16, not 'half'"):
         ServingSettings(tmp_path, dtype="half")
 

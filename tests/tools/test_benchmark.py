@@ -17,7 +17,7 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Sampling
-from latentsync.training.unet_setup import load_sync_supervision
+from latentsync.training.unet_setup import load_syncnets
 from latentsync.utils.errors import UserError
 from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_run import TinyTask, run_config
@@ -115,11 +115,9 @@ def test_precisions_with_a_tiny_model():
 
 def test_operations_of_the_full_size_model():
     layout = full_size.FULL_SIZE[256]
+    options, noise = GenerationOptions(chunk_overlap=0), torch.zeros(1, 4, 1, 32, 32)
     one, two = (
-        full_size.operations_per_frame(
-            layout,
-            Run(GenerationOptions(), Sampling(steps, 1.0), None, 16, 256, None, torch.zeros(1, 4, 1, 32, 32)),
-        )
+        full_size.operations_per_frame(layout, Run(options, Sampling(steps, 1.0), None, 16, 256, None, noise))
         for steps in (1, 2)
     )
     assert two - one == pytest.approx(253e9, rel=2e-3)  # one evaluation of the UNet
@@ -175,7 +173,7 @@ def test_training_is_measured_on_the_config_itself(tmp_path, monkeypatch):
     assert config.run == replace(published.run, perceptual_random_trunk=True)
     clips = read_fileslist(config.data.train_fileslist)
     assert len(examine_clips(clips, min_frames=50, resolution=256)) == training.CLIPS
-    assert load_sync_supervision(config, 5).batch_key == "mel"
+    assert load_syncnets(config, 5)[0].batch_key == "mel"
     timings = {"steps_per_second": 0.5, "data_wait": 0.02}
     speed, memory, waiting = training.as_figures("stage2.yaml", config, timings, 3 * 2**30)
     assert (speed.value, memory.value, waiting.value) == (0.5, 3.0, 2.0) and "1 x 16 frames" in speed.note

@@ -48,15 +48,32 @@ def test_what_is_asked_for_is_loaded(tmp_path):
     extra = recipe.extra_losses(config, networks, torch.ones(1, 1, 1, 8, 8))
     assert networks.lpips and set(extra.discriminator_losses) == {"discriminator"}
     assert isinstance(extra.terms["identity"].loss.compare.embedder, TrunkEmbedding)
-    assert networks.trepa is None and networks.sync is None and not networks.needs_mel
+    assert networks.trepa is None and not networks.sync and not networks.needs_mel
 
 
 @pytest.mark.parametrize("latent", [False, True])
 def test_syncnet_is_loaded_with_what_it_looks_at(tmp_path, latent):
     run = {"pixel_space_supervise": not latent, "perceptual_loss_weight": 0, "trepa_loss_weight": 0}
     networks = load(with_syncnet(tmp_path, tiny_config(tmp_path, use_syncnet=True, **run), latent))
-    assert networks.sync.latent_space == latent and networks.sync.channels == (4 if latent else 3)
-    assert networks.needs_mel and not any(p.requires_grad for p in networks.sync.parameters())
+    (sync,) = networks.sync
+    assert sync.latent_space == latent and sync.channels == (4 if latent else 3)
+    assert networks.needs_mel and not any(p.requires_grad for p in sync.parameters())
+
+
+def test_syncnets_of_several_windows_take_the_same_audio(tmp_path):
+    config = with_syncnet(tmp_path, tiny_config(tmp_path, use_syncnet=True), latent=True)
+    path = config.data.syncnet_config_path
+    several = replace(config, data=replace(config.data, more_syncnet_config_paths=(path,)))
+    assert [sync.num_frames for sync in load(several).sync] == [FRAMES, FRAMES]
+    other = yaml.safe_load(Path(path).read_text())
+    other["data"]["audio_features"] = "whisper"
+    other["model"]["audio_encoder"] = AUDIO["whisper"]
+    other["ckpt"]["inference_ckpt_path"] = str(tmp_path / "other.pt")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    save_checkpoint(tmp_path / "other.pt", tiny_syncnet(True, "whisper").state_dict())
+    mixed = replace(config, data=replace(config.data, more_syncnet_config_paths=(str(tmp_path / "other.yaml"),)))
+    with pytest.raises(UserError, match="other.yaml: takes whisper, but .* takes mel"):
+        load(mixed)
 
 
 # Keys of `run`, and what the message names.

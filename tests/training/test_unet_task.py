@@ -23,6 +23,7 @@ from tests.training.tiny_unet import (
     TinyPerceptual,
     fixed_batch,
     frozen_parts,
+    short_sync,
     tiny_config,
     tiny_sync,
     tiny_trepa,
@@ -66,7 +67,7 @@ OPTIONAL = {
 
 @pytest.mark.parametrize("region", ["whole", "lower_half", "mouth"])
 def test_every_loss_at_once(tmp_path, parts, region, monkeypatch):
-    networks = LossNetworks(TinyPerceptual(), tiny_trepa(tmp_path), tiny_sync())
+    networks = LossNetworks(TinyPerceptual(), tiny_trepa(tmp_path), [tiny_sync()])
     monkeypatch.setattr(recipe_module, "build_discriminator", lambda config: PatchDiscriminator(8, halvings=1))
     run = {
         **PIXELS,
@@ -102,7 +103,7 @@ def test_each_loss_on_frames_reaches_the_unet(tmp_path, parts, name):
     networks = {
         "perceptual": lambda: LossNetworks(lpips=TinyPerceptual()),
         "trepa": lambda: LossNetworks(trepa=tiny_trepa(tmp_path)),
-        "sync": lambda: LossNetworks(sync=tiny_sync(features="whisper")),
+        "sync": lambda: LossNetworks(sync=[tiny_sync(features="whisper")]),
         "flow": LossNetworks,
     }[name]()
     run = {**PIXELS, "use_syncnet": name == "sync", "audio_dropout": 0.0}
@@ -144,12 +145,24 @@ def test_some_frames_are_decoded_each_sample_by_its_key(tmp_path, parts, monkeyp
 
 def test_sync_on_latents_decodes_no_pixels(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(parts.codec, "decode", lambda latents: pytest.fail("decoded"))
-    networks = LossNetworks(sync=tiny_sync(latent=True))
+    networks = LossNetworks(sync=[tiny_sync(latent=True)])
     task = make_task(tmp_path, parts, networks, use_syncnet=True, audio_dropout=0.0)
     batch = fixed_batch(pixels=False)
     del batch["gt_pixel_values"]
     losses = grad_step(task, batch)
     assert losses["sync"] > 0 and task.model.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_several_windows_of_the_sync_loss(tmp_path, parts):
+    """SyncNets of 4 and of 2 frames: the loss is the mean of theirs, whatever the number of windows."""
+    nets = [tiny_sync(latent=True, features="whisper"), short_sync()]
+    settings = {"use_syncnet": True, "audio_dropout": 0.0}
+    alone = []
+    for some in (nets[:1], nets[1:], nets):
+        task = make_task(tmp_path, parts, LossNetworks(sync=some), **settings)
+        alone.append(grad_step(task, fixed_batch(pixels=False))["sync"].item())
+        assert task.model.conv_out.weight.grad.abs().sum() > 0
+    assert alone[0] != alone[1] and alone[2] == pytest.approx((alone[0] + alone[1]) / 2, rel=1e-4)
 
 
 def test_stage1_needs_neither_decoder_nor_frames(tmp_path, parts, monkeypatch):
@@ -162,7 +175,7 @@ def test_stage1_needs_neither_decoder_nor_frames(tmp_path, parts, monkeypatch):
 
 def test_a_batch_of_two_is_the_mean_of_two_batches_of_one(tmp_path, parts):
     """So two processes train as one with a double batch; sounds are dropped and noise levels left out by sample."""
-    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync())
+    networks = LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()])
     task = make_task(
         tmp_path, parts, networks, **PIXELS, use_syncnet=True, audio_dropout=0.5, sync_max_timestep=600, seed=5
     )
@@ -253,7 +266,7 @@ def test_validation_makes_a_video(tmp_path, parts, media, shared_detector):
 def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached, copies):
     write_clips(tmp_path)
     with_mel = not copies
-    networks = LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync() if with_mel else None)
+    networks = LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()] if with_mel else [])
     config = tiny_config(tmp_path, pixel_space_supervise=True, use_syncnet=with_mel, cache_latents=cached)
     config = replace(config, data=replace(config.data, balance_people=True))
     config = replace(config, recipe=Recipe(augmented_copies=copies))
@@ -307,7 +320,7 @@ def test_stage1_then_stage2(tmp_path, parts, tiny_files):
         ckpt=replace(second.ckpt, resume_ckpt_path=str(exported)),
         data=replace(second.data, train_output_dir=str(tmp_path / "out2")),
     )
-    result = train(second, LossNetworks(lpips=TinyPerceptual(), sync=tiny_sync()))
+    result = train(second, LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()]))
     before, after = load_checkpoint(exported), load_checkpoint(result)
     assert (before.global_step, after.global_step) == (2, 1)
     assert all(torch.equal(tensor, after.state_dict[name]) for name, tensor in before.state_dict.items())

@@ -121,6 +121,25 @@ def tiny_sync(latent: bool = False, features: str = "mel") -> SyncSupervision:
     )
 
 
+def short_sync() -> SyncSupervision:
+    """A SyncNet on latents and Whisper states with windows of half the length."""
+    frames = FRAMES // 2
+    visual = VISUAL[True] | {"in_channels": 4 * frames}
+    audio = AUDIO["whisper"] | {"downsample_factors": [[1, 2 * frames]]}
+    config = StableSyncNetConfig.from_dict({"audio_encoder": audio, "visual_encoder": visual})
+    return SyncSupervision(
+        fill_(StableSyncNet(config), seed=5),
+        num_frames=frames,
+        channels=4,
+        latent_space=True,
+        lower_half=False,
+        resolution=RESOLUTION,
+        audio_features="whisper",
+        num_layers=LAYERS,
+        columns_per_frame=Fraction(2),
+    )
+
+
 def tiny_trepa(folder: Path) -> TREPALoss:
     save_checkpoint(folder / "videomae.pt", fill_(VideoMAE(VIDEO_MAE)).state_dict())
     return TREPALoss("cpu", folder / "videomae.pt", with_cp=False, config=VIDEO_MAE)

@@ -78,18 +78,24 @@ def random_pipeline(layout: Layout, device: torch.device, dtype: torch.dtype) ->
 
 
 def _randomized(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
-    network = network.to(dtype).to_empty(device=device)
+    """The same weights for every precision."""
+    network = network.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
     for parameter in network.parameters():
-        parameter.data.normal_(0, WEIGHT_SCALE)
+        parameter.data.normal_(0, WEIGHT_SCALE, generator=generator)
     for buffer in network.buffers():
         buffer.zero_()
-    return network
+    return network.to(dtype)
 
 
 def operations_per_frame(layout: Layout, run: Run) -> float:
-    """Floating-point operations of UNet and autoencoder for a frame, counted on a chunk with the settings of `run`."""
+    """Floating-point operations of UNet and autoencoder for a frame, counted on a chunk with the settings of `run`.
+
+    The frames that the next chunk delivers are denoised in both and decoded once.
+    """
     unet, codec = meta_networks(layout)
     frames, side = run.num_frames, layout.resolution
+    delivered = frames - run.overlap
     if run.options.enable_deepcache:
         unet.enable_deepcache()
     counter = FlopCounterMode(display=False)
@@ -106,5 +112,6 @@ def operations_per_frame(layout: Layout, run: Run) -> float:
             run.sampling.guidance_scale,
             guidance_share=run.sampling.guidance_share,
             still=False,
+            join=lambda latents: latents[:, :, :delivered],
         )
-    return counter.get_total_flops() / frames
+    return counter.get_total_flops() / delivered

@@ -49,13 +49,11 @@ class Lever:
     kernels: bool = False
 
 
-FEW_STEPS = {"solver": "dpm++", "inference_steps": 4, "guidance_scale": 1.0}
 LEVERS = (
     Lever("20 steps with guidance", kernels=True),
     Lever("chunk_batch_size 4", {"chunk_batch_size": 4}),
     Lever("deepcache", {"enable_deepcache": True}),
-    Lever("dpm++, 10 steps", {"solver": "dpm++", "inference_steps": 10}),
-    Lever("dpm++, 4 steps, no guidance", FEW_STEPS),
+    *(Lever(f"preset {name}", {"preset": name}) for name in ("balanced", "fast", "realtime")),
     Lever("vram_efficient", {"vram_efficient": True}),
 )
 TINY_LEVERS = (Lever("2 steps", {"inference_steps": 2}, kernels=True),)
@@ -203,7 +201,7 @@ def _stages(bench: Bench) -> list[Figure]:
 def _network_stages(pipeline: LipsyncPipeline, run: Run) -> dict[str, Callable[[], Any]]:
     """Calls on one chunk, by the name of the stage."""
     frames, side = run.num_frames, run.resolution
-    on_device = {"device": pipeline.device, "dtype": pipeline.dtype}
+    on_device: dict[str, Any] = {"device": pipeline.device, "dtype": pipeline.dtype}
     pixels = torch.rand(1, frames, 3, side, side, **on_device) * 2 - 1
     latents = encode_frames(pipeline.codec, pixels)
     mask = resize_mask_to_latents(run.mask.to(pixels), (latents.shape[-2], latents.shape[-1])).unsqueeze(2)

@@ -24,7 +24,7 @@ TF32 = "float32 with TF32"
 def measure(tiny: bool = False) -> list[Figure]:
     """PSNR against float32 without TF32, and speed, in each precision. `tiny`: a few frames of a random model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options = GenerationOptions(**({"inference_steps": 1, "guidance_scale": 1.0} if tiny else {}))
+    options = GenerationOptions(inference_steps=1, guidance_scale=1.0) if tiny else GenerationOptions()
     frames = 2 if tiny else 4 * NUM_FRAMES
     figures, expected = [], None
     for name in ("float32", *([TF32] if device.type == "cuda" else []), "float16", "bfloat16"):

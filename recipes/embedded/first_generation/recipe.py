@@ -124,7 +124,7 @@ class Recipe(recipe.Recipe):
         extra = ExtraLosses()
         if self.motion_loss_weight:
             extra.terms["motion"] = Term(self.motion_loss_weight, MotionLoss(self.recon_weights(mask)))
-        if networks.sync is not None and self.multi_scale_sync_loss_weight:
+        if networks.sync and self.multi_scale_sync_loss_weight:
             loss = SyncLoss(networks.sync, SYNC_SCALES)
             extra.terms["multi_scale_sync"] = Term(self.multi_scale_sync_loss_weight, loss)
         if self.adversarial_loss_weight:

@@ -207,7 +207,7 @@ def sync_case(columns: Fraction = Fraction(2)) -> tuple[Tensor, Tensor]:
 
 
 def test_out_of_sync_costs_and_the_gradient_mends_it():
-    loss = WindowedSyncLoss({4: Loudness(Fraction(2)), 8: Loudness(Fraction(2))}, Fraction(2), scales=(1, 2, 4))
+    loss = WindowedSyncLoss(Loudness(Fraction(2)), 4, Fraction(2), scales=(1, 2, 4))
     pictures, sound = sync_case()
     late = pictures.roll(6, dims=1)
     assert loss(late, sound) > 3 * loss(pictures, sound)
@@ -217,8 +217,8 @@ def test_out_of_sync_costs_and_the_gradient_mends_it():
 
 def test_every_window_meets_its_own_sound():
     short, long = Loudness(Fraction(2)), Loudness(Fraction(2))
-    loss = WindowedSyncLoss({4: short, 8: long}, Fraction(2), scales=(1, 2))
-    assert loss(*sync_case()).item() < 0.02
+    for net, length in ((short, 4), (long, 8)):
+        assert WindowedSyncLoss(net, length, Fraction(2), scales=(1, 2))(*sync_case()).item() < 0.02
     assert len(short.seen) == 3 * 2 and len(long.seen) == 2
     assert set(short.seen) == {((1, 12, 8, 8), (1, 1, 5, 8))} and long.seen[0] == ((1, 24, 8, 8), (1, 1, 5, 16))
 
@@ -226,7 +226,8 @@ def test_every_window_meets_its_own_sound():
 def test_mel_windows_have_the_width_that_syncnets_take():
     net = Loudness(Fraction(80, 25))
     pictures = torch.zeros(1, 25 * 3, 4, 4)
-    WindowedSyncLoss({16: net, 25: net}, Fraction(80, 25))(pictures, torch.zeros(1, 1, 80, 80))
+    for length in (16, 25):
+        WindowedSyncLoss(net, length, Fraction(80, 25))(pictures, torch.zeros(1, 1, 80, 80))
     assert [sound[-1] for _, sound in net.seen] == [52, 52, 52, 80]
 
 
@@ -238,9 +239,7 @@ def test_windows_cover_the_run():
     )
     assert half_overlapping(3, 5) == []
     with pytest.raises(ValueError, match="2 frames are fewer than"):
-        WindowedSyncLoss({4: Loudness(Fraction(2))}, Fraction(80, 25))(
-            torch.zeros(1, 6, 4, 4), torch.zeros(1, 1, 80, 7)
-        )
+        WindowedSyncLoss(Loudness(Fraction(2)), 4, Fraction(80, 25))(torch.zeros(1, 6, 4, 4), torch.zeros(1, 1, 80, 7))
 
 
 def test_coarse_pictures_keep_shape_and_lose_detail():

@@ -1,0 +1,58 @@
+"""Compiled parts of networks, which run uncompiled where the compiler fails and where a caller asks for it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentsync.utils.errors import one_line
+
+logger = logging.getLogger(__name__)
+
+MAX_REASON = 200  # characters
+_eager: ContextVar[bool] = ContextVar("eager", default=False)
+
+
+class Compiled:
+    """A compiled function. If the compiler fails, it says so once, and the function runs as it is from then on.
+
+    Args:
+        function: of tensors; its module keeps its name in the state dict.
+        options: see `torch.compile`. Shapes are static: another shape is compiled anew.
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        self._function = function
+        self._compiled: Callable[..., Any] | None = torch.compile(function, **{"dynamic": False, **options})
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        if self._compiled is None or _eager.get():
+            return self._function(*arguments, **keywords)
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        try:
+            return self._compiled(*arguments, **keywords)
+        except TorchDynamoException as error:
+            reason = one_line(error).strip()[:MAX_REASON]
+            logger.warning("torch.compile failed, continuing without it: %s", reason)
+            self._compiled = None
+            return self._function(*arguments, **keywords)
+
+
+def compile_module(module: nn.Module, **options: Any) -> None:
+    """Like `module.compile()`, with the fallback of `Compiled`."""
+    module._compiled_call_impl = Compiled(module._call_impl, **options)
+
+
+@contextmanager
+def run_eagerly() -> Iterator[None]:
+    """Run compiled functions uncompiled in this thread: for shapes that occur once, which are not worth compiling."""
+    token = _eager.set(True)
+    try:
+        yield
+    finally:
+        _eager.reset(token)

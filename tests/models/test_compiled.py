@@ -1,0 +1,114 @@
+"""Compiled UNets give what uncompiled ones give, compile each shape once, and survive a compiler that fails."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentsync.loading import load_scheduler
+from latentsync.models.compiled import Compiled, run_eagerly
+from latentsync.models.unet import UNet3DConditionModel
+from latentsync.models.unet_config import UNetConfig
+from latentsync.pipelines.denoise import denoise_latents
+from tests.conformance.seeded import fill_, seeded_input
+from tests.tiny_model import SCHEDULER, UNET
+
+STEPS = 6
+# One level: it is traced in seconds.
+SMALL = {
+    **UNET,
+    "block_out_channels": [32],
+    "down_block_types": ["DownBlock3D"],
+    "up_block_types": ["UpBlock3D"],
+}
+
+
+class CountingBackend:
+    """Compiles nothing and counts the graphs that it is given."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def unet() -> UNet3DConditionModel:
+    return fill_(UNet3DConditionModel(UNetConfig.from_dict(SMALL))).eval()
+
+
+def denoise(unet: UNet3DConditionModel, frames: int = 2) -> Tensor:
+    latents = seeded_input("latents", (1, 4, frames, 8, 8), 0)
+    noise = seeded_input("noise", (1, 4, 1, 8, 8), 0)
+    audio = seeded_input("audio", (1, frames, 30, 32), 0)
+    inputs = (load_scheduler(SCHEDULER), noise, torch.ones(1, 1, 1, 8, 8), latents, latents, audio)
+    return denoise_latents(unet, *inputs, STEPS, 1.5, guidance_share=0.5)
+
+
+@pytest.mark.parametrize(
+    "cached, graphs", [(False, 2), (True, 4)]
+)  # with and without guidance; as many of cached steps
+def test_each_shape_is_compiled_once(unet, cached, graphs):
+    if cached:
+        unet.enable_deepcache()
+    expected, names = denoise(unet), list(unet.state_dict())
+    backend = CountingBackend()
+    unet.compile(backend=backend, fullgraph=True)
+    for _ in range(2):
+        assert torch.allclose(denoise(unet), expected, atol=1e-4)
+        assert backend.graphs == graphs
+    assert list(unet.state_dict()) == names
+
+
+def test_a_copy_is_not_compiled(unet):
+    backend = CountingBackend()
+    unet.compile(backend=backend)
+    copy = deepcopy(unet)
+    with torch.no_grad():
+        copy.conv_out.weight.zero_()
+        copy.conv_out.bias.fill_(1)
+    assert torch.equal(copy(torch.zeros(1, 13, 2, 8, 8), 1).sample, torch.ones(1, 4, 2, 8, 8))
+    assert not backend.graphs
+
+
+def test_a_compiled_unet_may_run_eagerly(unet):
+    expected, backend = denoise(unet), CountingBackend()
+    unet.compile(backend=backend)
+    with run_eagerly():
+        assert torch.equal(denoise(unet), expected)
+    assert not backend.graphs
+
+
+def test_a_failing_compiler_is_reported_once(unet, caplog):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    expected = denoise(unet)
+    unet.compile(backend=broken)
+    for _ in range(2):
+        assert torch.equal(denoise(unet), expected)
+    assert caplog.text.count("torch.compile failed, continuing without it") == 1 and "no compiler here" in caplog.text
+
+
+def test_errors_of_the_function_are_passed_on(caplog):
+    def fails(x: Tensor) -> Tensor:
+        return x @ x
+
+    with pytest.raises(RuntimeError):
+        Compiled(fails, backend="eager")(torch.zeros(2, 3))
+
+
+@pytest.mark.slow
+def test_compiled_for_this_cpu(unet):
+    """Takes about a minute; without a C++ compiler it runs uncompiled and is equal as well."""
+    expected = denoise(unet)
+    unet.compile()
+    assert torch.allclose(denoise(unet), expected, atol=1e-4)

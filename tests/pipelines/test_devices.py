@@ -1,0 +1,74 @@
+"""Several chunks at once and several devices for one video: the same frames. Two CPU "devices" stand for two GPUs."""
+
+import numpy as np
+import pytest
+import torch
+
+from latentsync.loading import ModelPaths, load_pipeline
+from latentsync.options import GenerationOptions
+from latentsync.pipelines import face_generator, memory
+from latentsync.pipelines.parts import pick_devices
+from latentsync.utils.errors import UserError
+
+FAST = GenerationOptions(inference_steps=1, guidance_scale=1.0, silence="model")
+
+
+@pytest.fixture
+def both(tiny_files, shared_detector):
+    return load_pipeline(ModelPaths(**vars(tiny_files)), "cpu,cpu")
+
+
+def test_two_devices_share_a_video(both, pipeline, media):
+    images: list[int] = []
+    networks = [both.unet, *(other.unet for other in both._copies)]
+    for number, unet in enumerate(networks):
+        unet.conv_in.register_forward_hook(lambda *_, number=number: images.append(number))
+    inputs = (media / "clip.mp4", media / "voice.wav", FAST)
+    for overlap in (0, 2):
+        images.clear()
+        alone, shared = (
+            np.stack([np.asarray(frame) for frame in one.frames(*inputs, num_frames=4, chunk_overlap=overlap)])
+            for one in (pipeline, both)
+        )
+        assert np.array_equal(alone, shared)
+        assert images == [0, 1, 0, 1][: len(images)] and len(images) >= 3
+    assert both.devices == [torch.device("cpu")] * 2
+
+
+def test_copies_are_compiled_as_well(both):
+    both.compile(backend="eager").use_devices(["cpu"])
+    [other] = both._copies
+    assert other.unet is not both.unet and other.unet._compiled is not both.unet._compiled is not None
+    assert list(other.unet.state_dict()) == list(both.unet.state_dict())
+
+
+def test_names_of_devices():
+    assert pick_devices("cpu, cpu") == [torch.device("cpu")] * 2 and len(pick_devices()) == 1
+    with pytest.raises(UserError, match="unknown device 'gpu7'"):
+        pick_devices("cpu,gpu7")
+
+
+def test_chunks_that_fit():
+    gigabyte = 2**30
+    counts = [memory.chunks_that_fit(free * gigabyte, 2 * gigabyte) for free in (1, 4, 5, 10, 80)]
+    assert counts == [1, 1, 2, 4, memory.MAX_CHUNKS] and memory.chunks_that_fit(1, 0) == memory.MAX_CHUNKS
+
+
+def test_as_many_chunks_as_fit(pipeline, monkeypatch):
+    """Measured once for the same settings, on one chunk, and without a caller's callbacks."""
+    measured, called = [], []
+
+    def peak(call, device):
+        call()
+        measured.append(device)
+        return 100
+
+    assert pipeline._prepare(None, chunk_batch_size=0).chunks_at_once == 1  # on a CPU
+    monkeypatch.setattr(face_generator, "peak_memory", peak)
+    monkeypatch.setattr(face_generator, "free_memory", lambda device: 400)
+    monkeypatch.setattr(type(pipeline), "_measures_memory", property(lambda _: True))
+    run = pipeline._prepare(FAST, chunk_batch_size=0, callback=lambda *step: called.append(step))
+    assert run.chunks_at_once == 3 and run.options.chunk_batch_size == 3
+    assert pipeline._prepare(FAST, chunk_batch_size=0).chunks_at_once == 3
+    assert len(measured) == 1 and not called
+    pipeline._chunk_memory.clear()
