@@ -18,20 +18,10 @@ from latentsync.media.webp import read_animated_webp
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import tone, write_audio, write_clip
 from tests.media.untrusted import write_gaps, write_raw_wav, write_webp
-
-PLAYLISTS = {
-    "itself": "ffconcat version 1.0\nfile {name}\n",
-    "other": "ffconcat version 1.0\nfile clip.mp4\n",
-    "pipe": "ffconcat version 1.0\nfile pipe\n",
-    "live": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:2,\nclip.mp4\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="dynamic"><Period></Period></MPD>',
-    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
-    "svg": '<svg xmlns="http://www.w3.org/2000/svg"><image href="clip.mp4"/></svg>',
-    "text": "art\n" * 100,
-}
+from tests.serving.hostile_inputs import NAMES, PLAYLISTS
 
 
-@pytest.mark.parametrize("name", ["video", "a.mp4", "a.wav", "a.ffconcat", "a.m3u8", "a.txt", "a.png", "a%d.jpg"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", PLAYLISTS)
 def test_no_file_refers_to_another(tmp_path, monkeypatch, kind, name):
     write_clip(tmp_path / "clip.mp4", 2)

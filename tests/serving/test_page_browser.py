@@ -27,7 +27,7 @@ VOICE = PROJECT_ROOT / "assets" / "demo_voice.wav"
 HEADS = ((0, 0), (150, 0))  # of the scene: two people side by side
 RESULT = ".compare video.result"
 TILES = "#jobs button.thumbnail-item"
-HEARD = "#voice #waveform, #voice .waveform-container"
+HEARD = "#audio #waveform, #audio .waveform-container"
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_person_with_a_browser(address, tmp_path):
 def _give(browser: Browser, scene: Path) -> None:
     browser.upload("#video", scene)
     browser.find("#faces img")
-    browser.upload("#voice", VOICE)
+    browser.upload("#audio", VOICE)
     browser.find(HEARD)
 
 
@@ -101,6 +101,10 @@ def _choose(browser: Browser) -> None:
         time.sleep(1)
         return "," in browser.driver.find_element("css selector", "#face input").get_property("value")
 
+    browser.click("#find-people")
+    browser.click("#people button.thumbnail-item")
+    face = browser.driver.find_element("css selector", "#face input")
+    browser.until(lambda: face.get_property("value") == "person1", "no person was chosen")
     browser.until(is_chosen, "no face was chosen")
     _hurry(browser)
     browser.shot("given")
@@ -220,12 +224,12 @@ def _microphone(browser: Browser, scene: Path, service: JobService) -> None:
     browser.driver.refresh()
     browser.upload("#video", scene)
     browser.find("#faces img")
-    browser.click("#voice button[aria-label='Record audio']")
-    browser.click("#voice .record-button")
-    browser.find("#voice .stop-button")
+    browser.click("#audio button[aria-label='Record audio']")
+    browser.click("#audio .record-button")
+    browser.find("#audio .stop-button")
     time.sleep(2)
-    browser.click("#voice .stop-button")
-    browser.find("#voice button[aria-label='Play']")
+    browser.click("#audio .stop-button")
+    browser.find("#audio button[aria-label='Play']")
     browser.shot("recorded")
     browser.click("#options button")
     _hurry(browser)

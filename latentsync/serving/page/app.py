@@ -20,6 +20,7 @@ from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
 TITLE = "LatentSync"
+PARALLEL_EVENTS = 4  # of one kind, such as the examination of uploads; Gradio's default is one visitor at a time
 INTRODUCTION = """# LatentSync
 Upload a video or an image of a person, and speech: the mouth follows the speech. Use a person's face and voice only
 with their consent, and label the result as synthetic."""
@@ -60,7 +61,7 @@ CSS = (
 #examples .caption-label { opacity: 1 !important; max-width: 100%; font-size: 0.75rem; padding: 0.1rem 0.3rem; }
 #examples .grid-wrap { overflow-y: visible !important; }
 #api .token { color: inherit !important; background: none !important; }
-#voice .component-wrapper, #voice .component-wrapper * { color: var(--body-text-color-subdued); }
+#audio .component-wrapper, #audio .component-wrapper * { color: var(--body-text-color-subdued); }
 #results-actions { flex-wrap: wrap; } #results-actions button { min-width: max-content; }
 .status { margin: 0.25rem 0; }
 .status.failed { color: #b42318; }
@@ -73,8 +74,13 @@ progress::-moz-progress-bar { background: var(--primary-500); }
 progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate; }
 @keyframes waiting { to { opacity: 0.3; } }
 #faces img { cursor: pointer; }
-#people .grid-wrap { min-height: 0; height: auto; } #people .grid-container { padding-top: 1.8rem; }
-#people .caption-label { opacity: 1 !important; max-width: 100%; white-space: normal; font-size: 0.75rem; }
+#people .grid-wrap { min-height: 0; height: auto; overflow-y: visible !important; }
+#people .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
+#people .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+#people .thumbnail-item { min-width: 0; width: 100%; }
+#people .caption-label {
+    opacity: 1 !important; max-width: 100%; white-space: normal; font-size: 0.65rem; padding: 0.1rem 0.3rem;
+}
 #jobs .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
 #jobs .caption-label {
     opacity: 1 !important; max-width: 100%; white-space: normal; overflow-wrap: anywhere;
@@ -115,7 +121,7 @@ def build_page(service: JobService, *, serves_api: bool = False, needs_key: bool
             with results:
                 ResultsTab(service, page, results, jobs[2], lipsync, tabs, (first, second, last))
         page.load(lambda: model_line(service.settings), None, model, show_progress="hidden", api_visibility="private")
-    return page
+    return page.queue(default_concurrency_limit=PARALLEL_EVENTS)
 
 
 def serve_page(

@@ -56,13 +56,13 @@ class LipsyncTab:
                 )
                 self.people = PeopleStrip(self.form.settings)
             with gr.Column(min_width=280):
-                self.audio = unprobed_audio("2. Audio", "voice")
+                self.audio = unprobed_audio("2. Audio", "audio")
+                self.form.build(FIRST)
+                with gr.Row():
+                    self.speak = gr.Button("3. Make it speak", variant="primary", elem_id="speak")
+                    self.preview = gr.Button(f"Preview of {PREVIEW_SECONDS:g} s", elem_id="preview")
+                self.panel = JobPanel(service, job_id)
         self.seen = gr.State(None)
-        self.form.build(FIRST)
-        with gr.Row():
-            self.speak = gr.Button("3. Make it speak", variant="primary", elem_id="speak")
-            self.preview = gr.Button(f"Preview of {PREVIEW_SECONDS:g} s", elem_id="preview")
-        self.panel = JobPanel(service, job_id)
         with gr.Accordion("Options", open=False, elem_id="options"):
             self.form.build_rest()
             self.more_audio = gr.File(
