@@ -44,11 +44,11 @@ def _scan(path: Path) -> list[tuple]:
 
     from latentsync.pipelines.people import find_people
 
-    found = []
+    found: list[tuple] = []
     for item in find_people(path, most_seconds=SCANNED_SECONDS)[:MOST_PEOPLE]:
-        person, told = item.person, item.describe()
+        person = item.person
         pixels = cv2.cvtColor(person.portrait, cv2.COLOR_RGB2BGR)
         portrait = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
         spans = tuple((float(track.sightings[0].time), float(track.sightings[-1].time)) for track in person.tracks)
-        found.append((person.name, spans, tuple(told["first_box"]), portrait))
+        found.append((person.name, spans, tuple(round(float(value)) for value in person.sightings[0].box), portrait))
     return found

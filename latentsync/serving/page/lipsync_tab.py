@@ -152,7 +152,7 @@ def unprobed_audio(label: str, elem_id: str) -> gr.Audio:
     def as_given(path: str | None) -> FileData | None:
         return None if path is None else FileData(path=path, orig_name=Path(path).name)
 
-    field.postprocess = as_given  # type: ignore[method-assign]  # of a subclass, Gradio would write a stub file here
+    field.postprocess = as_given  # of a subclass, Gradio would write a stub file here
     return field
 
 
