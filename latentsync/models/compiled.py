@@ -43,6 +43,12 @@ class Compiled:
             return self._function(*arguments, **keywords)
 
 
+def use_channels_last(module: nn.Module) -> None:
+    """Store the weights of convolutions as feature maps are: else every convolution would rearrange its own."""
+    untyped: Any = module  # PyTorch's annotation of `to` lacks the argument
+    untyped.to(memory_format=torch.channels_last)
+
+
 def compile_module(module: nn.Module, **options: Any) -> None:
     """Like `module.compile()`, with the fallback of `Compiled`."""
     module._compiled_call_impl = Compiled(module._call_impl, **options)

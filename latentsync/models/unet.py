@@ -143,7 +143,7 @@ class UNet3DConditionModel(nn.Module):
     def device(self) -> torch.device:
         return self.conv_in.weight.device
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Compile the complete step and the step with cached features; see `compiled`. Names of parameters stay."""
         self._compiled = Compiled(self._predict, **options), Compiled(self._predict_from, **options)
 

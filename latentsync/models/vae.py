@@ -129,7 +129,7 @@ class LatentCodec(nn.Module):
         frames they take most of the memory."""
         self.gradient_checkpointing = True
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Compile encoder and decoder; see `compiled`."""
         compile_module(self.vae.decoder, **options)
         if self.patches is None and not self.is_local:  # else the encoder is one convolution

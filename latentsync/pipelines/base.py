@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from latentsync.models.compiled import use_channels_last
 from latentsync.models.lora import PROJECTIONS, find_projections, load_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
@@ -176,8 +177,8 @@ class PipelineBase:
             device, dtype = None, device
         self.codec.to(device, dtype)
         self.unet.to(device, dtype)
-        if self.device.type == "cuda":  # as the feature maps are: else every convolution would rearrange its weights
-            self.unet.to(memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            use_channels_last(self.unet)
         if device is not None:
             self.audio_encoder.to(device)
         for enhancer in (self.enhancer, *self._enhancers.values()):
@@ -231,8 +232,8 @@ class PipelineBase:
         Args:
             options: passed to `torch.compile`, e.g. mode="max-autotune-no-cudagraphs".
         """
-        self.unet.to(memory_format=torch.channels_last)
-        self.codec.to(memory_format=torch.channels_last)
+        use_channels_last(self.unet)
+        use_channels_last(self.codec)
         self.unet.compile(**options)
         self.codec.compile(**options)
         self._compile_options = options
