@@ -211,7 +211,7 @@ class LipsyncPipeline(FaceGenerator):
         """
         speaker = clip.speakers[number]
         shown = (people[number] for people in frames)
-        generators = cycle[LipsyncPipeline]([self, *self._copies])
+        generators: Iterator[LipsyncPipeline] = cycle([self, *self._copies])
         ahead = len(self.devices) if self.device.type == "cuda" else 0
         pending: deque[tuple[list[Chunk[TrackedFrame]], PendingFaces]] = deque()
         fade = CrossFade()
