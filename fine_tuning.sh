@@ -12,7 +12,7 @@
 #   --output    output folder (default: output/fine_tuning/CLIPS_FOLDER-MODEL-METHOD)
 #   --val_video, --val_audio   a video and audio to validate the model on at every save
 #
-# CLIPS_FOLDER holds processed clips: aligned faces of the model's size at 25 frames/s (embedded: 128 px), see
+# CLIPS_FOLDER holds processed clips: aligned faces of the model's size at 25 frames/s (embedded: 256 px), see
 # docs/training.md. Run the same command again to resume.
 set -euo pipefail
 

@@ -21,7 +21,7 @@ from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.paths import PROJECT_ROOT
 
 # The libraries take seconds to load. They are imported where they are needed, so that wrong usage is reported at once.
-DEMO_VIDEO = PROJECT_ROOT / "assets" / "demo_portrait.png"
+DEMO_VIDEO = PROJECT_ROOT / "assets" / "demo_video.mp4"
 DEMO_AUDIO = PROJECT_ROOT / "assets" / "demo_voice.wav"
 DEVICE_HELP = "cuda, cuda:N, mps or cpu, or several such as cuda:0,cuda:1, which share a video (default: the best)"
 DEMO_OUT = Path("outputs") / "demo.mp4"

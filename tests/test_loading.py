@@ -70,14 +70,16 @@ def test_audio_settings_come_from_the_config(tiny_files, tmp_path):
 
 
 def test_a_base_lends_what_is_not_given(tiny_files, monkeypatch):
-    """The base's own settings hold (steps, guidance), its files only where none is given."""
+    """Steps and guidance are those of the config, here the base's."""
+    with tiny_files.unet_config.open("a") as file:
+        file.write("\nrun:\n  inference_steps: 7\n  guidance_scale: 2.5\n")
     monkeypatch.setattr(parts, "resolve", lambda name, own: replace(resolved(tiny_files), name=name, **own))
     pipeline = load_pipeline(ModelPaths(unet=tiny_files.unet, base="latentsync-1.5"), "cpu")
     assert (pipeline.num_inference_steps, pipeline.guidance_scale) == (7, 2.5)
 
 
 def resolved(files: TinyFiles) -> parts.ResolvedModel:
-    return parts.ResolvedModel("tiny", **vars(files), resolution=64, inference_steps=7, guidance_scale=2.5, licence="")
+    return parts.ResolvedModel("tiny", **vars(files), resolution=64, licence="")
 
 
 def test_an_adapter_is_merged(tiny_files, tmp_path, caplog):

@@ -65,8 +65,6 @@ class ModelSettings:
     unet_config: str
     resolution: int
     memory_gb: float = 0
-    inference_steps: int = 20
-    guidance_scale: float = 1.5
     blend_inset: float = 0.0
     match_color: bool = False
     scheduler: CheckpointFile | None = None
@@ -115,8 +113,6 @@ class ResolvedModel:
     unet_config: Path
     scheduler_config: Path
     resolution: int
-    inference_steps: int
-    guidance_scale: float
     licence: str
     blend_inset: float = 0.0
     match_color: bool = False
@@ -136,7 +132,7 @@ REGISTRY: dict[str, Entry] = {
         ModelSettings(UNET_15, WHISPER_TINY, "vae", "configs/unet/stage2.yaml", resolution=256, memory_gb=8),
     ),
     "embedded": Entry(
-        "small model that is part of the project, 128 px faces",
+        "small model that is part of the project, 256 px faces",
         "Apache-2.0, see checkpoints/embedded/MODEL_CARD.md",
         (EMBEDDED_UNET, EMBEDDED_WHISPER, EMBEDDED_SCHEDULER, *EMBEDDED_VAE),
         ModelSettings(
@@ -144,9 +140,7 @@ REGISTRY: dict[str, Entry] = {
             EMBEDDED_WHISPER,
             "embedded/vae",
             "configs/unet/embedded.yaml",
-            resolution=128,
-            inference_steps=4,
-            guidance_scale=1.5,
+            resolution=256,
             blend_inset=0.07,
             match_color=True,
             scheduler=EMBEDDED_SCHEDULER,
@@ -263,8 +257,6 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
         unet_config=PROJECT_ROOT / model.unet_config,
         scheduler_config=model.scheduler.location(checkpoints) if model.scheduler else SCHEDULER_CONFIG,
         resolution=model.resolution,
-        inference_steps=model.inference_steps,
-        guidance_scale=model.guidance_scale,
         licence=item.licence,
         blend_inset=model.blend_inset,
         match_color=model.match_color,

@@ -59,7 +59,8 @@ class SyncNetDataConfig(DataSection):
 
     val_fileslist, val_data_dir: clips of held-out people. num_val_samples: pairs of one validation, always the same.
     lower_half: use only the half of the face with the mouth.
-    latent_space: use VAE latents instead of pixels; cache_latents: encode each clip once and keep the result.
+    latent_space: use latents instead of pixels. latent_factor: pixels along each side of a latent cell.
+    cache_latents: encode each clip once and keep the result.
     audio_features: mel, or whisper for the encoder states that the UNet is conditioned on.
     other_clip_negatives: share of the out-of-sync pairs with audio of another clip; the others have audio of the same
         clip at another time.
@@ -75,6 +76,7 @@ class SyncNetDataConfig(DataSection):
     num_workers: int = 8
     lower_half: bool = True
     latent_space: bool = False
+    latent_factor: int = LATENT_FACTOR
     cache_latents: bool = False
     audio_features: Literal["mel", "whisper"] = "mel"
     other_clip_negatives: float = 0.0
@@ -82,7 +84,7 @@ class SyncNetDataConfig(DataSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_val_samples")
+        require_positive(self, "num_val_samples", "latent_factor")
         require(
             self.run_frames == 0 or self.run_frames >= self.num_frames,
             f"run_frames must be 0 or at least num_frames ({self.num_frames}), got {self.run_frames}",
@@ -105,7 +107,7 @@ class SyncNetDataConfig(DataSection):
 
     def visual_shape(self, in_channels: int) -> Shape:
         """Stacked frames, the input of the visual encoder; latents have `in_channels` / num_frames channels."""
-        cells = self.resolution // LATENT_FACTOR if self.latent_space else self.resolution
+        cells = self.resolution // self.latent_factor if self.latent_space else self.resolution
         height = cells - cells // 2 if self.lower_half else cells
         return (in_channels if self.latent_space else self.num_frames * RGB, height, cells)
 

@@ -83,7 +83,8 @@ class RunConfig(RunSection):
     trainable_modules: train only parameters with one of these in their name; empty for all.
     pixel_space_supervise: decode the one-step estimate and compare frames (perceptual, trepa).
     use_syncnet: compare with the audio by data.syncnet_config_path; a SyncNet on latents needs no decoded frames.
-    guidance_scale, inference_steps: of the validation video.
+    guidance_scale, inference_steps: defaults of inference, and of the validation video.
+    one_step: the UNet is trained and evaluated at the last timestep only, without guidance.
     enable_gradient_checkpointing: less memory for a third more time; of the UNet and of the decoder.
     cache_latents: encode every clip once, see data.latent_cache_dir; otherwise frames are encoded in each step.
     audio_dropout: share of samples trained without audio, which classifier-free guidance needs.
@@ -105,6 +106,7 @@ class RunConfig(RunSection):
     sync_loss_weight: float = 0.05
     guidance_scale: float = 1.5
     inference_steps: int = 20
+    one_step: bool = False
     trainable_modules: tuple[str, ...] = ()
     use_mixed_noise: bool = True
     mixed_noise_alpha: float = 1.0
@@ -126,6 +128,10 @@ class RunConfig(RunSection):
         require_positive(self, "inference_steps", "mixed_noise_alpha", "lora_alpha")
         require_not_negative(self, "sync_max_timestep", "decode_frames", "lora_rank", *LOSS_WEIGHTS)
         require(self.guidance_scale >= 1, f"guidance_scale must be at least 1 (1 = off), got {self.guidance_scale}")
+        require(
+            not self.one_step or (self.inference_steps, self.guidance_scale) == (1, 1),
+            "one_step needs inference_steps 1 and guidance_scale 1",
+        )
         require(0 <= self.audio_dropout < 1, f"audio_dropout must be at least 0 and below 1, got {self.audio_dropout}")
         require(self.recon_loss_weight > 0, "recon_loss_weight must be above 0: the other losses only refine it")
         require(

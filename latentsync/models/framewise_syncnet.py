@@ -30,7 +30,9 @@ class FramewiseSyncNetConfig:
     """`model` section of a config file for this network.
 
     num_frames: F. window_stride: frames between the windows of a sequence longer than F.
-    frame_channels, frame_size: C and (H, W) of one input frame.
+    frame_channels, frame_size: C and (H, W) of one frame as the network sees it.
+    latent_channels: channels of an input frame, of which the first C are used; by default C. The first channels of the
+        embedded model's latents are those of the face at half the size, which is all that lips need.
     audio_channels: A, all Whisper states of a row.
     frame_widths: of the three blocks of the frame encoder. feature_width: of the features of a frame or an audio row.
     window_widths: of the blocks of the window encoder, the last one repeated. embedding_width: D of the output.
@@ -39,6 +41,7 @@ class FramewiseSyncNetConfig:
     num_frames: int = 16
     window_stride: int = 1
     frame_channels: int = 16
+    latent_channels: int | None = None
     frame_size: tuple[int, int] = (8, 16)
     audio_channels: int = 1920
     frame_widths: tuple[int, int, int] = (64, 96, 128)
@@ -59,11 +62,20 @@ class FramewiseSyncNetConfig:
                 width > 0 and width % NORM_GROUPS == 0, f"width {width} is not a multiple of {NORM_GROUPS} (the norms)"
             )
         require(0 <= self.dropout < 1, f"dropout must be at least 0 and below 1, got {self.dropout}")
+        require(
+            self.input_channels >= self.frame_channels,
+            f"latent_channels must be at least frame_channels ({self.frame_channels}), got {self.latent_channels}",
+        )
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of one input frame."""
+        return self.frame_channels if self.latent_channels is None else self.latent_channels
 
     @property
     def visual_encoder(self) -> InputChannels:
         """Frames of a window, stacked along the channels."""
-        return InputChannels(self.num_frames * self.frame_channels)
+        return InputChannels(self.num_frames * self.input_channels)
 
     @property
     def audio_encoder(self) -> InputChannels:
@@ -71,9 +83,9 @@ class FramewiseSyncNetConfig:
 
     def check_visual_input(self, channels: int, size: tuple[int, ...]) -> None:
         """Raise SchemaError for images (channels, *size) that are not a window or a longer sequence of frames."""
-        frames, rest = divmod(channels, self.frame_channels)
+        frames, rest = divmod(channels, self.input_channels)
         if rest or frames < self.num_frames or tuple(size) != tuple(self.frame_size):
-            wanted = f"{self.num_frames} or more frames of {self.frame_channels} x {_by(self.frame_size)}"
+            wanted = f"{self.num_frames} or more frames of {self.input_channels} x {_by(self.frame_size)}"
             raise SchemaError(("model",), f"framewise_syncnet takes {wanted}; got {channels} x {_by(size)}")
 
     def check_audio_input(self, channels: int, size: tuple[int, ...]) -> None:
@@ -181,7 +193,7 @@ class FramewiseSyncNet(nn.Module):
         if R = F.
 
         Args:
-            image_sequences: (B, R * C, H, W), the frames stacked along the channels.
+            image_sequences: (B, R * input_channels, H, W), the frames stacked along the channels.
             audio_sequences: (B, A, 1, 2R) stacked Whisper states of the same frames.
         """
         return self.embed_images(image_sequences), self.embed_audio(audio_sequences)
@@ -189,8 +201,10 @@ class FramewiseSyncNet(nn.Module):
     def embed_images(self, image_sequences: Tensor, stride: int | None = None) -> Tensor:
         """(B, R * C, H, W) -> (B * W, D) unit vectors; `stride` replaces window_stride."""
         self.config.check_visual_input(image_sequences.shape[1], tuple(image_sequences.shape[2:]))
-        frames = rearrange(image_sequences, "b (r c) h w -> (b r) c h w", c=self.config.frame_channels)
-        features = rearrange(self.frame_encoder(frames), "(b r) d -> b d r", b=len(image_sequences))
+        frames = rearrange(image_sequences, "b (r c) h w -> (b r) c h w", c=self.config.input_channels)
+        features = rearrange(
+            self.frame_encoder(frames[:, : self.config.frame_channels]), "(b r) d -> b d r", b=len(image_sequences)
+        )
         return self.frame_order(self._windows(features, stride or self.config.window_stride))
 
     def embed_audio(self, audio_sequences: Tensor) -> Tensor:

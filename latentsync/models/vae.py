@@ -26,7 +26,6 @@ WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 CPU_IMAGES = 4  # encoded or decoded together on a CPU
 CHECKPOINTED_PIXELS = 2 * 256 * 256  # decoded together under gradient checkpointing
-LINEAR_TOLERANCE = 1e-3  # of the largest latent
 
 
 class LatentCodec(nn.Module):
@@ -42,7 +41,6 @@ class LatentCodec(nn.Module):
         self.vae: Any = vae.eval().requires_grad_(False)
         config: Any = vae.config
         self.scale, self.shift = float(config.scaling_factor), float(config.shift_factor or 0.0)
-        self.patches: nn.Conv2d | None = None  # replaces a linear encoder
         self.gradient_checkpointing = False
 
     @classmethod
@@ -64,10 +62,7 @@ class LatentCodec(nn.Module):
             exact=True,
             config="the config.json beside it",
         )
-        codec = cls(vae)
-        if not codec.is_local:
-            codec.patches = linear_patches(codec.vae, codec.factor)
-        return codec.to(dtype)
+        return cls(vae).to(dtype)
 
     @property
     def channels(self) -> int:
@@ -103,8 +98,6 @@ class LatentCodec(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> (N, C, h, w), about unit variance."""
         pixels = pixels.to(self.device, self.dtype)
-        if self.patches is not None:
-            return (self.patches(pixels) - self.shift) * self.scale
         parts = pixels.split(CPU_IMAGES if self.device.type == "cpu" else len(pixels))  # see `decode`
         mean = torch.cat([self.vae.encode(part).latent_dist.mean for part in parts])
         return (mean - self.shift) * self.scale
@@ -132,7 +125,7 @@ class LatentCodec(nn.Module):
     def compile(self, **options: Any) -> None:
         """Compile encoder and decoder; see `compiled`."""
         compile_module(self.vae.decoder, **options)
-        if self.patches is None and not self.is_local:  # else the encoder is one convolution
+        if not self.is_local:  # else the encoder is one convolution
             compile_module(self.vae.encoder, **options)
 
     def enable_slicing(self) -> None:
@@ -162,31 +155,6 @@ class LatentCodec(nn.Module):
             yield
         finally:
             self.vae.use_slicing, self.vae.use_tiling = sliced, tiled
-
-
-@torch.no_grad()
-def linear_patches(vae: AutoencoderKL, factor: int) -> nn.Conv2d | None:
-    """The mean of a linear encoder as one convolution over patches of `factor` pixels; None for other encoders.
-
-    The encoder of the embedded model is linear, and a single convolution takes a hundredth of the time. An affine map f
-    satisfies f(x) + f(-x) = 2 f(0), which a learned encoder fails on a single small image; only then is the convolution
-    measured with unit impulses and compared.
-    """
-
-    def encode(images: Tensor) -> Tensor:
-        return vae.encode(images).latent_dist.mean
-
-    image = 2 * torch.rand(1, 3, 2 * factor, 2 * factor, generator=torch.Generator().manual_seed(0)) - 1
-    encoded, at_zero = encode(image), encode(torch.zeros_like(image))
-    tolerance = LINEAR_TOLERANCE * float(encoded.abs().max())
-    if not torch.allclose(encoded + encode(-image), 2 * at_zero, rtol=0, atol=tolerance):
-        return None
-    pixels = torch.eye(3 * factor**2).unflatten(1, (3, factor, factor))
-    patches = nn.Conv2d(3, encoded.shape[1], factor, factor).requires_grad_(False)
-    bias = at_zero[0, :, 0, 0]
-    patches.get_parameter("bias").copy_(bias)
-    patches.weight.copy_((encode(pixels).flatten(1) - bias).T.unflatten(1, (3, factor, factor)))
-    return patches if torch.allclose(patches(image), encoded, rtol=0, atol=tolerance) else None
 
 
 def autoencoder_class(config: Path) -> type[AutoencoderKL] | type[PatchAutoencoder]:

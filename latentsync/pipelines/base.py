@@ -40,6 +40,8 @@ class PipelineBase:
         blend_inset: distance between blending edge and mask edge, as a fraction of the face's side; see
             `blend_weight`.
         match_color: match the skin color of generated faces to the frame, regardless of the options.
+        one_step: the UNet was trained for one evaluation without guidance; the options inference_steps and
+            guidance_scale have no effect.
         enhancer: applied to generated faces before they are pasted back.
 
     Raises:
@@ -58,13 +60,14 @@ class PipelineBase:
         guidance_scale: float = 1.5,
         blend_inset: float = 0.0,
         match_color: bool = False,
+        one_step: bool = False,
         enhancer: FaceEnhancer | None = None,
     ) -> None:
         self.codec = vae if isinstance(vae, LatentCodec) else LatentCodec(vae)
         self.audio_encoder, self.unet, self.scheduler, self.enhancer = audio_encoder, unet, scheduler, enhancer
         self.resolution = resolution or unet.config.sample_size * self.codec.factor
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.blend_inset, self.match_color = blend_inset, match_color
+        self.blend_inset, self.match_color, self.one_step = blend_inset, match_color, one_step
         self.name = "custom"
         self._enhancers: dict[str | None, FaceEnhancer] = {}
         self._original_weights: dict[str, Tensor] = {}
@@ -125,10 +128,11 @@ class PipelineBase:
             parts.unet,
             parts.scheduler,
             parts.resolution,
-            num_inference_steps=settings.inference_steps,
-            guidance_scale=settings.guidance_scale,
+            num_inference_steps=parts.run.inference_steps,
+            guidance_scale=parts.run.guidance_scale,
             blend_inset=settings.blend_inset,
             match_color=match_color or settings.match_color,
+            one_step=parts.run.one_step,
             enhancer=pick_enhancer(enhancer) if upscale else None,
         )
         pipeline.name = settings.name

@@ -3,6 +3,7 @@
 Legend: B chunks, F frames, R resolution, S tokens per frame, D width, N audio samples.
 """
 
+import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,8 @@ from latentsync.pipelines.run import Run, make_generator, resolve_options
 from latentsync.pipelines.sampling import Callback, PipelineCallback, Sampling
 from latentsync.pipelines.transfer import Download, SideStream, upload
 from latentsync.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16000
 NUM_FRAMES = 16
@@ -172,6 +175,7 @@ class FaceGenerator(PipelineBase):
         """Resolve and validate the settings of a run. Raises UserError for invalid ones."""
         given = resolve_options(options, changes)
         resolved, guidance_share = apply_preset(given, self.num_inference_steps, self.guidance_scale)
+        resolved = self._with_own_sampling(resolved) if self.one_step else resolved
         assert resolved.inference_steps and resolved.guidance_scale and resolved.solver
         limit = self.unet.config.max_frames
         if num_frames < 1 or (limit is not None and num_frames > limit):
@@ -228,6 +232,16 @@ class FaceGenerator(PipelineBase):
                     lambda: self.begin(faces, tokens, None, trial).wait(), self.device
                 )
         return chunks_that_fit(free_memory(self.device), self._chunk_memory[key])
+
+    def _with_own_sampling(self, options: GenerationOptions) -> GenerationOptions:
+        """The options with the steps and the guidance scale of a one-step model, whose result depends on neither."""
+        own = {"inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
+        if any(getattr(options, name) != value for name, value in own.items()):
+            logger.info(
+                "%s predicts a frame in one step without guidance: inference_steps and guidance_scale have no effect",
+                self.name,
+            )
+        return options.model_copy(update=own)
 
     def _working_resolution(self, height: int | None, width: int | None) -> int:
         resolution = height or width or self.resolution

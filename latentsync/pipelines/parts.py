@@ -10,7 +10,7 @@ import torch
 from latentsync.checkpoints.files import REVISIONS
 from latentsync.checkpoints.registry import REGISTRY, ResolvedModel, default_name, identify, resolve
 from latentsync.config.diffusers_config import build_from_config
-from latentsync.config.unet import load_unet_config
+from latentsync.config.unet import RunConfig, load_unet_config
 from latentsync.faces.sharpen import Sharpener
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
@@ -88,7 +88,8 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Parts:
-    """Networks (float32, on the CPU) and settings of a model. `reason` says why it was selected."""
+    """Networks (float32, on the CPU) and settings of a model. `reason` says why it was selected; `run` holds its
+    defaults of inference."""
 
     model: ResolvedModel
     reason: str
@@ -97,6 +98,7 @@ class Parts:
     codec: LatentCodec
     audio_encoder: Audio2Feature
     scheduler: DDIMScheduler
+    run: RunConfig
 
 
 def load_parts(
@@ -115,7 +117,8 @@ def load_parts(
         model.whisper, "cpu", audio_cache_dir, config.data.num_frames, list(config.data.audio_feat_length)
     )
     codec = LatentCodec.from_pretrained(model.vae)
-    return Parts(model, reason, config.data.resolution, unet, codec, audio, load_scheduler(model.scheduler_config))
+    scheduler = load_scheduler(model.scheduler_config)
+    return Parts(model, reason, config.data.resolution, unet, codec, audio, scheduler, config.run)
 
 
 def find_parts(folder: Path, base: str | None = None) -> ModelPaths:
@@ -208,11 +211,11 @@ def _registered_as(repo: str) -> str | None:
 
 def _own_files(paths: ModelPaths, device: torch.device) -> ResolvedModel:
     """A registered model with the given files replaced. By default the UNet config determines the model."""
-    base = paths.base or _base_of(paths.unet_config, device)
     given = {field: Path(value) for field in PART_NAMES if (value := getattr(paths, field)) is not None}
     for field, path in given.items():
         if not path.exists():
             raise UserError(f"{path}: no such {PART_NAMES[field]}")
+    base = paths.base or _base_of(paths.unet_config, device)
     return replace(resolve(base, own=given), name=str(given.get("unet", base)))
 
 
@@ -228,10 +231,7 @@ def _check_resolution(unet: Path, resolution: int) -> None:
 
 
 def _base_of(unet_config: str | Path | None, device: torch.device) -> str:
+    """The model whose parts a config is for, `ckpt.base_model`."""
     if unet_config is None:
         return default_name(device)[0]
-    wanted = Path(unet_config).resolve()
-    for name, entry in REGISTRY.items():
-        if entry.model and wanted.name == Path(entry.model.unet_config).name:
-            return name
-    return default_name(device)[0]
+    return load_unet_config(unet_config, UNetConfig).ckpt.base_model

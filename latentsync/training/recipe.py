@@ -29,6 +29,12 @@ from latentsync.whisper.audio2feature import Audio2Feature
 TimestepSampler = Callable[[Sequence[torch.Generator]], Tensor]
 
 
+def last_timestep_sampler(scheduler: DDIMScheduler) -> TimestepSampler:
+    """The timestep of a model that predicts the clean sample from noise in one step."""
+    last = scheduler.config.num_train_timesteps - 1
+    return lambda generators: torch.full((len(generators),), last)
+
+
 @section
 class Recipe:
     """Training as published; subclasses override what they change."""

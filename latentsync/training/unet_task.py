@@ -28,7 +28,7 @@ from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import decode_frames, encode_frames, unet_input
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.training.losses import Estimate, LossNetworks, build_losses, crop, region_box
-from latentsync.training.recipe import recipe_of
+from latentsync.training.recipe import last_timestep_sampler, recipe_of
 from latentsync.training.unet_setup import FrozenParts, build_unet
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
@@ -97,8 +97,11 @@ class UNetTask:
         )
         if self.needs_estimate:
             check_one_step(self.scheduler)
-        own = recipe.timestep_sampler(self.scheduler, self.run.inference_steps)
-        self._draw_timesteps = own or partial(uniform_timesteps, self.scheduler.config.num_train_timesteps)
+        if self.run.one_step:
+            self._draw_timesteps = last_timestep_sampler(self.scheduler)
+        else:
+            own = recipe.timestep_sampler(self.scheduler, self.run.inference_steps)
+            self._draw_timesteps = own or partial(uniform_timesteps, self.scheduler.config.num_train_timesteps)
         self._make_dataset = make_dataset
         self._dataset: ClipDataset | None = None
         self._scorer = scorer

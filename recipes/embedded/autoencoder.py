@@ -12,7 +12,7 @@ from torch import Tensor
 from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.vae import LatentCodec
-from recipes.embedded.basis import PATCH, enlarged_basis, residual_basis, set_linear
+from recipes.embedded.basis import PATCH, enlarged_basis, linear_patches, residual_basis, set_linear
 from recipes.embedded.crops import CropSampler
 from recipes.embedded.pack import Pack
 from recipes.embedded.perceptual import PerceptualDistance
@@ -44,7 +44,7 @@ class AutoencoderSettings:
 def build(pack: Pack, first_generation: Path, channels: int, seed: int) -> PatchAutoencoder:
     """An autoencoder whose encoder is fitted to the faces, and whose decoder is the encoder's linear inverse."""
     codec = LatentCodec.from_pretrained(first_generation)
-    base, base_bias = enlarged_basis(codec.patches, codec.scale, codec.shift)
+    base, base_bias = enlarged_basis(linear_patches(codec.vae, codec.factor), codec.scale, codec.shift)
     sampler, (rng, _) = CropSampler(pack, pack.resolution // 2), random_states(seed, 0)
     faces = torch.cat([sampler.draw(8, rng) for _ in range(-(-FITTED_FACES // 8))])
     weight, bias = residual_basis(faces, base, channels - len(base), codec.scale)

@@ -6,12 +6,38 @@ meaning. Legend: N images, C channels, P = 3 * 16 * 16 values of a patch, order 
 """
 
 import torch
+from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor, nn
 
 from latentsync.models.patch_autoencoder import COLORS, PatchAutoencoder
+from latentsync.utils.errors import UserError
 
 PATCH = 16
+LINEAR_TOLERANCE = 1e-3  # of the largest latent
+
+
+@torch.no_grad()
+def linear_patches(vae: AutoencoderKL, factor: int) -> nn.Conv2d:
+    """The mean of a linear encoder as one convolution over patches of `factor` pixels, measured with unit impulses.
+
+    Raises:
+        UserError: the encoder is not linear.
+    """
+
+    def encode(images: Tensor) -> Tensor:
+        return vae.encode(images).latent_dist.mean
+
+    image = 2 * torch.rand(1, 3, 2 * factor, 2 * factor, generator=torch.Generator().manual_seed(0)) - 1
+    encoded, at_zero = encode(image), encode(torch.zeros(1, 3, factor, factor))
+    pixels = torch.eye(3 * factor**2).unflatten(1, (3, factor, factor))
+    patches = nn.Conv2d(3, encoded.shape[1], factor, factor).requires_grad_(False)
+    bias = at_zero[0, :, 0, 0]
+    patches.get_parameter("bias").copy_(bias)
+    patches.weight.copy_((encode(pixels).flatten(1) - bias).T.unflatten(1, (3, factor, factor)))
+    if not torch.allclose(patches(image), encoded, rtol=0, atol=LINEAR_TOLERANCE * float(encoded.abs().max())):
+        raise UserError("the encoder of this autoencoder is not linear; give that of the first generation")
+    return patches
 
 
 @torch.no_grad()

@@ -15,18 +15,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from latentsync.checkpoints.loading import load_state_dict
+from latentsync.checkpoints.files import EMBEDDED_WHISPER
 from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.mouth import MouthMeter, closed_opening
 from latentsync.loading import ModelPaths, load_pipeline
+from latentsync.metrics.clip_sync import EmbeddedScorer
 from latentsync.metrics.sync import SyncScore, offset_score
-from latentsync.models.framewise_syncnet import FramewiseSyncNet, FramewiseSyncNetConfig
-from latentsync.models.syncnet_input import audio_input, lower_half, stack_frames
-from latentsync.models.vae import LatentCodec
+from latentsync.models.syncnet_input import audio_input
 from latentsync.pipelines.denoise import regenerate_faces, shared_noise
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.commands import command
@@ -39,11 +37,6 @@ from recipes.embedded.teacher import FRAMES, Voices
 
 logger = logging.getLogger("evaluate")
 
-JUDGE = Path("checkpoints/embedded/syncnet.safetensors")
-WHISPER = Path("checkpoints/embedded/whisper_tiny_en_encoder.safetensors")
-JUDGE_SIZES = {"frame_widths": (48, 80, 128), "window_widths": (160, 256), "embedding_width": 192, "dropout": 0.15}
-CODEC = Path("checkpoints/embedded/vae")  # of the judge
-JUDGED_SIDE = 128
 MAX_FRAMES = 64
 SHOWN = (5, 21, 37, 53)
 
@@ -55,20 +48,17 @@ def load_speaker(pipeline: LipsyncPipeline) -> Speaker:
 
     @torch.inference_mode()
     def speak(faces: Tensor, tokens: Tensor) -> Tensor:
-        side, own = faces.shape[-1], pipeline.resolution
-        mask = load_mask(own)
-        small = F.avg_pool2d(faces, side // own)
-        noise = shared_noise(pipeline.codec, own, torch.Generator().manual_seed(1247))
+        mask = load_mask(pipeline.resolution)
+        noise = shared_noise(pipeline.codec, pipeline.resolution, torch.Generator().manual_seed(1247))
         steps, guidance = pipeline.num_inference_steps, pipeline.guidance_scale
         parts = [
             regenerate_faces(
                 pipeline.unet, pipeline.codec, pipeline.scheduler, x[None], y[None], mask, noise, steps, guidance
             )[0]
-            for x, y in zip(small.split(FRAMES), tokens.split(FRAMES), strict=True)
+            for x, y in zip(faces.split(FRAMES), tokens.split(FRAMES), strict=True)
         ]
-        result = F.interpolate(torch.cat(parts), (side, side), mode="bicubic") if own < side else torch.cat(parts)
-        weight = torch.from_numpy(blend_weight(load_mask(side), INSET))
-        return torch.lerp(faces, result, weight).clamp(-1, 1)
+        weight = torch.from_numpy(blend_weight(mask, INSET))
+        return torch.lerp(faces, torch.cat(parts), weight).clamp(-1, 1)
 
     return speak
 
@@ -77,18 +67,14 @@ class Judge:
     """The SyncNet that had no part in the training."""
 
     def __init__(self) -> None:
-        self.syncnet = FramewiseSyncNet(FramewiseSyncNetConfig(window_stride=1, **JUDGE_SIZES))
-        self.syncnet.load_state_dict(load_state_dict(JUDGE))
-        self.syncnet.eval()
-        self.codec = LatentCodec.from_pretrained(CODEC)
+        self.scorer = EmbeddedScorer().scorer
 
     @torch.inference_mode()
     def score(self, faces: Tensor, states: Tensor) -> SyncScore:
         """Faces (T, 3, R, R) and Whisper states (2T, L, D)."""
-        latents = self.codec.encode(F.avg_pool2d(faces, faces.shape[-1] // JUDGED_SIDE))
-        images = stack_frames(lower_half(latents)[None])
-        audio = audio_input(states[None].float(), "whisper")
-        return offset_score(self.syncnet.embed_images(images), self.syncnet.embed_audio(audio))
+        windows = states.unfold(0, 2 * FRAMES, 2).movedim(-1, 1)  # (W, 2F, L, D)
+        audio = self.scorer.net.embed_audio(audio_input(windows.float(), "whisper"))
+        return offset_score(self.scorer.embed_faces(faces), audio)
 
 
 def jitter(faces: Tensor) -> float:
@@ -113,7 +99,9 @@ class Evaluation:
         """Tokens (T, S, D) of digital silence before speech, as Whisper hears it there."""
         spoken = next(clip for clip in self.pack.clips if clip.has_audio)
         seconds = MAX_FRAMES / FPS + 1
-        states = Audio2Feature(WHISPER).wave2feat(np.pad(self.pack.wave(spoken), (round(seconds * SAMPLE_RATE), 0)))
+        states = Audio2Feature(EMBEDDED_WHISPER.location()).wave2feat(
+            np.pad(self.pack.wave(spoken), (round(seconds * SAMPLE_RATE), 0))
+        )
         return self.voices.window(states, 0, MAX_FRAMES)
 
     def clip(self, clip: PackedClip, number: int) -> dict[str, float]:
@@ -162,10 +150,8 @@ def load(model: Path | None) -> LipsyncPipeline:
     """The model of a folder that `recipes.embedded.export` wrote, or None for the shipped one."""
     if model is None:
         return load_pipeline("embedded", "cpu")
-    paths = ModelPaths(model / "unet.safetensors", model / "unet.yaml", model / "vae", base="embedded")
-    pipeline = load_pipeline(paths, "cpu")
-    pipeline.num_inference_steps, pipeline.guidance_scale = 1, 1.0
-    return pipeline
+    paths = ModelPaths(model / "unet.safetensors", "configs/unet/embedded.yaml", model / "vae", base="embedded")
+    return load_pipeline(paths, "cpu")
 
 
 def summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -1,10 +1,8 @@
 """Write a trained model as the files that inference loads."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from latentsync.models.unet import UNet3DConditionModel
@@ -26,20 +24,11 @@ def fold_one_step(unet: UNet3DConditionModel) -> None:
 
 
 def export(model: OneStep, folder: Path) -> None:
-    """`folder`/unet.safetensors and vae/ in float16, and unet.yaml, the `model` and `data` of a UNet config."""
+    """`folder`/unet.safetensors and vae/ in float16; the config is configs/unet/embedded.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     fold_one_step(model.unet)
     state = {name: tensor.half().contiguous() for name, tensor in model.unet.state_dict().items()}
     save_file(state, folder / "unet.safetensors")
-    values = asdict(model.unet.config)
-    config = {"data": {"resolution": model.autoencoder.config.sample_size, "num_frames": 16}, "model": values}
-    (folder / "unet.yaml").write_text(yaml.safe_dump(_plain(config), sort_keys=False))
     autoencoder = type(model.autoencoder).from_config(model.autoencoder.config)
     autoencoder.load_state_dict(model.autoencoder.state_dict())
     autoencoder.half().save_pretrained(folder / "vae")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

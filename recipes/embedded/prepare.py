@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentsync.checkpoints.files import EMBEDDED_WHISPER
 from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.mouth import MouthMeter
 from latentsync.media.audio import load_audio
@@ -39,7 +40,6 @@ from recipes.embedded.pack import SAMPLES_PER_FRAME, PackWriter, encode_face
 
 logger = logging.getLogger("prepare")
 
-WHISPER = Path("checkpoints/embedded/whisper_tiny_en_encoder.safetensors")
 # Never trained on: other corpora, whole people, and one clip each of two people who are trained on.
 HELD_OUT = ["hdtf_*", "retalking_*", "infinitetalk_*", "grid_s27_*", "grid_s24_*", "grid_s1_bbaf2n", "grid_s4_bbilzs"]
 HELD_OUT += ["lpd0_*", "lpd3_*", "astronaut"]
@@ -153,7 +153,7 @@ def prepare(corpus: Path, output: Path, processes: int) -> None:
     sources, voices = read_manifest(corpus)
     logger.info("%d sources of %d people", len(sources), len({source.person for source in sources}))
     train, held_out = PackWriter(), PackWriter()
-    audio = Audio2Feature(WHISPER)
+    audio = Audio2Feature(EMBEDDED_WHISPER.location())
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for done, clips in enumerate(pool.imap(cut_faces, sources), 1):
             for clip in clips:

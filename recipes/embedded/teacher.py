@@ -16,12 +16,13 @@ from torch import Tensor
 
 from latentsync.data.audio import frame_tokens
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
-from latentsync.loading import load_pipeline
+from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.pipelines.denoise import denoise_latents, encode_frames, shared_noise
 from recipes.embedded.pack import Pack, PackedClip
 
 logger = logging.getLogger("train")
 
+CONFIG = Path(__file__).parent / "first_generation" / "configs" / "unet.yaml"
 FRAMES = 16
 FPS = 25
 AUDIO_FRAMES = (2, 2)
@@ -69,9 +70,9 @@ class Voices:
 
 
 @torch.no_grad()
-def make_chunks(pack: Pack, voices: Voices, folder: Path, count: int, seed: int = 5) -> None:
-    """Write `count` chunks, a few to a file; files that are there are left alone."""
-    pipeline = load_pipeline("embedded", "cpu")
+def make_chunks(pack: Pack, voices: Voices, first: Path, folder: Path, count: int, seed: int = 5) -> None:
+    """Write `count` chunks of the model in the folder `first`, a few to a file; files that are there are left alone."""
+    pipeline = load_pipeline(ModelPaths(first / "unet.safetensors", CONFIG, first / "vae", base="embedded"), "cpu")
     people = [[c for c in clips if c.length >= FRAMES] for _, clips in pack.by_person()]
     people = [clips for clips in people if clips]
     mask = load_mask(pipeline.resolution)

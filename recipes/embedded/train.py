@@ -1,4 +1,4 @@
-"""Train the embedded model: `python -m recipes.embedded.train --data DIR --output DIR --trunk FILE`.
+"""Train the embedded model: `python -m recipes.embedded.train --data DIR --first DIR --output DIR --trunk FILE`.
 
 Each stage runs for a budget of wall time and resumes where it was interrupted, so the same command continues. Stages:
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from latentsync.checkpoints.files import EMBEDDED_WHISPER
 from latentsync.checkpoints.loading import load_checkpoint
 from latentsync.config.unet import load_unet_config
 from latentsync.models.framewise_syncnet import FramewiseSyncNet
@@ -38,8 +39,8 @@ from recipes.embedded.teacher import Voices
 
 logger = logging.getLogger("train")
 
-FIRST_GENERATION = Path("checkpoints/embedded")
-FIRST_CONFIG = Path("configs/unet/embedded.yaml")
+FIRST_GENERATION = Path("output/embedded/model")
+WHISPER = EMBEDDED_WHISPER.location()
 CHANNELS = 96
 TEACHER_CHUNKS = 160
 QUICK_MINUTES, QUICK_CHUNKS = 0.01, 1
@@ -48,23 +49,23 @@ MINUTES = {
     "teacher": 30.0,
     "syncnet": 7.0,
     "distill": 9.0,
-    "refine": 150.0,
+    "refine": 190.0,
     "export": 0.0,
 }
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
     "refine": DenoiserSettings(
-        {"teacher": 0.22, "real": 0.42, "retrieved": 0.24, "silent": 0.12},
+        {"teacher": 0.28, "real": 0.38, "retrieved": 0.22, "silent": 0.12},
         lr=3e-4,
         decoder_lr=5e-4,
         discriminator_lr=4e-4,
-        teacher_weight=0.5,
+        teacher_weight=1.2,
         latent_weight=0.15,
-        sync_weight=0.6,
+        sync_weight=1.5,
         pixel_weight=1.0,
         exact_weight=1.0,
         perceptual_weight=0.8,
-        adversarial_weight=0.15,
+        adversarial_weight=0.08,
         temporal_weight=1.0,
         decay=0.99,
         seed=33,
@@ -77,13 +78,14 @@ class Recipe:
 
     Args:
         data: folder written by `prepare`.
+        first: the model of `first_generation`, unet.safetensors and vae/.
         output: checkpoints, results and contact sheets.
         trunk: weights of the perceptual distance.
         chunks: results of the first generation to learn from.
     """
 
-    def __init__(self, data: Path, output: Path, trunk: Path, chunks: int = TEACHER_CHUNKS) -> None:
-        self.data, self.output, self.trunk, self.chunks = data, output, trunk, chunks
+    def __init__(self, data: Path, first: Path, output: Path, trunk: Path, chunks: int = TEACHER_CHUNKS) -> None:
+        self.data, self.first, self.output, self.trunk, self.chunks = data, first, output, trunk, chunks
         self.pack = Pack(data / "train.safetensors")
 
     def run(self, stage: str, seconds: float) -> None:
@@ -105,18 +107,18 @@ class Recipe:
 
     def _autoencoder(self, seconds: float) -> None:
         settings = autoencoder.AutoencoderSettings(channels=CHANNELS)
-        autoencoder.train(self.pack, FIRST_GENERATION / "vae", self.trunk, self.output, seconds, settings)
+        autoencoder.train(self.pack, self.first / "vae", self.trunk, self.output, seconds, settings)
 
     def _teacher(self, seconds: float) -> None:
-        teacher.make_chunks(self.pack, self.voices, self.output / "teacher", self.chunks)
+        teacher.make_chunks(self.pack, self.voices, self.first, self.output / "teacher", self.chunks)
 
     def _syncnet(self, seconds: float) -> FramewiseSyncNet:
         settings = syncnet.SyncNetSettings()
         return syncnet.train(self.pack, self.load_autoencoder(), self.output / "syncnet.pt", seconds, settings)
 
     def _denoise(self, name: str, seconds: float) -> None:
-        model, whisper = self.load_model(before=name), FIRST_GENERATION / "whisper_tiny_en_encoder.safetensors"
-        samples = SampleMaker(self.pack, self.voices, self.output / "teacher", whisper)
+        model = self.load_model(before=name)
+        samples = SampleMaker(self.pack, self.voices, self.output / "teacher", WHISPER)
         judge = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"
@@ -142,12 +144,12 @@ class Recipe:
 
     def load_model(self, before: str | None = None) -> OneStep:
         """The results of the last stage that has any, of those before one."""
-        first = load_unet_config(FIRST_CONFIG, UNetConfig).model
+        first = load_unet_config(teacher.CONFIG, UNetConfig).model
         names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
         found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
         network = self.load_autoencoder()
         if not found:
-            state = load_checkpoint(FIRST_GENERATION / "unet.safetensors").state_dict
+            state = load_checkpoint(self.first / "unet.safetensors").state_dict
             return OneStep(inflate(state, first, CHANNELS).to(memory_format=torch.channels_last), network)
         averages = torch.load(found[-1], weights_only=True)["averages"]
         unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
@@ -162,6 +164,9 @@ class Recipe:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder written by recipes.embedded.prepare")
+    parser.add_argument(
+        "--first", type=Path, default=FIRST_GENERATION, help="the first generation's model (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and results")
     parser.add_argument("--trunk", type=Path, required=True, help="weights of torchvision's mobilenet_v2 (.pth)")
     parser.add_argument("--stages", nargs="+", choices=list(MINUTES), default=list(MINUTES), help="default: all")
@@ -169,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a step or two of each stage, to try the recipe")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    recipe = Recipe(args.data, args.output, args.trunk, QUICK_CHUNKS if args.quick else TEACHER_CHUNKS)
+    chunks = QUICK_CHUNKS if args.quick else TEACHER_CHUNKS
+    recipe = Recipe(args.data, args.first, args.output, args.trunk, chunks)
     for stage in args.stages:
         minutes = QUICK_MINUTES if args.quick else args.minutes or MINUTES[stage]
         logger.info("stage %s: %g minutes", stage, minutes)

@@ -1,6 +1,7 @@
 """Config files: the shipped ones say what the system's description says, and mistakes are found by file and line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,11 @@ def test_recipe_of_the_embedded_model():
     assert first.recipe.augmented_copies == config.recipe.augmented_copies == 8
     assert first.recipe.start_from_reference and not config.recipe.start_from_reference
     assert config.optimizer.adamw["betas"] == (0.9, 0.99)
+    assert (config.data.resolution, config.run.inference_steps, config.run.one_step) == (128, 4, False)
     shipped = load("embedded")
-    assert shipped.model == config.model and shipped.recipe is None
-    assert (shipped.data.num_frames, shipped.data.resolution) == (config.data.num_frames, config.data.resolution)
-    assert shipped.run.inference_steps == config.run.inference_steps == 4
+    changed = {"in_channels": 289, "out_channels": 96, "reference_gate": True}
+    assert shipped.model == replace(config.model, **changed) and shipped.recipe is None
+    assert (shipped.data.resolution, shipped.run.inference_steps, shipped.run.one_step) == (256, 1, True)
     plain = load("stage1")
     assert plain.recipe is None and not (plain.run.cache_latents or plain.run.ema_decay)
     assert plain.run.audio_dropout == 0.1

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.errors import UserError
-from latentsync.utils.paths import PROJECT_ROOT
 from tests.conformance.seeded import fill_, seeded_input
 from tests.tiny_model import VAE, tiny_vae
 
@@ -158,21 +157,3 @@ def test_folders_that_are_not_right(folder, capfd, spoil: Callable[[Path], None]
     with pytest.raises(UserError, match=message):
         LatentCodec.from_pretrained(folder)
     assert capfd.readouterr().err == ""
-
-
-def test_a_linear_encoder_is_one_convolution():
-    codec = LatentCodec.from_pretrained(PROJECT_ROOT / "checkpoints" / "embedded" / "vae")
-    pixels = torch.tanh(seeded_input("pixels", (2, 3, 64, 48)))
-    folded, codec.patches = codec.patches, None
-    expected = codec.encode(pixels)
-    codec.patches = folded
-    assert folded.weight.shape == (16, 3, 8, 8)
-    assert torch.allclose(codec.encode(pixels), expected, atol=2e-3)
-    assert expected.std() > 0.3
-
-
-def test_a_learned_encoder_stays_as_it_is(folder):
-    codec = LatentCodec.from_pretrained(folder)
-    pixels = torch.tanh(seeded_input("pixels", (1, 3, 64, 64)))
-    assert codec.patches is None
-    assert torch.equal(codec.encode(pixels), LatentCodec(codec.vae).encode(pixels))

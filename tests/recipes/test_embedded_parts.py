@@ -13,26 +13,25 @@ from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
-from latentsync.utils.paths import CHECKPOINTS_DIR
-from recipes.embedded.basis import enlarged_basis, residual_basis, set_linear
+from latentsync.utils.errors import UserError
+from recipes.embedded.basis import enlarged_basis, linear_patches, residual_basis, set_linear
 from recipes.embedded.denoiser import LAST_TIMESTEP
 from recipes.embedded.export import fold_one_step
 from recipes.embedded.inflate import inflate, inflated_config
 from recipes.embedded.pack import Pack, PackWriter, encode_face
 from recipes.embedded.training import Stage
 from tests.conformance.seeded import fill_, seeded_input
-from tests.tiny_model import UNET
-
-FIRST_GENERATION = CHECKPOINTS_DIR / "embedded" / "vae"
+from tests.recipes.tiny_first_generation import linear_vae
+from tests.tiny_model import UNET, tiny_vae
 
 
 @pytest.fixture(scope="module")
 def codec() -> LatentCodec:
-    return LatentCodec.from_pretrained(FIRST_GENERATION)
+    return LatentCodec(linear_vae())
 
 
 def test_the_first_channels_are_the_latents_of_half_the_size(codec: LatentCodec):
-    base, bias = enlarged_basis(codec.patches, codec.scale, codec.shift)
+    base, bias = enlarged_basis(linear_patches(codec.vae, codec.factor), codec.scale, codec.shift)
     images = torch.tanh(seeded_input("faces", (6, 3, 128, 128)))
     weight, offset = residual_basis(images, base, 8, codec.scale)
     autoencoder = PatchAutoencoder(latent_channels=len(base) + 8)
@@ -43,8 +42,22 @@ def test_the_first_channels_are_the_latents_of_half_the_size(codec: LatentCodec)
     assert (weight @ base.T).abs().max() < 1e-4 * weight.norm() * base.norm()
 
 
+def test_a_linear_encoder_is_one_convolution(codec: LatentCodec):
+    pixels = torch.tanh(seeded_input("pixels", (2, 3, 64, 48)))
+    patches = linear_patches(codec.vae, codec.factor)
+    assert patches.weight.shape == (16, 3, 8, 8)
+    expected = codec.vae.encode(pixels).latent_dist.mean
+    assert torch.allclose(patches(pixels), expected, atol=2e-3) and expected.std() > 0.3
+
+
+def test_a_learned_encoder_is_no_convolution():
+    vae = tiny_vae()
+    with pytest.raises(UserError, match="not linear"):
+        linear_patches(vae, 2 ** (len(vae.config.block_out_channels) - 1))
+
+
 def test_more_channels_keep_more(codec: LatentCodec):
-    base, bias = enlarged_basis(codec.patches, codec.scale, codec.shift)
+    base, bias = enlarged_basis(linear_patches(codec.vae, codec.factor), codec.scale, codec.shift)
     images = torch.tanh(F.interpolate(seeded_input("faces", (6, 3, 32, 32)), scale_factor=4, mode="bicubic"))
     errors = []
     for channels in (4, 32):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from latentsync.loading import ModelPaths, load_pipeline
 from recipes.embedded import perceptual, train
 from tests.recipes.drawn_faces import write_pack
+from tests.recipes.tiny_first_generation import write_first_generation
 
 
 @pytest.fixture
@@ -33,11 +34,13 @@ def write_trunk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_stage_runs_and_the_result_loads(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_trunk(tmp_path / "trunk.pth", monkeypatch)
     output = tmp_path / "output"
-    places = ["--data", str(data), "--output", str(output), "--trunk", str(tmp_path / "trunk.pth")]
-    monkeypatch.setattr(sys, "argv", ["train", *places, "--quick"])
+    write_first_generation(tmp_path / "first")
+    places = {"data": data, "first": tmp_path / "first", "output": output, "trunk": tmp_path / "trunk.pth"}
+    words = [word for name, path in places.items() for word in (f"--{name}", str(path))]
+    monkeypatch.setattr(sys, "argv", ["train", *words, "--quick"])
     assert train.main() == 0
     model = output / "model"
-    paths = ModelPaths(model / "unet.safetensors", model / "unet.yaml", model / "vae", base="embedded")
+    paths = ModelPaths(model / "unet.safetensors", "configs/unet/embedded.yaml", model / "vae", base="embedded")
     pipeline = load_pipeline(paths, "cpu")
     assert (pipeline.resolution, pipeline.codec.channels) == (256, train.CHANNELS)
-    assert {path.name for path in (output / "refine").glob("*.png")} == {f"{n}_a.png" for n in ("anna", "ben", "cara")}
+    assert {path.name for path in (output / "finish").glob("*.png")} == {f"{n}_a.png" for n in ("anna", "ben", "cara")}

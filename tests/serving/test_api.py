@@ -278,7 +278,7 @@ def test_state_of_the_server(client, service, media):
     found = client.get("/v1/models").json()
     models = {model["name"]: model for model in found["models"]}
     assert found["can_upscale"] is can_upscale()
-    assert models["embedded"]["present"] and models["embedded"]["resolution"] == 128
+    assert models["embedded"]["present"] and models["embedded"]["resolution"] == 256
 
 
 def test_the_documentation_names_everything(client):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the embedded model from scratch, installs it in checkpoints/embedded and evaluates it.
+# Trains the first generation of the embedded model, which the second one starts from: output/embedded/model.
 #
 #   ./recipes/embedded/first_generation/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]
 #
@@ -19,10 +19,10 @@ PERSON='([^/]+?)(_[^/_]*)?\.[^./]+$' # the file's name up to its last underscore
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.." && pwd -P)"
 RECIPE=recipes/embedded/first_generation
-MODEL="$ROOT/checkpoints/embedded"
 PYTHON="$ROOT/.venv/bin/python"
 DATA=data/embedded     # the configs of the recipe read it
 WORK=output/embedded   # and write here
+MODEL="$WORK/model"
 DONE="$WORK/done"
 
 say() { printf 'rebuild: %s\n' "$*" >&2; }
@@ -75,21 +75,6 @@ install_model() {
     "$PYTHON" -m tools.export_weights --checkpoint "$(newest "$WORK/unet_stage4" unet)" --output "$MODEL/unet.safetensors"
 }
 
-# The SyncNet that trained the UNet corrects the offsets of the recordings for the one that is evaluated. The model runs
-# on the held-out source videos, as users would run it.
-evaluate() {
-    "$PYTHON" -m eval.eval_syncnet_clips --fileslist "$DATA/held_out/train.txt" --output "$WORK/report/syncnet.csv" \
-        --reference "$RECIPE/configs/syncnet_training.yaml"
-    local names=() videos=() pattern video
-    for pattern in "${HELD_OUT[@]}"; do
-        names+=(-o -name "${pattern%'*'}*")
-    done
-    while IFS= read -r -d '' video; do
-        videos+=("$video")
-    done < <(find -L "${folders[@]}" -type f \( "${names[@]:1}" \) -print0 | sort -z)
-    "$PYTHON" -m tools.evaluate_embedded "${videos[@]}" --output_dir "$WORK/report"
-}
-
 if [ $# -eq 0 ]; then
     echo "usage: ./recipes/embedded/first_generation/rebuild.sh CLIPS_FOLDER [PORTRAITS_FOLDER ...]" >&2
     exit 2
@@ -111,5 +96,4 @@ step unet-stage-2 train_unet unet_stage2
 step unet-stage-3 train_unet unet_stage3
 step unet-stage-4 train_unet unet_stage4
 step install install_model
-step figures evaluate
-say "installed in $MODEL; the evaluation is in $WORK/report/report.md"
+say "the model is in $MODEL; train the second generation with python -m recipes.embedded.train"
