@@ -77,7 +77,7 @@ def test_bad_rows_are_reported_and_one_pipeline_does_the_rest(folder, pipeline, 
     assert fates(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
     assert len(pipeline.opened) == 1 and [name for name, *_ in pipeline.calls] == ["ä b.mp4", "two\nlines.mp4"]
     options = pipeline.calls[0][2]
-    assert (options.seed, options.inference_steps, options.solver) == (5, 3, "ddim")
+    assert (options.seed, options.inference_steps, options.solver) == (5, 3, None)
     with (folder / "out" / "inference.csv").open(newline="") as file:
         reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
     assert "0 bytes" in reasons["empty"] and "can" in reasons["text__voice"] and "cannot be read" in reasons["none"]

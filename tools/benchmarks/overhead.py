@@ -20,6 +20,7 @@ from latentsync.media.timeline import open_timeline
 from latentsync.media.writer import VideoWriter
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
+from latentsync.pipelines.crossfade import Joint
 from latentsync.pipelines.face_generator import PendingFaces
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.pipelines.run import Run
@@ -70,8 +71,11 @@ class PipelineWithoutNetworks(LipsyncPipeline):
         audio: Any = _SilentFeatures()
         super().__init__(vae, audio, unet, load_scheduler(SCHEDULER_CONFIG), resolution)
 
-    def begin(self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run) -> PendingFaces:
+    def begin(
+        self, faces: Tensor, tokens: Tensor, reference: Tensor | None, run: Run, joint: Joint | None = None
+    ) -> PendingFaces:
         """Convert to [-1, 1] and back, without the networks in between."""
+        faces = faces[:, : faces.shape[1] - joint.left] if joint else faces
         pixels = faces.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         values = ((pixels.clamp(-1, 1) + 1) * 127.5).permute(0, 1, 3, 4, 2)
         return PendingFaces(Download(values, torch.tensor(True)), self.dtype)
