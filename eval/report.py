@@ -6,6 +6,7 @@ The page loads nothing from the network. Videos are linked by relative paths.
 import csv
 import io
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,7 @@ class Report:
             "clips": clips,
             "failures": [asdict(item) for item in self.failures],
         }
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+        return json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
 
     def markdown(self) -> str:
         """Metrics as rows and methods as columns; then paired tests, failures and conditions."""
@@ -232,3 +233,12 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return file.getvalue()
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what could not be computed, such as a test between equal results, is null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

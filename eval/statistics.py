@@ -39,7 +39,7 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, flo
     values = np.asarray(values, float)
     if len(values) < MIN_INTERVAL:
         return None
-    if np.ptp(values) == 0:
+    if np.allclose(values, values[0], rtol=1e-9, atol=0):  # BCa divides by their skewness: NaN for rounding errors
         return float(values[0]), float(values[0])
     found = stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, rng=np.random.default_rng(SEED)

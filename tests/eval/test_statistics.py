@@ -38,3 +38,8 @@ def test_p_of_the_signed_rank_test_by_enumeration():
 def test_equal_methods_and_few_clips():
     assert paired_test("x", ("a", "b"), [1.0] * 6, [1.0] * 6).p == 1
     assert paired_test("x", ("a", "b"), [1.0] * 5, [2.0] * 5) is None
+
+
+def test_values_that_differ_by_rounding_have_an_interval_without_width():
+    low, high = bootstrap_interval([100.0, 100.00000000000001, 99.99999999999999, 100.0])
+    assert low == high == 100.0
