@@ -102,26 +102,17 @@ class OneStep(nn.Module):
         sample = unet_input(torch.zeros_like(latents), self.cell_mask, masked, seen)
         return self.unet(sample, LAST_TIMESTEP, tokens).sample, latents
 
-    def crop_cells(self, latents: Tensor) -> Tensor:
-        """(..., h, h) -> the cells of `DECODED_CELLS` and a margin."""
-        top, bottom, left, right = DECODED_CELLS
-        return latents[..., top - MARGIN : bottom + MARGIN, left - MARGIN : right + MARGIN]
-
-    def crop_mouth(self, faces: Tensor, margin: bool = False) -> Tensor:
-        """(..., R, R) -> the pixels of `DECODED_CELLS`, with the margin or without."""
-        patch, extra = self.autoencoder.config.patch_size, MARGIN if margin else 0
-        top, bottom, left, right = DECODED_CELLS
-        rows = slice(patch * (top - extra), patch * (bottom + extra))
-        return faces[..., rows, patch * (left - extra) : patch * (right + extra)]
-
-    def trim(self, pixels: Tensor) -> Tensor:
-        """Pixels with the margin -> without."""
-        edge = MARGIN * self.autoencoder.config.patch_size
-        return pixels[..., edge:-edge, edge:-edge]
-
     def decode_mouth(self, latents: Tensor) -> Tensor:
         """(N, C, h, h) -> the pixels of `DECODED_CELLS`."""
-        return self.trim(self.autoencoder.decode(self.crop_cells(latents)).sample)
+        top, bottom, left, right = DECODED_CELLS
+        wide = latents[..., top - MARGIN : bottom + MARGIN, left - MARGIN : right + MARGIN]
+        inner = MARGIN * self.autoencoder.config.patch_size
+        return self.autoencoder.decode(wide).sample[..., inner:-inner, inner:-inner]
+
+    def crop_mouth(self, faces: Tensor) -> Tensor:
+        """(..., R, R) -> the same part."""
+        top, bottom, left, right = (self.autoencoder.config.patch_size * edge for edge in DECODED_CELLS)
+        return faces[..., top:bottom, left:right]
 
 
 def pixel_distance(images: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Legend: F frames of a sample, R pixels of a face, S audio tokens, D their width, C old latent channels, h cells.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ SILENCE_SECONDS = 2.5
 RETRIEVED_SHARE = 0.6  # of the windows without audio, those whose openings find the best match, are used
 TWIN_SHARE = 0.8  # of the samples have the frame itself with another mouth for a reference
 KEPT_ROWS = 12  # of 32: above the part that is regenerated
-MOVED_SIGMA, MOVED_REACH = 4.0, 13  # pixels of 256: of the blur before a comparison, of what is around a movement
+MOVED_SIGMA, MOVED_REACH = 4.0, 13  # at 256 px: sigma of the blur before comparing, diameter of the dilation
 BENDS, BEND = 5, 0.025  # points of a side that move freely, at most so far (standard deviation, of the side)
 HUE, SATURATION = 0.12, (0.5, 1.4)  # radians
 MOVED_LEVELS = (4.0, 12.0)  # differences of 255 that count as none and as movement
@@ -226,11 +226,13 @@ class SampleMaker:
         """A sample of a kind."""
         return getattr(self, f"_draw_{kind}")(rng)
 
-    def _show(self, frames: Sequence[int], look: Look | None) -> Tensor:
-        distinct = {int(frame): self.pack.face(int(frame)) for frame in frames}
-        if look is not None:
-            distinct = {frame: look(face) for frame, face in distinct.items()}
-        return self._to_tensor([distinct[int(frame)] for frame in frames])
+    def _decode(self, frames: Sequence[int]) -> dict[int, np.ndarray]:
+        """Faces of the pack by frame, each decoded once."""
+        return {frame: self.pack.face(frame) for frame in {int(frame) for frame in frames}}
+
+    def _show(self, frames: Sequence[int], faces: Mapping[int, np.ndarray], look: Look | None) -> Tensor:
+        shown = faces if look is None else {frame: look(faces[frame]) for frame in {int(frame) for frame in frames}}
+        return self._to_tensor([shown[int(frame)] for frame in frames])
 
     @staticmethod
     def _to_tensor(faces: Sequence[np.ndarray]) -> Tensor:
@@ -240,7 +242,8 @@ class SampleMaker:
         if not self.chunks or rng.random() < 0.02:
             self.chunks = read_chunks(self._folder)
         chunk = self.chunks[rng.integers(len(self.chunks))]
-        faces = self._show(range(chunk.first, chunk.first + FRAMES), None)
+        frames = range(chunk.first, chunk.first + FRAMES)
+        faces = self._show(frames, self._decode(frames), None)
         tokens = self.voices.tokens(chunk.voice, chunk.start)
         return Sample("teacher", faces, faces, tokens, chunk.latents.float())
 
@@ -292,15 +295,15 @@ class SampleMaker:
         self, kind: str, clip: PackedClip, frames: np.ndarray, other: int, tokens: Tensor, rng: np.random.Generator
     ) -> Sample:
         look = Look.draw(self.pack.resolution, rng)
-        target = self._show(clip.first + frames, look)
-        if rng.random() < TWIN_SHARE:
-            others = self._same_pose(clip, frames, rng)
-            reference = self._to_tensor(
-                [
-                    look(with_other_mouth(*(self.pack.face(clip.first + int(i)) for i in pair), self._kept))
-                    for pair in zip(frames, others, strict=True)
-                ]
-            )
+        is_twin = rng.random() < TWIN_SHARE
+        shown = clip.first + frames
+        others = clip.first + (self._same_pose(clip, frames, rng) if is_twin else np.arange(other, other + FRAMES))
+        faces = self._decode([*shown, *others])
+        if is_twin:
+            pairs = zip(shown, others, strict=True)
+            twins = [look(with_other_mouth(faces[int(own)], faces[int(new)], self._kept)) for own, new in pairs]
+            reference = self._to_tensor(twins)
         else:
-            reference = self._show(clip.first + np.arange(other, other + FRAMES), look)
+            reference = self._show(others, faces, look)
+        target = self._show(shown, faces, look)
         return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)

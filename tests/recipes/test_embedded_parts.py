@@ -21,13 +21,13 @@ from recipes.embedded.inflate import inflate, inflated_config
 from recipes.embedded.pack import Pack, PackWriter, encode_face
 from recipes.embedded.training import Stage
 from tests.conformance.seeded import fill_, seeded_input
-from tests.recipes.tiny_first_generation import linear_vae
+from tests.recipes.tiny_first_generation import linear_vae, smooth_code
 from tests.tiny_model import UNET, tiny_vae
 
 
 @pytest.fixture(scope="module")
 def codec() -> LatentCodec:
-    return LatentCodec(linear_vae())
+    return LatentCodec(linear_vae(smooth_code()))
 
 
 def test_the_first_channels_are_the_latents_of_half_the_size(codec: LatentCodec):

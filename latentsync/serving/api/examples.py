@@ -34,7 +34,7 @@ PERSON: dict[str, Any] = {
 MODEL: dict[str, Any] = {
     "name": "embedded",
     "summary": "Part of the repository; runs on a CPU.",
-    "resolution": 64,
+    "resolution": 256,
     "present": True,
     "missing": [],
 }

@@ -5,7 +5,8 @@ import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
 
-from recipes.embedded.first_generation.linear_vae import PATCH, fit_patch_code, pair_layout, set_decoder, set_encoder
+from recipes.embedded.first_generation.linear_vae import PATCH, fit_patch_code, pair_layout, set_encoder
+from tests.recipes.tiny_first_generation import linear_vae
 
 CHANNELS = 6
 
@@ -25,19 +26,7 @@ def code(images):
 
 @pytest.fixture(scope="module")
 def vae(code) -> AutoencoderKL:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[16, 48, 48, 64],
-        layers_per_block=1,
-        latent_channels=CHANNELS,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
-    set_encoder(vae, code)
-    set_decoder(vae, code)
-    return vae.eval()
+    return linear_vae(code)
 
 
 def to_patches(images: torch.Tensor) -> torch.Tensor:
