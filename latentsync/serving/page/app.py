@@ -54,12 +54,14 @@ CSS = (
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .or { color: var(--body-text-color-subdued) !important; }
 .dark button[role=tab][aria-selected=true] { color: var(--primary-300) !important; }
-#examples .grid-wrap, #jobs .grid-wrap { min-height: 0; height: auto; }
-#examples .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
+#examples .grid-wrap, #people .grid-wrap, #jobs .grid-wrap { min-height: 0; height: auto; }
+#examples .grid-container, #people .grid-container, #jobs .grid-container {
+    box-sizing: border-box; padding-top: 1.8rem;
+}
 #examples .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-#examples .thumbnail-item { min-width: 0; width: 100%; }
+#examples .thumbnail-item, #people .thumbnail-item { min-width: 0; width: 100%; }
 #examples .caption-label { opacity: 1 !important; max-width: 100%; font-size: 0.75rem; padding: 0.1rem 0.3rem; }
-#examples .grid-wrap { overflow-y: visible !important; }
+#examples .grid-wrap, #people .grid-wrap { overflow-y: visible !important; }
 #api .token { color: inherit !important; background: none !important; }
 #audio .component-wrapper, #audio .component-wrapper * { color: var(--body-text-color-subdued); }
 #results-actions { flex-wrap: wrap; } #results-actions button { min-width: max-content; }
@@ -74,14 +76,10 @@ progress::-moz-progress-bar { background: var(--primary-500); }
 progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate; }
 @keyframes waiting { to { opacity: 0.3; } }
 #faces img { cursor: pointer; }
-#people .grid-wrap { min-height: 0; height: auto; overflow-y: visible !important; }
-#people .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
 #people .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-#people .thumbnail-item { min-width: 0; width: 100%; }
 #people .caption-label {
     opacity: 1 !important; max-width: 100%; white-space: normal; font-size: 0.65rem; padding: 0.1rem 0.3rem;
 }
-#jobs .grid-container { box-sizing: border-box; padding-top: 1.8rem; }
 #jobs .caption-label {
     opacity: 1 !important; max-width: 100%; white-space: normal; overflow-wrap: anywhere;
     display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
