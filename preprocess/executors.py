@@ -5,6 +5,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from preprocess.write import OutputError
 EXECUTORS = ("local", "ray")
 ATTEMPTS = 2  # for a source that crashes its worker
 CRASHED = "crashed the worker"
+ENDED = "crashed the worker, or needed more than its memory"  # Ray does not say which
 STALLED_SECONDS = 600.0  # for a segment of a source, which is then given up
 STALLED = "a segment took longer than {seconds:g} s"
 CHECK_SECONDS = 0.5  # between looks at the memory of the workers
@@ -60,10 +62,14 @@ def run_local(files: Sequence[FileStamp], job: Job, workers: int, memory_bytes: 
             worker.stop()
 
 
-def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.0) -> Iterator[SourceRecord]:
+def run_ray(
+    files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.0, memory_bytes: int = 0
+) -> Iterator[SourceRecord]:
     """As `run_local`, on a Ray cluster: that at RAY_ADDRESS, or a local one. Each worker is an actor.
 
     Sources and results must be reachable from every machine: a shared folder or an fsspec address.
+
+    memory_bytes: of an actor; one that needs more ends itself. 0: the share of its machine, by cores, of 80 %.
 
     Raises:
         UserError: Ray is not installed.
@@ -78,7 +84,8 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
     actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Actor)
     try:
-        idle = deque(actor.remote(job) for _ in range(min(workers, len(files))))
+        count = min(workers, len(files))
+        idle = deque(actor.remote(job, count, memory_bytes) for _ in range(count))
         pending = deque(_Task(file) for file in files)
         running: dict[Any, tuple[Any, _Task]] = {}
         while pending or running:
@@ -91,7 +98,7 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
             try:
                 yield ray.get(reference)
             except ray.exceptions.RayActorError:
-                yield from _retry(task, job, pending)
+                yield from _retry(task, job, pending, ENDED)
             except ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from error
     finally:
@@ -108,10 +115,12 @@ def limit_threads(workers: int) -> None:
 
 
 class _Actor:
-    """A Ray actor with its own networks."""
+    """A Ray actor with its own networks, one of `workers` in the cluster."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, workers: int, memory_bytes: int) -> None:
         self._job, self._tools = job, Tools(job.settings)
+        limit = memory_bytes or default_limit(min(workers, os.cpu_count() or 1))
+        threading.Thread(target=_exit_beyond, args=(limit,), daemon=True).start()
 
     def process(self, file: FileStamp) -> SourceRecord:
         return _process_in_time(file, self._job, self._tools)
@@ -186,6 +195,13 @@ def _restart_timer() -> None:
     signal.setitimer(signal.ITIMER_REAL, STALLED_SECONDS)
 
 
+def _exit_beyond(limit: int) -> None:
+    """Exit when this process uses more than `limit` bytes of memory."""
+    while resident_bytes(os.getpid()) <= limit:
+        time.sleep(CHECK_SECONDS)
+    os._exit(1)
+
+
 def _exit_with_parent() -> None:
     """Exit when the parent process dies, so that no worker keeps writing after the run was killed."""
     parent = multiprocessing.parent_process()
@@ -212,9 +228,9 @@ def _receive(worker: _Worker, pending: deque[_Task]) -> Iterator[SourceRecord]:
     yield answer
 
 
-def _retry(task: _Task, job: Job, pending: deque[_Task]) -> Iterator[SourceRecord]:
+def _retry(task: _Task, job: Job, pending: deque[_Task], reason: str = CRASHED) -> Iterator[SourceRecord]:
     task.attempts += 1
     if task.attempts < ATTEMPTS:
         pending.append(task)
     else:
-        yield crashed(task.file, job, CRASHED)
+        yield crashed(task.file, job, reason)
