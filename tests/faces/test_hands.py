@@ -87,7 +87,7 @@ def test_the_networks_find_a_hand_over_the_mouth_and_none_on_a_portrait(portrait
         assert finder.find(portrait, FACE) == ()
         finder.reset()
         (outline,) = finder.find(covered, FACE)
-    drawn, filled = np.abs(covered.astype(int) - portrait).max(axis=2) > 8, np.zeros(covered.shape[:2], np.uint8)
+    drawn, filled = draw_hand(np.zeros_like(portrait), points).max(axis=2) > 60, np.zeros(covered.shape[:2], np.uint8)
     cv2.fillPoly(filled, [np.round(outline).astype(np.int32)], 1)
     x0, y0, x1, y1 = FACE.box.astype(int)
     hidden, kept = drawn[y0:y1, x0:x1], filled[y0:y1, x0:x1] > 0

@@ -122,14 +122,15 @@ def test_only_the_part_that_moves_is_interpolated():
 def test_motion_of_a_part_is_the_same_as_in_the_whole_frame():
     scene = cv2.resize(texture(1), (640, 480))
 
-    def shown(x: float) -> np.ndarray:
+    def scene_at(x: float) -> np.ndarray:
         picture = scene.copy()
         picture[180:308, 200:392] = shifted(texture(2), x)
         return picture
 
-    first, second = shown(0), shown(4)
+    first, second = scene_at(0), scene_at(4)
     converter = FrameRateConverter(FlowInterpolator(), Fraction(25), Fraction(50))
-    made = [each for x in (first, second) for each in converter.push(VideoFrame.from_rgb(x))]
+    made = [each for shown in (first, second) for each in converter.push(VideoFrame.from_rgb(shown))]
+    made += converter.flush()
     whole = VideoFrame.from_rgb(FlowInterpolator().between(first, second, 0.5))
     inner = (slice(196, 292), slice(216, 376))
     assert np.abs(made[1].planes[0][inner].astype(int) - whole.planes[0][inner]).mean() < 1
