@@ -161,10 +161,9 @@ def videos(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
         return write_stream(bench.folder / name, pictures, *args, **options)
 
     yield "odd size, 4:4:4", made("odd444.mkv", "ffv1", "yuv444p", pictures=odd), (DONE,)
-    yield "gbrp", made("gbrp.mkv", "utvideo", "gbrp"), (DONE,)
+    yield "gbrp", made("gbrp.avi", "utvideo", "gbrp"), (DONE,)
     for pix_fmt in ("yuva420p", "gray", "gray10le", "yuv420p10le", "yuv411p", "bgra", "rgb48le"):
         yield pix_fmt, made(f"{pix_fmt}.mkv", "ffv1", pix_fmt), (DONE,)
-    yield "palette AVI", made("pal.avi", "rawvideo", "pal8", pictures=shown[:2]), EITHER
     yield "1000 frames/s", made("fast.mkv", "ffv1", "yuv420p", rate=1000, pictures=shown * 20), (DONE,)
     yield "a frame in 10 s", made("slow.mkv", "ffv1", "yuv420p", rate=Fraction(1, 10)), (DONE,)
     yield "negative stamps", made("negative.mkv", "mpeg4", "yuv420p", stamps=[-3, -2, -1, 0, 1, 2]), EITHER
@@ -194,17 +193,7 @@ def videos(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     write_audio(bench.folder / "only.m4a", tone(16000, 0.3), 16000, codec="aac")
     yield "audio alone", bench.folder / "only.m4a", (REFUSED,)
     yield "subtitles alone", bench.file("a.srt", "1\n00:00:00,000 --> 00:00:02,000\nhello\n"), (REFUSED,)
-    yield "subtitles in Matroska", _subtitles(bench.folder / "subs.mkv"), (REFUSED,)
     yield "a stream without a frame", _silent_stream(bench.folder / "header.mkv"), (REFUSED,)
-
-
-def _subtitles(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("srt")
-        packet = av.Packet(b"hello")
-        packet.stream, packet.pts, packet.dts, packet.duration, packet.time_base = stream, 0, 0, 2000, Fraction(1, 1000)
-        container.mux(packet)
-    return path
 
 
 def _silent_stream(path: Path) -> Path:
@@ -239,7 +228,7 @@ def sounds(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     yield "infinite samples", bench.file("inf.wav", header + np.full(4800, np.inf, np.float32).tobytes()), (DONE,)
     yield "no sample", write_raw_wav(bench.folder / "none.wav", 1, 16000, 0), (REFUSED,)
     yield "one sample", write_raw_wav(bench.folder / "single.wav", 1, 16000, 1), EITHER
-    yield "a length of 4 GB", write_raw_wav(bench.folder / "liar.wav", 1, 16000, 4000, 2**32 - 1), (DONE,)
+    yield "a length of 4 GB", write_raw_wav(bench.folder / "liar.wav", 1, 16000, 4000, 2**32 - 100), (DONE,)
     yield "silence", made("silence.wav", 16000, "pcm_s16le", np.zeros(4800, np.float32)), (DONE,)
     yield "Opus in WebM", made("a.webm", 48000, "libopus"), (DONE,)
     mp3 = made("a.mp3", 16000, "libmp3lame").read_bytes()
