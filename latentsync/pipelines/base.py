@@ -133,6 +133,9 @@ class PipelineBase:
         parts = load_parts(model, target, audio_cache_dir)
         settings = parts.model
         casts = dtype is None and parts.run.cpu_bfloat16 and target.type == "cpu" and multiplies_bfloat16()
+        dtype = dtype or pick_dtype(target)
+        precision = _name(torch.bfloat16 if casts else dtype)
+        logger.info("model %s (%s) on %s, %s", settings.name, parts.reason, target, precision)
         pipeline = cls(
             parts.codec,
             parts.audio_encoder,
@@ -154,18 +157,12 @@ class PipelineBase:
             pipeline.enable_deepcache()
         if low_memory:
             pipeline.enable_vram_efficient()
-        pipeline.to(target, dtype or pick_dtype(target))
+        pipeline.to(target, dtype)
         if casts:
             pipeline.cast_networks(torch.bfloat16)
-        logger.info("model %s (%s) on %s, %s", settings.name, parts.reason, target, pipeline._precision)
         if compile:
             pipeline.compile()
         return pipeline.use_devices(others)
-
-    @property
-    def _precision(self) -> str:
-        """The data type of the UNet, which computes the most."""
-        return str(self.unet.dtype).removeprefix("torch.")
 
     def __repr__(self) -> str:
         modes = {
@@ -175,7 +172,7 @@ class PipelineBase:
             "compiled": self._is_compiled,
         }
         extra = "".join(f", {name}" for name, is_on in modes.items() if is_on)
-        return f"{type(self).__name__}({self.name}, {self.device}, {self._precision}{extra})"
+        return f"{type(self).__name__}({self.name}, {self.device}, {_name(self.unet.dtype)}{extra})"
 
     @property
     def device(self) -> torch.device:
@@ -348,3 +345,7 @@ class PipelineBase:
                 f"the UNet expects audio features of width {config.cross_attention_dim}, but those of the Whisper "
                 f"checkpoint have width {self.audio_encoder.width}: use Whisper tiny for 384, small for 768"
             )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
