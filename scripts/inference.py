@@ -177,6 +177,7 @@ def generate(options: argparse.Namespace) -> Path:
             getattr(torch, options.dtype) if options.dtype else None,
             lora=given.lora,
             lora_scale=given.lora_scale,
+            preset=given.preset,
             compile=options.compile,
         )
         with logging_redirect_tqdm():  # keeps warnings out of the progress bar
