@@ -231,7 +231,8 @@ class PipelineBase:
         return self
 
     def enable_vram_efficient(self) -> Self:
-        """Minimize device memory: VAE slicing and tiling, and a single chunk at a time (ignores `chunk_batch_size`)."""
+        """Minimize device memory: VAE slicing and tiling, guidance in two passes, and a single chunk at a time (ignores
+        `chunk_batch_size`)."""
         self._vram_efficient = True
         return self.enable_vae_slicing().enable_vae_tiling()
 

@@ -139,6 +139,7 @@ class FaceGenerator(PipelineBase):
                 still,
                 decoding,
                 None if joint is None else partial(_join, joint, count),
+                run.options.vram_efficient,
             )
         with decoding.after(pixels):
             generated = generated[:count]
@@ -176,6 +177,8 @@ class FaceGenerator(PipelineBase):
         given = resolve_options(options, changes)
         resolved, guidance_share = apply_preset(given, self.num_inference_steps, self.guidance_scale)
         resolved = self._with_own_sampling(resolved) if self.one_step or self.few_steps else resolved
+        if self._vram_efficient:
+            resolved = resolved.model_copy(update={"vram_efficient": True})
         assert resolved.inference_steps and resolved.guidance_scale and resolved.solver
         limit = self.unet.config.max_frames
         if num_frames < 1 or (limit is not None and num_frames > limit):
