@@ -58,6 +58,7 @@ def build_parser() -> OptionParser:
     add = parser.add_argument_group("device").add_argument
     add("--device", default=AUTO, help=DEVICE_HELP)
     add("--dtype", choices=DTYPES, help="precision of the model (default: float32 on a CPU, float16 elsewhere)")
+    add("--quantize", action="store_true", help="compute linear layers in 8 bits (fp8 or int8); needs torchao")
     add("--compile", action="store_true", help=COMPILE_HELP)
     add_option_arguments(parser)
     return parser
@@ -178,6 +179,7 @@ def generate(options: argparse.Namespace) -> Path:
             lora=given.lora,
             lora_scale=given.lora_scale,
             preset=given.preset,
+            quantize=options.quantize,
             compile=options.compile,
         )
         with logging_redirect_tqdm():  # keeps warnings out of the progress bar

@@ -1,4 +1,4 @@
-"""LoRA: low-rank additions to attention projections and feed-forward layers, trained through peft, merged into the weights for inference.
+"""LoRA: low-rank additions to the linear layers of attention blocks, trained through peft, merged for inference.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models": W becomes W + scale * alpha / R * B A.
 

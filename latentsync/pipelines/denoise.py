@@ -94,8 +94,8 @@ def denoise_latents(
 
     noise (1, C, 1, h, h); mask (1, 1, 1, h, h); masked, reference (B, C, F, h, h); audio (B, F, S, D).
     Classifier-free guidance (`u + s (c - u)`, a forward pass of a doubled batch) is used for `guidance_scale` > 1;
-    `guidance_in_turn` runs both halves of it one after the other, in half the memory; not with DeepCache, which keeps the
-    features of one pass. `eta` is used by DDIM only. `on_step(step, timestep, latents)` may return modified latents.
+    `guidance_in_turn` runs its halves one after the other, in half the memory (not with DeepCache, which keeps features
+    of one pass). `eta` is used by DDIM only. `on_step(step, timestep, latents)` may return modified latents.
     """
     # Timesteps and coefficients stay on the CPU, where reading them does not wait for the device.
     scheduler.set_timesteps(num_inference_steps)

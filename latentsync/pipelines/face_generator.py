@@ -241,7 +241,7 @@ class FaceGenerator(PipelineBase):
         own = {"inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, "solver": DDIM}
         if any(getattr(options, name) != value for name, value in own.items()):
             logger.info(
-                "%s was trained for %d steps without guidance: inference_steps, guidance_scale and solver have no effect",
+                "%s is for %d steps without guidance: inference_steps, guidance_scale and solver have no effect",
                 *(self.name, self.num_inference_steps),
             )
         return options.model_copy(update=own)

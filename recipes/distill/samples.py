@@ -175,5 +175,5 @@ def _check_settings(config: UNetFileConfig) -> None:
     changed = [f"{name} {found.get(name)}" for name, value in settings_of(config).items() if found.get(name) != value]
     if changed:
         raise UserError(
-            f"{path.parent}: was made with {', '.join(changed)}; choose another recipe.samples_dir, or the same settings"
+            f"{path.parent}: was made with {', '.join(changed)}; choose another recipe.samples_dir, or these settings"
         )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from tools.benchmarks.report import Figure
 
 MODEL = "embedded"
 TF32 = "float32 with TF32"
+QUANTIZED = "linear layers in 8 bits"
 
 
 def measure(is_tiny: bool = False) -> list[Figure]:
@@ -27,10 +29,13 @@ def measure(is_tiny: bool = False) -> list[Figure]:
     options = GenerationOptions(inference_steps=1, guidance_scale=1.0) if is_tiny else GenerationOptions()
     frames = 2 if is_tiny else 4 * NUM_FRAMES
     figures, expected = [], None
-    for name in ("float32", *([TF32] if device.type == "cuda" else []), "float16", "bfloat16"):
-        dtype = torch.float32 if name == TF32 else getattr(torch, name)
+    names = ["float32", *([TF32] if device.type == "cuda" else []), "float16", "bfloat16"]
+    for name in [*names, *([QUANTIZED] if find_spec("torchao") else [])]:
+        dtype = getattr(torch, name, torch.float16 if name == QUANTIZED and device.type == "cuda" else torch.float32)
         with tf32(name == TF32):
             pipeline = random_pipeline(tiny(), device, dtype) if is_tiny else load_pipeline(MODEL, str(device), dtype)
+            if name == QUANTIZED:
+                pipeline.quantize()
             faces, speed = _speak(pipeline, frames, options)
         expected = faces if expected is None else expected
         error = float(np.mean((faces - expected) ** 2))
