@@ -99,10 +99,10 @@ def test_a_compiled_unet_gives_what_it_gives_uncompiled(case, cached, in_turn, m
 
 def test_faces_in_8_bits_are_close(tiny_files):
     pytest.importorskip("torchao")
-    faces, tokens = np.full((2, 64, 64, 3), 90, np.uint8), torch.zeros(2, 30, 32)
+    given = np.full((2, 64, 64, 3), 90, np.uint8), torch.zeros(2, 30, 32)
     paths = ModelPaths(**vars(tiny_files))
     expected, found = (
-        load_pipeline(paths, "cuda", quantize=quantize).speak(faces, tokens, inference_steps=1, guidance_scale=1.0)
+        load_pipeline(paths, "cuda", quantize=quantize).speak(*given, inference_steps=1, guidance_scale=1.0)
         for quantize in (False, True)
     )
     assert 0 < (found - expected).abs().mean() < 10
