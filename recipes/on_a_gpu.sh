@@ -66,14 +66,18 @@ benchmark() { # benchmark NAME SECTION OPTION...
 # The recipes of the embedded model train on a CPU and are not part of this.
 if [ ${#TINY[@]} = 0 ]; then
     part tests pytest -q -m gpu tests
+    for section in networks gpu; do
+        for side in 256 512; do
+            benchmark "${section}_${side}_eager" "$section" --resolution "$side" --levers eager
+        done
+    done
     for side in 256 512; do
-        benchmark "networks_$side" networks --resolution "$side"
-        benchmark "gpu_${side}_eager" gpu --resolution "$side" --levers eager
+        benchmark "gpu_${side}_compiled" gpu --resolution "$side" --levers compiled
     done
     benchmark training training
     benchmark precisions precisions
     for side in 256 512; do
-        benchmark "gpu_${side}_compiled" gpu --resolution "$side" --levers compiled
+        benchmark "networks_${side}_compiled" networks --resolution "$side" --levers compiled
     done
 else
     benchmark networks networks --tiny

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, help=lengths)
     add("--repeats", type=int, default=5, help="overhead: pairs of runs (default: %(default)s)")
     add("--resolution", type=int, help="side of the faces: overhead (default 256), networks and gpu (256 and 512)")
-    add("--levers", choices=[EAGER, COMPILED], help="gpu: measure only the eager or the compiled model")
+    add("--levers", choices=[EAGER, COMPILED], help="networks, gpu: only the eager or the compiled model")
     tiny = "networks, gpu, precisions: a tiny model, also without a GPU, to try the benchmark"
     add("--tiny", action="store_true", help=tiny)
     add(
@@ -100,15 +100,14 @@ def _demo(options: Options, folder: Path) -> list[Figure]:
 def _networks(options: Options, folder: Path) -> list[Figure]:
     from tools.benchmarks import networks
 
-    return networks.measure(_resolutions(options), options.tiny, Journal(options.journal))
+    return networks.measure(_resolutions(options), _modes(options), options.tiny, Journal(options.journal))
 
 
 def _gpu(options: Options, folder: Path) -> list[Figure]:
     from tools.benchmarks import gpu
 
-    modes = [options.levers] if options.levers else [EAGER, COMPILED]
-    journal = Journal(options.journal)
-    return gpu.measure(folder, _resolutions(options), options.seconds or gpu.SECONDS, modes, options.tiny, journal)
+    seconds, journal = options.seconds or gpu.SECONDS, Journal(options.journal)
+    return gpu.measure(folder, _resolutions(options), seconds, _modes(options), options.tiny, journal)
 
 
 def _precisions(options: Options, folder: Path) -> list[Figure]:
@@ -121,6 +120,10 @@ def _training(options: Options, folder: Path) -> list[Figure]:
     from tools.benchmarks import training
 
     return training.measure(folder)
+
+
+def _modes(options: Options) -> list[str]:
+    return [options.levers] if options.levers else [EAGER, COMPILED]
 
 
 def _resolutions(options: Options) -> list[int]:

@@ -64,12 +64,13 @@ class LiveBytes(TorchDispatchMode):
 @contextmanager
 def fused_attention() -> Iterator[None]:
     """Attention makes nothing but its result, as in the kernels of a GPU."""
-    before = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda query, *_, **__: torch.empty_like(query)
+    functional: Any = F
+    before = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = lambda query, *_, **__: torch.empty_like(query)
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = before
+        functional.scaled_dot_product_attention = before
 
 
 @torch.no_grad()

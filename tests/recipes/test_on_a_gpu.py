@@ -11,8 +11,10 @@ from tests.waiting import HANG_SECONDS
 from tools import benchmark
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "on_a_gpu.sh"
-PARTS = ["tests", "networks_256", "gpu_256_eager", "networks_512", "gpu_512_eager", "training", "precisions"]
-PARTS += ["gpu_256_compiled", "gpu_512_compiled"]
+SIDES = (256, 512)
+PARTS = ["tests", *(f"{name}_{side}_eager" for name in ("networks", "gpu") for side in SIDES)]
+PARTS += [*(f"gpu_{side}_compiled" for side in SIDES), "training", "precisions"]
+PARTS += [f"networks_{side}_compiled" for side in SIDES]
 # FAIL_ON, HANG_ON: a word in the arguments. NO_GPU: set if there is none.
 FAKE_PYTHON = r"""#!/bin/bash
 if [ "$1" = -c ]; then exit "${NO_GPU:-0}"; fi
@@ -65,7 +67,7 @@ def test_the_benchmarks_take_the_options(call):
 
 
 def test_a_failed_part_does_not_stop_the_others(call):
-    result = call(FAIL_ON="--resolution 512 --levers eager")
+    result = call(FAIL_ON="gpu --resolution 512 --levers eager")
     assert result.returncode == 1 and "gpu_512_eager failed (exit code 7)" in result.stdout
     assert call.left("failed") == {"gpu_512_eager"} and call.left("done") == set(PARTS) - {"gpu_512_eager"}
     assert "no such thing" in (call.output / "gpu_512_eager.log").read_text()

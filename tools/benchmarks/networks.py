@@ -7,9 +7,9 @@ which attention kernel, memory format and mode of the compiler to choose; `gpu` 
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from latentsync.models.compiled import use_channels_last
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.errors import one_line
+from tools.benchmarks import COMPILED, EAGER
 from tools.benchmarks.full_size import AUDIO_TOKENS, FULL_SIZE, Layout, random_networks, share_of_peak, tiny
 from tools.benchmarks.report import Figure, Journal
 
@@ -47,7 +48,11 @@ class Way:
     attention: SDPBackend | None = None
     compiled: dict[str, Any] | None = None
     channels_last: bool = True
-    networks: tuple[str, ...] = field(default=("unet",))
+    networks: tuple[str, ...] = ("unet",)
+
+    @property
+    def mode(self) -> str:
+        return EAGER if self.compiled is None else COMPILED
 
 
 BOTH = ("unet", "autoencoder")
@@ -72,7 +77,10 @@ TINY_WAYS = (
 
 
 def measure(
-    resolutions: Iterable[int] = tuple(FULL_SIZE), is_tiny: bool = False, journal: Journal | None = None
+    resolutions: Iterable[int] = tuple(FULL_SIZE),
+    modes: Sequence[str] = (EAGER, COMPILED),
+    is_tiny: bool = False,
+    journal: Journal | None = None,
 ) -> list[Figure]:
     """Milliseconds a frame of each network in each way, at each resolution of the faces."""
     journal = journal or Journal()
@@ -81,7 +89,8 @@ def measure(
         return _measure(tiny(), device, TINY_WAYS, journal)
     if device.type != "cuda":
         return [Figure("networks", "full-size model", None, "", None, "no CUDA device")]
-    return [figure for side in resolutions for figure in _measure(FULL_SIZE[side], device, WAYS, journal)]
+    ways = [way for way in WAYS if way.mode in modes]
+    return [figure for side in resolutions for figure in _measure(FULL_SIZE[side], device, ways, journal)]
 
 
 def _measure(layout: Layout, device: torch.device, ways: Iterable[Way], journal: Journal) -> list[Figure]:
@@ -101,7 +110,8 @@ def _try(layout: Layout, device: torch.device, way: Way, network: str, name: str
     except RuntimeError as error:
         return [Figure("networks", name, None, "", None, one_line(error)[:MAX_ERROR])]
     finally:
-        torch._dynamo.reset()
+        if way.mode == COMPILED:
+            torch._dynamo.reset()
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
