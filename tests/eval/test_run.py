@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from scipy.io import wavfile
 
 from eval import clip_metrics, metrics
@@ -17,7 +18,10 @@ from eval.metrics import METRICS
 from latentsync.faces import video
 from latentsync.metrics import faces
 from latentsync.metrics.clip_sync import ClipSync
+from latentsync.pretrained import lip_reader
+from latentsync.pretrained.lip_reader import LipReader
 from latentsync.utils.errors import UserError
+from tests.conformance.seeded import fill_
 from tests.media.synthetic import tone, write_clip
 from tests.metrics.i3d import write_i3d
 from tests.pipelines.scenes import clip, picture
@@ -47,7 +51,7 @@ def lent(detector, monkeypatch) -> None:
         monkeypatch.setattr(module, "create_detector", lend)
     monkeypatch.setattr(metrics, "open_sync_scorer", lambda *args: Loudness())
     monkeypatch.setattr(metrics.mobilenet, "find_weights", lambda: None)
-    for name in ("VGG16", "RECOGNITION", "INCEPTION", "I3D"):
+    for name in ("VGG16", "RECOGNITION", "INCEPTION", "I3D", "LIP_READER"):
         monkeypatch.setattr(metrics, name, Path("/nowhere/checkpoints") / f"{name.lower()}.x")
 
 
@@ -88,7 +92,7 @@ def test_a_comparison(call, folder, capsys):
     assert float(truth["sharpness"]) == float(truth["laplacian"]) == 1 > float(made["sharpness"]) > 0
     assert 0.5 < float(made["ssim"]) < 0.99 and float(made["lmd_mouth"]) > 0
     assert truth["psnr"] == "n/a (is the reference)"
-    needed = {"csim": "recognition", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16"}
+    needed = {"csim": "recognition", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16", "lip_score": "lip_reader"}
     needed |= dict.fromkeys(metrics.OF_INCEPTION, "inception")
     for key, name in needed.items():
         assert truth[key] == made[key] == f"n/a (needs /nowhere/checkpoints/{name}.x)"
@@ -101,6 +105,16 @@ def test_a_comparison(call, folder, capsys):
     for metric in METRICS:
         number = made[metric.key]
         assert (escape(number) if number.startswith("n/a") else f">{float(number):.4g}<") in page
+
+
+def test_lip_score_where_its_weights_are_present(call, folder, monkeypatch):
+    monkeypatch.setattr(lip_reader, "BLOCKS", 1)
+    path = folder / "reader.pth"
+    torch.save(fill_(LipReader(), 0).state_dict(), path)
+    monkeypatch.setattr(metrics, "LIP_READER", path)
+    assert call() == 0
+    truth, made = table(folder).values()
+    assert truth["lip_score"] == "n/a (is the reference)" and -1 <= float(made["lip_score"]) < 1
 
 
 def test_only_new_results_are_computed(call, folder, monkeypatch):
