@@ -33,6 +33,8 @@ MIN_TRACKED_FACE = 16  # pixels; `PeopleTracker` ignores smaller detections
 DEFAULT_FPS = Fraction(25)
 OUTSIDE = "the face is outside the frame"
 NOT_SPEAKING = "nobody speaks"
+NO_FACE = "no face in view"
+SMALL = "faces too small to track"
 
 
 @dataclass(frozen=True)
@@ -317,8 +319,18 @@ class PersonTrack:
         return float(np.linalg.norm(np.diff(anchors, n=2, axis=0), axis=-1).mean() / max(brows, 1e-6))
 
 
+@dataclass
+class Gap:
+    """Consecutive frames in which nobody could be tracked: index of the first, number, and why."""
+
+    start: int
+    length: int
+    reason: str
+
+
 class PeopleTracker:
-    """Tracks all people in a clip. `most` is the maximum number of faces in any frame so far.
+    """Tracks all people in a clip. `most` is the maximum number of faces in any frame so far, `gaps` has the frames
+    that belong to no track.
 
     Args:
         detector: face detector, reset at the start and after every cut.
@@ -330,6 +342,7 @@ class PeopleTracker:
     def __init__(self, detector: FaceDetector, resolution: int, fps: float = 25.0, smooth: bool = True):
         self.detector, self.resolution, self.fps, self.smooth = detector, resolution, fps, smooth
         self.most = 0
+        self.gaps: list[Gap] = []
         self._count = 0
         self._active: list[_ActiveTrack] = []
 
@@ -342,9 +355,19 @@ class PeopleTracker:
             if cuts.update(image):
                 self.detector.reset()
                 yield from self._end()
-            faces = [face.scaled(frame.width / image.shape[1]) for face in self.detector.detect(image)]
-            yield from self._update(index, frame, [face for face in faces if face.size.min() >= MIN_TRACKED_FACE])
+            seen = [face.scaled(frame.width / image.shape[1]) for face in self.detector.detect(image)]
+            faces = [face for face in seen if face.size.min() >= MIN_TRACKED_FACE]
+            yield from self._update(index, frame, faces)
+            if not self._active:
+                self._add_gap(index, OUTSIDE if faces else SMALL if seen else NO_FACE)
         yield from self._end()
+
+    def _add_gap(self, index: int, reason: str) -> None:
+        last = self.gaps[-1] if self.gaps else None
+        if last is not None and last.reason == reason and last.start + last.length == index:
+            last.length += 1
+        else:
+            self.gaps.append(Gap(index, 1, reason))
 
     def _update(self, index: int, frame: VideoFrame, faces: Sequence[Face]) -> list[PersonTrack]:
         """Match the detections of one frame to the tracks, longest first; returns the tracks that ended."""
