@@ -224,7 +224,7 @@ def nanmean(values: np.ndarray) -> float:
 def _add_sync(metrics: ClipMetrics, result: Path, wave: np.ndarray | None, models: MetricModels) -> None:
     """Add LSE-C, LSE-D, offset and the confidence over time, scored with the samples that drove the result."""
     try:
-        score = models.sync.score_video(result, wave)[0]
+        score = models.sync.score_video(result, wave, models.settings.face)[0]
     except UserError as error:
         metrics.missing |= {key: str(error) for key in ("lse_c", "lse_d", "offset")}
         return

@@ -110,7 +110,7 @@ def process(
         rows = write_manifest(output, done)
         lists = write_lists(output, rows, options.lists)
     clips = [row for row in rows if row["kind"] == "clip"]
-    dropped = Counter(f"{row['step']}" for row in rows if row["status"] == "dropped")
+    dropped = Counter(f"{row['step']}" for row in rows if row["status"] == "dropped" and row["kind"] != "gap")
     return Summary(rows, lists, len(new), len(finished), sum(row["status"] == "kept" for row in clips), dropped)
 
 

@@ -31,8 +31,10 @@ class Loudness:
     """Sync by the loudness of the audio: scoring itself is tested elsewhere."""
 
     name, min_frames, files = "loudness", 4, ()
+    faces: list[str] = []  # that were asked for
 
-    def score_video(self, path: Path, wave: np.ndarray | None = None) -> list[ClipSync]:
+    def score_video(self, path: Path, wave: np.ndarray | None = None, face: str = "") -> list[ClipSync]:
+        self.faces.append(face)
         wave = clip_metrics.load_audio(path, 16000) if wave is None else wave
         return [ClipSync("loudness", -1, float(np.abs(wave).mean()), 1.0, np.ones(4), 2, 6)]
 
@@ -115,6 +117,26 @@ def test_lip_score_where_its_weights_are_present(call, folder, monkeypatch):
     assert call() == 0
     truth, made = table(folder).values()
     assert truth["lip_score"] == "n/a (is the reference)" and -1 <= float(made["lip_score"]) < 1
+
+
+def test_one_of_two_people(call, folder):
+    def blur_right(index: int) -> np.ndarray:
+        frame = two(index)
+        frame[:, 145:] = cv2.GaussianBlur(frame[:, 145:], (0, 0), 2)
+        return frame
+
+    def two(index: int) -> np.ndarray:
+        return picture(((10 + index % 4, 0), (150, 0)), width=290)
+
+    clip(folder / "a b.mp4", 6, two, tone_seconds=0.24)
+    clip(folder / "blurred" / "first.mp4", 6, blur_right)
+    sharpness = {}
+    for face in ("left", "right"):
+        assert call("--face", face, "--chunk_overlap", "4") == 0
+        sharpness[face] = float(table(folder)["blurred"]["sharpness"])
+        assert Loudness.faces[-2:] == [face, face]
+    assert sharpness["right"] < 0.7 * sharpness["left"]
+    assert json.loads((folder / "out" / "summary.json").read_text())["settings"]["overlap"] == 4
 
 
 def test_only_new_results_are_computed(call, folder, monkeypatch):

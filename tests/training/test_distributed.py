@@ -213,10 +213,12 @@ def test_killed_process_and_start_again(tmp_path):
 def test_failing_validation_is_told_by_both(tmp_path):
     class Failing(TinyTask):
         def validate(self, model, step, folder, share):
-            raise UserError("no validation video")
+            if share.index == 1:
+                raise UserError("no validation video")
+            return super().validate(model, step, folder, share)
 
     def work(rank: int) -> None:
-        with pytest.raises(UserError, match="no validation video" if rank == 0 else "another process"):
+        with pytest.raises(UserError, match="no validation video" if rank == 1 else "another process"):
             run_training(Failing(), run_config(tmp_path))
 
     assert run_forked(work, 2) == [0, 0]
