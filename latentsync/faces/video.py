@@ -11,13 +11,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from os import PathLike
 
 import numpy as np
 
 from latentsync.faces.align import frame_to_square, resize_to_square, shift_source, source_box, warp_to_crop
 from latentsync.faces.cuts import CutDetector
-from latentsync.faces.detector import Face, FaceDetector, match_boxes
+from latentsync.faces.detector import BatchDetector, Face, FaceDetector, match_boxes
 from latentsync.faces.factory import create_detector
 from latentsync.faces.smoothing import AnchorSmoother
 from latentsync.faces.tracking import FaceTracker, Scene, SelectRule, TrackedFace
@@ -350,12 +351,12 @@ class PeopleTracker:
         """Yield each track once it ends: when the person is lost, at a cut, or after the last frame."""
         self.detector.reset()
         cuts = CutDetector()
-        for index, frame in enumerate(frames):
-            image = frame.rgb(DETECTION_SIDE)
+        for index, (frame, image, found) in enumerate(_detected(frames, self.detector)):
             if cuts.update(image):
                 self.detector.reset()
                 yield from self._end()
-            seen = [face.scaled(frame.width / image.shape[1]) for face in self.detector.detect(image)]
+            found = self.detector.detect(image) if found is None else found
+            seen = [face.scaled(frame.width / image.shape[1]) for face in found]
             faces = [face for face in seen if face.size.min() >= MIN_TRACKED_FACE]
             yield from self._update(index, frame, faces)
             if not self._active:
@@ -396,6 +397,19 @@ class PeopleTracker:
     def _end(self) -> list[PersonTrack]:
         ended, self._active = [track.person for track in self._active], []
         return ended
+
+
+def _detected(
+    frames: Iterable[VideoFrame], detector: FaceDetector
+) -> Iterator[tuple[VideoFrame, np.ndarray, list[Face] | None]]:
+    """Each frame with its reduced image, and with its faces if the detector takes the next frames at once."""
+    if not isinstance(detector, BatchDetector):
+        yield from ((frame, frame.rgb(DETECTION_SIDE), None) for frame in frames)
+        return
+    frames = iter(frames)
+    while batch := list(islice(frames, detector.batch_size)):
+        images = [frame.rgb(DETECTION_SIDE) for frame in batch]
+        yield from zip(batch, images, detector.detect_batch(images), strict=True)
 
 
 @dataclass
