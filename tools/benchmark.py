@@ -7,6 +7,7 @@ demo        duration of ./inference.sh without arguments
 gpu         the whole command with the full-size model on a CUDA device: speed, memory, idle time, kernels
 precisions  faces of the embedded model in half precision, compared with float32
 training    training speed and memory of the full-size configs on a CUDA device
+startup     start of training on a list of 720 000 clips: seconds, memory of a process
 
 All inputs are made from the demo's portrait and speech. Options after `--` are passed to the measured commands of
 `memory` and `demo`. Exit codes: 0 measured (the table marks missed targets), 1 invalid input, 2 wrong usage.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from latentsync.utils.commands import command
-from tools.benchmarks import full_size, geometry, gpu, overhead, precisions, processes, training
+from tools.benchmarks import full_size, geometry, gpu, overhead, precisions, processes, startup, training
 from tools.benchmarks.report import Figure, as_json, as_markdown, as_text, machine
 
 
@@ -66,6 +67,7 @@ def sections() -> dict[str, Callable[[argparse.Namespace, Path], list[Figure]]]:
         ),
         "precisions": lambda options, folder: precisions.measure(options.tiny),
         "training": lambda options, folder: training.measure(folder),
+        "startup": lambda options, folder: startup.measure(folder),
     }
 
 

@@ -23,7 +23,7 @@ from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_run import TinyTask, run_config
 from tests.training.tiny_unet import VIDEO_MAE
 from tools import benchmark
-from tools.benchmarks import full_size, geometry, gpu, inputs, overhead, precisions, processes, trace, training
+from tools.benchmarks import full_size, geometry, gpu, inputs, overhead, precisions, processes, startup, trace, training
 from tools.benchmarks.report import Figure, as_json, as_markdown, as_text
 
 SIZE = (320, 240)
@@ -220,3 +220,10 @@ def test_wrong_usage():
         with pytest.raises(SystemExit) as stopped:
             benchmark.main(words)
         assert stopped.value.code == 2
+
+
+def test_startup(tmp_path):
+    pytest.importorskip("pyarrow")
+    first, *others = startup.measure(tmp_path, clips=300)
+    assert first.name == "first start with 300 clips, opening the list" and len(others) == 5
+    assert all(figure.value is not None and figure.value >= 0 for figure in (first, *others))
