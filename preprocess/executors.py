@@ -1,5 +1,6 @@
 """Executors: worker processes on this machine, or actors of a Ray cluster. Both call `process_source`."""
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -23,6 +24,7 @@ from preprocess.storages.base import FileStamp
 from preprocess.tools import Tools
 from preprocess.write import OutputError
 
+logger = logging.getLogger(__name__)
 EXECUTORS = ("local", "ray")
 ATTEMPTS = 2  # for a source that crashes its worker
 CRASHED = "crashed the worker"
@@ -83,7 +85,9 @@ def run_ray(
     if started:
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
     actor = ray.remote(num_cpus=1, num_gpus=0 if gpu_actors else gpus, max_restarts=-1)(_Actor)
-    gpu_actor = ray.remote(num_cpus=1, num_gpus=1, max_restarts=-1, max_task_retries=ATTEMPTS)(Networks)
+    gpu_actor = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1, max_task_retries=ATTEMPTS)(Networks)
+    if gpu_actors > (present := ray.cluster_resources().get("GPU", 0)):
+        logger.warning("waiting for GPUs: --gpu_actors asks for %d, the cluster has %g", gpu_actors, present)
     try:
         networks = [gpu_actor.remote(job.settings) for _ in range(gpu_actors)] or [None]
         count = min(workers, len(files))

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 from latentsync.constants import FPS
 from preprocess.clip import Clip, Drop, Figure
@@ -50,8 +50,8 @@ class ClipRow:
         """The row of a clip that is not written yet, or dropped."""
         drop = clip.drop or Drop("", "")
         start, figures = float(clip.start), dict(clip.figures)
-        row = cls(clip.segment, clip.person, start, clip.num_frames, figures, drop.step, drop.reason)
-        return replace(row, is_gap=clip.is_gap)
+        facts = (clip.segment, clip.person, start, clip.num_frames, figures, drop.step, drop.reason)
+        return cls(*facts, is_gap=clip.is_gap)
 
     @property
     def is_kept(self) -> bool:

@@ -64,7 +64,8 @@ def make_validations(config: UNetFileConfig) -> list[Validation]:
 
 def validation_files(config: UNetFileConfig) -> list[tuple[Path, Path]]:
     """Video and audio of each validation video. Raises UserError, see `make_validations`."""
-    data, files = config.data, []
+    data = config.data
+    files: list[tuple[Path, Path]] = []
     if not config.run.validate:
         return []
     if data.val_video_path and data.val_audio_path:

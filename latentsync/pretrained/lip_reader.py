@@ -79,6 +79,10 @@ class Frontend(nn.Module):
         return self.trunk(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+def layer_norm() -> nn.LayerNorm:
+    return nn.LayerNorm(WIDTH, LAYER_NORM_EPS)
+
+
 class RelativeAttention(nn.Module):
     """Self-attention with relative positions (Dai et al. 2019, Transformer-XL)."""
 
@@ -132,8 +136,8 @@ class ConformerBlock(nn.Module):
         super().__init__()
         self.feed_forward_macaron, self.self_attn = FeedForward(), RelativeAttention()
         self.conv_module, self.feed_forward = ConvolutionModule(), FeedForward()
-        for name in ("ff_macaron", "mha", "conv", "ff", "final"):
-            setattr(self, f"norm_{name}", nn.LayerNorm(WIDTH, LAYER_NORM_EPS))
+        self.norm_ff_macaron, self.norm_mha = layer_norm(), layer_norm()
+        self.norm_conv, self.norm_ff, self.norm_final = layer_norm(), layer_norm(), layer_norm()
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         x = x + self.feed_forward_macaron(self.norm_ff_macaron(x)) / 2
@@ -148,7 +152,7 @@ class Conformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(ConformerBlock() for _ in range(BLOCKS))
-        self.after_norm = nn.LayerNorm(WIDTH, LAYER_NORM_EPS)
+        self.after_norm = layer_norm()
 
     def forward(self, x: Tensor) -> Tensor:
         positions = relative_positions(x.shape[1]).to(x)
