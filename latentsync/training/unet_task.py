@@ -219,6 +219,8 @@ class UNetTask:
 
     def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
         """Metrics of the validation videos; the lip-synced ones are written to `folder`."""
+        if not self._validations:
+            return {}
         pipeline = LipsyncPipeline(
             self.codec,
             self.audio,
