@@ -8,6 +8,7 @@ networks    UNet and autoencoder of the full-size model on a CUDA device: attent
 gpu         the whole command with the full-size model on a CUDA device: speed, memory, idle time, kernels
 precisions  faces of the embedded model in half precision, compared with float32
 training    training speed and memory of the full-size configs on a CUDA device
+startup     start of training on a list of 720 000 clips: seconds, memory of a process
 
 All inputs are made from the demo's portrait and speech. Options after `--` are passed to the measured commands of
 `memory` and `demo`. Exit codes: 0 measured (the table marks missed targets), 1 invalid input, 2 wrong usage.
@@ -68,6 +69,7 @@ def sections() -> dict[str, Callable[[Options, Path], list[Figure]]]:
         "gpu": _gpu,
         "precisions": _precisions,
         "training": _training,
+        "startup": _startup,
     }
 
 
@@ -114,6 +116,12 @@ def _precisions(options: Options, folder: Path) -> list[Figure]:
     from tools.benchmarks import precisions
 
     return precisions.measure(options.tiny)
+
+
+def _startup(options: Options, folder: Path) -> list[Figure]:
+    from tools.benchmarks import startup
+
+    return startup.measure(folder)
 
 
 def _training(options: Options, folder: Path) -> list[Figure]:

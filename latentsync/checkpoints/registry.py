@@ -20,6 +20,7 @@ from latentsync.checkpoints.files import (
     HYPERIQA,
     I3D,
     INCEPTION,
+    LIP_READER,
     REALESRGAN,
     RIFE,
     S3FD,
@@ -177,6 +178,12 @@ REGISTRY: dict[str, Entry] = {
     ),
     "vgg16": Entry("VGG16 of torchvision, for LPIPS in training and evaluation", BSD, (VGG16,)),
     "inception": Entry("Inception of FID, for evaluation", APACHE, (INCEPTION,)),
+    "lip_reader": Entry(
+        "Auto-AVSR's visual speech recognizer, for LipScore in evaluation",
+        "for comparison and benchmarks only, see the license of Auto-AVSR",
+        (LIP_READER,),
+        note="put the English visual-only model of Auto-AVSR's model zoo there (LRS2+LRS3+VOX2+AVSP)",
+    ),
     "buffalo_l": Entry(
         "InsightFace detector and landmarks, for --detector insightface",
         INSIGHTFACE,

@@ -41,6 +41,7 @@ class DataConfig(DataSection):
     syncnet_config_path: the SyncNet of the sync loss and of validation.
     more_syncnet_config_paths: further SyncNets of the sync loss with windows of other lengths, at most num_frames.
     val_video_path, val_audio_path: video and audio of the validation video.
+    val_pairs: list of further validation videos, a CSV with the columns video and audio as for the evaluation.
     mask_image_path: empty for the mask of the released checkpoints.
     pairs_dir: altered twins of the clips from `tools.make_pairs`, for a model with whole_condition.
     audio_feat_length: [before, after], frames of audio context around each frame.
@@ -53,6 +54,7 @@ class DataConfig(DataSection):
     more_syncnet_config_paths: tuple[str, ...] = ()
     val_video_path: str = ""
     val_audio_path: str = ""
+    val_pairs: str = ""
     mask_image_path: str = ""
     pairs_dir: str = ""
     audio_feat_length: tuple[int, ...] = (2, 2)
@@ -90,7 +92,7 @@ class RunConfig(RunSection):
     enable_gradient_checkpointing: less memory for a third more time; of the UNet and of the decoder.
     cache_latents: encode every clip once, see data.latent_cache_dir; otherwise frames are encoded in each step.
     audio_dropout: share of samples trained without audio, which classifier-free guidance needs.
-    validate: lip-sync data.val_video_path to data.val_audio_path at every checkpoint.
+    validate: lip-sync data.val_video_path to data.val_audio_path, and data.val_pairs, at every checkpoint.
     decode_region: part of the face that is decoded for the losses on frames; the rest is the real frame.
     decode_frames: frames of a sample that are decoded, evenly spaced; 0 for all, as losses over time need.
     sync_max_timestep: losses on the one-step estimate count only samples at or below this timestep.

@@ -35,6 +35,7 @@ from tools.benchmarks import (
     overhead,
     precisions,
     processes,
+    startup,
     trace,
     training,
 )
@@ -274,3 +275,10 @@ def test_wrong_usage():
         with pytest.raises(SystemExit) as stopped:
             benchmark.main(words)
         assert stopped.value.code == 2
+
+
+def test_startup(tmp_path):
+    pytest.importorskip("pyarrow")
+    first, *others = startup.measure(tmp_path, clips=300)
+    assert first.name == "first start with 300 clips, opening the list" and len(others) == 5
+    assert all(figure.value is not None and figure.value >= 0 for figure in (first, *others))
