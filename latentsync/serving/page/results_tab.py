@@ -22,6 +22,8 @@ REFRESH_SECONDS = 3.0
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 CONFIRM = "id => id && confirm('Delete this job and its files? This cannot be undone.') ? id : ''"
 LIPSYNC = "lipsync"  # id of the tab
+# The job that was chosen may be below the edge of a small screen.
+SHOW = "() => document.querySelector('#results-job').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
 class ResultsTab:
@@ -56,8 +58,9 @@ class ResultsTab:
             elem_id="jobs",
         )
         self.timer = gr.Timer(REFRESH_SECONDS, active=False)
-        self.panel = JobPanel(service, job_id)
-        self.settings = gr.HTML("", visible=False)
+        with gr.Column(elem_id="results-job"):
+            self.panel = JobPanel(service, job_id)
+            self.settings = gr.HTML("", visible=False)
         with gr.Row(elem_id="results-actions"):
             self.report = gr.DownloadButton("Report", visible=False, elem_id="report")
             self.reuse = gr.Button("Use these settings", visible=False, elem_id="reuse")
@@ -78,7 +81,8 @@ class ResultsTab:
             other.select(lambda: gr.Timer(active=False), None, self.timer, **PRIVATE)
         self.timer.tick(report_errors(self.listing), self.shown, listing, queue=False, **PRIVATE)
         page.load(report_errors(self.offered), job_id, self.actions, **PRIVATE)
-        self.gallery.select(report_errors(self.open), self.ids, opened, **PRIVATE)
+        opening = self.gallery.select(report_errors(self.open), self.ids, opened, **PRIVATE)
+        opening.then(None, None, None, js=SHOW, **PRIVATE)
         self.smooth.click(report_errors(self.interpolate), job_id, everything, **PRIVATE)
         self.again.click(report_errors(self.retry), job_id, everything, **PRIVATE)
         self.delete.click(report_errors(self.remove), job_id, everything, js=CONFIRM, **PRIVATE)
