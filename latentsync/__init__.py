@@ -10,8 +10,10 @@ from typing import Any
 
 from latentsync.utils.cores import set_thread_budget
 from latentsync.utils.errors import UserError
+from latentsync.utils.memory import keep_freed_memory
 
 set_thread_budget()
+keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:

@@ -57,7 +57,7 @@ def build_parser() -> OptionParser:
 
     add = parser.add_argument_group("device").add_argument
     add("--device", default=AUTO, help=DEVICE_HELP)
-    add("--dtype", choices=DTYPES, help="precision of the model (default: float32 on a CPU, float16 elsewhere)")
+    add("--dtype", choices=DTYPES, help="precision of the model (default: by device and model)")
     add("--compile", action="store_true", help=COMPILE_HELP)
     add_option_arguments(parser)
     return parser

@@ -56,7 +56,7 @@ class ModelSettings:
 
     vae: a diffusers folder. scheduler: None for that of the released models. resolution: side of the aligned face in
     pixels. memory_gb: device memory that inference needs with default settings. blend_inset: see
-    `latentsync.faces.mask.blend_weight`. match_color: see `latentsync.faces.color`.
+    `latentsync.faces.mask.blend_weight`. match_color, match_detail: see `PipelineBase`.
     """
 
     unet: CheckpointFile
@@ -67,6 +67,7 @@ class ModelSettings:
     memory_gb: float = 0
     blend_inset: float = 0.0
     match_color: bool = False
+    match_detail: bool = False
     scheduler: CheckpointFile | None = None
 
     def find_vae(self, checkpoints: Path | None = None) -> Path:
@@ -116,6 +117,7 @@ class ResolvedModel:
     licence: str
     blend_inset: float = 0.0
     match_color: bool = False
+    match_detail: bool = False
 
 
 REGISTRY: dict[str, Entry] = {
@@ -143,6 +145,7 @@ REGISTRY: dict[str, Entry] = {
             resolution=256,
             blend_inset=0.07,
             match_color=True,
+            match_detail=True,
             scheduler=EMBEDDED_SCHEDULER,
         ),
         note=SHIPPED,
@@ -260,6 +263,7 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
         licence=item.licence,
         blend_inset=model.blend_inset,
         match_color=model.match_color,
+        match_detail=model.match_detail,
     )
     return replace(found, **dict[str, Any](own))
 

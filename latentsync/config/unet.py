@@ -84,6 +84,7 @@ class RunConfig(RunSection):
     pixel_space_supervise: decode the one-step estimate and compare frames (perceptual, trepa).
     use_syncnet: compare with the audio by data.syncnet_config_path; a SyncNet on latents needs no decoded frames.
     guidance_scale, inference_steps: defaults of inference, and of the validation video.
+    cpu_bfloat16: inference runs UNet and decoder in bfloat16 on CPUs with instructions for it; see `cast_networks`.
     one_step: the UNet is trained and evaluated at the last timestep only, without guidance.
     enable_gradient_checkpointing: less memory for a third more time; of the UNet and of the decoder.
     cache_latents: encode every clip once, see data.latent_cache_dir; otherwise frames are encoded in each step.
@@ -107,6 +108,7 @@ class RunConfig(RunSection):
     guidance_scale: float = 1.5
     inference_steps: int = 20
     one_step: bool = False
+    cpu_bfloat16: bool = False
     trainable_modules: tuple[str, ...] = ()
     use_mixed_noise: bool = True
     mixed_noise_alpha: float = 1.0

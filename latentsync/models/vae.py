@@ -92,7 +92,7 @@ class LatentCodec(nn.Module):
     @property
     def _weight(self) -> nn.Parameter:
         """Any weight. (`vae.device` and `vae.dtype` import diffusers' offloading, which takes a second.)"""
-        return self.vae.decoder.conv_in.weight
+        return next(self.vae.encoder.parameters())
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ from latentsync.models.lora import PROJECTIONS, find_projections, load_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.options import GenerationOptions
-from latentsync.pipelines.parts import ModelPaths, load_parts, pick_devices, pick_dtype, pick_enhancer
+from latentsync.pipelines.parts import (
+    ModelPaths,
+    load_parts,
+    multiplies_bfloat16,
+    pick_devices,
+    pick_dtype,
+    pick_enhancer,
+)
 from latentsync.pipelines.progress import Speeds
 from latentsync.pretrained.enhancers import FaceEnhancer
 from latentsync.utils.errors import UserError
@@ -40,6 +47,8 @@ class PipelineBase:
         blend_inset: distance between blending edge and mask edge, as a fraction of the face's side; see
             `blend_weight`.
         match_color: match the skin color of generated faces to the frame, regardless of the options.
+        match_detail: sharpen generated faces to the detail of the frames, unless an enhancer is used; see
+            `latentsync.faces.sharpen.DetailMatch`.
         one_step: the UNet was trained for one evaluation without guidance; the options inference_steps and
             guidance_scale have no effect.
         enhancer: applied to generated faces before they are pasted back.
@@ -60,6 +69,7 @@ class PipelineBase:
         guidance_scale: float = 1.5,
         blend_inset: float = 0.0,
         match_color: bool = False,
+        match_detail: bool = False,
         one_step: bool = False,
         enhancer: FaceEnhancer | None = None,
     ) -> None:
@@ -67,7 +77,8 @@ class PipelineBase:
         self.audio_encoder, self.unet, self.scheduler, self.enhancer = audio_encoder, unet, scheduler, enhancer
         self.resolution = resolution or unet.config.sample_size * self.codec.factor
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.blend_inset, self.match_color, self.one_step = blend_inset, match_color, one_step
+        self.blend_inset, self.match_color, self.match_detail = blend_inset, match_color, match_detail
+        self.one_step = one_step
         self.name = "custom"
         self._enhancers: dict[str | None, FaceEnhancer] = {}
         self._original_weights: dict[str, Tensor] = {}
@@ -103,7 +114,8 @@ class PipelineBase:
                 available model that fits the device.
             device: cuda, cuda:N, mps or cpu; None or "auto" selects the best available. Several, separated by commas,
                 share the chunks of a video; see `use_devices`.
-            dtype: data type of UNet and autoencoder; by default float32 on the CPU and float16 otherwise.
+            dtype: data type of UNet and autoencoder; by default float32 on the CPU and float16 otherwise. The
+                embedded model's default on CPUs with instructions for bfloat16 is that of `cast_networks`.
             deepcache: see `enable_deepcache`.
             low_memory: see `enable_vram_efficient`.
             match_color: match the skin color of generated faces to the frame, regardless of the model's default.
@@ -118,10 +130,9 @@ class PipelineBase:
             UserError: unknown name, missing or incompatible files, or unavailable device.
         """
         target, *others = pick_devices(device)
-        dtype = dtype or pick_dtype(target)
         parts = load_parts(model, target, audio_cache_dir)
         settings = parts.model
-        logger.info("model %s (%s) on %s, %s", settings.name, parts.reason, target, str(dtype).removeprefix("torch."))
+        casts = dtype is None and parts.run.cpu_bfloat16 and target.type == "cpu" and multiplies_bfloat16()
         pipeline = cls(
             parts.codec,
             parts.audio_encoder,
@@ -132,6 +143,7 @@ class PipelineBase:
             guidance_scale=parts.run.guidance_scale,
             blend_inset=settings.blend_inset,
             match_color=match_color or settings.match_color,
+            match_detail=settings.match_detail,
             one_step=parts.run.one_step,
             enhancer=pick_enhancer(enhancer) if upscale else None,
         )
@@ -142,13 +154,20 @@ class PipelineBase:
             pipeline.enable_deepcache()
         if low_memory:
             pipeline.enable_vram_efficient()
-        pipeline.to(target, dtype)
+        pipeline.to(target, dtype or pick_dtype(target))
+        if casts:
+            pipeline.cast_networks(torch.bfloat16)
+        logger.info("model %s (%s) on %s, %s", settings.name, parts.reason, target, pipeline._precision)
         if compile:
             pipeline.compile()
         return pipeline.use_devices(others)
 
+    @property
+    def _precision(self) -> str:
+        """The data type of the UNet, which computes the most."""
+        return str(self.unet.dtype).removeprefix("torch.")
+
     def __repr__(self) -> str:
-        dtype = str(self.codec.dtype).removeprefix("torch.")
         modes = {
             "deepcache": self.unet.uses_deepcache,
             "vram_efficient": self._vram_efficient,
@@ -156,7 +175,7 @@ class PipelineBase:
             "compiled": self._is_compiled,
         }
         extra = "".join(f", {name}" for name, is_on in modes.items() if is_on)
-        return f"{type(self).__name__}({self.name}, {self.device}, {dtype}{extra})"
+        return f"{type(self).__name__}({self.name}, {self.device}, {self._precision}{extra})"
 
     @property
     def device(self) -> torch.device:
@@ -183,11 +202,23 @@ class PipelineBase:
         self.unet.to(device, dtype)
         if self.device.type == "cuda":
             use_channels_last(self.unet)
+        if self.codec.is_local:
+            use_channels_last(self.codec)
         if device is not None:
             self.audio_encoder.to(device)
         for enhancer in (self.enhancer, *self._enhancers.values()):
             if enhancer is not None:
                 enhancer.to(self.device, dtype)
+        return self
+
+    def cast_networks(self, dtype: torch.dtype) -> Self:
+        """Cast the UNet and the convolutions of a local decoder alone; pixels, latents and the sampler keep their type.
+
+        The faces of the embedded model change by about one level of 255.
+        """
+        self.unet.to(dtype)
+        if self.codec.is_local:
+            self.codec.vae.decoder.cast_convolutions(dtype)
         return self
 
     def enable_deepcache(self, interval: int = DEEPCACHE_INTERVAL, branch: int = 0) -> Self:

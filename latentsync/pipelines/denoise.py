@@ -103,13 +103,14 @@ def denoise_latents(
     latents = noise.to(masked).expand_as(masked) * scheduler.init_noise_sigma
     unet.reset_deepcache()
     guided_steps = guidance_steps(len(timesteps), guidance_share) if guidance_scale > 1 else range(0)
+    audio = audio.to(unet.dtype)
     tokens = torch.cat([torch.zeros_like(audio), audio]) if guided_steps else audio
     mask = mask.to(latents)
     for index, timestep in enumerate(timesteps):
         guided = index in guided_steps
         sample = unet_input(scheduler.scale_model_input(latents, timestep), mask, masked, reference)
-        context = tokens if guided else audio
-        prediction = unet(torch.cat([sample, sample]) if guided else sample, on_device[index], context).sample
+        sample = (torch.cat([sample, sample]) if guided else sample).to(unet.dtype)
+        prediction = unet(sample, on_device[index], tokens if guided else audio).sample.to(latents.dtype)
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)

@@ -16,6 +16,7 @@ import torch
 from latentsync.faces.chunks import Chunk, batch_chunks, face_chunks
 from latentsync.faces.contour import ContourFinder
 from latentsync.faces.mask import blend_weight
+from latentsync.faces.sharpen import DetailMatch
 from latentsync.faces.video import Selection, TrackedFrame, track_people
 from latentsync.media.codecs import video_codec
 from latentsync.media.frame import VideoFrame
@@ -259,7 +260,8 @@ class LipsyncPipeline(FaceGenerator):
         converter = self._converter(clip.fps, options.interpolate)
         if converter is not None and clip.info.keeps_hdr:
             raise UserError("interpolate works on SDR only; leave it out, or leave out hdr keep")
-        return Finisher(paste, clip.fps, converter)
+        matches = self.match_detail and run.enhancer is None
+        return Finisher(paste, clip.fps, converter, [DetailMatch() for _ in clip.speakers] if matches else ())
 
     def _converter(self, fps: Fraction, interpolate: float | None) -> FrameRateConverter | None:
         """Converter to the output frame rate; None if it is that of the generated frames."""

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from latentsync.faces.contour import ContourFinder, contour_weight
-from latentsync.faces.sharpen import sharpen
+from latentsync.faces.sharpen import DetailMatch, sharpen
 from latentsync.faces.video import AlignedFace, TrackedFrame
 from latentsync.faces.visibility import keep_out_weight
 from latentsync.media.audio_stream import AudioSource
@@ -106,19 +106,31 @@ class Finisher:
         paste: pastes a face into its frame.
         fps: frame rate of the generated frames.
         converter: converts to another frame rate by interpolation.
+        details: match the detail of the generated faces of each person; none to leave it.
     """
 
-    def __init__(self, paste: Paste, fps: Fraction, converter: FrameRateConverter | None = None) -> None:
-        self.paste, self.converter = paste, converter
+    def __init__(
+        self,
+        paste: Paste,
+        fps: Fraction,
+        converter: FrameRateConverter | None = None,
+        details: Sequence[DetailMatch] = (),
+    ) -> None:
+        self.paste, self.converter, self.details = paste, converter, details
         self.fps = fps if converter is None else converter.target_fps
 
     def push(self, faces: Sequence[GeneratedFace]) -> Iterable[VideoFrame]:
         """Add a frame with the generated faces of several people; returns finished frames."""
         frame = faces[0][0].frame
-        for item, pixels in faces:
+        for person, (item, pixels) in enumerate(faces):
             if pixels is not None:
-                frame = self.paste(replace(item, frame=frame), pixels)
+                frame = self.paste(replace(item, frame=frame), self._match_detail(person, item, pixels))
         return [frame] if self.converter is None else self.converter.push(frame)
+
+    def _match_detail(self, person: int, item: TrackedFrame, pixels: np.ndarray) -> np.ndarray:
+        if not self.details or item.face is None or pixels.shape != item.face.pixels.shape:  # upscaled
+            return pixels
+        return self.details[person](pixels, item.face.pixels, item.face.starts)
 
     def flush(self) -> Iterable[VideoFrame]:
         """Return the remaining frames at the end of the stream."""

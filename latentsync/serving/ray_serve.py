@@ -184,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each replica (default: %(default)s)")
     parser.add_argument("--cpus", type=float, default=1, help="CPUs of each replica (default: %(default)s)")
     parser.add_argument("--model", default=AUTO, help="default model (default: the best present)")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, help="precision of the models (default: by device and model)")
     parser.add_argument("--compile", action="store_true", help=COMPILE_HELP)
     options = parser.parse_args(argv)
     connect(options.address)

@@ -99,7 +99,7 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory of a process in GiB, beyond which its job fails (default: its share of 80 %% of the machine's)",
     )
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
-    add("--dtype", choices=DTYPES, help="precision of the models (default: float32 on a CPU, float16 elsewhere)")
+    add("--dtype", choices=DTYPES, help="precision of the models (default: by device and model)")
     add("--compile", action="store_true", help=COMPILE_HELP)
     add(
         "--unload_after_minutes",

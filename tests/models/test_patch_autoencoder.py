@@ -43,7 +43,17 @@ def test_a_crop_decodes_as_the_whole_does(autoencoder: PatchAutoencoder):
 def test_a_fresh_decoder_is_the_linear_part_alone():
     autoencoder = PatchAutoencoder(**SMALL)
     latents = seeded_input("latents", (1, 8, 2, 2))
-    assert torch.equal(autoencoder.decode(latents).sample, autoencoder.decoder.linear(latents))
+    torch.testing.assert_close(autoencoder.decode(latents).sample, autoencoder.decoder.linear(latents))
+
+
+def test_convolutions_in_another_type_change_little(autoencoder: PatchAutoencoder):
+    latents = seeded_input("latents", (2, 8, 4, 4))
+    exact = autoencoder.decode(latents).sample
+    autoencoder.decoder.cast_convolutions(torch.bfloat16)
+    rounded = autoencoder.decode(latents).sample
+    assert rounded.dtype == torch.float32 and autoencoder.decoder.linear.weight.dtype == torch.float32
+    added = (exact - autoencoder.decoder.linear(latents)).abs().max()
+    assert 0 < (rounded - exact).abs().max() < 0.05 * added  # only what the convolutions add is rounded
 
 
 def test_the_codec_loads_it(autoencoder: PatchAutoencoder, tmp_path: Path):
