@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from latentsync.checkpoints.registry import GB, REGISTRY, default_name, model_names
+from latentsync.checkpoints.fingerprint import files_of, fingerprint
+from latentsync.checkpoints.registry import GB, REGISTRY, default_name, model_names, resolve
 from latentsync.config.unet import load_unet_config
 from latentsync.loading import ModelPaths, load_pipeline, pick_device
 from latentsync.models.unet_config import UNetConfig
@@ -83,6 +84,21 @@ def find_lora(name: str) -> Path:
         near = did_you_mean(name, found) or f"; choose one of: {', '.join(found) or 'none'}"
         raise UserError(f"LoRA adapter {name!r} is not present{near}")
     return found[name]
+
+
+def weights_of(options: GenerationOptions, device: str = AUTO, default: str = AUTO) -> str:
+    """Identifies the weights that these options stand for on a device; changes when they are replaced.
+
+    Raises:
+        UserError: the model or the adapter is not present, or the device is unknown.
+    """
+    choice = find_model(options.model, default)
+    own = None if choice is None else choice.paths
+    if own is None:
+        files = files_of(resolve(default_name(pick_device(device))[0] if choice is None else choice.name))
+    else:
+        files = [Path(path) for path in (own.unet, own.unet_config) if path is not None]
+    return fingerprint(files if options.lora is None else [*files, find_lora(options.lora)])
 
 
 class ModelCache:
