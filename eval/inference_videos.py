@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from eval.output_folder import output_folder
 from eval.pairs import Pair, read_pairs
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
+from latentsync.checkpoints.fingerprint import files_of, fingerprint
 from latentsync.checkpoints.registry import default_name, resolve
 from latentsync.options import AUTO, GenerationOptions, parse_options
 from latentsync.utils.commands import command
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("inference_videos")
 
 DONE, KEPT, FAILED = "done", "kept", "failed"
-EDGE = 1 << 20  # bytes read at both ends of a weights file to identify it
-WEIGHTS_SUFFIXES = (".json", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -90,31 +89,21 @@ class BatchInference:
     def _inputs(self, pair: Pair) -> dict[str, Any]:
         from latentsync.data.cache import file_digest
 
-        mask = self.options.mask_image_path
+        mask, lora = self.options.mask_image_path, self.options.lora
+        own = {} if lora is None else {"lora": file_digest(lora)}
         return {
             "video": file_digest(pair.video),
             "audio": file_digest(pair.driving_audio),
             "mask": mask and file_digest(mask),
             "weights": self._weights,
+            **own,
             "settings": self.options.model_dump(mode="json"),
         }
 
 
 def weights_fingerprint(model: str) -> str:
-    """Identify the files of a model without reading all of them. Raises UserError as `resolve`."""
-    import hashlib
-
-    found = resolve(model)
-    vae = (path for path in found.vae.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
-    digest = hashlib.sha256()
-    for path in (found.unet, found.whisper, found.unet_config, found.scheduler_config, *sorted(vae)):
-        size = path.stat().st_size
-        digest.update(size.to_bytes(8))
-        with path.open("rb") as file:
-            digest.update(file.read(EDGE))
-            file.seek(max(0, size - EDGE))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
+    """Identify the files of a model. Raises UserError as `resolve`."""
+    return fingerprint(files_of(resolve(model)))
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -146,7 +135,7 @@ def generation_options(arguments: argparse.Namespace, model: str) -> GenerationO
 def open_pipeline(options: GenerationOptions, device: str | None) -> "LipsyncPipeline":
     from latentsync import load_pipeline
 
-    return load_pipeline(options.model, device, lora=options.lora, lora_scale=options.lora_scale)
+    return load_pipeline(options.model, device, lora=options.lora, lora_scale=options.lora_scale, preset=options.preset)
 
 
 def build_parser() -> OptionParser:

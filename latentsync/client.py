@@ -154,6 +154,8 @@ class Client:
         audio: File | None = None,
         *,
         mask: File | None = None,
+        script: File | None = None,
+        more_audio: Sequence[File] = (),
         kind: Kind | None = None,
         tags: Sequence[str] = (),
         webhook_url: str | None = None,
@@ -165,19 +167,22 @@ class Client:
         Args:
             video: video or image of a person; or a video to interpolate, if there is no audio.
             audio: speech. mask: custom mask image.
-            kind: by default lipsync with audio or a text to speak, otherwise interpolate.
+            script: CSV or JSON file with the cues of several voices; more_audio: further audio files that it names.
+            kind: by default lipsync with audio, a text to speak or a script, otherwise interpolate.
             tags: words to find the job by. webhook_url: called when it has ended.
             idempotency_key: a repeated submission with the same key returns the first job.
             options: of the job, such as inference_steps=20; see the server's documentation.
         """
-        speaks = audio is not None or options.get("text") is not None
+        speaks = audio is not None or script is not None or options.get("text") is not None
         given = {"kind": kind or ("lipsync" if speaks else "interpolate"), **options}
         if tags:
             given["tags"] = ",".join(tags)
         if webhook_url is not None:
             given["webhook_url"] = webhook_url
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        paths = {"video": video, "audio": audio, "mask": mask}
+        voices = [path for path in (audio, *more_audio) if path is not None]
+        paths = {"video": video, "mask": mask, "script": script}
+        paths |= {f"audio{number}" if number > 1 else "audio": path for number, path in enumerate(voices, 1)}
         with _opened({role: path for role, path in paths.items() if path is not None}) as files:
             data = {name: _text(value) for name, value in given.items() if value is not None}
             return Job.model_validate(self._json("POST", "/v1/jobs", files=files, data=data, headers=headers))
@@ -186,18 +191,21 @@ class Client:
         """Queue several jobs in one request; a file that several of them use is uploaded once.
 
         Args:
-            jobs: each with the paths video, audio and mask, and optionally kind, tags, webhook_url and options.
+            jobs: each with the paths video, audio, mask and script, the list of paths more_audio, and optionally kind,
+                tags, webhook_url and options.
 
         Returns:
             For each job, the queued job or why it was refused.
         """
         names: dict[Path, str] = {}
+
+        def name_of(file: File) -> str:
+            return names.setdefault(Path(file), f"{len(names)}-{Path(file).name}")
+
         described = []
         for job in jobs:
-            roles = {role: Path(job[role]) for role in ("video", "audio", "mask") if job.get(role) is not None}
-            for path in roles.values():
-                names.setdefault(path, f"{len(names)}-{path.name}")
-            described.append({**job, **{role: names[path] for role, path in roles.items()}})
+            roles = {role: name_of(job[role]) for role in ("video", "audio", "mask", "script") if job.get(role)}
+            described.append({**job, **roles, "more_audio": [name_of(file) for file in job.get("more_audio", ())]})
         with _opened({name: path for path, name in names.items()}) as files:
             response = self.http.request("POST", "/v1/batches", files=files, data={"jobs": json.dumps(described)})
         if response.is_error and "jobs" not in response.json():

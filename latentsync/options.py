@@ -243,7 +243,10 @@ class GenerationOptions(BaseModel):
         description="Audio track to use: a number (0, 1, ...) or a language (eng, deu, ...).",
     )
     length_mode: Annotated[LengthMode, Show(Group.TIMING)] = Field(
-        "bounce", description="What to do when video and audio differ in length; see docs/dubbing.md."
+        "bounce",
+        description="If the audio is longer: play the video back and forth (bounce), again (loop), hold the last frame "
+        "(freeze), cut the audio (cut), slow down the video (remap), or refuse (error). If the video is longer: keep "
+        "its rest (silence, keep_tail) or cut it (all others).",
     )
     start: Annotated[float | None, Show(Group.TIMING, advanced=True, unset="its beginning", metavar="SECONDS")] = Field(
         None, ge=0, le=MAX_SECONDS, description="Use the video from this time on."

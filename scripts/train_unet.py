@@ -15,20 +15,16 @@ import torch
 
 from eval.pairs import read_pairs
 from eval.validation import Validation, validation_models
-from latentsync.checkpoints.registry import resolve
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
-from latentsync.loading import load_scheduler
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
-from latentsync.models.vae import LatentCodec
 from latentsync.training.loop import run_training
-from latentsync.training.unet_setup import FrozenParts, build_dataset, check_start, load_loss_networks
+from latentsync.training.unet_setup import build_dataset, check_start, load_frozen_parts, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path
-from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("train_unet")
 
@@ -88,16 +84,9 @@ def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_unet_config(args.unet_config_path, UNetConfig)
     check_start(config)
-    given = {
-        "vae": args.vae_path,
-        "whisper": args.whisper_path,
-        "scheduler_config": args.scheduler_config_path,
-        "unet": args.unet_config_path,  # not read: the UNet is trained
-    }
-    files = resolve(config.ckpt.base_model, own={part: path for part, path in given.items() if path})
-    audio = Audio2Feature(files.whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
-    parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
-    networks = load_loss_networks(config, audio.num_layers)
+    given = {"vae": args.vae_path, "whisper": args.whisper_path, "scheduler_config": args.scheduler_config_path}
+    parts, files = load_frozen_parts(config, args.unet_config_path, given)
+    networks = load_loss_networks(config, parts.audio.num_layers)
     make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
     task = UNetTask(config, parts, networks, make_dataset, make_validations(config))
     return run_training(task, config, dry_run=args.dry_run)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from latentsync import client as module
 from latentsync.client import Client, ClientError, JobEnded
+from latentsync.options import OPTIONS
 from latentsync.serving.api import create_app
 from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.jobs import JobKind, JobState
@@ -60,7 +61,9 @@ CALLS: list[Callable[[Client, Path], object]] = [
     lambda client, file: client.submit(
         file, file, mask=file, tags=["a"], webhook_url="http://a.example", idempotency_key="k", seed=1, keep_fps=True
     ),
+    lambda client, file: client.submit(file, script=file, more_audio=[file] * 8),
     lambda client, file: client.submit_batch([{"video": file, "audio": file, "options": {"seed": 1}}]),
+    lambda client, file: client.submit_batch([{"video": file, "script": file, "more_audio": [file] * 2}]),
     lambda client, file: client.people(file),
     lambda client, file: client.get(JOB_ID),
     lambda client, file: client.list(states=["done"], tag="a", limit=1, offset=2),
@@ -79,6 +82,7 @@ CALLS: list[Callable[[Client, Path], object]] = [
 
 def test_every_request_is_documented_and_every_operation_is_used(document, tmp_path):
     used: set[tuple[str, str]] = set()
+    sent: set[str] = set()  # fields of POST /v1/jobs
 
     def serve(request: httpx.Request) -> httpx.Response:
         path = re.sub(JOB_ID, "{job_id}", request.url.path)
@@ -93,6 +97,7 @@ def test_every_request_is_documented_and_every_operation_is_used(document, tmp_p
             fields = set(re.findall(r'form-data; name="([^"]+)"', request.read().decode("latin-1")))
             assert set(form["required"]) <= fields
             assert form["additionalProperties"] or fields <= set(form["properties"])
+            sent.update(fields if path == "/v1/jobs" else ())
         return answer(path)
 
     file = tmp_path / "a.mp4"
@@ -102,6 +107,8 @@ def test_every_request_is_documented_and_every_operation_is_used(document, tmp_p
             call(client, file)
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert used == documented
+    form = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) - set(OPTIONS) <= sent
 
 
 def answer(path: str) -> httpx.Response:

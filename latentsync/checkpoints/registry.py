@@ -275,6 +275,13 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
     return replace(found, **dict[str, Any](own))
 
 
+def few_step_adapter(name: str, checkpoints: Path | None = None) -> Path | None:
+    """The LoRA adapter that makes a registered model sample in a few steps, `few_step/NAME.safetensors` among the
+    checkpoints; None if there is none. Made by recipes/distill."""
+    places = [root / "few_step" / f"{name}.safetensors" for root in search_roots(checkpoints)]
+    return next((path for path in places if path.is_file()), None) if name in REGISTRY else None
+
+
 def part_of(file: CheckpointFile, model: ModelSettings) -> str:
     """The field of `ResolvedModel` that a file of the model belongs to."""
     parts = {model.unet: "unet", model.whisper: "whisper", model.scheduler: "scheduler_config"}

@@ -88,6 +88,7 @@ class RunConfig(RunSection):
     guidance_scale, inference_steps: defaults of inference, and of the validation video.
     cpu_bfloat16: inference runs UNet and decoder in bfloat16 on CPUs with instructions for it; see `cast_networks`.
     one_step: the UNet is trained and evaluated at the last timestep only, without guidance.
+    few_steps: the UNet is distilled to inference_steps evaluations without guidance, see recipes/distill.
     enable_gradient_checkpointing: less memory for a third more time; of the UNet and of the decoder.
     cache_latents: encode every clip once, see data.latent_cache_dir; otherwise frames are encoded in each step.
     audio_dropout: share of samples trained without audio, which classifier-free guidance needs.
@@ -111,6 +112,7 @@ class RunConfig(RunSection):
     inference_steps: int = 20
     one_step: bool = False
     cpu_bfloat16: bool = False
+    few_steps: bool = False
     trainable_modules: tuple[str, ...] = ()
     use_mixed_noise: bool = True
     mixed_noise_alpha: float = 1.0
@@ -136,6 +138,7 @@ class RunConfig(RunSection):
             not self.one_step or (self.inference_steps, self.guidance_scale) == (1, 1),
             "one_step needs inference_steps 1 and guidance_scale 1",
         )
+        require(not self.few_steps or self.guidance_scale == 1, "few_steps needs guidance_scale 1")
         require(0 <= self.audio_dropout < 1, f"audio_dropout must be at least 0 and below 1, got {self.audio_dropout}")
         require(self.recon_loss_weight > 0, "recon_loss_weight must be above 0: the other losses only refine it")
         require(

@@ -16,6 +16,7 @@ from latentsync.media.paths import check_input_path, check_output_path
 from latentsync.options import OPTIONS, RENAMED, GenerationOptions, OptionError, parse_options, up_to_date
 from latentsync.pipelines.script import audio_names, read_script
 from latentsync.serving.jobs import AUDIO_ROLES, InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
+from latentsync.serving.models import weights_of
 from latentsync.serving.service import JobService
 from latentsync.serving.workspace import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from latentsync.utils.errors import UserError, did_you_mean
@@ -54,9 +55,14 @@ class BatchRow:
         files = {role: (path.name, path) for role, path in paths.items() if path is not None}
         return files if self.options.script is None else files | script_files(self.options.script)
 
-    def key(self) -> str:
-        """Hash of the files' contents, the options and the output path. Raises UserError for unreadable files."""
+    def key(self, weights: str = "") -> str:
+        """Hash of the files' contents, the weights, the options and the output path.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
         parts = [file_digest(path) for _, path in self.files().values()]
+        parts += [weights] if weights else []
         options = self.options.model_dump(exclude_defaults=True, exclude=set(PATHS))
         text = json.dumps([self.kind, *parts, str(self.out.absolute()), options])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -188,6 +194,7 @@ class Batch:
         self.service, self.ahead = service, ahead
         self._record_path = service.settings.workspace / RECORD
         self._record = self._read_record()
+        self._weights: dict[tuple[str, str | None], str] = {}
 
     def run(
         self,
@@ -250,7 +257,7 @@ class Batch:
         """The id of a row's job, a new one or that of an earlier run; None if the row is done."""
         for role, (_, path) in row.files().items():
             check_input_path(path, role)
-        key = row.key()
+        key = self._key(row)
         note = self._record.get(key)
         if note is not None and "job" in note:
             try:
@@ -278,11 +285,20 @@ class Batch:
         try:
             with staged_output(row.out, None) as staged:
                 shutil.copyfile(job.result, staged)
-            self._note(row.key(), {"bytes": row.out.stat().st_size})
+            self._note(self._key(row), {"bytes": row.out.stat().st_size})
         except (OSError, UserError) as error:
             return RowResult(row, FAILED, f"{row.out} could not be written ({error})", seconds)
         self.service.delete(job.id)
         return RowResult(row, DONE, seconds=seconds)
+
+    def _key(self, row: BatchRow) -> str:
+        """What identifies a row: the same with other weights is another one."""
+        if row.kind is not JobKind.LIPSYNC:
+            return row.key()
+        chosen, settings = (row.options.model, row.options.lora), self.service.settings
+        if chosen not in self._weights:
+            self._weights[chosen] = weights_of(row.options, settings.devices[0], settings.model)
+        return row.key(self._weights[chosen])
 
     def _note(self, key: str, value: dict) -> None:
         self._record[key] = value

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
-from latentsync.checkpoints.registry import GB, REGISTRY, default_name, model_names
+from latentsync.checkpoints.fingerprint import files_of, fingerprint
+from latentsync.checkpoints.registry import GB, REGISTRY, default_name, model_names, resolve
 from latentsync.config.unet import load_unet_config
 from latentsync.loading import ModelPaths, load_pipeline, pick_device
 from latentsync.models.unet_config import UNetConfig
 from latentsync.options import AUTO, GenerationOptions
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.pipelines.presets import preset_adapter
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.paths import PROJECT_ROOT
 
@@ -84,6 +86,21 @@ def find_lora(name: str) -> Path:
     return found[name]
 
 
+def weights_of(options: GenerationOptions, device: str = AUTO, default: str = AUTO) -> str:
+    """Identifies the weights that these options stand for on a device; changes when they are replaced.
+
+    Raises:
+        UserError: the model or the adapter is not present, or the device is unknown.
+    """
+    choice = find_model(options.model, default)
+    own = None if choice is None else choice.paths
+    if own is None:
+        files = files_of(resolve(default_name(pick_device(device))[0] if choice is None else choice.name))
+    else:
+        files = [Path(path) for path in (own.unet, own.unet_config) if path is not None]
+    return fingerprint(files if options.lora is None else [*files, find_lora(options.lora)])
+
+
 class ModelCache:
     """Cache of the most recently used pipelines on one device. Not thread-safe.
 
@@ -112,12 +129,13 @@ class ModelCache:
         choice = find_model(options.model, self.default)
         name = default_name(self.device)[0] if choice is None else choice.name
         lora = None if options.lora is None else find_lora(options.lora)
-        stamps = tuple(_stamp(path) for path in (_weights(name, choice), lora) if path is not None)
-        key = (name, lora, options.lora_scale, stamps)
+        adapter = preset_adapter(options.preset, name)
+        stamps = tuple(_stamp(path) for path in (_weights(name, choice), lora, adapter) if path is not None)
+        key = (name, lora, options.lora_scale, adapter, stamps)
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key]
-        for other in [other for other in self._loaded if other[:3] == key[:3]]:  # its file has been replaced
+        for other in [other for other in self._loaded if other[:-1] == key[:-1]]:  # its file has been replaced
             self._unload(other)
         registered = REGISTRY.get(name)
         self._make_room(registered.model.memory_gb if registered and registered.model else OWN_MODEL_GB)
@@ -128,6 +146,7 @@ class ModelCache:
             self.dtype,
             lora=lora,
             lora_scale=options.lora_scale,
+            preset=options.preset,
             compile=self.compile,
         )
         self._loaded[key] = pipeline

@@ -143,23 +143,23 @@ class UNetTask:
 
     def step(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         """Losses of a batch of `UNetDataset` (pixels) or `LatentClipDataset` (latents), see there for the keys."""
-        if "whisper_mel" in batch:
-            tokens = whisper_tokens(self.audio, batch["whisper_mel"], batch["whisper_rows"])
-            batch = {**batch, "audio": tokens.to(batch["start_idx"].device)}
+        batch = self._with_tokens(batch)
         latents, masked, reference = self._latents(batch)
         drawn = self._draw(latents.shape, batch["key"])
         noise, timesteps = drawn.noise.to(latents), drawn.timesteps.to(latents.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         tokens = batch["audio"] * drawn.has_audio.to(batch["audio"]).view(-1, 1, 1, 1)
-        sample = unet_input(noisy, self.mask, masked, reference)
-        if sample.device.type == "cpu":
-            # torch 2.13 crashes in the backward of a channels-last group norm that is trained itself while its input
-            # needs no gradient, as where everything before the first motion module is frozen.
-            sample.requires_grad_()
-        prediction = model(sample, timesteps, tokens).sample
+        prediction = predict(model, unet_input(noisy, self.mask, masked, reference), timesteps, tokens)
         target = training_target(self.scheduler, latents, noise, timesteps)
         with self._autocast():
             return self.losses(self._estimate(prediction, target, noisy, latents, drawn, batch))
+
+    def _with_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with `audio`, also where the dataset leaves the audio encoder to the training step."""
+        if "whisper_mel" not in batch:
+            return batch
+        tokens = whisper_tokens(self.audio, batch["whisper_mel"], batch["whisper_rows"])
+        return {**batch, "audio": tokens.to(batch["start_idx"].device)}
 
     def _draw(self, shape: torch.Size, keys: Tensor) -> Noising:
         """Each sample from its own generator, so that its process and batch do not matter."""
@@ -199,8 +199,8 @@ class UNetTask:
         frames = real = None
         if self.run.pixel_space_supervise and len(counted):
             shown = self._decoded_frames(latents.shape[2], batch["key"][counted]).to(prediction.device)
-            real = _take_frames(batch["gt_pixel_values"][picked], shown)
-            chosen = _take_frames(latents.transpose(1, 2), shown).transpose(1, 2)
+            real = take_frames(batch["gt_pixel_values"][picked], shown)
+            chosen = take_frames(latents.transpose(1, 2), shown).transpose(1, 2)
             frames = decode_onto(self.codec, chosen, real, self.run.decode_region)
         audio = batch[self.sync_audio][picked] if self.sync_audio is not None else None
         has_audio = drawn.has_audio[counted]
@@ -229,6 +229,8 @@ class UNetTask:
             self.config.data.resolution,
             num_inference_steps=self.run.inference_steps,
             guidance_scale=self.run.guidance_scale,
+            one_step=self.run.one_step,
+            few_steps=self.run.few_steps,
         )
         several = len(self._validations) > 1
         work: list[Callable[[], Mapping[str, float]]] = []
@@ -262,12 +264,22 @@ class UNetTask:
         """Published format; of a LoRA run the adapter alone, as safetensors with the same stem."""
         if self.run.lora_rank:
             base = self.config.ckpt.resume_ckpt_path
-            save_lora(self.model, path.with_suffix(".safetensors"), base, step, state_dict)
+            few_steps = self.run.inference_steps if self.run.few_steps else 0
+            save_lora(self.model, path.with_suffix(".safetensors"), base, step, state_dict, few_steps)
             return
         save_checkpoint(path, state_dict, step)
 
     def advise(self, step: int, means: Mapping[str, float]) -> str | None:
         return None
+
+
+def predict(model: nn.Module, sample: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+    """The UNet's prediction (B, C, F, h, h), with gradients; see `UNet3DConditionModel.forward`."""
+    if sample.device.type == "cpu":
+        # torch 2.13 crashes in the backward of a channels-last group norm that is trained itself while its input
+        # needs no gradient, as where everything before the first motion module is frozen.
+        sample.requires_grad_()
+    return model(sample, timesteps, tokens).sample
 
 
 def uniform_timesteps(total: int, generators: Sequence[torch.Generator]) -> Tensor:
@@ -360,7 +372,7 @@ def decode_onto(codec: LatentCodec, latents: Tensor, real: Tensor, region: str) 
     return frames
 
 
-def _take_frames(frames: Tensor, shown: Tensor) -> Tensor:
+def take_frames(frames: Tensor, shown: Tensor) -> Tensor:
     """(K, F, ...) and indices (K, F') -> (K, F', ...)."""
     return frames[torch.arange(len(frames), device=frames.device)[:, None], shown]
 

@@ -83,6 +83,16 @@ def test_a_list_is_done_once_and_what_failed_or_changed_again(folder):
     assert [result[:2] for result in run(folder, path, runner)] == [(2, KEPT), (3, DONE)]
 
 
+def test_other_weights_make_other_results(folder, monkeypatch):
+    """Rows that need a model are done again when its files are replaced; the others are kept."""
+    path = write(folder, "video,audio,out\nface.png,voice.mp4,a.mp4\nvoice.mp4,,b.mp4\n")
+    runner = FakeRunner()
+    assert [result[1] for result in run(folder, path, runner)] == [DONE, DONE]
+    assert [result[1] for result in run(folder, path, runner)] == [KEPT, KEPT]
+    monkeypatch.setattr("latentsync.serving.batch.weights_of", lambda *_: "others")
+    assert [result[1] for result in run(folder, path, runner)] == [DONE, KEPT]
+
+
 def test_an_interrupted_list_goes_on_with_the_jobs_it_had(folder):
     path = write(folder, "video,audio,out\nface.png,voice.mp4,a.mp4\n")
 

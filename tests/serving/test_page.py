@@ -52,6 +52,7 @@ def service(tmp_path):
             job(JobState.RUNNING, stage="lip-sync", done=3, total=10, eta_seconds=75.0),
             "Generating frames, frame 3 of 10, about 1 min 15 s left.",
         ),
+        (job(JobState.RUNNING, stage="preparing", total=10), "Reading the audio."),
         (job(JobState.RUNNING, stage="loading", attempts=2), "Loading the model (attempt 2)."),
         (job(JobState.DONE, started=1.0, finished=5.0), "Done in 4 s."),
         (job(JobState.DONE, expired=True), "Its files have expired."),
@@ -162,9 +163,9 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
         frames = FramesTab(service, page, gr.State(""))
     values = {name: field.value for name, field in lipsync.form.fields.items()} | {"face": " left "}
     submit = lipsync._submitter({"max_seconds": 2.0})
-    with pytest.raises(UserError, match="video or an image"):
+    with pytest.raises(UserError, match="a video or an image"):
         submit(None, str(files["audio"][1]), None, *values.values())
-    with pytest.raises(UserError, match="audio first"):
+    with pytest.raises(UserError, match="Choose audio first"):
         submit(str(files["video"][1]), None, None, *values.values())
     updates = submit(str(files["video"][1]), str(files["audio"][1]), None, *values.values())
     job_id = updates[lipsync.panel.job_id]
@@ -180,7 +181,9 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     listed = results.listing()
     assert listed[results.ids] == [job_id] and "done" in listed[results.gallery]["value"][0][1]
     opened = results.open([job_id], SimpleNamespace(index=0))
-    assert opened[results.download]["visible"] and opened[results.delete]["visible"]
+    download = opened[results.panel.download]
+    assert download["visible"] and Path(download["value"]) == service.get(job_id).result
+    assert opened[results.delete]["visible"]
     assert "<td>left</td>" in opened[results.settings]["value"]
     told = json.loads(Path(opened[results.report]["value"]).read_text())
     assert told["options"]["face"] == "left" and datetime.fromisoformat(told["created"]).tzinfo is not None
@@ -193,7 +196,7 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     removed = results.remove(job_id)
     assert removed[results.ids] == [] and not removed[results.delete]["visible"]
     assert lipsync.panel.refresh(job_id)[lipsync.panel.job_id] == ""
-    with pytest.raises(UserError, match="video first"):
+    with pytest.raises(UserError, match="Choose a video first"):
         frames.submit(None, 50)
 
 
@@ -258,6 +261,7 @@ def test_unset_numbers_are_empty_fields():
     for name in ("inference_steps", "guidance_scale", "interpolate", "max_seconds"):
         field = make_field(OPTIONS[name])
         assert isinstance(field, gr.Textbox) and field.value == "" and OPTIONS[name].show.unset in field.placeholder
+    assert make_field(OPTIONS["start"]).placeholder == "seconds; empty: its beginning"
 
 
 @pytest.mark.parametrize("words", [["--max_upload_mb", "nan"], ["--max_upload_mb", "inf"], []])

@@ -15,7 +15,7 @@ from latentsync.serving.settings import ServingSettings
 from latentsync.utils.memory import resident_bytes
 from tests.pipelines.scenes import clip
 from tests.serving.fakes import Files, wait_for
-from tests.waiting import eventually
+from tests.waiting import HANG_SECONDS, eventually
 
 QUICK = GenerationOptions(inference_steps=1, guidance_scale=1, max_seconds=0.2)
 
@@ -26,6 +26,11 @@ def scene(folder: Path) -> Files:
     return {"video": ("scene.mp4", path), "audio": ("scene.mp4", path)}
 
 
+def settings_in(folder: Path, **more) -> ServingSettings:
+    """Of one worker, which keeps its jobs however busy the machine is."""
+    return ServingSettings(folder / "ws", devices=("cpu",), lease_seconds=HANG_SECONDS, **more)
+
+
 def pids(service: JobService) -> list[int]:
     return [slot.process.pid for slot in service._supervisor.slots if slot.process is not None]
 
@@ -33,7 +38,7 @@ def pids(service: JobService) -> list[int]:
 @pytest.mark.slow
 def test_a_job_survives_its_worker(tmp_path):
     files = scene(tmp_path)
-    with JobService(ServingSettings(tmp_path / "ws", devices=("cpu",))) as service:
+    with JobService(settings_in(tmp_path)) as service:
         job = service.submit(JobKind.LIPSYNC, files, QUICK)
         assert eventually(lambda: service.get(job.id).state is JobState.RUNNING)
         os.kill(pids(service)[0], signal.SIGKILL)
@@ -49,7 +54,7 @@ def test_a_job_survives_its_worker(tmp_path):
 def test_a_job_that_needs_too_much_memory_fails_with_a_message(tmp_path):
     """Any job exceeds 64 MiB, the interpreter alone nearly does."""
     files = scene(tmp_path)
-    with JobService(ServingSettings(tmp_path / "ws", devices=("cpu",), worker_memory_bytes=64 * 2**20)) as service:
+    with JobService(settings_in(tmp_path, worker_memory_bytes=64 * 2**20)) as service:
         job = wait_for(service, service.submit(JobKind.LIPSYNC, files, QUICK).id)
         assert job.state is JobState.FAILED and "allowed 0.1 GiB of memory" in job.error
 
@@ -72,7 +77,7 @@ def test_ray_replicas_do_the_jobs(tmp_path):
         address = ray.get_runtime_context().gcs_address
         ray_serve.deploy(device="cpu", max_seconds=10)
         files = scene(tmp_path)
-        settings = ServingSettings(tmp_path / "ws", devices=("cpu",), ray_address=address)
+        settings = settings_in(tmp_path, ray_address=address)
         with JobService(settings) as service:
             job = service.submit(JobKind.LIPSYNC, files, QUICK)
             broken = service.submit(JobKind.LIPSYNC, files, QUICK.model_copy(update={"face": "99"}))

@@ -53,8 +53,15 @@ CSS = (
     + """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .or { color: var(--body-text-color-subdued) !important; }
+/* Low fields for files: only the words, below the label. */
+:is(#video, #frames-video, #script, #more-audio, #mask_image_path) [data-testid=upload-icon] { display: none; }
+:is(#video, #frames-video, #script, #more-audio, #mask_image_path) [data-testid=upload-text] {
+    font-size: 0.9rem; line-height: 1.3; padding-top: 1.6rem; min-height: 0;
+}
+.group h2 { font-size: 0.95rem !important; margin: 0.4rem 0 0 !important; }
 .dark button[role=tab][aria-selected=true] { color: var(--primary-300) !important; }
 #examples .grid-wrap, #people .grid-wrap, #jobs .grid-wrap { min-height: 0; height: auto; }
+#jobs .grid-wrap { max-height: 34rem; overflow-y: auto; }
 #examples .grid-container, #people .grid-container, #jobs .grid-container {
     box-sizing: border-box; padding-top: 1.8rem;
 }
@@ -81,16 +88,17 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     opacity: 1 !important; max-width: 100%; white-space: normal; font-size: 0.65rem; padding: 0.1rem 0.3rem;
 }
 #jobs .caption-label {
-    opacity: 1 !important; max-width: 100%; white-space: normal; overflow-wrap: anywhere;
+    opacity: 1 !important; max-width: 100%; white-space: normal; overflow-wrap: anywhere; padding-bottom: 0;
     display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
 }
 @media (max-width: 600px) {
-    .gradio-container main.contain, .gradio-container .wrap > main { padding: 0.5rem !important; }
+    .gradio-container > .main { padding: 0.5rem !important; }
     .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
     #api, #api * { min-width: 0; max-width: calc(100vw - 1rem); overflow-wrap: anywhere; }
     #api pre, #api code { white-space: pre-wrap !important; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
-    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem; -webkit-line-clamp: 3; }
+    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem 0; -webkit-line-clamp: 3; }
+    button[role=tab] { padding: 0 0.4rem !important; font-size: 0.85rem !important; }
 }
 #given video { width: 100%; height: 14rem; background: #000; } /* a fixed height: what follows does not jump */
 table.settings { font-size: 0.85rem; } table.settings th { text-align: left; padding-right: 1rem; font-weight: 600; }

@@ -53,16 +53,27 @@ class FirstFrame:
     def marked(self, chosen: int | None) -> np.ndarray:
         """The frame with a numbered box around each face; the chosen one is green."""
         picture = self.pixels.copy()
-        width = max(2, round(max(picture.shape[:2]) / 300))
+        side = max(picture.shape[:2])
+        width = max(2, round(side / 300))
         for number, face in enumerate(self.faces):
             color = CHOSEN if number == chosen else OTHER
             left, top, right, bottom = (int(round(float(value))) for value in face.box[:4])
             for ink, thickness in ((DARK, width + 2), (color, width)):
                 cv2.rectangle(picture, (left, top), (right, bottom), ink, thickness)
-            place = (left, max(16 * width, top - 3 * width))
-            for ink, thickness in ((DARK, 3 * width), (color, width)):
-                cv2.putText(picture, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 0.6 * width, ink, thickness)
+            _tag(picture, str(number), (left, top), side / 500, color)
         return picture
+
+
+def _tag(picture: np.ndarray, text: str, corner: tuple[int, int], scale: float, color: tuple[int, int, int]) -> None:
+    """Write a text on a filled box above a corner, or below it at the edge of the picture."""
+    thickness = max(1, round(2 * scale))
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+    pad = max(2, height // 3)
+    left, bottom = max(0, corner[0]), max(corner[1], height + 2 * pad)
+    cv2.rectangle(picture, (left, bottom - height - 2 * pad), (left + width + 2 * pad, bottom), color, cv2.FILLED)
+    ink = OTHER if color == CHOSEN else DARK
+    place = (left + pad, bottom - pad)
+    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
 
 
 class FaceFinder:

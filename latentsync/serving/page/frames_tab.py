@@ -31,7 +31,7 @@ class FramesTab:
 
     def submit(self, video: str | None, fps: float) -> dict:
         if not video:
-            raise UserError("choose a video first")
+            raise UserError("Choose a video first.")
         files = {"video": (Path(video).name, Path(video))}
         job = self.service.submit(JobKind.INTERPOLATE, files, GenerationOptions(interpolate=fps))
         return self.panel.follow(job)

@@ -1,4 +1,4 @@
-"""The panel that follows a job: its progress, a button to cancel it, source and result in one player."""
+"""The panel that follows a job: its progress, a button to cancel it, source and result in one player, a download."""
 
 from typing import Any
 
@@ -30,8 +30,9 @@ class JobPanel:
         self.status = gr.HTML(status_html(None))
         self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_classes="cancel")
         self.player = gr.HTML("", visible=False, elem_classes="player")
+        self.download = gr.DownloadButton("Download", visible=False, elem_classes="download")
         self.timer = gr.Timer(REFRESH_SECONDS, active=False)
-        self.outputs = [self.job_id, self.status, self.cancel, self.player, self.timer]
+        self.outputs = [self.job_id, self.status, self.cancel, self.player, self.download, self.timer]
 
     def connect(self, page: gr.Blocks) -> None:
         """Connect the event handlers; call once, inside `page`."""
@@ -42,7 +43,7 @@ class JobPanel:
 
     def follow(self, job: Job) -> dict:
         """Updates of `outputs` for a newly submitted job."""
-        return self._status(job) | {self.player: gr.update(visible=False, value="")}
+        return self._status(job) | self._no_media()
 
     def refresh(self, job_id: str) -> dict:
         """Updates of `outputs` for the current state of a job."""
@@ -55,9 +56,8 @@ class JobPanel:
                 self.job_id: "",
                 self.status: status_html(None),
                 self.cancel: gr.update(visible=False),
-                self.player: gr.update(visible=False, value=""),
                 self.timer: gr.Timer(active=False),
-            }
+            } | self._no_media()
         return self._status(job) | (self._media(job) if job.state.is_final else {})
 
     def stop(self, job_id: str) -> dict:
@@ -74,13 +74,19 @@ class JobPanel:
             self.timer: gr.Timer(active=not job.state.is_final),
         }
 
+    def _no_media(self) -> dict:
+        return {self.player: gr.update(visible=False, value=""), self.download: gr.update(visible=False, value=None)}
+
     def _media(self, job: Job) -> dict:
         if job.state is not JobState.DONE or job.result is None:
-            return {self.player: gr.update(visible=False, value="")}
+            return self._no_media()
         try:
             source = self.service.input_path(job.id, "video")
         except JobNotFound:
             source = None
         start = float(getattr(job.options, "start", None) or 0.0)
         mode = str(getattr(job.options, "length_mode", "bounce"))
-        return {self.player: gr.update(visible=True, value=compare_html(source, job.result, start, mode))}
+        return {
+            self.player: gr.update(visible=True, value=compare_html(source, job.result, start, mode)),
+            self.download: gr.update(visible=True, value=str(job.result)),
+        }

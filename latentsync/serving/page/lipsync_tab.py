@@ -1,4 +1,4 @@
-"""The lip-sync tab: video, audio, examples, presets, a button, and the options folded away."""
+"""The lip-sync tab: video, speech, examples, presets, a button, and the options folded away."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,9 @@ from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
 PREVIEW_SECONDS = 2.0
-TRIM = ("start", "end")  # fields beside the player, FIRST those above the button
+# Fields that are not among the options: beside the player, below the audio, above the button.
+TRIM = ("start", "end")
+SPOKEN, SCRIPT = ("text", "voice"), ("script",)
 FIRST = ("preset",)
 LARGEST = "largest"
 PRIVATE = {"api_visibility": "private"}
@@ -57,6 +59,17 @@ class LipsyncTab:
                 self.people = PeopleStrip(self.form.settings)
             with gr.Column(min_width=280):
                 self.audio = unprobed_audio("2. Audio", "audio")
+                with gr.Accordion("Or a text to speak", open=False, elem_id="spoken"):
+                    self.form.build(SPOKEN)
+                with gr.Accordion("Or a script for several voices", open=False, elem_id="cues"):
+                    self.form.build(SCRIPT)
+                    self.more_audio = gr.File(
+                        label="Audio files of the script",
+                        file_count="multiple",
+                        file_types=["audio", "video"],
+                        height=110,
+                        elem_id="more-audio",
+                    )
                 self.form.build(FIRST)
                 with gr.Row():
                     self.speak = gr.Button("3. Make it speak", variant="primary", elem_id="speak")
@@ -65,13 +78,6 @@ class LipsyncTab:
         self.seen = gr.State(None)
         with gr.Accordion("Options", open=False, elem_id="options"):
             self.form.build_rest()
-            self.more_audio = gr.File(
-                label="Audio files of the script",
-                file_count="multiple",
-                file_types=["audio", "video"],
-                height=110,
-                elem_id="more-audio",
-            )
         self.face = self.form.fields["face"]
         self._connect(page)
 
@@ -133,12 +139,12 @@ class LipsyncTab:
     def _submitter(self, preview: dict[str, float]) -> Callable[..., dict]:
         def submit(video: str | None, audio: str | None, more_audio: list[str] | None, *values: Any) -> dict:
             if not video:
-                raise UserError("choose a video or an image of a person first")
+                raise UserError("Choose a video or an image of a person first.")
             options, more = self.form.read(values, **preview)
             given = {"video": video} | ({"audio": audio} if audio and options.text is None else {})
             given |= script_audio(more_audio or [], given, has_script="script" in more)
             if not audio and options.text is None and "script" not in more:
-                raise UserError("choose audio first: a file or a recording, or a text under Options")
+                raise UserError("Choose audio first: a file or a recording, a text, or a script.")
             files = {role: (Path(path).name, Path(path)) for role, path in given.items()}
             return self.panel.follow(self.service.submit(JobKind.LIPSYNC, files | more, options))
 
@@ -159,8 +165,8 @@ def unprobed_audio(label: str, elem_id: str) -> gr.Audio:
 def script_audio(paths: Sequence[str], given: Mapping[str, str], *, has_script: bool) -> dict[str, str]:
     """The audio files of a script by their roles in a job, after that of the audio field. Raises UserError."""
     if paths and not has_script:
-        raise UserError("the audio files of a script need a script; choose it under Options, or remove them")
+        raise UserError("The audio files of a script need a script: choose it, or remove them.")
     free = [role for role in AUDIO_ROLES if role not in given]
     if len(paths) > len(free):
-        raise UserError(f"a script takes at most {len(AUDIO_ROLES)} audio files")
+        raise UserError(f"A script takes at most {len(AUDIO_ROLES)} audio files.")
     return dict(zip(free, paths, strict=False))

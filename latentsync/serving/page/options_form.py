@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from latentsync.checkpoints.registry import REGISTRY, default_name
+from latentsync.checkpoints.registry import REGISTRY, RELEASED_MODELS, Entry, default_name
 from latentsync.loading import pick_device
-from latentsync.options import AUTO, OPTIONS, GenerationOptions, Option, parse_options
+from latentsync.options import AUTO, OPTIONS, GenerationOptions, Group, Option, parse_options
 from latentsync.pretrained.text_to_speech import voice_names
 from latentsync.serving.models import list_loras, list_models
 from latentsync.serving.settings import ServingSettings
@@ -16,6 +16,7 @@ from latentsync.serving.settings import ServingSettings
 Choices = list[tuple[str, str]]
 FILE_ROLES = {"mask_image_path": "mask", "script": "script"}  # options that are files of a job
 EMPTY = ""  # value of the choice that leaves an option unset
+UNITS = ("SECONDS", "PIXELS")  # metavars
 MAX_SLIDER_SPAN = 64  # wider ranges are typed
 ACRONYMS = {"crf": "CRF", "fps": "FPS", "lora": "LoRA", "vram": "VRAM", "deepcache": "DeepCache"}
 
@@ -36,9 +37,15 @@ def model_line(settings: ServingSettings) -> str:
     entry = REGISTRY.get(name)
     if entry is None or entry.model is None:
         return f"Model: **{name}**, a checkpoint of a training run."
-    source = entry.files[0].repo
-    link = f" [Weights and license](https://huggingface.co/{source})." if source else ""
-    return f"Model: **{name}**, {entry.summary.rstrip('.')}.{link}"
+    line = f"Model: **{name}**, {entry.summary.rstrip('.')}."
+    if entry.files[0].repo:
+        return f"{line} {_link(entry)}."
+    larger = REGISTRY[RELEASED_MODELS[0]]  # where there is a GPU
+    return f"{line} With a GPU, there is **{RELEASED_MODELS[0]}**, a {larger.summary}: {_link(larger)}."
+
+
+def _link(entry: Entry) -> str:
+    return f"[weights and license](https://huggingface.co/{entry.files[0].repo})"
 
 
 def best_model(settings: ServingSettings) -> str:
@@ -67,11 +74,18 @@ class OptionsForm:
         self._build([OPTIONS[name] for name in names if name in OPTIONS])
 
     def build_rest(self) -> None:
-        """Place all other fields: basic ones, then advanced ones in an accordion."""
+        """Place all other fields under the headings of their groups: basic ones, then advanced ones in an accordion."""
         rest = [option for option in OPTIONS.values() if option.name not in self.fields]
-        self._build([option for option in rest if not option.show.advanced])
+        self._build_groups([option for option in rest if not option.show.advanced])
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            self._build([option for option in rest if option.show.advanced])
+            self._build_groups([option for option in rest if option.show.advanced])
+
+    def _build_groups(self, options: list[Option]) -> None:
+        for group in Group:
+            found = [option for option in options if option.show.group is group]
+            if found:
+                gr.Markdown(f"## {group.capitalize()}", elem_classes="group")
+                self._build(found)
 
     def _build(self, options: list[Option]) -> None:
         for start in range(0, len(options), 2):
@@ -121,13 +135,20 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
     if option.type is str:
         return _choice(option, choices, common)
     if option.default is None:  # a number field would show 0, which is not what None stands for
-        return gr.Textbox(EMPTY, placeholder=f"{option.show.unset} ({option.range})", **common)
+        return gr.Textbox(EMPTY, placeholder=_placeholder(option), **common)
     span = {"minimum": option.low, "maximum": option.high}
     is_int = option.type is int
     low, high = option.low, option.high
     if low is not None and high is not None and high - low <= MAX_SLIDER_SPAN:
         return gr.Slider(value=option.default, step=1 if is_int else 0.1, **span, **common)
     return gr.Number(option.default, precision=0 if is_int else None, **span, **common)
+
+
+def _placeholder(option: Option) -> str:
+    """What an empty field stands for, with the unit or the range of a number."""
+    if option.show.metavar in UNITS:
+        return f"{option.show.metavar.lower()}; empty: {option.show.unset}"
+    return f"{option.show.unset} ({option.range})"
 
 
 def shown_value(option: Option, value: Any) -> Any:

@@ -22,6 +22,8 @@ REFRESH_SECONDS = 3.0
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 CONFIRM = "id => id && confirm('Delete this job and its files? This cannot be undone.') ? id : ''"
 LIPSYNC = "lipsync"  # id of the tab
+# The job that was chosen may be below the edge of a small screen.
+SHOW = "() => document.querySelector('#results-job').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
 class ResultsTab:
@@ -56,18 +58,16 @@ class ResultsTab:
             elem_id="jobs",
         )
         self.timer = gr.Timer(REFRESH_SECONDS, active=False)
-        self.panel = JobPanel(service, job_id)
-        self.settings = gr.HTML("", visible=False)
+        with gr.Column(elem_id="results-job"):
+            self.panel = JobPanel(service, job_id)
+            self.settings = gr.HTML("", visible=False)
         with gr.Row(elem_id="results-actions"):
-            self.download = gr.DownloadButton("Download", visible=False, elem_id="download")
             self.report = gr.DownloadButton("Report", visible=False, elem_id="report")
             self.reuse = gr.Button("Use these settings", visible=False, elem_id="reuse")
             self.smooth = gr.Button(f"Interpolate to {SMOOTH_FPS} fps", visible=False, elem_id="smooth")
             self.again = gr.Button("Try again", visible=False, elem_id="again")
             self.delete = gr.Button("Delete", variant="stop", visible=False, elem_id="delete")
-        self.actions = [
-            self.settings, self.download, self.report, self.reuse, self.smooth, self.again, self.delete
-        ]  # fmt: skip
+        self.actions = [self.settings, self.report, self.reuse, self.smooth, self.again, self.delete]
         self._connect(page, tab, others)
 
     def _connect(self, page: gr.Blocks, tab: gr.Tab, others: Sequence[gr.Tab]) -> None:
@@ -81,7 +81,8 @@ class ResultsTab:
             other.select(lambda: gr.Timer(active=False), None, self.timer, **PRIVATE)
         self.timer.tick(report_errors(self.listing), self.shown, listing, queue=False, **PRIVATE)
         page.load(report_errors(self.offered), job_id, self.actions, **PRIVATE)
-        self.gallery.select(report_errors(self.open), self.ids, opened, **PRIVATE)
+        opening = self.gallery.select(report_errors(self.open), self.ids, opened, **PRIVATE)
+        opening.then(None, None, None, js=SHOW, **PRIVATE)
         self.smooth.click(report_errors(self.interpolate), job_id, everything, **PRIVATE)
         self.again.click(report_errors(self.retry), job_id, everything, **PRIVATE)
         self.delete.click(report_errors(self.remove), job_id, everything, js=CONFIRM, **PRIVATE)
@@ -118,7 +119,6 @@ class ResultsTab:
         report = write_report(job, self.service.workspace.folder(job.id)) if has_files else None
         return {
             self.settings: gr.update(visible=True, value=settings_html(job)),
-            self.download: gr.update(visible=result is not None, value=None if result is None else str(result)),
             self.report: gr.update(visible=report is not None, value=None if report is None else str(report)),
             self.reuse: gr.update(visible=job.kind is JobKind.LIPSYNC),
             self.smooth: gr.update(visible=result is not None and job.kind is JobKind.LIPSYNC),
@@ -141,7 +141,7 @@ class ResultsTab:
         """Queue frame interpolation of the result."""
         job = self.service.get(job_id)
         if job.result is None:
-            raise UserError("the result has expired; run the job again first")
+            raise UserError("The result has expired. Run the job again first.")
         name = f"{Path(job.inputs.get('video', 'result')).stem}_{SMOOTH_FPS}fps{job.result.suffix}"
         options = GenerationOptions(interpolate=SMOOTH_FPS, crf=job.options.crf)
         return self._show(self.service.submit(JobKind.INTERPOLATE, {"video": (name, job.result)}, options))

@@ -49,7 +49,7 @@ def sentence(job: Job) -> str:
         place = f"{ahead} job{'s' * (ahead > 1)} before it" if ahead else "next in the queue"
         return f"Waiting: {place}" + (f", done in about {duration(job.eta_seconds)}." if job.eta_seconds else ".")
     if job.state is JobState.RUNNING:
-        frames = f", frame {job.done} of {job.total}" if job.total else ""
+        frames = f", frame {job.done} of {job.total}" if job.done else ""
         left = f", about {duration(job.eta_seconds)} left" if job.eta_seconds is not None else ""
         again = f" (attempt {job.attempts})" if job.attempts > 1 else ""
         return f"{STAGES.get(job.stage, job.stage).capitalize()}{frames}{left}{again}."
