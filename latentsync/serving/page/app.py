@@ -58,6 +58,7 @@ CSS = (
 :is(#video, #frames-video, #script, #more-audio, #mask_image_path) [data-testid=upload-text] {
     font-size: 0.9rem; line-height: 1.3; padding-top: 1.6rem; min-height: 0;
 }
+.help p { font-size: 0.75rem; color: var(--block-info-text-color); }
 .group h2 { font-size: 0.95rem !important; margin: 0.4rem 0 0 !important; }
 .dark button[role=tab][aria-selected=true] { color: var(--primary-300) !important; }
 #examples .grid-wrap, #people .grid-wrap, #jobs .grid-wrap { min-height: 0; height: auto; }
