@@ -29,6 +29,7 @@ from latentsync.metrics.fvd import SIDE, ClipFeatures
 from latentsync.metrics.identity import identity_similarity
 from latentsync.metrics.image import WHOLE, Box, crop_box, detail_ratio, laplacian_ratio, psnr, ssim
 from latentsync.metrics.landmarks import LIPS, STILL, JitterMetric, landmark_distance, openings
+from latentsync.metrics.lip_reading import MIN_FRAMES, LipScore
 from latentsync.metrics.seams import Speed, seam_ratio
 from latentsync.utils.errors import UserError
 
@@ -36,6 +37,7 @@ NO_FACE, NO_MOVEMENT = "no face was found in the result", "no face was found, or
 NO_SILENCE, NO_SPEECH = "the audio has no silence of 0.3 s", "the audio is silent throughout"
 NO_AUDIO, EQUAL = "the video has no audio", "infinite: the result is the source itself"
 NO_PAIR, NO_DETAIL = "no two consecutive frames could be compared", "the source's mouth is flat"
+NO_TRACK = f"the face is in view for less than {MIN_FRAMES} frames"
 NO_SEAM, AT_REST = (
     "the face is in view for less than two chunks",
     "no silence of 0.3 s in which the mouth of the source opens",
@@ -48,6 +50,7 @@ REASONS = {
     "leak_ratio": AT_REST,
     "seam": NO_SEAM,
     "lip_seam": NO_SEAM,
+    "lip_score": NO_TRACK,
     "opening": NO_SPEECH,
     "jitter": NO_MOVEMENT,
     "lip_jitter": NO_MOVEMENT,
@@ -107,6 +110,7 @@ class FaceMetrics:
         self._lip_speed, self._starts = Speed(LIPS), [np.zeros(0, bool)]
         self._per_frame: dict[str, list[np.ndarray]] = {}
         self._windows = ClipFeatures(models.i3d, models.settings.stride) if models.has("fvd") else None
+        self._lip_score = LipScore(models.lip_reader) if compared and models.has("lip_score") else None
 
     def update(self, chunk: FaceChunk) -> None:
         """Add the next faces."""
@@ -125,6 +129,8 @@ class FaceMetrics:
         self._add_network_metrics(chunk)
         if self._windows is not None:
             add_windows(self._windows, chunk)
+        if self._lip_score is not None:
+            self._lip_score.update(result, source, chunk.starts)
 
     def compute(self, wave: np.ndarray | None) -> ClipMetrics:
         """Metrics of all faces so far; `wave` is None for a video without audio."""
@@ -137,6 +143,8 @@ class FaceMetrics:
             values[key] = seam_ratio(changes, starts, self._chunk, self._overlap)
         arrays = {key: joined.pop(key) for key in FEATURES if key in joined}
         values |= {key: nanmean(array) for key, array in joined.items()}
+        if self._lip_score is not None:
+            values["lip_score"] = self._lip_score.compute()
         if self._windows is not None:
             arrays["fvd"] = self._windows.features()
         result = ClipMetrics(arrays=arrays, frames=self.num_frames, faces=self.faces)
@@ -216,7 +224,7 @@ def nanmean(values: np.ndarray) -> float:
 def _add_sync(metrics: ClipMetrics, result: Path, wave: np.ndarray | None, models: MetricModels) -> None:
     """Add LSE-C, LSE-D, offset and the confidence over time, scored with the samples that drove the result."""
     try:
-        score = models.sync.score_video(result, wave)[0]
+        score = models.sync.score_video(result, wave, models.settings.face)[0]
     except UserError as error:
         metrics.missing |= {key: str(error) for key in ("lse_c", "lse_d", "offset")}
         return

@@ -135,7 +135,7 @@ def generation_options(arguments: argparse.Namespace, model: str) -> GenerationO
 def open_pipeline(options: GenerationOptions, device: str | None) -> "LipsyncPipeline":
     from latentsync import load_pipeline
 
-    return load_pipeline(options.model, device, lora=options.lora, lora_scale=options.lora_scale)
+    return load_pipeline(options.model, device, lora=options.lora, lora_scale=options.lora_scale, preset=options.preset)
 
 
 def build_parser() -> OptionParser:

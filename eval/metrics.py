@@ -15,11 +15,13 @@ from latentsync.pretrained import mobilenet
 from latentsync.pretrained.face_embedding import RECOGNITION, FaceEmbedder
 from latentsync.pretrained.inception import CHECKPOINT as INCEPTION
 from latentsync.pretrained.inception import FIDInception
+from latentsync.pretrained.lip_reader import CHECKPOINT as LIP_READER
+from latentsync.pretrained.lip_reader import LipReader
 from latentsync.pretrained.mobilenet import MobileNetDistance
 from latentsync.pretrained.perceptual import LPIPS, VGG16
 from latentsync.utils.paths import PROJECT_ROOT
 
-VERSION = 5  # of the metric code; increase it to invalidate cached values
+VERSION = 6  # of the metric code; increase it to invalidate cached values
 HIGHER, LOWER, ONE, ZERO = "higher is better", "lower is better", "best at 1", "best at 0"
 AS_REAL = "as the ground truth"
 
@@ -50,6 +52,7 @@ METRICS = (
     Metric("offset", "|offset|", "frames", ZERO, "audio-visual offset with the smallest distance"),
     Metric("lmd_mouth", "LMD mouth", "%", LOWER, "distance of the lip landmarks, relative to the eye distance", True),
     Metric("lmd_face", "LMD face", "%", LOWER, "distance of all 468 landmarks, relative to the eye distance", True),
+    Metric("lip_score", "LipScore", "", HIGHER, "similarity of what a lip reader sees in result and source", True),
     Metric("psnr", "PSNR face", "dB", HIGHER, "aligned face", True),
     Metric("psnr_mouth", "PSNR mouth", "dB", HIGHER, "mouth box", True),
     Metric("ssim", "SSIM face", "", HIGHER, "aligned face", True),
@@ -185,6 +188,10 @@ class MetricModels:
         return self._get("csim", lambda: FaceEmbedder.from_pretrained().to(self.device))
 
     @property
+    def lip_reader(self) -> LipReader:
+        return self._get("lip_score", lambda: LipReader.from_pretrained(LIP_READER).to(self.device))
+
+    @property
     def inception(self) -> FIDInception:
         return self._get("fid", lambda: FIDInception.from_pretrained().to(self.device))
 
@@ -205,7 +212,7 @@ class MetricModels:
 
     def identity(self) -> dict[str, Any]:
         """Settings and weights that affect the values; part of the cache key."""
-        present = [path for path in (VGG16, RECOGNITION, INCEPTION, I3D) if path.is_file()]
+        present = [path for path in (VGG16, RECOGNITION, INCEPTION, I3D, LIP_READER) if path.is_file()]
         weights = {_short(path): file_digest(path) for path in (*present, *self.sync.files)}
         if (path := mobilenet.find_weights()) is not None:
             weights[path.name] = file_digest(path)
@@ -224,7 +231,7 @@ class MetricModels:
 
 def _missing(settings: MetricSettings) -> dict[str, str]:
     """The weights that each unavailable metric needs."""
-    needed = {"csim": RECOGNITION, "fvd": I3D, **dict.fromkeys(OF_INCEPTION, INCEPTION)}
+    needed = {"csim": RECOGNITION, "fvd": I3D, "lip_score": LIP_READER, **dict.fromkeys(OF_INCEPTION, INCEPTION)}
     if not settings.untrained_lpips:
         needed |= {"lpips": VGG16, "lpips_mouth": VGG16}
     missing = {key: f"needs {_short(path)}" for key, path in needed.items() if not path.is_file()}

@@ -32,6 +32,14 @@ OF_RESULT = ("leak", "opening", "csim", "sharpness", "boundary", "jitter", "lip_
 OF_RECONSTRUCTION = ("psnr_mouth", "ssim_mouth", "lpips_mouth", "mobilenet_mouth")
 
 
+def validation_models(device: str = "cpu") -> MetricModels:
+    """The networks of the metrics of validation videos, loaded on first use."""
+    models = MetricModels(MetricSettings(), device)
+    models.missing |= dict.fromkeys(SET_DISTANCES, "needs many clips")
+    models.missing["lip_score"] = "is not part of validation"
+    return models
+
+
 class Validation:
     """Metrics by name of a validation video; those that cannot be computed are left out and logged.
 
@@ -44,22 +52,29 @@ class Validation:
         video, audio: what the results are made from.
         num_frames: frames of a chunk.
         loss_weights: weights of the SyncNet that is the loss, to warn if it is the judge as well.
-        device: of the networks.
+        models: networks of the metrics, which several videos share; see `validation_models`.
     """
 
     def __init__(
-        self, video: Path, audio: Path, num_frames: int, loss_weights: Path | None = None, device: str = "cpu"
+        self,
+        video: Path,
+        audio: Path,
+        num_frames: int,
+        loss_weights: Path | None = None,
+        models: MetricModels | None = None,
     ) -> None:
         self.video, self.audio, self.num_frames, self.loss_weights = video, audio, num_frames, loss_weights
-        self.models = MetricModels(MetricSettings(), device)
-        self.models.missing |= dict.fromkeys(SET_DISTANCES, "needs many clips")
+        self.models = models or validation_models()
         self._source: tuple[np.ndarray, np.ndarray] | None = None
 
-    def __call__(self, pipeline: LipsyncPipeline, result: Path) -> dict[str, float]:
-        """Metrics of a result at the pipeline's resolution; the pipeline that made it reconstructs the source."""
-        self.models.settings = replace(self.models.settings, resolution=pipeline.resolution)
+    def result_metrics(self, pipeline: LipsyncPipeline, result: Path) -> dict[str, float]:
+        """Sync and `OF_RESULT` of a lip-synced video, at the resolution of the pipeline that made it."""
+        self._set_resolution(pipeline)
         wave = load_audio(self.audio, SAMPLE_RATE)
-        return {**self._sync(result, wave), **self._result(result, wave), **self._reconstruction(pipeline)}
+        return {**self._sync(result, wave), **self._result(result, wave)}
+
+    def _set_resolution(self, pipeline: LipsyncPipeline) -> None:
+        self.models.settings = replace(self.models.settings, resolution=pipeline.resolution)
 
     @cached_property
     def _judge(self) -> ClipSyncScorer:
@@ -90,7 +105,9 @@ class Validation:
             return {}
         return {key: metrics.values[key] for key in OF_RESULT if key in metrics.values}
 
-    def _reconstruction(self, pipeline: LipsyncPipeline) -> dict[str, float]:
+    def reconstruction_metrics(self, pipeline: LipsyncPipeline) -> dict[str, float]:
+        """`OF_RECONSTRUCTION` of the source's first frames; {} if it does not have enough."""
+        self._set_resolution(pipeline)
         if self._source is None:
             self._source = self._read_source(pipeline.resolution)
         real, wave = self._source

@@ -84,6 +84,7 @@ class Clip:
         figures: values computed by the steps, by name; they become columns of the manifest.
         drop: None for a clip to keep.
         length: number of frames of a dropped clip.
+        is_gap: it has frames of a segment in which nobody could be tracked; it is always dropped.
     """
 
     source: str
@@ -95,6 +96,7 @@ class Clip:
     figures: dict[str, Figure] = field(default_factory=dict)
     drop: Drop | None = None
     length: int = 0
+    is_gap: bool = False
 
     @property
     def num_frames(self) -> int:

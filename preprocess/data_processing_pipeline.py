@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 from tqdm import tqdm
 
 from latentsync.utils.commands import command
+from latentsync.utils.errors import UserError
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
 from preprocess.report import write_report
@@ -61,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
         " (default: its share of 80 %% of the machine's)",
     )
     add("--per_gpu_num_workers", type=int, default=0, help="Ray workers that share a GPU; 0 for none")
+    add(
+        "--gpu_actors",
+        type=int,
+        default=0,
+        help="Ray actors with a GPU each that run the networks of all workers (default: each worker has its own)",
+    )
     add("--executor", choices=EXECUTORS, default="local", help="local or Ray processes (default: %(default)s)")
     return parser
 
@@ -106,12 +113,15 @@ def options_of(args: argparse.Namespace) -> RunOptions:
             args.max_clips_per_person, tuple(args.hold_out), tuple(args.ignore_audio), args.held_out_per_person
         ),
         args.worker_memory_gb,
+        args.gpu_actors,
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Process the sources and print a summary."""
     settings, options = settings_of(args), options_of(args)
+    if args.executor == "ray" and (args.gpu_actors or args.per_gpu_num_workers) and args.device == "cpu":
+        raise UserError("--gpu_actors and --per_gpu_num_workers reserve GPUs; add --device cuda to use them")
     if args.dry_run:
         files = find_work(options, settings, open_storage(options.input_dir))
         for file in files:

@@ -1,5 +1,6 @@
 """Executors: worker processes on this machine, or actors of a Ray cluster. Both call `process_source`."""
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,11 +18,13 @@ from latentsync.utils.cores import threads_each, worker_environment
 from latentsync.utils.errors import UserError
 from latentsync.utils.memory import GIB, default_limit, resident_bytes
 from preprocess.manifest import SourceRecord
+from preprocess.remote_tools import Networks, RemoteTools
 from preprocess.source_work import Job, crashed, process_source
 from preprocess.storages.base import FileStamp
 from preprocess.tools import Tools
 from preprocess.write import OutputError
 
+logger = logging.getLogger(__name__)
 EXECUTORS = ("local", "ray")
 ATTEMPTS = 2  # for a source that crashes its worker
 CRASHED = "crashed the worker"
@@ -60,10 +63,15 @@ def run_local(files: Sequence[FileStamp], job: Job, workers: int, memory_bytes: 
             worker.stop()
 
 
-def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.0) -> Iterator[SourceRecord]:
+def run_ray(
+    files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.0, gpu_actors: int = 0
+) -> Iterator[SourceRecord]:
     """As `run_local`, on a Ray cluster: that at RAY_ADDRESS, or a local one. Each worker is an actor.
 
     Sources and results must be reachable from every machine: a shared folder or an fsspec address.
+
+    gpus: share of a GPU that each worker gets for networks of its own.
+    gpu_actors: actors with a whole GPU each, which run the networks of all workers; workers then get no GPU.
 
     Raises:
         UserError: Ray is not installed.
@@ -76,9 +84,14 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
     started = not ray.is_initialized()
     if started:
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
-    actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Actor)
+    actor = ray.remote(num_cpus=1, num_gpus=0 if gpu_actors else gpus, max_restarts=-1)(_Actor)
+    gpu_actor = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1, max_task_retries=ATTEMPTS)(Networks)
+    if gpu_actors > (present := ray.cluster_resources().get("GPU", 0)):
+        logger.warning("waiting for GPUs: --gpu_actors asks for %d, the cluster has %g", gpu_actors, present)
     try:
-        idle = deque(actor.remote(job) for _ in range(min(workers, len(files))))
+        networks = [gpu_actor.remote(job.settings) for _ in range(gpu_actors)] or [None]
+        count = min(workers, len(files))
+        idle = deque(actor.remote(job, networks[index % len(networks)]) for index in range(count))
         pending = deque(_Task(file) for file in files)
         running: dict[Any, tuple[Any, _Task]] = {}
         while pending or running:
@@ -93,6 +106,9 @@ def run_ray(files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.
             except ray.exceptions.RayActorError:
                 yield from _retry(task, job, pending)
             except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ray.exceptions.RayActorError):  # of the networks, which start again
+                    yield from _retry(task, job, pending)
+                    continue
                 raise error.as_instanceof_cause() from error
     finally:
         if started:
@@ -108,10 +124,11 @@ def limit_threads(workers: int) -> None:
 
 
 class _Actor:
-    """A Ray actor with its own networks."""
+    """A Ray actor with networks of its own, or with those of a `Networks` actor."""
 
-    def __init__(self, job: Job) -> None:
-        self._job, self._tools = job, Tools(job.settings)
+    def __init__(self, job: Job, networks: Any = None) -> None:
+        self._job = job
+        self._tools = Tools(job.settings) if networks is None else RemoteTools(job.settings, networks)
 
     def process(self, file: FileStamp) -> SourceRecord:
         return _process_in_time(file, self._job, self._tools)

@@ -29,7 +29,7 @@ COLUMNS = (
 @dataclass(frozen=True)
 class ClipRow:
     """Status of a clip. path: its file in the output folder, empty for a dropped clip; size, sha256: of that file;
-    width, height: of its frames, 0 in records of earlier versions."""
+    width, height: of its frames, 0 in records of earlier versions; is_gap: see `Clip`."""
 
     segment: int
     face: int
@@ -43,13 +43,15 @@ class ClipRow:
     width: int = 0
     height: int = 0
     sha256: str = ""
+    is_gap: bool = False
 
     @classmethod
     def of(cls, clip: Clip) -> "ClipRow":
         """The row of a clip that is not written yet, or dropped."""
         drop = clip.drop or Drop("", "")
         start, figures = float(clip.start), dict(clip.figures)
-        return cls(clip.segment, clip.person, start, clip.num_frames, figures, drop.step, drop.reason)
+        facts = (clip.segment, clip.person, start, clip.num_frames, figures, drop.step, drop.reason)
+        return cls(*facts, is_gap=clip.is_gap)
 
     @property
     def is_kept(self) -> bool:
@@ -198,7 +200,7 @@ def _source_row(record: SourceRecord) -> dict[str, Figure]:
         "step": record.step,
         "reason": record.reason,
         "clips_kept": kept,
-        "clips_dropped": len(record.clips) - kept,
+        "clips_dropped": sum(not clip.is_kept and not clip.is_gap for clip in record.clips),
         "sha256": record.sha256,
         "params": record.params,
     }
@@ -209,11 +211,11 @@ def _clip_row(record: SourceRecord, clip: ClipRow) -> dict[str, Figure]:
         record.figures
         | clip.figures
         | {
-            "kind": "clip",
+            "kind": "gap" if clip.is_gap else "clip",
             "source": record.name,
             "person": record.person,
             "segment": clip.segment,
-            "face": clip.face,
+            "face": "" if clip.is_gap else clip.face,
             "status": "kept" if clip.is_kept else "dropped",
             "step": clip.step,
             "reason": clip.reason,

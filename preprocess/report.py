@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def write_report(
     clips = [row for row in rows if row["kind"] == "clip"]
     sources = [row for row in rows if row["kind"] == "source"]
     kept, dropped = ([row for row in clips if row["status"] == status] for status in ("kept", "dropped"))
+    people = _people(clips)
     shown = dataclasses.asdict(settings) | {"steps": ", ".join(settings.steps)}
     text = render(
         TEMPLATE,
@@ -79,8 +81,9 @@ def write_report(
         kept=len(kept),
         clips=len(clips),
         minutes=sum(float(row["seconds"]) for row in kept) / 60,
-        people=len({row["person"] for row in kept}),
-        hours=_hours(clips),
+        people=people[:PEOPLE],
+        num_people=len(people),
+        num_kept_people=sum(person.kept > 0 for person in people),
         sources=len(sources),
         dropped_sources=sum(row["status"] == "dropped" for row in sources),
         drops=_drops(rows),
@@ -115,14 +118,32 @@ def _drops(rows: list[Row]) -> list[Row]:
     return found
 
 
-def _hours(clips: list[Row]) -> list[tuple[str, float, float]]:
-    """(person, hours kept, hours dropped) of those with the most hours kept."""
-    kept: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
+@dataclass
+class Person:
+    """Clips of a person, kept and dropped: their number, their hours, and the steps that dropped them with numbers."""
+
+    name: str
+    kept: int = 0
+    dropped: int = 0
+    hours_kept: float = 0.0
+    hours_dropped: float = 0.0
+    steps: Counter[str] = field(default_factory=Counter)
+
+
+def _people(clips: list[Row]) -> list[Person]:
+    """Those with the most hours kept come first."""
+    found: dict[str, Person] = {}
     for row in clips:
-        (kept if row["status"] == "kept" else dropped)[str(row["person"])] += float(row["seconds"]) / 3600
-    names = sorted({*kept, *dropped}, key=lambda name: -kept[name])
-    return [(name, kept[name], dropped[name]) for name in names[:PEOPLE]]
+        name, hours = str(row["person"]), float(row["seconds"]) / 3600
+        person = found.setdefault(name, Person(name))
+        if row["status"] == "kept":
+            person.kept += 1
+            person.hours_kept += hours
+        else:
+            person.dropped += 1
+            person.hours_dropped += hours
+            person.steps[str(row["step"])] += 1
+    return sorted(found.values(), key=lambda person: -person.hours_kept)
 
 
 def _gate(clips: list[Row]) -> str | None:

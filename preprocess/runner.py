@@ -34,12 +34,15 @@ class RunOptions:
     temp_dir: Path | None = None
     lists: ListOptions = field(default_factory=ListOptions)
     worker_memory_gb: float = 0.0  # GiB; 0: its share of 80 % of the machine's
+    gpu_actors: int = 0  # see `run_ray`
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise UserError(f"--executor {self.executor!r} is unknown; choose one of {', '.join(EXECUTORS)}")
         if self.workers < 1:
             raise UserError(f"--total_num_workers must be 1 or more, not {self.workers}")
+        if self.gpu_actors < 0 or (self.gpu_actors and (self.executor != "ray" or self.gpus_per_worker)):
+            raise UserError("--gpu_actors needs --executor ray, and no --per_gpu_num_workers")
         if not self.worker_memory_gb >= 0:
             raise UserError(f"--worker_memory_gb must be 0 or more, not {self.worker_memory_gb}")
         if os.path.realpath(self.input_dir) == os.path.realpath(self.output_dir):
@@ -110,7 +113,7 @@ def process(
         rows = write_manifest(output, done)
         lists = write_lists(output, rows, options.lists)
     clips = [row for row in rows if row["kind"] == "clip"]
-    dropped = Counter(f"{row['step']}" for row in rows if row["status"] == "dropped")
+    dropped = Counter(f"{row['step']}" for row in rows if row["status"] == "dropped" and row["kind"] != "gap")
     return Summary(rows, lists, len(new), len(finished), sum(row["status"] == "kept" for row in clips), dropped)
 
 
@@ -151,5 +154,5 @@ def _execute(files: list[FileStamp], job: Job, options: RunOptions) -> Iterator[
     if not files:
         return iter(())
     if options.executor == "ray":
-        return run_ray(files, job, options.workers, options.gpus_per_worker)
+        return run_ray(files, job, options.workers, options.gpus_per_worker, options.gpu_actors)
     return run_local(files, job, options.workers, round(options.worker_memory_gb * GIB))

@@ -2,11 +2,12 @@
 # Tests and benchmarks that need a GPU: recipes/on_a_gpu.sh [--tiny] [OUTPUT]
 #
 # Runs for up to ten minutes. Run the same command again until it says that everything is done: finished parts are
-# skipped. Each part writes its log, and its figures as JSON and Markdown, to OUTPUT (default: output/gpu). A part that
-# fails does not stop the others; delete NAME.failed to try it again. --tiny runs the benchmarks on tiny models, also
-# without a GPU, to try this script.
+# skipped, and an interrupted benchmark continues with its next figure. Each part writes its log, and its figures as JSON
+# and Markdown, to OUTPUT (default: output/gpu). A part that fails does not stop the others; delete NAME.failed to try it
+# again. --tiny runs the benchmarks on tiny models, also without a GPU, to try this script.
 #
-# PYTHON: the interpreter (default: .venv/bin/python). LIMIT: seconds to run (default: 590).
+# PYTHON: the interpreter (default: .venv/bin/python). LIMIT: seconds to run (default: 590). WHEELS: a folder of wheels
+# to install under OUTPUT first, for a machine without a network.
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -18,12 +19,18 @@ TINY=()
 if [ "${1:-}" = --tiny ]; then
     TINY=(--tiny --seconds 1)
     shift
-elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "on_a_gpu.sh: no CUDA device here; --tiny tries the script on the CPU" >&2
-    exit 1
 fi
 OUTPUT=${1:-output/gpu}
 mkdir -p -- "$OUTPUT"
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$(realpath -- "$OUTPUT")/compiled} # for the next command
+if [ -n "${WHEELS:-}" ]; then
+    "$PYTHON" -m pip install -q --no-index --no-deps --upgrade --target "$OUTPUT/site" "$WHEELS"/*.whl
+    export PYTHONPATH="$OUTPUT/site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+if [ ${#TINY[@]} = 0 ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "on_a_gpu.sh: no CUDA device here; --tiny tries the script on the CPU" >&2
+    exit 1
+fi
 
 part() { # part NAME ARGUMENT... : run $PYTHON -m ARGUMENT... once
     local name=$1 left=$((LIMIT - SECONDS)) code=0
@@ -52,20 +59,28 @@ part() { # part NAME ARGUMENT... : run $PYTHON -m ARGUMENT... once
 benchmark() { # benchmark NAME SECTION OPTION...
     local name=$1
     shift
-    part "$name" tools.benchmark "$@" --json "$OUTPUT/$name.json" --markdown "$OUTPUT/$name.md"
+    part "$name" tools.benchmark "$@" --json "$OUTPUT/$name.json" --markdown "$OUTPUT/$name.md" \
+        --journal "$OUTPUT/$name.journal"
 }
 
 # The recipes of the embedded model train on a CPU and are not part of this.
 if [ ${#TINY[@]} = 0 ]; then
     part tests pytest -q -m gpu tests
-    for side in 256 512; do
-        for levers in eager compiled; do
-            benchmark "gpu_${side}_$levers" gpu --resolution "$side" --levers "$levers"
+    for section in networks gpu; do
+        for side in 256 512; do
+            benchmark "${section}_${side}_eager" "$section" --resolution "$side" --levers eager
         done
+    done
+    for side in 256 512; do
+        benchmark "gpu_${side}_compiled" gpu --resolution "$side" --levers compiled
     done
     benchmark training training
     benchmark precisions precisions
+    for side in 256 512; do
+        benchmark "networks_${side}_compiled" networks --resolution "$side" --levers compiled
+    done
 else
+    benchmark networks networks --tiny
     benchmark gpu gpu "${TINY[@]}"
     benchmark precisions precisions --tiny
 fi

@@ -58,6 +58,7 @@ def build_parser() -> OptionParser:
     add = parser.add_argument_group("device").add_argument
     add("--device", default=AUTO, help=DEVICE_HELP)
     add("--dtype", choices=DTYPES, help="precision of the model (default: by device and model)")
+    add("--quantize", action="store_true", help="compute linear layers in 8 bits (fp8 or int8); needs torchao")
     add("--compile", action="store_true", help=COMPILE_HELP)
     add_option_arguments(parser)
     return parser
@@ -177,6 +178,8 @@ def generate(options: argparse.Namespace) -> Path:
             getattr(torch, options.dtype) if options.dtype else None,
             lora=given.lora,
             lora_scale=given.lora_scale,
+            preset=given.preset,
+            quantize=options.quantize,
             compile=options.compile,
         )
         with logging_redirect_tqdm():  # keeps warnings out of the progress bar

@@ -13,20 +13,18 @@ from pathlib import Path
 
 import torch
 
-from eval.validation import Validation
-from latentsync.checkpoints.registry import resolve
+from eval.pairs import read_pairs
+from eval.validation import Validation, validation_models
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
-from latentsync.loading import load_scheduler
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
-from latentsync.models.vae import LatentCodec
 from latentsync.training.loop import run_training
-from latentsync.training.unet_setup import FrozenParts, build_dataset, check_start, load_loss_networks
+from latentsync.training.unet_setup import build_dataset, check_start, load_frozen_parts, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
+from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path
-from latentsync.whisper.audio2feature import Audio2Feature
 
 logger = logging.getLogger("train_unet")
 
@@ -42,36 +40,55 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_validation(config: UNetFileConfig) -> Validation | None:
-    """The metrics of validation videos, see `eval.validation`; None if the config makes none."""
-    data = config.data
-    if not (config.run.validate and data.val_video_path and data.val_audio_path):
-        return None
+def make_validations(config: UNetFileConfig) -> list[Validation]:
+    """The validation videos of a config with their metrics.
+
+    Raises:
+        UserError: a file is missing, or the list cannot be read.
+    """
+    files = validation_files(config)
+    if not files:
+        logger.info("no validation videos: run.validate is off, or data.val_video_path or val_audio_path is empty")
+        return []
     loss_weights = None
-    if config.run.use_syncnet and data.syncnet_config_path:
-        syncnet = load_syncnet_config(project_path(data.syncnet_config_path), *SYNCNET_SCHEMAS)
+    if config.run.use_syncnet and config.data.syncnet_config_path:
+        syncnet = load_syncnet_config(project_path(config.data.syncnet_config_path), *SYNCNET_SCHEMAS)
         loss_weights = project_path(syncnet.ckpt.inference_ckpt_path)
-    video, audio = project_path(data.val_video_path), project_path(data.val_audio_path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Validation(video, audio, data.num_frames, loss_weights, device)
+    models = validation_models("cuda" if torch.cuda.is_available() else "cpu")
+    return [Validation(video, audio, config.data.num_frames, loss_weights, models) for video, audio in files]
+
+
+def validation_files(config: UNetFileConfig) -> list[tuple[Path, Path]]:
+    """Video and audio of each validation video. Raises UserError, see `make_validations`."""
+    data = config.data
+    files: list[tuple[Path, Path]] = []
+    if not config.run.validate:
+        return []
+    if data.val_video_path and data.val_audio_path:
+        files.append((project_path(data.val_video_path), project_path(data.val_audio_path)))
+        _require("val_video_path", files[0][0])
+        _require("val_audio_path", files[0][1])
+    for pair in read_pairs(project_path(data.val_pairs)) if data.val_pairs else ():
+        files.append((pair.video, pair.driving_audio))
+        _require("val_pairs", pair.video)
+        _require("val_pairs", pair.driving_audio)
+    return files
+
+
+def _require(key: str, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"data.{key}: {path} does not exist; give a file, or set run.validate to false")
 
 
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_unet_config(args.unet_config_path, UNetConfig)
     check_start(config)
-    given = {
-        "vae": args.vae_path,
-        "whisper": args.whisper_path,
-        "scheduler_config": args.scheduler_config_path,
-        "unet": args.unet_config_path,  # not read: the UNet is trained
-    }
-    files = resolve(config.ckpt.base_model, own={part: path for part, path in given.items() if path})
-    audio = Audio2Feature(files.whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
-    parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
-    networks = load_loss_networks(config, audio.num_layers)
+    given = {"vae": args.vae_path, "whisper": args.whisper_path, "scheduler_config": args.scheduler_config_path}
+    parts, files = load_frozen_parts(config, args.unet_config_path, given)
+    networks = load_loss_networks(config, parts.audio.num_layers)
     make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
-    task = UNetTask(config, parts, networks, make_dataset, make_validation(config))
+    task = UNetTask(config, parts, networks, make_dataset, make_validations(config))
     return run_training(task, config, dry_run=args.dry_run)
 
 

@@ -132,6 +132,7 @@ INCEPTION = CheckpointFile(
     url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
         "pt_inception-2015-12-05-6726825d.pth")
 RIFE = CheckpointFile("auxiliary/rife/flownet.pkl")
+LIP_READER = CheckpointFile("auxiliary/vsr_trlrs2lrs3vox2avsp_base.pth")
 # fmt: on
 EMBEDDED_UNET = CheckpointFile("embedded/unet.safetensors")
 EMBEDDED_WHISPER = CheckpointFile("embedded/whisper_tiny_en_encoder.safetensors")

@@ -20,6 +20,7 @@ from latentsync.checkpoints.files import (
     HYPERIQA,
     I3D,
     INCEPTION,
+    LIP_READER,
     REALESRGAN,
     RIFE,
     S3FD,
@@ -177,6 +178,12 @@ REGISTRY: dict[str, Entry] = {
     ),
     "vgg16": Entry("VGG16 of torchvision, for LPIPS in training and evaluation", BSD, (VGG16,)),
     "inception": Entry("Inception of FID, for evaluation", APACHE, (INCEPTION,)),
+    "lip_reader": Entry(
+        "Auto-AVSR's visual speech recognizer, for LipScore in evaluation",
+        "for comparison and benchmarks only, see the license of Auto-AVSR",
+        (LIP_READER,),
+        note="put the English visual-only model of Auto-AVSR's model zoo there (LRS2+LRS3+VOX2+AVSP)",
+    ),
     "buffalo_l": Entry(
         "InsightFace detector and landmarks, for --detector insightface",
         INSIGHTFACE,
@@ -266,6 +273,13 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
         match_detail=model.match_detail,
     )
     return replace(found, **dict[str, Any](own))
+
+
+def few_step_adapter(name: str, checkpoints: Path | None = None) -> Path | None:
+    """The LoRA adapter that makes a registered model sample in a few steps, `few_step/NAME.safetensors` among the
+    checkpoints; None if there is none. Made by recipes/distill."""
+    places = [root / "few_step" / f"{name}.safetensors" for root in search_roots(checkpoints)]
+    return next((path for path in places if path.is_file()), None) if name in REGISTRY else None
 
 
 def part_of(file: CheckpointFile, model: ModelSettings) -> str:

@@ -41,6 +41,7 @@ class DataConfig(DataSection):
     syncnet_config_path: the SyncNet of the sync loss and of validation.
     more_syncnet_config_paths: further SyncNets of the sync loss with windows of other lengths, at most num_frames.
     val_video_path, val_audio_path: video and audio of the validation video.
+    val_pairs: list of further validation videos, a CSV with the columns video and audio as for the evaluation.
     mask_image_path: empty for the mask of the released checkpoints.
     pairs_dir: altered twins of the clips from `tools.make_pairs`, for a model with whole_condition.
     audio_feat_length: [before, after], frames of audio context around each frame.
@@ -53,6 +54,7 @@ class DataConfig(DataSection):
     more_syncnet_config_paths: tuple[str, ...] = ()
     val_video_path: str = ""
     val_audio_path: str = ""
+    val_pairs: str = ""
     mask_image_path: str = ""
     pairs_dir: str = ""
     audio_feat_length: tuple[int, ...] = (2, 2)
@@ -86,10 +88,11 @@ class RunConfig(RunSection):
     guidance_scale, inference_steps: defaults of inference, and of the validation video.
     cpu_bfloat16: inference runs UNet and decoder in bfloat16 on CPUs with instructions for it; see `cast_networks`.
     one_step: the UNet is trained and evaluated at the last timestep only, without guidance.
+    few_steps: the UNet is distilled to inference_steps evaluations without guidance, see recipes/distill.
     enable_gradient_checkpointing: less memory for a third more time; of the UNet and of the decoder.
     cache_latents: encode every clip once, see data.latent_cache_dir; otherwise frames are encoded in each step.
     audio_dropout: share of samples trained without audio, which classifier-free guidance needs.
-    validate: lip-sync data.val_video_path to data.val_audio_path at every checkpoint.
+    validate: lip-sync data.val_video_path to data.val_audio_path, and data.val_pairs, at every checkpoint.
     decode_region: part of the face that is decoded for the losses on frames; the rest is the real frame.
     decode_frames: frames of a sample that are decoded, evenly spaced; 0 for all, as losses over time need.
     sync_max_timestep: losses on the one-step estimate count only samples at or below this timestep.
@@ -109,6 +112,7 @@ class RunConfig(RunSection):
     inference_steps: int = 20
     one_step: bool = False
     cpu_bfloat16: bool = False
+    few_steps: bool = False
     trainable_modules: tuple[str, ...] = ()
     use_mixed_noise: bool = True
     mixed_noise_alpha: float = 1.0
@@ -134,6 +138,7 @@ class RunConfig(RunSection):
             not self.one_step or (self.inference_steps, self.guidance_scale) == (1, 1),
             "one_step needs inference_steps 1 and guidance_scale 1",
         )
+        require(not self.few_steps or self.guidance_scale == 1, "few_steps needs guidance_scale 1")
         require(0 <= self.audio_dropout < 1, f"audio_dropout must be at least 0 and below 1, got {self.audio_dropout}")
         require(self.recon_loss_weight > 0, "recon_loss_weight must be above 0: the other losses only refine it")
         require(

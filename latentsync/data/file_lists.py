@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.files import replaced
 from latentsync.utils.locks import waiting_lock
 from latentsync.utils.paths import project_path
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 VERSION = 1  # raise when the same list gives another index

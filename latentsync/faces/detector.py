@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,16 @@ class FaceDetector(Protocol):
 
     def close(self) -> None:
         """Release the models; the detector cannot be used afterwards."""
+
+
+@runtime_checkable
+class BatchDetector(FaceDetector, Protocol):
+    """A detector without temporal state, which may get the next `batch_size` images of a clip at once."""
+
+    batch_size: int
+
+    def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """`detect` for each image."""
 
 
 def is_plausible(face: Face) -> bool:

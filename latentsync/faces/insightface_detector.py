@@ -3,7 +3,7 @@
 The models are licensed for non-commercial use only and are never downloaded automatically.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,7 +63,7 @@ def faces_from_hits(hits: Iterable[Any]) -> list[Face]:
 
 
 class InsightFaceDetector:
-    """Face detector without temporal state. See `latentsync.faces.detector.FaceDetector`.
+    """Face detector without temporal state. See `latentsync.faces.detector.BatchDetector`.
 
     Args:
         model_root: folder that contains models/buffalo_l.
@@ -74,6 +74,8 @@ class InsightFaceDetector:
         UserError: missing model files or packages.
     """
 
+    batch_size = 16
+
     def __init__(self, model_root: str | Path, device: str = "cpu", app: FaceApp | None = None) -> None:
         self._app: FaceApp | None = app if app is not None else _load_app(Path(model_root), device)
 
@@ -82,6 +84,10 @@ class InsightFaceDetector:
         if self._app is None:
             raise RuntimeError("the face detector is closed")
         return faces_from_hits(self._app.get(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
+
+    def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """One by one: the published network has a batch of one."""
+        return [self.detect(image) for image in images]
 
     def reset(self) -> None:
         """No-op: there is no temporal state."""

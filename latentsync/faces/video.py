@@ -11,13 +11,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from os import PathLike
 
 import numpy as np
 
 from latentsync.faces.align import frame_to_square, resize_to_square, shift_source, source_box, warp_to_crop
 from latentsync.faces.cuts import CutDetector
-from latentsync.faces.detector import Face, FaceDetector, match_boxes
+from latentsync.faces.detector import BatchDetector, Face, FaceDetector, match_boxes
 from latentsync.faces.factory import create_detector
 from latentsync.faces.smoothing import AnchorSmoother
 from latentsync.faces.tracking import FaceTracker, Scene, SelectRule, TrackedFace
@@ -33,6 +34,8 @@ MIN_TRACKED_FACE = 16  # pixels; `PeopleTracker` ignores smaller detections
 DEFAULT_FPS = Fraction(25)
 OUTSIDE = "the face is outside the frame"
 NOT_SPEAKING = "nobody speaks"
+NO_FACE = "no face in view"
+SMALL = "faces too small to track"
 
 
 @dataclass(frozen=True)
@@ -317,8 +320,18 @@ class PersonTrack:
         return float(np.linalg.norm(np.diff(anchors, n=2, axis=0), axis=-1).mean() / max(brows, 1e-6))
 
 
+@dataclass
+class Gap:
+    """Consecutive frames in which nobody could be tracked: index of the first, number, and why."""
+
+    start: int
+    length: int
+    reason: str
+
+
 class PeopleTracker:
-    """Tracks all people in a clip. `most` is the maximum number of faces in any frame so far.
+    """Tracks all people in a clip. `most` is the maximum number of faces in any frame so far, `gaps` has the frames
+    that belong to no track.
 
     Args:
         detector: face detector, reset at the start and after every cut.
@@ -330,6 +343,7 @@ class PeopleTracker:
     def __init__(self, detector: FaceDetector, resolution: int, fps: float = 25.0, smooth: bool = True):
         self.detector, self.resolution, self.fps, self.smooth = detector, resolution, fps, smooth
         self.most = 0
+        self.gaps: list[Gap] = []
         self._count = 0
         self._active: list[_ActiveTrack] = []
 
@@ -337,14 +351,24 @@ class PeopleTracker:
         """Yield each track once it ends: when the person is lost, at a cut, or after the last frame."""
         self.detector.reset()
         cuts = CutDetector()
-        for index, frame in enumerate(frames):
-            image = frame.rgb(DETECTION_SIDE)
+        for index, (frame, image, found) in enumerate(_detected(frames, self.detector)):
             if cuts.update(image):
                 self.detector.reset()
                 yield from self._end()
-            faces = [face.scaled(frame.width / image.shape[1]) for face in self.detector.detect(image)]
-            yield from self._update(index, frame, [face for face in faces if face.size.min() >= MIN_TRACKED_FACE])
+            found = self.detector.detect(image) if found is None else found
+            seen = [face.scaled(frame.width / image.shape[1]) for face in found]
+            faces = [face for face in seen if face.size.min() >= MIN_TRACKED_FACE]
+            yield from self._update(index, frame, faces)
+            if not self._active:
+                self._add_gap(index, OUTSIDE if faces else SMALL if seen else NO_FACE)
         yield from self._end()
+
+    def _add_gap(self, index: int, reason: str) -> None:
+        last = self.gaps[-1] if self.gaps else None
+        if last is not None and last.reason == reason and last.start + last.length == index:
+            last.length += 1
+        else:
+            self.gaps.append(Gap(index, 1, reason))
 
     def _update(self, index: int, frame: VideoFrame, faces: Sequence[Face]) -> list[PersonTrack]:
         """Match the detections of one frame to the tracks, longest first; returns the tracks that ended."""
@@ -373,6 +397,19 @@ class PeopleTracker:
     def _end(self) -> list[PersonTrack]:
         ended, self._active = [track.person for track in self._active], []
         return ended
+
+
+def _detected(
+    frames: Iterable[VideoFrame], detector: FaceDetector
+) -> Iterator[tuple[VideoFrame, np.ndarray, list[Face] | None]]:
+    """Each frame with its reduced image, and with its faces if the detector takes the next frames at once."""
+    if not isinstance(detector, BatchDetector):
+        yield from ((frame, frame.rgb(DETECTION_SIDE), None) for frame in frames)
+        return
+    frames = iter(frames)
+    while batch := list(islice(frames, detector.batch_size)):
+        images = [frame.rgb(DETECTION_SIDE) for frame in batch]
+        yield from zip(batch, images, detector.detect_batch(images), strict=True)
 
 
 @dataclass

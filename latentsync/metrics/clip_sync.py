@@ -26,8 +26,8 @@ from latentsync.faces.video import DETECTION_SIDE
 from latentsync.media.audio import load_audio
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
-from latentsync.metrics.face_tracks import MIN_FACE, MIN_FRAMES, FaceTrack, crop_faces, find_tracks
-from latentsync.metrics.faces import aligned_tracks, clip_frames, is_aligned_clip
+from latentsync.metrics.face_tracks import MIN_FACE, MIN_FRAMES, FaceTrack, crop_faces, find_tracks, track_of
+from latentsync.metrics.faces import aligned_tracks, clip_frames, is_aligned_clip, read_clip_faces
 from latentsync.metrics.published_sync import PublishedScore, score_faces
 from latentsync.metrics.sync import SyncScorer, offset_score
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
@@ -89,11 +89,13 @@ class ClipSyncScorer(Protocol):
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
         """Score aligned faces (T, R, R, 3) uint8 with audio (N,). Raises UserError for a clip that is too short."""
 
-    def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
-        """Score each face of a video, starting with the longest track. A clip of aligned faces is not aligned again.
+    def score_video(self, path: str | Path, wave: np.ndarray | None = None, face: str | None = None) -> list[ClipSync]:
+        """Score the faces of a video, starting with the longest track. A clip of aligned faces is not aligned again.
 
         Args:
             wave: audio (N,) to score instead of the file's own, mono at 16 kHz, starting at the first frame.
+            face: score this person only, see `latentsync.faces.video.track_faces`; None for all faces that the scorer
+                finds.
 
         Raises:
             UserError: the file has no video or no audio, or no face is in view for long enough.
@@ -145,7 +147,7 @@ class PublishedScorer:
         crops = (cv2.resize(face, (FACE_SIZE, FACE_SIZE)) for face in faces)
         return self._result(score_faces(self.net, crops, wave), track)
 
-    def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
+    def score_video(self, path: str | Path, wave: np.ndarray | None = None, face: str | None = None) -> list[ClipSync]:
         info, wave = _open(path, wave)
         if is_aligned_clip(info):
             return [self.score_faces(faces, wave) for _, faces in aligned_tracks(info, FACE_SIZE)]
@@ -154,6 +156,11 @@ class PublishedScorer:
         tracks = find_tracks(boxes)
         if not tracks:
             raise UserError(f"{path}: no face of {MIN_FACE} pixels is in view for {MIN_FRAMES} frames; leave it out")
+        if face is not None and len(tracks) > 1:
+            track = track_of(tracks, _boxes_of(info, face))
+            if track is None:
+                raise UserError(f"{path}: the face {face} is not in view for {MIN_FRAMES} frames; leave it out")
+            tracks = [track]
         return [self._score_track(info, wave, track) for track in tracks]
 
     def _boxes(self, frame: VideoFrame, detector: FaceDetector) -> list[np.ndarray]:
@@ -213,16 +220,22 @@ class EmbeddedScorer:
         least, embeddings = float(score.distances.min()), (vision.numpy(), audio.numpy())
         return ClipSync(self.name, score.offset, score.confidence, least, windows, 0, len(faces), *embeddings)
 
-    def score_video(self, path: str | Path, wave: np.ndarray | None = None) -> list[ClipSync]:
+    def score_video(self, path: str | Path, wave: np.ndarray | None = None, face: str | None = None) -> list[ClipSync]:
         info, wave = _open(path, wave)
         found = []
-        for start, faces in aligned_tracks(info, self.scorer.resolution):
+        for start, faces in aligned_tracks(info, self.scorer.resolution, face or "largest"):
             audio = wave[start * SAMPLES_PER_FRAME : (start + len(faces)) * SAMPLES_PER_FRAME]
             if self.scorer.frames_of(len(faces), audio) >= self.min_frames:
                 found.append(replace(self.score_faces(faces, audio), start=start))
         if not found:
             raise UserError(f"{path}: no face is in view for {self.min_frames} frames with audio; leave it out")
         return sorted(found, key=lambda result: (-result.frames, result.start))
+
+
+def _boxes_of(info: VideoInfo, face: str) -> dict[int, np.ndarray]:
+    """Box (4,) of a person in each frame in which it is in view."""
+    with closing(read_clip_faces(info, FACE_SIZE, face)) as frames:
+        return {item.index: item.seen.box for item in frames if item.seen.box is not None}
 
 
 def _open(path: str | Path, wave: np.ndarray | None) -> tuple[VideoInfo, np.ndarray]:

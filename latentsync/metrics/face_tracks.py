@@ -3,7 +3,7 @@
 Legend: T frames of a track. Boxes are (x0, y0, x1, y1) in pixels of the frame.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +14,7 @@ from latentsync.faces.detector import overlap
 from latentsync.pretrained.syncnet_v2 import FACE_SIZE
 
 SAME_FACE = 0.5  # intersection over union of consecutive boxes
+SAME_PERSON = 0.2  # of the boxes of two detectors
 MAX_GAP = 25  # frames without a detection before a track ends
 MIN_FRAMES = 50
 MIN_FACE = 100  # pixels
@@ -60,6 +61,17 @@ def find_tracks(
     tracks = [_filled(track) for track in done + open_tracks]
     fit = [track for track in tracks if len(track.boxes) >= min_frames and track.size >= min_face]
     return sorted(fit, key=lambda track: (-len(track.boxes), track.start))
+
+
+def track_of(tracks: Sequence[FaceTrack], boxes: Mapping[int, np.ndarray]) -> FaceTrack | None:
+    """The track that shows the person with these boxes (4,) by frame, in the most frames; None if none does."""
+
+    def shared(track: FaceTrack) -> int:
+        inside = (index for index in boxes if track.start <= index < track.end)
+        return sum(overlap(track.boxes[index - track.start], boxes[index]) > SAME_PERSON for index in inside)
+
+    best = max(tracks, key=shared, default=None)
+    return best if best is not None and shared(best) else None
 
 
 def _filled(track: list[tuple[int, np.ndarray]]) -> FaceTrack:

@@ -7,13 +7,15 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from latentsync.utils.errors import one_line
 
 logger = logging.getLogger(__name__)
 
 MAX_REASON = 200  # characters
+GRAPH_MODES = ("reduce-overhead", "max-autotune")  # modes of the compiler that use CUDA graphs
 _eager: ContextVar[bool] = ContextVar("eager", default=False)
 
 
@@ -22,11 +24,12 @@ class Compiled:
 
     Args:
         function: of tensors; its module keeps its name in the state dict.
-        options: see `torch.compile`. Shapes are static: another shape is compiled anew.
+        options: see `torch.compile`. Shapes are static: another shape is compiled anew. Results of modes with CUDA
+            graphs are copied, since a graph writes to the same memory each time.
     """
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
-        self._function = function
+        self._function, self._uses_graphs = function, options.get("mode") in GRAPH_MODES
         self._compiled: Callable[..., Any] | None = torch.compile(function, **{"dynamic": False, **options})
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -35,7 +38,8 @@ class Compiled:
         from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
         try:
-            return self._compiled(*arguments, **keywords)
+            result = self._compiled(*arguments, **keywords)
+            return tree_map_only(Tensor, Tensor.clone, result) if self._uses_graphs else result
         except TorchDynamoException as error:
             reason = one_line(error).strip()[:MAX_REASON]
             logger.warning("torch.compile failed, continuing without it: %s", reason)

@@ -1,4 +1,4 @@
-"""LoRA: low-rank additions to the attention projections, trained through peft, merged into the weights for inference.
+"""LoRA: low-rank additions to the linear layers of attention blocks, trained through peft, merged for inference.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models": W becomes W + scale * alpha / R * B A.
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = "ff"  # the target that names the feed-forward layers
+FEED_FORWARD_LAYERS = ("ff.net.0.proj", "ff.net.2")
+ALL_LAYERS = (*PROJECTIONS, FEED_FORWARD)
 FORMAT = "latentsync-lora-1"
 ADAPTER_NAME = "default"  # peft's name of a single adapter
 PEFT_KEY = re.compile(rf"(.+)\.lora_([AB])\.{ADAPTER_NAME}\.weight")
@@ -53,37 +56,44 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """Metadata of an adapter file. base: the weights it was trained on; step: training steps."""
+    """Metadata of an adapter file. base: the weights it was trained on; step: training steps. few_steps: evaluations
+    without guidance that it was distilled to, 0 for none."""
 
     settings: LoraSettings
     base: str
     step: int
+    few_steps: int = 0
 
 
 def find_projections(unet: nn.Module, targets: Sequence[str]) -> list[str]:
     """Names of the attention projections (`PROJECTIONS`) with one of `targets` among the dotted parts of their name.
 
     attn1 is attention within a frame, attn2 to the audio, attention_blocks along time; to_q, attn2.to_k, mid_block
-    and similar parts work as well. Raises UserError for a target that matches none.
+    and similar parts work as well. Feed-forward layers need a target with ff, such as ff or mid_block.ff. Raises
+    UserError for a target that matches none.
     """
-    endings = tuple(f".{projection}" for projection in PROJECTIONS)
+    endings = tuple(f".{layer}" for layer in (*PROJECTIONS, *FEED_FORWARD_LAYERS))
     names = [name for name, module in unet.named_modules() if name.endswith(endings) and isinstance(module, nn.Linear)]
-    wanted = [f".{target.strip('.')}." for target in targets]
-    unused = [target for target, part in zip(targets, wanted, strict=True) if not any(part in f".{n}." for n in names)]
-    if unused or not wanted:
+    unused = [target for target in targets if not any(_is_target(name, target) for name in names)]
+    if unused or not targets:
         raise UserError(
             f"LoRA targets: {', '.join(map(repr, unused)) or 'none given'}: no attention projection of this UNet; name"
-            " some of attn1, attn2, attention_blocks (with motion modules), to_q, to_k, to_v, to_out"
+            " some of attn1, attn2, attention_blocks (with motion modules), to_q, to_k, to_v, to_out, ff"
         )
-    return [name for name in names if any(part in f".{name}." for part in wanted)]
+    return [name for name in names if any(_is_target(name, target) for target in targets)]
+
+
+def _is_target(name: str, target: str) -> bool:
+    parts = target.strip(".").split(".")
+    return f".{'.'.join(parts)}." in f".{name}." and (name.endswith(PROJECTIONS) or FEED_FORWARD in parts)
 
 
 def add_lora(
     unet: "UNet3DConditionModel", rank: int, alpha: float = 16.0, targets: Sequence[str] = PROJECTIONS
 ) -> list[nn.Parameter]:
-    """Add adapters to the attention projections, freeze everything else, and return the trainable parameters.
+    """Add adapters to the layers that `targets` name, freeze everything else, and return the trainable parameters.
 
-    A new adapter has no effect (B is zero; A is drawn from the global generator). The projections become peft layers,
+    A new adapter has no effect (B is zero; A is drawn from the global generator). The layers become peft layers,
     whose weight is named `base_layer.weight`.
 
     Raises:
@@ -118,10 +128,11 @@ def save_lora(
     base: str = "",
     step: int = 0,
     state: Mapping[str, Tensor] | None = None,
+    few_steps: int = 0,
 ) -> None:
     """Write the adapter atomically as safetensors.
 
-    base: name of the weights it was trained on, for messages; state: see `lora_state_dict`.
+    base: name of the weights it was trained on, for messages; state: see `lora_state_dict`; few_steps: see `LoraInfo`.
     Raises UserError when it cannot be written.
     """
     settings = _adapter_of(unet)
@@ -136,6 +147,7 @@ def save_lora(
         "alpha": str(settings.alpha),
         "targets": json.dumps(settings.targets),
         "base": base,
+        "few_steps": str(few_steps),
         "base_shapes": _shapes_digest(unet),
         "base_weights": _weights_digest(unet, _modules(tensors)),
         "model": json.dumps(_plain_config(unet)),
@@ -161,8 +173,8 @@ def load_lora(unet: "UNet3DConditionModel", path: str | Path, scale: float = 1.0
     tensors, metadata = checkpoint.state_dict, checkpoint.metadata
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: is not a LoRA adapter of this project; a whole UNet goes to --inference_ckpt_path")
-    settings, trained_config = _read_metadata(path, metadata)
-    info = LoraInfo(settings, metadata.get("base", ""), checkpoint.global_step)
+    info, trained_config = _read_metadata(path, metadata, checkpoint.global_step)
+    settings = info.settings
     difference = _config_difference(unet, trained_config) or _shape_difference(unet, tensors, settings.rank)
     if not difference and metadata.get("base_shapes") != _shapes_digest(unet):
         difference = "it has tensors of other names or shapes"
@@ -216,7 +228,7 @@ def _shape_difference(unet: "UNet3DConditionModel", tensors: Mapping[str, Tensor
 
 def _expected_shapes(unet: nn.Module, modules: Iterable[str], rank: int) -> dict[str, list[int]]:
     """Names and shapes of the adapter's tensors on those of `modules` that are projections of the UNet."""
-    projections = set(find_projections(unet, PROJECTIONS))
+    projections = set(find_projections(unet, ALL_LAYERS))
     shapes: dict[str, list[int]] = {}
     for name in modules:
         if name in projections:
@@ -225,11 +237,12 @@ def _expected_shapes(unet: nn.Module, modules: Iterable[str], rank: int) -> dict
     return shapes
 
 
-def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[LoraSettings, dict[str, Any]]:
-    """Settings of the adapter and the config of the model it was trained on."""
+def _read_metadata(path: Path, metadata: Mapping[str, str], step: int) -> tuple[LoraInfo, dict[str, Any]]:
+    """What the file says of the adapter, and the config of the model it was trained on."""
     try:
         targets, config = json.loads(metadata["targets"]), dict(json.loads(metadata["model"]))
-        return LoraSettings(int(metadata["rank"]), float(metadata["alpha"]), tuple(targets)), config
+        settings = LoraSettings(int(metadata["rank"]), float(metadata["alpha"]), tuple(targets))
+        return LoraInfo(settings, metadata.get("base", ""), step, int(metadata.get("few_steps", 0))), config
     except (LookupError, TypeError, ValueError, OverflowError, RecursionError, UserError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); save the adapter again") from error
 

@@ -24,7 +24,8 @@ MAX_UNTILED = 256  # pixels
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Attention layers in files from before diffusers 0.18, sd-vae-ft-mse among them.
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-CPU_IMAGES = 4  # encoded or decoded together on a CPU
+CPU_IMAGES = 4  # encoded or decoded together on a CPU: their feature maps fit into its cache, a third faster
+DEVICE_PIXELS = 4 * 512 * 512  # encoded or decoded together elsewhere: enough to fill a GPU, a quarter of the memory
 CHECKPOINTED_PIXELS = 2 * 256 * 256  # decoded together under gradient checkpointing
 
 
@@ -98,7 +99,7 @@ class LatentCodec(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> (N, C, h, w), about unit variance."""
         pixels = pixels.to(self.device, self.dtype)
-        parts = pixels.split(CPU_IMAGES if self.device.type == "cpu" else len(pixels))  # see `decode`
+        parts = pixels.split(self._images_at_once(pixels.shape[-2] * pixels.shape[-1]))
         mean = torch.cat([self.vae.encode(part).latent_dist.mean for part in parts])
         return (mean - self.shift) * self.scale
 
@@ -106,13 +107,16 @@ class LatentCodec(nn.Module):
         """(N, C, h, w) -> (N, 3, H, W), about [-1, 1], not clamped. Gradients pass to the latents."""
         latents = latents.to(self.device, self.dtype) / self.scale + self.shift
         checkpointed = self.gradient_checkpointing and torch.is_grad_enabled() and latents.requires_grad
-        # On a CPU the feature maps of a few images fit into the cache: a third faster, less memory.
-        at_once = CPU_IMAGES if self.device.type == "cpu" else len(latents)
+        pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
+        at_once = self._images_at_once(pixels)
         if not checkpointed:
             return torch.cat([self._decode(part) for part in latents.split(at_once)])
-        pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
         parts = latents.split(min(at_once, max(1, CHECKPOINTED_PIXELS // pixels)))
         return torch.cat([checkpoint(self._decode, part, use_reentrant=False) for part in parts])
+
+    def _images_at_once(self, pixels: int) -> int:
+        """Images of so many pixels to encode or decode together."""
+        return CPU_IMAGES if self.device.type == "cpu" else max(1, DEVICE_PIXELS // pixels)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents).sample

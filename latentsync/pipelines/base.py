@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from latentsync.models.compiled import use_channels_last
-from latentsync.models.lora import PROJECTIONS, find_projections, load_lora
+from latentsync.models.lora import ALL_LAYERS, find_projections, load_lora
+from latentsync.models.quantized import quantize_linear_layers
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.options import GenerationOptions
@@ -23,7 +24,9 @@ from latentsync.pipelines.parts import (
     pick_dtype,
     pick_enhancer,
 )
+from latentsync.pipelines.presets import preset_adapter
 from latentsync.pipelines.progress import Speeds
+from latentsync.pipelines.sampling import few_step_schedule
 from latentsync.pretrained.enhancers import FaceEnhancer
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
@@ -51,6 +54,8 @@ class PipelineBase:
             `latentsync.faces.sharpen.DetailMatch`.
         one_step: the UNet was trained for one evaluation without guidance; the options inference_steps and
             guidance_scale have no effect.
+        few_steps: the UNet was distilled to `num_inference_steps` evaluations without guidance at the timesteps of
+            `few_step_schedule`; the options inference_steps, guidance_scale and solver have no effect.
         enhancer: applied to generated faces before they are pasted back.
 
     Raises:
@@ -71,18 +76,21 @@ class PipelineBase:
         match_color: bool = False,
         match_detail: bool = False,
         one_step: bool = False,
+        few_steps: bool = False,
         enhancer: FaceEnhancer | None = None,
     ) -> None:
         self.codec = vae if isinstance(vae, LatentCodec) else LatentCodec(vae)
-        self.audio_encoder, self.unet, self.scheduler, self.enhancer = audio_encoder, unet, scheduler, enhancer
+        self.audio_encoder, self.unet, self.enhancer = audio_encoder, unet, enhancer
+        self.scheduler = few_step_schedule(scheduler) if few_steps else scheduler
         self.resolution = resolution or unet.config.sample_size * self.codec.factor
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.blend_inset, self.match_color, self.match_detail = blend_inset, match_color, match_detail
-        self.one_step = one_step
+        self.one_step, self.few_steps = one_step, few_steps
         self.name = "custom"
         self._enhancers: dict[str | None, FaceEnhancer] = {}
         self._original_weights: dict[str, Tensor] = {}
-        self._vram_efficient = False
+        self._original_sampling: dict[str, Any] = {}
+        self._vram_efficient = self._is_quantized = False
         self._compile_options: dict[str, Any] | None = None  # if compiled
         self._copies: list[Self] = []  # on further devices
         self._chunk_memory: dict[tuple, int] = {}  # bytes, by the settings that it depends on
@@ -103,6 +111,8 @@ class PipelineBase:
         enhancer: str | None = None,
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
+        preset: str = "best",
+        quantize: bool = False,
         compile: bool = False,
         audio_cache_dir: str | Path | None = None,
     ) -> Self:
@@ -123,7 +133,8 @@ class PipelineBase:
             enhancer: realesrgan (4x upscaling) or gfpgan (restoration). By default realesrgan, or a sharpness
                 filter if its weights are missing.
             lora, lora_scale: see `load_lora_weights`.
-            compile: see the method `compile`.
+            preset: realtime merges the model's adapter for a few steps, if it is present; see `preset_adapter`.
+            quantize, compile: see the methods of these names.
             audio_cache_dir: folder for cached audio features, keyed by file content.
 
         Raises:
@@ -133,6 +144,9 @@ class PipelineBase:
         parts = load_parts(model, target, audio_cache_dir)
         settings = parts.model
         casts = dtype is None and parts.run.cpu_bfloat16 and target.type == "cpu" and multiplies_bfloat16()
+        dtype = dtype or pick_dtype(target)
+        precision = _name(torch.bfloat16 if casts else dtype)
+        logger.info("model %s (%s) on %s, %s", settings.name, parts.reason, target, precision)
         pipeline = cls(
             parts.codec,
             parts.audio_encoder,
@@ -145,37 +159,37 @@ class PipelineBase:
             match_color=match_color or settings.match_color,
             match_detail=settings.match_detail,
             one_step=parts.run.one_step,
+            few_steps=parts.run.few_steps,
             enhancer=pick_enhancer(enhancer) if upscale else None,
         )
         pipeline.name = settings.name
+        if (adapter := preset_adapter(preset, settings.name)) is not None:
+            pipeline.load_lora_weights(adapter)
         if lora is not None:
             pipeline.load_lora_weights(lora, lora_scale)
         if deepcache:
             pipeline.enable_deepcache()
         if low_memory:
             pipeline.enable_vram_efficient()
-        pipeline.to(target, dtype or pick_dtype(target))
+        pipeline.to(target, dtype)
         if casts:
             pipeline.cast_networks(torch.bfloat16)
-        logger.info("model %s (%s) on %s, %s", settings.name, parts.reason, target, pipeline._precision)
+        if quantize:
+            pipeline.quantize()
         if compile:
             pipeline.compile()
         return pipeline.use_devices(others)
-
-    @property
-    def _precision(self) -> str:
-        """The data type of the UNet, which computes the most."""
-        return str(self.unet.dtype).removeprefix("torch.")
 
     def __repr__(self) -> str:
         modes = {
             "deepcache": self.unet.uses_deepcache,
             "vram_efficient": self._vram_efficient,
             "lora": bool(self._original_weights),
+            "quantized": self._is_quantized,
             "compiled": self._is_compiled,
         }
         extra = "".join(f", {name}" for name, is_on in modes.items() if is_on)
-        return f"{type(self).__name__}({self.name}, {self.device}, {self._precision}{extra})"
+        return f"{type(self).__name__}({self.name}, {self.device}, {_name(self.unet.dtype)}{extra})"
 
     @property
     def device(self) -> torch.device:
@@ -249,13 +263,26 @@ class PipelineBase:
         return self
 
     def enable_vram_efficient(self) -> Self:
-        """Minimize device memory: VAE slicing and tiling, and a single chunk at a time (ignores `chunk_batch_size`)."""
+        """Minimize device memory: VAE slicing and tiling, guidance in two passes, and a single chunk at a time (ignores
+        `chunk_batch_size`)."""
         self._vram_efficient = True
         return self.enable_vae_slicing().enable_vae_tiling()
 
     def disable_vram_efficient(self) -> Self:
         self._vram_efficient = False
         return self.disable_vae_slicing().disable_vae_tiling()
+
+    def quantize(self) -> Self:
+        """Compute the linear layers of the UNet in 8 bits, see `models.quantized`: faster on a GPU when compiled.
+
+        Call it after `to` and `load_lora_weights`, before `compile`.
+
+        Raises:
+            UserError: torchao is not installed.
+        """
+        logger.info("linear layers in %s", quantize_linear_layers(self.unet))
+        self._is_quantized = True
+        return self
 
     def compile(self, **options: Any) -> Self:
         """Compile UNet and autoencoder in place, with weights in channels-last format.
@@ -296,24 +323,44 @@ class PipelineBase:
     def load_lora_weights(self, path: str | Path, scale: float = 1.0) -> Self:
         """Merge a LoRA adapter into the UNet. Can be called repeatedly to merge several adapters.
 
+        An adapter of a distillation to a few steps (recipes/distill) also makes the pipeline sample in these steps.
+
         Raises:
             UserError: not an adapter, or an adapter of another architecture.
         """
-        weights = {name: self.unet.get_parameter(f"{name}.weight") for name in find_projections(self.unet, PROJECTIONS)}
+        if self._is_quantized:
+            raise UserError(f"{path}: adapters must be loaded before the model is quantized; load the model again")
+        weights = {name: self.unet.get_parameter(f"{name}.weight") for name in find_projections(self.unet, ALL_LAYERS)}
         original = {name: weight.data for name, weight in weights.items()}
-        step = load_lora(self.unet, path, scale).step
+        info = load_lora(self.unet, path, scale)
         for name, weight in original.items():  # merging replaces modified tensors
             if self.unet.get_parameter(f"{name}.weight").data_ptr() != weight.data_ptr():
                 self._original_weights.setdefault(name, weight.cpu())
-        logger.info("LoRA adapter %s (step %d), scale %g", path, step, scale)
+        logger.info("LoRA adapter %s (step %d), scale %g", path, info.step, scale)
+        if info.few_steps:
+            self._sample_in_few_steps(info.few_steps)
         return self
 
+    def _sample_in_few_steps(self, steps: int) -> None:
+        changed = {
+            "scheduler": few_step_schedule(self.scheduler),
+            "num_inference_steps": steps,
+            "guidance_scale": 1.0,
+            "few_steps": True,
+        }
+        for name, value in changed.items():
+            self._original_sampling.setdefault(name, getattr(self, name))
+            setattr(self, name, value)
+
     def unload_lora_weights(self) -> Self:
-        """Restore the weights of the UNet before the first `load_lora_weights`."""
+        """Restore the weights of the UNet, and its sampling, before the first `load_lora_weights`."""
         for name, weight in self._original_weights.items():
             parameter = self.unet.get_parameter(f"{name}.weight")
             parameter.data = weight.to(parameter.device, parameter.dtype)
         self._original_weights.clear()
+        for name, value in self._original_sampling.items():
+            setattr(self, name, value)
+        self._original_sampling.clear()
         return self
 
     @contextmanager
@@ -348,3 +395,7 @@ class PipelineBase:
                 f"the UNet expects audio features of width {config.cross_attention_dim}, but those of the Whisper "
                 f"checkpoint have width {self.audio_encoder.width}: use Whisper tiny for 384, small for 768"
             )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -88,12 +88,14 @@ def denoise_latents(
     generator: torch.Generator | None = None,
     on_step: StepCallback | None = None,
     guidance_share: float = 1.0,
+    guidance_in_turn: bool = False,
 ) -> Tensor:
     """Denoise a batch of chunks and return latents (B, C, F, h, h).
 
     noise (1, C, 1, h, h); mask (1, 1, 1, h, h); masked, reference (B, C, F, h, h); audio (B, F, S, D).
     Classifier-free guidance (`u + s (c - u)`, a forward pass of a doubled batch) is used for `guidance_scale` > 1;
-    `eta` is used by DDIM only. `on_step(step, timestep, latents)` may return modified latents.
+    `guidance_in_turn` runs its halves one after the other, in half the memory (not with DeepCache, which keeps features
+    of one pass). `eta` is used by DDIM only. `on_step(step, timestep, latents)` may return modified latents.
     """
     # Timesteps and coefficients stay on the CPU, where reading them does not wait for the device.
     scheduler.set_timesteps(num_inference_steps)
@@ -104,16 +106,23 @@ def denoise_latents(
     unet.reset_deepcache()
     guided_steps = guidance_steps(len(timesteps), guidance_share) if guidance_scale > 1 else range(0)
     audio = audio.to(unet.dtype)
-    tokens = torch.cat([torch.zeros_like(audio), audio]) if guided_steps else audio
+    silence = torch.zeros_like(audio)
+    passes = (
+        [(1, silence), (1, audio)]
+        if guidance_in_turn and not unet.uses_deepcache
+        else [(2, torch.cat([silence, audio]))]
+    )
     mask = mask.to(latents)
     for index, timestep in enumerate(timesteps):
-        guided = index in guided_steps
         sample = unet_input(scheduler.scale_model_input(latents, timestep), mask, masked, reference)
-        sample = (torch.cat([sample, sample]) if guided else sample).to(unet.dtype)
-        prediction = unet(sample, on_device[index], tokens if guided else audio).sample.to(latents.dtype)
-        if guided:
-            unconditional, conditional = prediction.chunk(2)
+        sample = sample.to(unet.dtype)
+        if index in guided_steps:
+            parts = [unet(torch.cat([sample] * copies), on_device[index], tokens).sample for copies, tokens in passes]
+            unconditional, conditional = torch.cat(parts).chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)
+        else:
+            prediction = unet(sample, on_device[index], audio).sample
+        prediction = prediction.to(latents.dtype)
         latents = scheduler.step(prediction, timestep, latents, generator=generator, **noise_options).prev_sample
         if on_step is not None:
             changed = on_step(index, int(timestep), latents)
@@ -140,6 +149,7 @@ def regenerate_faces(
     still: bool | None = None,
     decoding: SideStream | None = None,
     join: Callable[[Tensor], Tensor] | None = None,
+    guidance_in_turn: bool = False,
 ) -> Tensor:
     """Lip-sync aligned faces (B, F, 3, R, R) in [-1, 1] to audio tokens (B, F, S, D); returns faces of the same shape.
 
@@ -171,6 +181,7 @@ def regenerate_faces(
         generator,
         on_step,
         guidance_share,
+        guidance_in_turn,
     )
     if join is not None:
         latents = join(latents)

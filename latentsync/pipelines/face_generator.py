@@ -24,7 +24,7 @@ from latentsync.pipelines.denoise import are_still, regenerate_faces, shared_noi
 from latentsync.pipelines.memory import chunks_that_fit, free_memory, peak_memory
 from latentsync.pipelines.presets import apply_preset
 from latentsync.pipelines.run import Run, make_generator, resolve_options
-from latentsync.pipelines.sampling import Callback, PipelineCallback, Sampling
+from latentsync.pipelines.sampling import DDIM, Callback, PipelineCallback, Sampling
 from latentsync.pipelines.transfer import Download, SideStream, upload
 from latentsync.utils.errors import UserError
 
@@ -139,6 +139,7 @@ class FaceGenerator(PipelineBase):
                 still,
                 decoding,
                 None if joint is None else partial(_join, joint, count),
+                run.options.vram_efficient,
             )
         with decoding.after(pixels):
             generated = generated[:count]
@@ -175,7 +176,9 @@ class FaceGenerator(PipelineBase):
         """Resolve and validate the settings of a run. Raises UserError for invalid ones."""
         given = resolve_options(options, changes)
         resolved, guidance_share = apply_preset(given, self.num_inference_steps, self.guidance_scale)
-        resolved = self._with_own_sampling(resolved) if self.one_step else resolved
+        resolved = self._with_own_sampling(resolved) if self.one_step or self.few_steps else resolved
+        if self._vram_efficient:
+            resolved = resolved.model_copy(update={"vram_efficient": True})
         assert resolved.inference_steps and resolved.guidance_scale and resolved.solver
         limit = self.unet.config.max_frames
         if num_frames < 1 or (limit is not None and num_frames > limit):
@@ -234,12 +237,12 @@ class FaceGenerator(PipelineBase):
         return chunks_that_fit(free_memory(self.device), self._chunk_memory[key])
 
     def _with_own_sampling(self, options: GenerationOptions) -> GenerationOptions:
-        """The options with the steps and the guidance scale of a one-step model, whose result depends on neither."""
-        own = {"inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
+        """The options with the sampling that a model of one or a few steps was trained for."""
+        own = {"inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, "solver": DDIM}
         if any(getattr(options, name) != value for name, value in own.items()):
             logger.info(
-                "%s predicts a frame in one step without guidance: inference_steps and guidance_scale have no effect",
-                self.name,
+                "%s is for %d steps without guidance: inference_steps, guidance_scale and solver have no effect",
+                *(self.name, self.num_inference_steps),
             )
         return options.model_copy(update=own)
 

@@ -1,7 +1,9 @@
 """Presets: how many evaluations of the UNet a frame costs, as one option."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from latentsync.checkpoints.registry import few_step_adapter
 from latentsync.options import GenerationOptions, Solver
 from latentsync.pipelines.sampling import DDIM, DPM_PLUS_PLUS
 
@@ -11,6 +13,7 @@ class Preset:
     """Values for options that are not given; None stands for the model's own.
 
     guidance_share: share of the steps that use guidance, in the middle of the schedule; see `denoise.guidance_steps`.
+    few_steps: load the model's adapter for a few steps, where it is present; see `registry.few_step_adapter`.
     """
 
     inference_steps: int | None = None
@@ -18,14 +21,20 @@ class Preset:
     solver: Solver = DDIM
     guidance_share: float = 1.0
     enable_deepcache: bool = False
+    few_steps: bool = False
 
 
 PRESETS = {
     "best": Preset(),
     "balanced": Preset(10, solver=DPM_PLUS_PLUS, guidance_share=0.5),
     "fast": Preset(8, solver=DPM_PLUS_PLUS, guidance_share=0.5, enable_deepcache=True),
-    "realtime": Preset(4, guidance_scale=1.0, solver=DPM_PLUS_PLUS),
+    "realtime": Preset(4, guidance_scale=1.0, solver=DPM_PLUS_PLUS, few_steps=True),
 }
+
+
+def preset_adapter(preset: str, model: str) -> Path | None:
+    """The adapter that a preset merges into a model; None for none."""
+    return few_step_adapter(model) if PRESETS[preset].few_steps else None
 
 
 def apply_preset(options: GenerationOptions, steps: int, guidance_scale: float) -> tuple[GenerationOptions, float]:

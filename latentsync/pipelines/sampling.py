@@ -18,6 +18,13 @@ DDIM: Final = "ddim"
 DPM_PLUS_PLUS: Final = "dpm++"
 
 
+def few_step_schedule(trained: DDIMScheduler) -> DDIMScheduler:
+    """The schedule of a distilled model: evenly spaced timesteps, the first of pure noise (Lin et al. 2024, "Common
+    Diffusion Noise Schedules and Sample Steps Are Flawed"); the last step returns its estimate of the clean latents."""
+    schedule = {"timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True}
+    return DDIMScheduler.from_config(trained.config, **schedule)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling settings of a run; see `LipsyncPipeline.__call__`. `callback_on_step_end` has its pipeline bound.

@@ -16,6 +16,7 @@ from latentsync.loading import ModelPaths, load_pipeline, pick_device
 from latentsync.models.unet_config import UNetConfig
 from latentsync.options import AUTO, GenerationOptions
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.pipelines.presets import preset_adapter
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.paths import PROJECT_ROOT
 
@@ -128,12 +129,13 @@ class ModelCache:
         choice = find_model(options.model, self.default)
         name = default_name(self.device)[0] if choice is None else choice.name
         lora = None if options.lora is None else find_lora(options.lora)
-        stamps = tuple(_stamp(path) for path in (_weights(name, choice), lora) if path is not None)
-        key = (name, lora, options.lora_scale, stamps)
+        adapter = preset_adapter(options.preset, name)
+        stamps = tuple(_stamp(path) for path in (_weights(name, choice), lora, adapter) if path is not None)
+        key = (name, lora, options.lora_scale, adapter, stamps)
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key]
-        for other in [other for other in self._loaded if other[:3] == key[:3]]:  # its file has been replaced
+        for other in [other for other in self._loaded if other[:-1] == key[:-1]]:  # its file has been replaced
             self._unload(other)
         registered = REGISTRY.get(name)
         self._make_room(registered.model.memory_gb if registered and registered.model else OWN_MODEL_GB)
@@ -144,6 +146,7 @@ class ModelCache:
             self.dtype,
             lora=lora,
             lora_scale=options.lora_scale,
+            preset=options.preset,
             compile=self.compile,
         )
         self._loaded[key] = pipeline

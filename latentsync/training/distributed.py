@@ -16,6 +16,7 @@ from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
     broadcast_object_list,
+    gather_object,
 )
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -27,7 +28,7 @@ from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-# The others wait while the main process validates and saves.
+# The others wait while one process saves, or has the longest part of a validation.
 TIMEOUT = timedelta(hours=3)
 THREADS_SETTLE = 0.1  # seconds until the threads of a finished collective are idle
 MIN_UNIT = 1_000_000  # parameters of a block that `shard` gathers by itself
@@ -141,6 +142,11 @@ def from_main(accelerator: Accelerator, value: T) -> T:
     if accelerator.num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
+
+
+def from_all(accelerator: Accelerator, value: T) -> list[T]:
+    """The values of all processes, in all of them."""
+    return [value] if accelerator.num_processes == 1 else gather_object([value])
 
 
 def together(accelerator: Accelerator, work: Callable[[], T], *, main_only: bool = False) -> T | None:

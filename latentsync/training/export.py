@@ -3,11 +3,12 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -16,10 +17,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from latentsync.config.sections import TrainingConfig
-from latentsync.training.distributed import any_process, is_sharded, together
+from latentsync.training.distributed import any_process, from_all, is_sharded, together
 from latentsync.training.report import Report
 from latentsync.training.selection import keep_best
-from latentsync.training.task import Task
+from latentsync.training.task import Share, Task
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -108,9 +109,18 @@ class Exporter:
         return cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
 
     def validate(self, step: int) -> None:
-        """Compute the task's metrics, add the row, draw the chart. Raises UserError in all processes."""
+        """Compute the task's metrics, each process its share, add the row, draw the chart.
+
+        Raises:
+            UserError: in all processes.
+        """
         began = time.monotonic()
-        together(self.accelerator, lambda: self._validate(step), main_only=not is_sharded(self.model))
+        folder = Path(self.config.data.train_output_dir) / "validation" / f"step_{step:08d}"
+        together(self.accelerator, lambda: _create(folder), main_only=True)
+        values = together(self.accelerator, lambda: self._values(step, folder))
+        found = from_all(self.accelerator, values or {})
+        metrics = means(found[:1] if is_sharded(self.model) else found)
+        together(self.accelerator, lambda: self._write_validation(step, metrics, folder), main_only=True)
         self.report.pause(time.monotonic() - began)
 
     def newest_export(self) -> Path | None:
@@ -120,29 +130,40 @@ class Exporter:
             (path for path in found if _step_in(path) is not None), key=lambda path: _step_in(path) or 0, default=None
         )
 
-    def _validate(self, step: int) -> None:
-        model = self.model if is_sharded(self.model) else self.accelerator.unwrap_model(self.model)
+    def _values(self, step: int, folder: Path) -> dict[str, list[float]]:
+        """What this process's share of the validation finds."""
+        sharded, accelerator = is_sharded(self.model), self.accelerator
+        model = self.model if sharded else accelerator.unwrap_model(self.model)
+        share = Share() if sharded else Share(accelerator.process_index, accelerator.num_processes)
         with ExitStack() as stack:
-            folder = Path(self.config.data.train_output_dir) / "validation" / f"step_{step:08d}"
-            if not self.accelerator.is_main_process:
+            if sharded and not accelerator.is_main_process:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{folder}: cannot be created ({error.strerror}); free space") from error
             stack.enter_context(self._averaged())
             stack.enter_context(evaluating(model))
-            metrics = self.task.validate(model, step, folder)
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        if self.accelerator.is_main_process:
-            self.report.write_validation(step, metrics)
-            self.report.draw_chart()
-            rows, run = self.report.validation_rows, self.config.run
-            keep_best(self.config.checkpoint_dir, self.task.name, rows, run.best_by)
+            return self.task.validate(model, step, folder, share)
+
+    def _write_validation(self, step: int, metrics: Mapping[str, float], folder: Path) -> None:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        self.report.write_validation(step, metrics)
+        self.report.draw_chart()
+        keep_best(self.config.checkpoint_dir, self.task.name, self.report.validation_rows, self.config.run.best_by)
 
     def _averaged(self) -> AbstractContextManager[None]:
         return self.ema.in_place() if self.ema is not None else nullcontext()
+
+
+def means(values: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Mean by name of the values of all processes, in the order in which the names come up."""
+    names = dict.fromkeys(name for each in values for name in each)
+    return {name: float(np.mean([value for each in values for value in each.get(name, ())])) for name in names}
+
+
+def _create(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}); free space") from error
 
 
 def _step_in(path: Path) -> int | None:

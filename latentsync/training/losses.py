@@ -23,6 +23,9 @@ from latentsync.training.sync_losses import SyncSupervision, WindowedSyncLoss
 # Parts of an aligned face as fractions of its side: top, bottom, left, right.
 REGIONS = {"whole": (0.0, 1.0, 0.0, 1.0), "lower_half": (0.5, 1.0, 0.0, 1.0), "mouth": MOUTH_BOX}
 
+KEPT_WEIGHT = 0.05  # loss weight of cells that the pipeline takes from the original frame anyway
+MOUTH_WEIGHT = 3.0  # loss weight of the lips, which the audio determines
+
 Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right exclusive
 
 
@@ -243,6 +246,13 @@ def mouth_mse(estimate: Estimate) -> Tensor:
     """Unweighted squared error of the latent cells of the mouth, without gradients: logged, not minimized."""
     error = F.mse_loss(estimate.prediction.detach().float(), estimate.target.float(), reduction="none")
     return error[..., *mouth_slices(error.shape[-1])].mean()
+
+
+def mouth_weights(mask: Tensor) -> Tensor:
+    """(1, 1, 1, h, h) latent mask (1 = keep) -> weights of the reconstruction loss, mean 1, same shape."""
+    weights = torch.where(mask > 0.5, KEPT_WEIGHT, 1.0)
+    weights[..., *mouth_slices(mask.shape[-1])] = MOUTH_WEIGHT
+    return weights / weights.mean()
 
 
 def region_box(region: str, size: int) -> Box:

@@ -27,6 +27,7 @@ from latentsync.models.vae import LatentCodec
 from latentsync.training.distributed import gather_with_gradient
 from latentsync.training.sync_losses import IN_SYNC_THRESHOLD, contrastive_loss, cosine_loss, pair_accuracy, similarity
 from latentsync.training.syncnet_setup import SyncNetData
+from latentsync.training.task import Share
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path
 
@@ -234,26 +235,26 @@ class SyncNetTask:
         moments = starts * paces
         return (clips[:, None] == clips) & ((moments[:, None] - moments).abs() < MIN_SHIFT)
 
-    def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
+    def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
         """On held-out clips: accuracy, the share of pairs, half of them in sync, where (similarity > 0.5) is right;
         preference, the share of windows closer to their own audio than to audio at least 6 frames off; loss, the
         cross-entropy of those pairs."""
         if self.validation_pairs is None:
             return {}
         own, other = [], []
-        for batch in self._validation_batches():
+        for batch in self._validation_batches(share):
             images = self._images(batch["frames"].to(self._device))
             vision, audio = model(images, self._audio(batch["audio_samples"].to(self._device)))
             _, wrong = model(images, self._audio(batch["other_samples"].to(self._device)))
             own.append(similarity(vision, audio).cpu())
             other.append(similarity(vision, wrong).cpu())
-        return pair_metrics(torch.cat(own), torch.cat(other))
+        return pair_values(torch.cat(own), torch.cat(other)) if own else {}
 
-    def _validation_batches(self) -> Iterator[dict[str, Any]]:
+    def _validation_batches(self, share: Share) -> Iterator[dict[str, Any]]:
         """The same samples each time, in batches on the CPU; unreadable ones are logged and left out."""
         pairs = self.validation_pairs
         assert pairs is not None
-        samples = [SampleId(key % len(pairs), key) for key in range(self.config.data.num_val_samples)]
+        samples = share.of([SampleId(key % len(pairs), key) for key in range(self.config.data.num_val_samples)])
         loader = DataLoader(
             Subset(pairs, samples),  # type: ignore[arg-type]  # indexed by SampleId
             VALIDATION_BATCH,
@@ -267,7 +268,7 @@ class SyncNetTask:
                 continue
             usable += 1
             yield batch
-        if not usable:
+        if samples and not usable:
             raise UserError(f"{self.config.data.val_fileslist}: none of the clips can be read; process them again")
 
     def export(self, state_dict: dict[str, Tensor], step: int, path: Path) -> None:
@@ -278,16 +279,17 @@ class SyncNetTask:
         return self._watch.update(step, means["loss"]) if "loss" in means else None
 
 
-def pair_metrics(own: Tensor, other: Tensor) -> dict[str, float]:
-    """Metrics of cosine similarities, (N,) of windows with their own audio and (N,) with audio that is off."""
-    right = (own > IN_SYNC_THRESHOLD).float().mean() + (other <= IN_SYNC_THRESHOLD).float().mean()
-    loss = -(own.clamp(1e-6, 1).log().mean() + (1 - other).clamp(1e-6, 1).log().mean()) / 2
+def pair_values(own: Tensor, other: Tensor) -> dict[str, list[float]]:
+    """Values whose means are the metrics, of cosine similarities (N,) of windows with their own audio and (N,) with
+    audio that is off."""
+    right = torch.cat([own > IN_SYNC_THRESHOLD, other <= IN_SYNC_THRESHOLD])
+    losses = torch.cat([-own.clamp(1e-6, 1).log(), -(1 - other).clamp(1e-6, 1).log()])
     return {
-        "accuracy": float(right / 2),
-        "preference": float((own > other).float().mean()),
-        "loss": float(loss),
-        "similarity_in_sync": float(own.mean()),
-        "similarity_off": float(other.mean()),
+        "accuracy": right.float().tolist(),
+        "preference": (own > other).float().tolist(),
+        "loss": losses.tolist(),
+        "similarity_in_sync": own.tolist(),
+        "similarity_off": other.tolist(),
     }
 
 

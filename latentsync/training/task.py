@@ -1,12 +1,26 @@
 """The interface between a trainer and the loop: a task defines model, data and losses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a validation that one process does: every `count`-th item, from `index` on."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        return items[self.index :: self.count]
 
 
 class Task(Protocol):
@@ -49,12 +63,12 @@ class Task(Protocol):
         """
         ...
 
-    def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
-        """Metrics by name; images and videos go into `folder`, which exists.
+    def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
+        """Values of this process's share by name; a metric is the mean of the values of all processes.
 
         `model` is not wrapped and in eval mode, without gradients, with the averaged weights where there are any.
-        Called in the main process alone; in all of them when the model is split over them (FSDP, DeepSpeed):
-        it is then the wrapped one, and each process has a folder of its own.
+        Images and videos go into `folder`, which exists. Called in all processes. When the model is split over them
+        (FSDP, DeepSpeed), `model` is the wrapped one, and each process does the whole in a folder of its own.
         """
         ...
 

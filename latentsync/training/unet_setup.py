@@ -1,6 +1,7 @@
 """From a UNet config to the parts of its training: the network, the frozen networks of its losses, the dataset."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from latentsync.checkpoints.loading import load_checkpoint, load_into
+from latentsync.checkpoints.registry import ResolvedModel, resolve
 from latentsync.config.audio import syncnet_mel_config
 from latentsync.config.syncnet import SyncNetFileConfig, load_syncnet_config
 from latentsync.config.unet import UNetFileConfig
@@ -19,6 +21,7 @@ from latentsync.data.encoded_clips import ClipEncoder, cache_key, encode_once
 from latentsync.data.file_lists import open_clips
 from latentsync.data.unet_dataset import LatentClipDataset, UNetDataset
 from latentsync.faces.mask import load_mask
+from latentsync.loading import load_scheduler
 from latentsync.models.lora import add_lora
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, SyncNetConfig, make_syncnet
 from latentsync.models.unet import UNet3DConditionModel
@@ -45,6 +48,21 @@ class FrozenParts:
     codec: LatentCodec
     audio: Audio2Feature
     scheduler: DDIMScheduler
+
+
+def load_frozen_parts(
+    config: UNetFileConfig, config_path: Path, own: Mapping[str, Path | None]
+) -> tuple[FrozenParts, ResolvedModel]:
+    """The parts of `ckpt.base_model` and their files; `own`: files that replace some, see `registry.resolve`.
+
+    Raises:
+        UserError: a file is missing or does not fit.
+    """
+    given = {part: path for part, path in own.items() if path} | {"unet": config_path}  # not read: the UNet is trained
+    files = resolve(config.ckpt.base_model, own=given)
+    audio = Audio2Feature(files.whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
+    parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
+    return parts, files
 
 
 def check_start(config: UNetFileConfig) -> None:

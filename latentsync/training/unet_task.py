@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from einops import rearrange
@@ -29,14 +29,28 @@ from latentsync.pipelines.denoise import decode_frames, encode_frames, unet_inpu
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.training.losses import Estimate, LossNetworks, build_losses, crop, region_box
 from latentsync.training.recipe import last_timestep_sampler, recipe_of
+from latentsync.training.task import Share
 from latentsync.training.unet_setup import FrozenParts, build_unet
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
-from latentsync.utils.paths import project_path
 
 logger = logging.getLogger(__name__)
-Scorer = Callable[[LipsyncPipeline, Path], Mapping[str, float]]
 DECODE_MARGIN = 2  # latent cells decoded around a region, so that its edge sees its neighbors
+
+
+class ValidationVideo(Protocol):
+    """A validation video, the audio that drives it, and the metrics by name; `eval.validation` has them."""
+
+    video: Path
+    audio: Path
+
+    def result_metrics(self, pipeline: LipsyncPipeline, result: Path) -> Mapping[str, float]:
+        """Of the lip-synced video."""
+        ...
+
+    def reconstruction_metrics(self, pipeline: LipsyncPipeline) -> Mapping[str, float]:
+        """Of the video's own mouth, reconstructed by the pipeline."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class UNetTask:
         parts: autoencoder, audio encoder and scheduler.
         networks: frozen networks of the losses, see `load_loss_networks`.
         make_dataset: builds the dataset when it is first needed, see `build_dataset`.
-        scorer: metrics by name of a pipeline and the validation video it made; None for none.
+        validations: the validation videos.
 
     Raises:
         UserError: parts and config do not fit each other, or the checkpoint to start from does not.
@@ -70,7 +84,7 @@ class UNetTask:
         parts: FrozenParts,
         networks: LossNetworks,
         make_dataset: Callable[[], ClipDataset],
-        scorer: Scorer | None = None,
+        validations: Sequence[ValidationVideo] = (),
     ):
         self.config, self.run = config, config.run
         self.codec, self.audio, self.scheduler = parts.codec, parts.audio, parts.scheduler
@@ -104,20 +118,8 @@ class UNetTask:
             self._draw_timesteps = own or partial(uniform_timesteps, self.scheduler.config.num_train_timesteps)
         self._make_dataset = make_dataset
         self._dataset: ClipDataset | None = None
-        self._scorer = scorer
+        self._validations = validations
         self._device, self._dtype = torch.device("cpu"), torch.float32
-        self._validation = self._validation_files()
-
-    def _validation_files(self) -> tuple[Path, Path] | None:
-        data = self.config.data
-        if not (self.run.validate and data.val_video_path and data.val_audio_path):
-            logger.info("no validation videos: run.validate is off, or data.val_video_path or val_audio_path is empty")
-            return None
-        video, audio = project_path(data.val_video_path), project_path(data.val_audio_path)
-        for key, path in (("val_video_path", video), ("val_audio_path", audio)):
-            if not path.is_file():
-                raise UserError(f"data.{key}: {path} does not exist; give a file, or set run.validate to false")
-        return video, audio
 
     def dataset(self) -> ClipDataset:
         if self._dataset is None:
@@ -141,23 +143,23 @@ class UNetTask:
 
     def step(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         """Losses of a batch of `UNetDataset` (pixels) or `LatentClipDataset` (latents), see there for the keys."""
-        if "whisper_mel" in batch:
-            tokens = whisper_tokens(self.audio, batch["whisper_mel"], batch["whisper_rows"])
-            batch = {**batch, "audio": tokens.to(batch["start_idx"].device)}
+        batch = self._with_tokens(batch)
         latents, masked, reference = self._latents(batch)
         drawn = self._draw(latents.shape, batch["key"])
         noise, timesteps = drawn.noise.to(latents), drawn.timesteps.to(latents.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         tokens = batch["audio"] * drawn.has_audio.to(batch["audio"]).view(-1, 1, 1, 1)
-        sample = unet_input(noisy, self.mask, masked, reference)
-        if sample.device.type == "cpu":
-            # torch 2.13 crashes in the backward of a channels-last group norm that is trained itself while its input
-            # needs no gradient, as where everything before the first motion module is frozen.
-            sample.requires_grad_()
-        prediction = model(sample, timesteps, tokens).sample
+        prediction = predict(model, unet_input(noisy, self.mask, masked, reference), timesteps, tokens)
         target = training_target(self.scheduler, latents, noise, timesteps)
         with self._autocast():
             return self.losses(self._estimate(prediction, target, noisy, latents, drawn, batch))
+
+    def _with_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with `audio`, also where the dataset leaves the audio encoder to the training step."""
+        if "whisper_mel" not in batch:
+            return batch
+        tokens = whisper_tokens(self.audio, batch["whisper_mel"], batch["whisper_rows"])
+        return {**batch, "audio": tokens.to(batch["start_idx"].device)}
 
     def _draw(self, shape: torch.Size, keys: Tensor) -> Noising:
         """Each sample from its own generator, so that its process and batch do not matter."""
@@ -197,8 +199,8 @@ class UNetTask:
         frames = real = None
         if self.run.pixel_space_supervise and len(counted):
             shown = self._decoded_frames(latents.shape[2], batch["key"][counted]).to(prediction.device)
-            real = _take_frames(batch["gt_pixel_values"][picked], shown)
-            chosen = _take_frames(latents.transpose(1, 2), shown).transpose(1, 2)
+            real = take_frames(batch["gt_pixel_values"][picked], shown)
+            chosen = take_frames(latents.transpose(1, 2), shown).transpose(1, 2)
             frames = decode_onto(self.codec, chosen, real, self.run.decode_region)
         audio = batch[self.sync_audio][picked] if self.sync_audio is not None else None
         has_audio = drawn.has_audio[counted]
@@ -215,12 +217,10 @@ class UNetTask:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
-    def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
-        """Write the validation video, `folder`/step_N.mp4, and return the scorer's metrics of it."""
-        if self._validation is None:
+    def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
+        """Metrics of the validation videos; the lip-synced ones are written to `folder`."""
+        if not self._validations:
             return {}
-        video, audio = self._validation
-        result = folder / f"step_{step}.mp4"
         pipeline = LipsyncPipeline(
             self.codec,
             self.audio,
@@ -229,31 +229,57 @@ class UNetTask:
             self.config.data.resolution,
             num_inference_steps=self.run.inference_steps,
             guidance_scale=self.run.guidance_scale,
+            one_step=self.run.one_step,
+            few_steps=self.run.few_steps,
         )
-        try:
-            pipeline(
-                video,
-                audio,
-                result,
-                num_frames=self.config.data.num_frames,
-                video_fps=self.config.data.video_fps,
-                generator=torch.Generator().manual_seed(self.run.seed),
-            )
-            return dict(self._scorer(pipeline, result)) if self._scorer is not None else {}
-        except UserError as error:  # early in training there may be no face in the result; training continues
-            logger.error("validation at step %d failed: %s", step, error)
-            return {}
+        several = len(self._validations) > 1
+        work: list[Callable[[], Mapping[str, float]]] = []
+        for number, each in enumerate(self._validations, start=1):
+            name = f"step_{step}_{number}.mp4" if several else f"step_{step}.mp4"
+            work.append(partial(self._lip_sync, pipeline, each, folder / name))
+        work += [partial(each.reconstruction_metrics, pipeline) for each in self._validations]
+        values: dict[str, list[float]] = {}
+        for part in share.of(work):
+            try:
+                metrics = part()
+            except UserError as error:  # early in training there may be no face in the result; training continues
+                logger.error("validation at step %d failed: %s", step, error)
+                continue
+            for name, value in metrics.items():
+                values.setdefault(name, []).append(value)
+        return values
+
+    def _lip_sync(self, pipeline: LipsyncPipeline, validation: ValidationVideo, result: Path) -> Mapping[str, float]:
+        pipeline(
+            validation.video,
+            validation.audio,
+            result,
+            num_frames=self.config.data.num_frames,
+            video_fps=self.config.data.video_fps,
+            generator=torch.Generator().manual_seed(self.run.seed),
+        )
+        return validation.result_metrics(pipeline, result)
 
     def export(self, state_dict: dict[str, Tensor], step: int, path: Path) -> None:
         """Published format; of a LoRA run the adapter alone, as safetensors with the same stem."""
         if self.run.lora_rank:
             base = self.config.ckpt.resume_ckpt_path
-            save_lora(self.model, path.with_suffix(".safetensors"), base, step, state_dict)
+            few_steps = self.run.inference_steps if self.run.few_steps else 0
+            save_lora(self.model, path.with_suffix(".safetensors"), base, step, state_dict, few_steps)
             return
         save_checkpoint(path, state_dict, step)
 
     def advise(self, step: int, means: Mapping[str, float]) -> str | None:
         return None
+
+
+def predict(model: nn.Module, sample: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+    """The UNet's prediction (B, C, F, h, h), with gradients; see `UNet3DConditionModel.forward`."""
+    if sample.device.type == "cpu":
+        # torch 2.13 crashes in the backward of a channels-last group norm that is trained itself while its input
+        # needs no gradient, as where everything before the first motion module is frozen.
+        sample.requires_grad_()
+    return model(sample, timesteps, tokens).sample
 
 
 def uniform_timesteps(total: int, generators: Sequence[torch.Generator]) -> Tensor:
@@ -346,7 +372,7 @@ def decode_onto(codec: LatentCodec, latents: Tensor, real: Tensor, region: str) 
     return frames
 
 
-def _take_frames(frames: Tensor, shown: Tensor) -> Tensor:
+def take_frames(frames: Tensor, shown: Tensor) -> Tensor:
     """(K, F, ...) and indices (K, F') -> (K, F', ...)."""
     return frames[torch.arange(len(frames), device=frames.device)[:, None], shown]
 

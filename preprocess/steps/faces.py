@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from latentsync.faces.video import PeopleTracker, PersonTrack
+from latentsync.faces.video import Gap, PeopleTracker, PersonTrack
 from preprocess.clip import FPS, Clip, Figure, Segment
 from preprocess.settings import ProcessSettings
 from preprocess.tools import Tools
@@ -18,8 +18,9 @@ STEP = "faces"
 def faces(segment: Segment, settings: ProcessSettings, tools: Tools) -> list[Clip]:
     """One clip for each run in which a person is in view without a gap or a cut; reads the whole segment.
 
-    A segment without a face gives one dropped clip with the reason. Figures: `faces` (highest number of people at
-    once), `face_size` (mean width in pixels of the source), `jitter` (see `PersonTrack`).
+    Frames in which nobody could be tracked become gaps with the reason, so that no frame is unaccounted for; a segment
+    of nothing else becomes one dropped clip, with the reason of its longest gap. Figures: `faces` (highest number of
+    people at once), `face_size` (mean width in pixels of the source), `jitter` (see `PersonTrack`).
     """
     detector = tools.still_detector if segment.is_still else tools.detector
     tracker = PeopleTracker(detector, settings.resolution, FPS, settings.smooth)
@@ -27,11 +28,18 @@ def faces(segment: Segment, settings: ProcessSettings, tools: Tools) -> list[Cli
     if not tracks:
         length = segment.num_frames
         empty = Clip(segment.source, segment.index, 0, segment.start, None, None, {"faces": 0}, length=length)
-        return [empty.dropped(STEP, "no face in view")]
+        return [empty.dropped(STEP, max(tracker.gaps, key=lambda gap: gap.length).reason)]
     needed = 1 if segment.is_still else settings.min_frames
     largest = max(tracks, key=lambda track: float(np.sum(np.square(track.widths)))).person
     tracks.sort(key=lambda track: track.person)
-    return [_clip(track, segment, settings, tracker.most, needed, largest) for track in tracks]
+    clips = [_clip(track, segment, settings, tracker.most, needed, largest) for track in tracks]
+    return clips + [_gap(gap, segment, len(clips) + number) for number, gap in enumerate(tracker.gaps)]
+
+
+def _gap(gap: Gap, segment: Segment, number: int) -> Clip:
+    start = segment.start + Fraction(gap.start, FPS)
+    clip = Clip(segment.source, segment.index, number, start, None, None, length=gap.length, is_gap=True)
+    return clip.dropped(STEP, gap.reason)
 
 
 def _clip(

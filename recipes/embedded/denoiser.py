@@ -22,10 +22,10 @@ from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.syncnet_input import audio_input, visual_input, whisper_rows
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.denoise import unet_input
+from latentsync.training.losses import mouth_weights
 from latentsync.training.sync_losses import cosine_loss
 from latentsync.utils.threads import prefetch
 from recipes.embedded.autoencoder import edges, hinge
-from recipes.embedded.first_generation.recipe import mouth_weights
 from recipes.embedded.perceptual import PerceptualDistance
 from recipes.embedded.samples import Sample, SampleMaker
 from recipes.embedded.training import Meter, Stage, random_states

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from scipy.io import wavfile
 
 from eval import clip_metrics, metrics
@@ -17,7 +18,10 @@ from eval.metrics import METRICS
 from latentsync.faces import video
 from latentsync.metrics import faces
 from latentsync.metrics.clip_sync import ClipSync
+from latentsync.pretrained import lip_reader
+from latentsync.pretrained.lip_reader import LipReader
 from latentsync.utils.errors import UserError
+from tests.conformance.seeded import fill_
 from tests.media.synthetic import tone, write_clip
 from tests.metrics.i3d import write_i3d
 from tests.pipelines.scenes import clip, picture
@@ -27,8 +31,10 @@ class Loudness:
     """Sync by the loudness of the audio: scoring itself is tested elsewhere."""
 
     name, min_frames, files = "loudness", 4, ()
+    faces: list[str] = []  # that were asked for
 
-    def score_video(self, path: Path, wave: np.ndarray | None = None) -> list[ClipSync]:
+    def score_video(self, path: Path, wave: np.ndarray | None = None, face: str = "") -> list[ClipSync]:
+        self.faces.append(face)
         wave = clip_metrics.load_audio(path, 16000) if wave is None else wave
         return [ClipSync("loudness", -1, float(np.abs(wave).mean()), 1.0, np.ones(4), 2, 6)]
 
@@ -47,7 +53,7 @@ def lent(detector, monkeypatch) -> None:
         monkeypatch.setattr(module, "create_detector", lend)
     monkeypatch.setattr(metrics, "open_sync_scorer", lambda *args: Loudness())
     monkeypatch.setattr(metrics.mobilenet, "find_weights", lambda: None)
-    for name in ("VGG16", "RECOGNITION", "INCEPTION", "I3D"):
+    for name in ("VGG16", "RECOGNITION", "INCEPTION", "I3D", "LIP_READER"):
         monkeypatch.setattr(metrics, name, Path("/nowhere/checkpoints") / f"{name.lower()}.x")
 
 
@@ -88,7 +94,7 @@ def test_a_comparison(call, folder, capsys):
     assert float(truth["sharpness"]) == float(truth["laplacian"]) == 1 > float(made["sharpness"]) > 0
     assert 0.5 < float(made["ssim"]) < 0.99 and float(made["lmd_mouth"]) > 0
     assert truth["psnr"] == "n/a (is the reference)"
-    needed = {"csim": "recognition", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16"}
+    needed = {"csim": "recognition", "fvd": "i3d", "lpips": "vgg16", "lpips_mouth": "vgg16", "lip_score": "lip_reader"}
     needed |= dict.fromkeys(metrics.OF_INCEPTION, "inception")
     for key, name in needed.items():
         assert truth[key] == made[key] == f"n/a (needs /nowhere/checkpoints/{name}.x)"
@@ -101,6 +107,36 @@ def test_a_comparison(call, folder, capsys):
     for metric in METRICS:
         number = made[metric.key]
         assert (escape(number) if number.startswith("n/a") else f">{float(number):.4g}<") in page
+
+
+def test_lip_score_where_its_weights_are_present(call, folder, monkeypatch):
+    monkeypatch.setattr(lip_reader, "BLOCKS", 1)
+    path = folder / "reader.pth"
+    torch.save(fill_(LipReader(), 0).state_dict(), path)
+    monkeypatch.setattr(metrics, "LIP_READER", path)
+    assert call() == 0
+    truth, made = table(folder).values()
+    assert truth["lip_score"] == "n/a (is the reference)" and -1 <= float(made["lip_score"]) < 1
+
+
+def test_one_of_two_people(call, folder):
+    def blur_right(index: int) -> np.ndarray:
+        frame = two(index)
+        frame[:, 145:] = cv2.GaussianBlur(frame[:, 145:], (0, 0), 2)
+        return frame
+
+    def two(index: int) -> np.ndarray:
+        return picture(((10 + index % 4, 0), (150, 0)), width=290)
+
+    clip(folder / "a b.mp4", 6, two, tone_seconds=0.24)
+    clip(folder / "blurred" / "first.mp4", 6, blur_right)
+    sharpness = {}
+    for face in ("left", "right"):
+        assert call("--face", face, "--chunk_overlap", "4") == 0
+        sharpness[face] = float(table(folder)["blurred"]["sharpness"])
+        assert Loudness.faces[-2:] == [face, face]
+    assert sharpness["right"] < 0.7 * sharpness["left"]
+    assert json.loads((folder / "out" / "summary.json").read_text())["settings"]["overlap"] == 4
 
 
 def test_only_new_results_are_computed(call, folder, monkeypatch):

@@ -65,8 +65,12 @@ def voice(tmp_path) -> Path:
     return tmp_path / "voice.wav"
 
 
+def all_metrics(validation: Validation, pipeline, result: Path) -> dict[str, float]:
+    return {**validation.result_metrics(pipeline, result), **validation.reconstruction_metrics(pipeline)}
+
+
 def test_all_metrics_of_a_result(judge, pipeline, source, voice):
-    found = Validation(source, voice, 4)(pipeline, source)
+    found = all_metrics(Validation(source, voice, 4), pipeline, source)
     assert found["sync_confidence"] == pytest.approx(0.82) and found["sync_offset"] == -2
     assert found["sharpness"] == 1 and found["boundary"] == 0  # the result is the source itself
     assert found["psnr_mouth"] < 30 and found["ssim_mouth"] < 1  # but its reconstruction is by random weights
@@ -77,13 +81,13 @@ def test_all_metrics_of_a_result(judge, pipeline, source, voice):
 def test_frames_without_a_face_are_left_out(judge, pipeline, tmp_path, voice):
     empty = np.full((120, 160, 3), 90, np.uint8)
     path = clip(tmp_path / "gap.mp4", FRAMES, lambda i: empty if 6 <= i < 9 else picture(), tone_seconds=FRAMES / 25)
-    found = Validation(path, voice, 4)(pipeline, path)
+    found = all_metrics(Validation(path, voice, 4), pipeline, path)
     assert found["sharpness"] == 1 and "psnr_mouth" not in found  # seven faces in a row are too few to rebuild
 
 
 def test_a_result_without_a_face_keeps_the_rest(judge, pipeline, source, tmp_path, voice, caplog):
     blank = write_clip(tmp_path / "blank.mp4", FRAMES, size=(160, 120))
-    found = Validation(source, voice, 4)(pipeline, blank)
+    found = all_metrics(Validation(source, voice, 4), pipeline, blank)
     assert "validation without sync: no face" in caplog.text
     assert "sync_confidence" not in found and {"sharpness", "psnr_mouth"} <= set(found)
 
@@ -92,14 +96,14 @@ def test_a_silent_source_has_no_reconstruction(judge, pipeline, tmp_path, voice,
     caplog.set_level(logging.INFO)
     path = clip(tmp_path / "silent.mp4", FRAMES)
     validation = Validation(path, voice, 4)
-    assert not set(OF_RECONSTRUCTION) & set(validation(pipeline, path))
-    assert not set(OF_RECONSTRUCTION) & set(validation(pipeline, path))
+    assert not set(OF_RECONSTRUCTION) & set(all_metrics(validation, pipeline, path))
+    assert not set(OF_RECONSTRUCTION) & set(all_metrics(validation, pipeline, path))
     assert caplog.text.count("validation without a reconstruction") == 1
 
 
 def test_the_loss_as_its_own_judge_is_named(judge, pipeline, source, voice, tmp_path, caplog):
     judge.files = (tmp_path / "syncnet.safetensors",)
-    Validation(source, voice, 4, tmp_path / "other.pt")(pipeline, source)
+    Validation(source, voice, 4, tmp_path / "other.pt").result_metrics(pipeline, source)
     assert "is also the sync loss" not in caplog.text
-    Validation(source, voice, 4, tmp_path / "syncnet.safetensors")(pipeline, source)
+    Validation(source, voice, 4, tmp_path / "syncnet.safetensors").result_metrics(pipeline, source)
     assert "is also the sync loss" in caplog.text

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentsync.metrics.face_tracks import FaceTrack, crop_faces, find_tracks
+from latentsync.metrics.face_tracks import FaceTrack, crop_faces, find_tracks, track_of
 
 
 def box(x: float, y: float = 50, side: float = 120) -> np.ndarray:
@@ -15,6 +15,13 @@ def test_two_people_are_two_tracks_and_the_longest_comes_first():
     tracks = find_tracks(detections)
     assert [(track.start, len(track.boxes)) for track in tracks] == [(0, 100), (0, 80)]
     assert tracks[0].boxes[50, 0] == 60
+
+
+def test_the_track_of_a_person_found_by_another_detector():
+    long, short = find_tracks([[box(10), box(400)] if i < 80 else [box(10)] for i in range(100)])
+    assert track_of([long, short], {i: box(420, 60, 100) for i in range(60, 100)}) is short
+    assert track_of([long, short], {i: box(0) for i in range(90, 120)}) is long
+    assert track_of([long, short], {5: box(800)}) is None and track_of([], {5: box(0)}) is None
 
 
 def test_short_gaps_are_filled_jumps_and_long_gaps_end_a_track():

@@ -53,6 +53,19 @@ def denoise(unet: UNet3DConditionModel, frames: int = 2) -> Tensor:
     return denoise_latents(unet, *inputs, STEPS, 1.5, guidance_share=0.5)
 
 
+def test_results_of_graphs_are_copied(monkeypatch):
+    memory = torch.zeros(2)  # of the graph, written to by every call
+
+    def replay(value: float) -> tuple[Tensor, int]:
+        return memory.fill_(value), 7
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    graph, kernels = Compiled(replay, mode="reduce-overhead"), Compiled(replay, mode="default")
+    (first, number), (second, _) = graph(1.0), graph(2.0)
+    assert first.tolist() == [1, 1] and second.tolist() == [2, 2] and number == 7
+    assert kernels(3.0)[0] is memory
+
+
 @pytest.mark.parametrize(
     "cached, graphs", [(False, 2), (True, 4)]
 )  # with and without guidance; as many of cached steps

@@ -79,6 +79,19 @@ def test_kept_pixels_are_the_original_ones(case, tokens):
     assert (out - pixels).abs().max() > 0.05
 
 
+def test_guidance_in_two_passes_equals_guidance_in_one(case, tokens):
+    pixels, audio = case["pixels"][None, :4], tokens[None, :4]
+    assert case["meta"]["guidance_scale"] > 1
+    sizes: list[int] = []
+    hook = case["unet"].conv_in.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    together, apart = (
+        run(case, pixels, audio, num_inference_steps=2, guidance_in_turn=in_turn) for in_turn in (False, True)
+    )
+    hook.remove()
+    assert sizes == [8, 8] + 4 * [4]
+    assert (together - apart).abs().max() < 1e-3
+
+
 def test_chunks_in_a_batch_equal_chunks_one_by_one(case, tokens):
     pixels = case["pixels"][:8].unflatten(0, (2, 4))
     audio = tokens[:8].unflatten(0, (2, 4))

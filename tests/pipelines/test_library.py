@@ -137,6 +137,7 @@ def test_modes_on_the_pipeline_and_by_options(fresh, faces, wave):
     assert (plain - speak(vram_efficient=True)).abs().max() < 0.5 and not fresh.codec.vae.use_slicing
     fresh.enable_vram_efficient()
     assert fresh.codec.vae.use_slicing and fresh.codec.vae.use_tiling and "vram_efficient" in repr(fresh)
+    assert fresh._prepare(None, chunk_batch_size=4).chunks_at_once == 1
     fresh.disable_vram_efficient().enable_vae_tiling()
     assert fresh.codec.vae.use_tiling and not fresh.codec.vae.use_slicing
     assert not fresh.disable_vae_tiling().codec.vae.use_tiling

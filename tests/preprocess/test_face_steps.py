@@ -9,6 +9,7 @@ import pytest
 
 from latentsync.media.frame import VideoFrame
 from preprocess.clip import Clip, Segment
+from preprocess.manifest import ClipRow
 from preprocess.settings import ProcessSettings
 from preprocess.steps.alignment import alignment
 from preprocess.steps.face_size import face_size
@@ -55,11 +56,14 @@ def test_one_person(tools):
 
 
 def test_a_gap_ends_the_clip_and_the_next_one_has_its_own_audio(tools):
-    first, second = run([ONE] * 6 + [NONE] * 3 + [ONE] * 7, tools)
+    first, second, gap = run([ONE] * 6 + [NONE] * 3 + [ONE] * 7, tools)
     assert (first.num_frames, second.num_frames) == (6, 7) or (first.num_frames, second.num_frames) == (6, 6)
     offset = second.start - 1
     assert offset >= Fraction(9, 25)
     assert second.wave[0] == pytest.approx(float(25 + offset * 25) / 1000)
+    assert gap.is_gap and gap.drop.reason == "no face in view"
+    assert first.num_frames + gap.num_frames + second.num_frames == 16
+    assert gap.start == first.start + Fraction(first.num_frames, 25) and ClipRow.of(gap).is_gap
 
 
 def test_many_faces(tools):

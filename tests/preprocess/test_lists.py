@@ -10,7 +10,8 @@ from PIL import Image
 from latentsync.data.clips import read_fileslist
 from latentsync.utils.errors import UserError
 from preprocess.lists import ListOptions, choose, spread
-from preprocess.report import _gate
+from preprocess.manifest import ClipRow, SourceRecord, manifest_rows
+from preprocess.report import _drops, _gate, _people
 from preprocess.runner import RunOptions, process
 from preprocess.settings import ProcessSettings
 from preprocess.source_work import person_of, process_source
@@ -131,3 +132,22 @@ def test_the_report_tells_what_is_known_of_the_sync_step():
     assert "97.5 %" in (_gate(rows) or "") and "eval.sync_roc" not in (_gate(rows) or "")
     assert "have not been measured: run `python -m eval.sync_roc`" in (_gate([{"sync_scorer": "syncnet_v2"}]) or "")
     assert _gate([{}]) is None
+
+
+def test_reasons_and_hours_of_clips_gaps_and_people():
+    clips = [
+        ClipRow(0, 0, 0.0, 125, {}, path="clips/a/0.mp4"),
+        ClipRow(0, 1, 5.0, 50, {}, "sync", "sync confidence 0.10, 0.15 is needed"),
+        ClipRow(1, 0, 7.0, 75, {}, "sync", "sync confidence 0.12, 0.15 is needed"),
+        ClipRow(1, 1, 10.0, 25, {}, "faces", "no face in view", is_gap=True),
+    ]
+    record = SourceRecord("in", "a_1.mp4", 1, "", "a", "0" * 64, "", clips=clips)
+    source, *rows = manifest_rows([record])
+    assert (source["clips_kept"], source["clips_dropped"]) == (1, 2)
+    assert [row["kind"] for row in rows] == ["clip"] * 3 + ["gap"] and rows[3]["face"] == ""
+    sync, gap = _drops(rows)
+    assert sync["reasons"] == [("sync confidence …, 0.15 is needed", 2)] and sync["hours"] == pytest.approx(5 / 3600)
+    assert (gap["kind"], gap["step"], gap["reasons"]) == ("gap", "faces", [("no face in view", 1)])
+    (person,) = _people(rows[:3])
+    assert (person.kept, person.dropped, person.steps) == (1, 2, {"sync": 2})
+    assert (person.hours_kept, person.hours_dropped) == pytest.approx((5 / 3600, 5 / 3600))

@@ -320,7 +320,8 @@ def test_results_may_go_to_an_object_store(here, sources, tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_makes_the_same_manifest(sources, tmp_path, monkeypatch):
+@pytest.mark.parametrize("gpu_actors", [0, 1])  # Ray reserves what it is told exists
+def test_ray_makes_the_same_manifest(sources, tmp_path, monkeypatch, gpu_actors):
     large = cv2.resize(picture(), None, fx=2, fy=2)
     clip(sources / "bob_1.mp4", 50, lambda index: large, tone_seconds=2.0)
     measured = ProcessSettings(
@@ -329,14 +330,23 @@ def test_ray_makes_the_same_manifest(sources, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        process(RunOptions(sources, tmp_path / "ray", workers=2, executor="ray"), measured)
+        process(RunOptions(sources, tmp_path / "ray", workers=2, executor="ray", gpu_actors=gpu_actors), measured)
     finally:
         ray.shutdown()
     assert process(RunOptions(sources, tmp_path / "local"), measured).kept == 1
     assert (tmp_path / "ray" / "manifest.csv").read_text() == (tmp_path / "local" / "manifest.csv").read_text()
     assert {"offset", "confidence", "quality", "jitter"} <= set(rows_of(tmp_path / "local")[0])
+
+
+def test_gpus_are_reserved_for_networks_on_gpus_only(sources, tmp_path, capsys):
+    words = ["--input_dir", str(sources), "--output_dir", str(tmp_path / "out"), "--executor", "ray"]
+    assert main([*words, "--gpu_actors", "1"]) == 1 and "add --device cuda" in capsys.readouterr().err
+    both = ["--gpu_actors", "1", "--per_gpu_num_workers", "2", "--device", "cuda"]
+    assert main([*words, *both]) == 1 and "no --per_gpu_num_workers" in capsys.readouterr().err
+    with pytest.raises(UserError, match="needs --executor ray"):
+        RunOptions(sources, tmp_path / "out", gpu_actors=1)
 
 
 def test_the_command(here, sources, tmp_path, capsys):

@@ -11,7 +11,10 @@ from tests.waiting import HANG_SECONDS
 from tools import benchmark
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "on_a_gpu.sh"
-PARTS = ["tests", "gpu_256_eager", "gpu_256_compiled", "gpu_512_eager", "gpu_512_compiled", "training", "precisions"]
+SIDES = (256, 512)
+PARTS = ["tests", *(f"{name}_{side}_eager" for name in ("networks", "gpu") for side in SIDES)]
+PARTS += [*(f"gpu_{side}_compiled" for side in SIDES), "training", "precisions"]
+PARTS += [f"networks_{side}_compiled" for side in SIDES]
 # FAIL_ON, HANG_ON: a word in the arguments. NO_GPU: set if there is none.
 FAKE_PYTHON = r"""#!/bin/bash
 if [ "$1" = -c ]; then exit "${NO_GPU:-0}"; fi
@@ -58,13 +61,13 @@ def test_the_benchmarks_take_the_options(call):
     call()
     call("--tiny")
     words = [shlex.split(line.replace(str(call.output), "out")) for line in call.calls if "tools.benchmark" in line]
-    assert len(words) == len(PARTS) - 1 + 1  # of the tiny ones, precisions has been done
+    assert len(words) == len(PARTS) - 1 + 2  # of the tiny ones, precisions has been done
     for _, _, *options in words:
         assert benchmark.parse_options(options).section in benchmark.sections()
 
 
 def test_a_failed_part_does_not_stop_the_others(call):
-    result = call(FAIL_ON="--resolution 512 --levers eager")
+    result = call(FAIL_ON="gpu --resolution 512 --levers eager")
     assert result.returncode == 1 and "gpu_512_eager failed (exit code 7)" in result.stdout
     assert call.left("failed") == {"gpu_512_eager"} and call.left("done") == set(PARTS) - {"gpu_512_eager"}
     assert "no such thing" in (call.output / "gpu_512_eager.log").read_text()
@@ -81,4 +84,4 @@ def test_without_a_gpu(call):
     result = call(NO_GPU="1")
     assert result.returncode == 1 and "no CUDA device" in result.stderr and not call.calls
     tiny = call("--tiny", NO_GPU="1")
-    assert tiny.returncode == 0 and call.left("done") == {"gpu", "precisions"}
+    assert tiny.returncode == 0 and call.left("done") == {"networks", "gpu", "precisions"}

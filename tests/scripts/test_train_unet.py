@@ -1,5 +1,6 @@
 """The training command: a dry run on files, a run that is gone on with, and what it says of bad input."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from latentsync.checkpoints.loading import load_checkpoint
 from latentsync.checkpoints.registry import resolve
 from latentsync.config.unet import load_unet_config
 from latentsync.models.unet_config import UNetConfig
+from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
-from scripts.train_unet import main
+from scripts.train_unet import main, validation_files
 from tests.tiny_model import RESOLUTION, UNET, TinyFiles
 from tests.training.tiny_unet import FRAMES, write_clips
 
@@ -84,3 +86,23 @@ def test_defaults_follow_the_model():
     assert small.vae.parts[-2:] == ("embedded", "vae") and small.scheduler_config.parent.name == "embedded"
     full = parts("stage1", vae=Path("own/vae"), whisper=Path("own/tiny.pt"))
     assert full.vae == Path("own/vae") and full.scheduler_config == PROJECT_ROOT / "configs" / "scheduler_config.json"
+
+
+def test_validation_videos_of_a_config(tmp_path):
+    def files(**data) -> list[tuple[Path, Path]]:
+        config = load_unet_config(PROJECT_ROOT / "configs/unet/debug.yaml", UNetConfig)
+        data = {"val_video_path": "", "val_audio_path": "", **data}
+        return validation_files(replace(config, data=replace(config.data, **data)))
+
+    one, voice = tmp_path / "one.mp4", tmp_path / "voice.wav"
+    one.touch()
+    listed = tmp_path / "list.csv"
+    listed.write_text("video,audio\none.mp4,\none.mp4,voice.wav\n")
+    given = {"val_video_path": str(one), "val_audio_path": str(voice)}
+    with pytest.raises(UserError, match=r"val_audio_path: .*voice.wav does not exist"):
+        files(**given)
+    with pytest.raises(UserError, match=r"val_pairs: .*voice.wav does not exist"):
+        files(val_pairs=str(listed))
+    voice.touch()
+    assert files(**given, val_pairs=str(listed)) == [(one, voice), (one, one), (one, voice)]
+    assert files() == []

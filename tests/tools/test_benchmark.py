@@ -1,14 +1,17 @@
 """The benchmark tool: every section on the smallest input it takes, and what it prints."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from unittest.mock import Mock
 
 import av
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from latentsync.config.unet import load_unet_config
 from latentsync.data.clips import examine_clips, read_fileslist
@@ -23,8 +26,20 @@ from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_run import TinyTask, run_config
 from tests.training.tiny_unet import VIDEO_MAE
 from tools import benchmark
-from tools.benchmarks import full_size, geometry, gpu, inputs, overhead, precisions, processes, trace, training
-from tools.benchmarks.report import Figure, as_json, as_markdown, as_text
+from tools.benchmarks import (
+    full_size,
+    geometry,
+    gpu,
+    inputs,
+    networks,
+    overhead,
+    precisions,
+    processes,
+    startup,
+    trace,
+    training,
+)
+from tools.benchmarks.report import Figure, Journal, as_json, as_markdown, as_text
 
 SIZE = (320, 240)
 CROP_WIDTH = 120
@@ -81,16 +96,56 @@ def test_failing_command_is_named(tmp_path):
         processes.peak_memory([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
+def test_full_size_layouts_are_those_of_the_configs():
+    for side, name in ((256, "stage2"), (512, "stage2_512")):
+        config = load_unet_config(PROJECT_ROOT / "configs" / "unet" / f"{name}.yaml", UNetConfig)
+        assert (config.model, config.data.resolution) == (full_size.FULL_SIZE[side].model, side)
+
+
+def test_networks_with_a_tiny_model(tmp_path):
+    journal = tmp_path / "journal.json"
+    figures = {figure.name: figure for figure in networks.measure(is_tiny=True, journal=Journal(journal))}
+    names = {f"64 px, {name}, {way.name}" for way in networks.TINY_WAYS for name in way.networks}
+    assert names | {f"{name}: arithmetic" for name in names} == figures.keys()
+    assert all(figure.value > 0 for figure in figures.values())
+    again = networks.measure(is_tiny=True, journal=Journal(journal))
+    assert again == list(figures.values())  # times and all: they were read
+
+
+def test_a_kernel_that_is_not_available_is_reported(monkeypatch):
+    way = networks.Way("eager, flash attention", attention=SDPBackend.FLASH_ATTENTION)
+    monkeypatch.setattr(networks, "TINY_WAYS", (way,))
+    monkeypatch.setattr(networks, "_time", Mock(side_effect=RuntimeError("No available kernel.")))
+    [figure] = networks.measure(is_tiny=True)
+    assert figure.value is None and figure.note == "No available kernel."
+
+
+def test_networks_need_neither_decoders_nor_detectors():
+    """The packages of video, faces and YAML files are absent."""
+    absent = ("av", "decord", "mediapipe", "insightface", "onnx", "onnxruntime", "omegaconf", "accelerate")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); from tools.benchmarks import networks"
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, check=True)
+
+
+def test_a_missing_package_is_named(monkeypatch, capsys):
+    missing = Mock(side_effect=ModuleNotFoundError("No module named 'av'"))
+    monkeypatch.setattr(benchmark, "sections", lambda: {"gpu": missing, "demo": lambda options, folder: []})
+    assert benchmark.main(["gpu"]) == 1
+    assert "No module named 'av'; the benchmark gpu needs it" in capsys.readouterr().err
+    assert benchmark.main([]) == 0
+    assert "No module named 'av'" in capsys.readouterr().out
+
+
 def test_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for [figure] in (gpu.measure(tmp_path), training.measure(tmp_path)):
+    for [figure] in (networks.measure(), gpu.measure(tmp_path), training.measure(tmp_path)):
         assert figure.verdict == "not measured" and figure.note == "no CUDA device"
 
 
 def test_gpu_benchmark_with_a_tiny_model(tmp_path):
-    figures = {figure.name: figure for figure in gpu.measure(tmp_path, seconds=0.4, tiny=True)}
+    figures = {figure.name: figure for figure in gpu.measure(tmp_path, seconds=0.4, is_tiny=True)}
     without_gpu = {name for name, figure in figures.items() if figure.value is None}
-    assert without_gpu == {"64 px, eager, 2 steps: peak memory"}
+    assert without_gpu == {f"64 px, eager, {lever.name}: peak memory" for lever in gpu.TINY_LEVERS}
     assert figures["64 px, eager, 2 steps: end to end"].value > 0
     assert 0 <= figures["64 px, eager, 2 steps: device idle"].value < 100
     shares = [figure.value for name, figure in figures.items() if ": kernel " in name]
@@ -104,12 +159,12 @@ def test_a_failing_lever_does_not_stop_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpu.Bench, "run", run_out)
     monkeypatch.setattr(gpu, "_stages", lambda bench: [])
-    figures = gpu.measure(tmp_path, seconds=0.2, tiny=True)
+    figures = gpu.measure(tmp_path, seconds=0.2, is_tiny=True)
     assert [figure.note for figure in figures] == ["CUDA out of memory"] * len(gpu.TINY_LEVERS)
 
 
 def test_precisions_with_a_tiny_model():
-    figures = {figure.name: figure.value for figure in precisions.measure(tiny=True)}
+    figures = {figure.name: figure.value for figure in precisions.measure(is_tiny=True)}
     assert all(figures[f"{name}, PSNR against float32"] > 20 for name in ("float16", "bfloat16"))
 
 
@@ -152,7 +207,7 @@ def test_a_trace_is_summarized(tmp_path):
 )
 def test_dense_peaks(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    text = gpu._share_of_peak(torch.device("cuda"), 100.0)
+    text = full_size.share_of_peak(torch.device("cuda"), 100.0)
     assert text == (f"{100 * 100 / peak:.1f} % of {peak} ({name})" if peak else f"{name}: dense peak unknown")
 
 
@@ -220,3 +275,10 @@ def test_wrong_usage():
         with pytest.raises(SystemExit) as stopped:
             benchmark.main(words)
         assert stopped.value.code == 2
+
+
+def test_startup(tmp_path):
+    pytest.importorskip("pyarrow")
+    first, *others = startup.measure(tmp_path, clips=300)
+    assert first.name == "first start with 300 clips, opening the list" and len(others) == 5
+    assert all(figure.value is not None and figure.value >= 0 for figure in (first, *others))

@@ -1,5 +1,6 @@
 """Two processes do what one does with twice the batch, and neither is ever left waiting."""
 
+import csv
 import errno
 import os
 import signal
@@ -211,14 +212,36 @@ def test_killed_process_and_start_again(tmp_path):
 
 def test_failing_validation_is_told_by_both(tmp_path):
     class Failing(TinyTask):
-        def validate(self, model, step, folder):
-            raise UserError("no validation video")
+        def validate(self, model, step, folder, share):
+            if share.index == 1:
+                raise UserError("no validation video")
+            return super().validate(model, step, folder, share)
 
     def work(rank: int) -> None:
-        with pytest.raises(UserError, match="no validation video" if rank == 0 else "another process"):
+        with pytest.raises(UserError, match="no validation video" if rank == 1 else "another process"):
             run_training(Failing(), run_config(tmp_path))
 
     assert run_forked(work, 2) == [0, 0]
+
+
+def test_each_process_validates_its_share(tmp_path):
+    """The means are those of one process; each part is done once."""
+
+    def work(rank: int) -> None:
+        task = TinyTask()
+        run_training(task, run_config(tmp_path / "two"))
+        assert task.validated == [2, 4, 6]
+
+    assert run_forked(work, 2) == [0, 0]
+    run_training(TinyTask(), run_config(tmp_path / "one", batch_size=4))
+    rows = []
+    for name in ("one", "two"):
+        with (tmp_path / name / "validation.csv").open(newline="") as file:
+            rows.append([{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)])
+    one, two = rows
+    assert [row["weight"] for row in two] == pytest.approx([row["weight"] for row in one], rel=1e-4)
+    assert [row["index"] for row in one] == [0] * 3 and [row["index"] for row in two] == [0.5] * 3
+    assert not any((tmp_path / "two/validation").iterdir())
 
 
 def test_gathered_rows_carry_their_gradient():

@@ -125,7 +125,7 @@ def test_a_finished_run_is_left_alone(whole):
 
 def test_what_was_saved_but_not_published_is_published(tmp_path):
     class Failing(TinyTask):
-        def validate(self, model, step, folder):
+        def validate(self, model, step, folder, share):
             raise UserError("the validation video is gone")
 
     with pytest.raises(UserError, match="video is gone"):
@@ -243,11 +243,11 @@ def test_discriminators_of_older_checkpoints_are_read(tmp_path):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     class Nosy(TinyTask):
-        def validate(self, model, step, folder):
+        def validate(self, model, step, folder, share):
             with pytest.raises(UserError, match="another run is writing there.*another output folder"):
                 with exclusive_folder(tmp_path, tmp_path / ".lock"):
                     pass
-            return super().validate(model, step, folder)
+            return super().validate(model, step, folder, share)
 
     task = Nosy()
     run_training(task, run_config(tmp_path, max_train_steps=2))

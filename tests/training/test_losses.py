@@ -1,6 +1,7 @@
 """The sync losses: the reference's figures, limits, gradients that stay finite, mixed precision."""
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latentsync.training.sync_losses import contrastive_loss, cosine_loss, pair_accuracy
-from tests.conformance.seeded import seeded_input
+from latentsync.models.stable_syncnet import StableSyncNet
+from latentsync.models.syncnet_config import StableSyncNetConfig
+from latentsync.training.losses import Estimate, SyncLoss
+from latentsync.training.sync_losses import SyncSupervision, contrastive_loss, cosine_loss, pair_accuracy
+from tests.conformance.seeded import fill_, seeded_input
 
 CASE = Path(__file__).parents[1] / "conformance" / "cosine_loss.npz"
+COLUMNS_PER_FRAME = Fraction(80, 25)
 LABELS = torch.tensor([1.0, 0, 1, 0, 1, 0])
 
 
@@ -73,3 +78,50 @@ def test_pair_accuracy():
 def test_the_cosine_loss_of_a_broken_embedding_is_not_finite():
     """The training loop skips such a batch; an error would end the run."""
     assert cosine_loss(torch.full((2, 4), float("nan")), torch.ones(2, 4), torch.ones(2)).isnan()
+
+
+def syncnet(frames: int, columns: int, factors: list) -> SyncSupervision:
+    """A small StableSyncNet on the lower halves of 64 px faces and the mel, with a window of `frames`."""
+    config = StableSyncNetConfig.from_dict(
+        {
+            "audio_encoder": {"in_channels": 1, "block_out_channels": [32, 64], "downsample_factors": factors},
+            "visual_encoder": {
+                "in_channels": 3 * frames,
+                "block_out_channels": [32, 64],
+                "downsample_factors": [[4, 8], 8],
+            },
+        }
+    )
+    pixels = {"latent_space": False, "lower_half": True, "resolution": 64, "audio_features": "mel"}
+    net = fill_(StableSyncNet(config), seed=frames)
+    assert columns == math.ceil(frames * COLUMNS_PER_FRAME)
+    return SyncSupervision(net, num_frames=frames, num_layers=1, columns_per_frame=COLUMNS_PER_FRAME, **pixels)
+
+
+def test_windows_of_5_16_and_25_frames():
+    """The mean over the SyncNets of the mean over their half-overlapping windows, each computed by itself."""
+    nets = {
+        5: syncnet(5, 16, [[8, 4], [10, 4]]),
+        16: syncnet(16, 52, [[8, 4], [10, 13]]),
+        25: syncnet(25, 80, [[8, 8], [10, 10]]),
+    }
+    starts = {5: [*range(0, 21, 2)], 16: [0, 8, 9], 25: [0]}
+    frames, mel = seeded_input("frames", (2, 25, 3, 64, 64)).clamp(-1, 1), seeded_input("mel", (2, 1, 80, 80))
+    expected = []
+    for length, supervision in nets.items():
+        width, losses = math.ceil(length * 3.2), []
+        for start in starts[length]:
+            images = frames[:, start : start + length, :, 32:].flatten(1, 2)
+            first = min(int(start * 3.2), 80 - width)
+            vision, audio = supervision.syncnet(images, mel[..., first : first + width])
+            losses.append(F.binary_cross_entropy((vision * audio).sum(1).clamp(1e-6, 1 - 1e-6), torch.ones(2)))
+        expected.append(float(torch.stack(losses).mean()))
+    frames.requires_grad_()
+    nothing = torch.zeros(2, 4, 25, 8, 8)
+    estimate = Estimate(nothing, nothing, nothing, frames, None, torch.ones(2, dtype=torch.bool), mel)
+    for some in ([5], [16], [25], [5, 16, 25]):
+        loss = SyncLoss([nets[length] for length in some])(estimate)
+        assert float(loss.detach()) == pytest.approx(np.mean([expected[[5, 16, 25].index(n)] for n in some]), rel=1e-4)
+    loss.backward()
+    assert (frames.grad.abs().amax(dim=(2, 3, 4)) > 0).all()  # of every frame
+    assert len({round(value, 4) for value in expected}) == 3

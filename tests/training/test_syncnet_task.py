@@ -18,6 +18,7 @@ from latentsync.data.syncnet_dataset import MIN_SHIFT
 from latentsync.models.stable_syncnet import StableSyncNet
 from latentsync.models.syncnet_config import StableSyncNetConfig
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
+from latentsync.training.export import means
 from latentsync.training.loop import run_training
 from latentsync.training.sync_losses import contrastive_loss
 from latentsync.training.syncnet_setup import SyncNetData, ValidationPairs
@@ -26,9 +27,10 @@ from latentsync.training.syncnet_task import (
     PlateauWatch,
     SyncNetTask,
     explain_small_batch,
-    pair_metrics,
+    pair_values,
     windows_per_item,
 )
+from latentsync.training.task import Share
 from latentsync.utils.errors import UserError
 from scripts import train_syncnet
 from tests.data.conftest import audio, clips  # noqa: F401  (fixtures)
@@ -127,7 +129,7 @@ def test_problems_are_one_line(write_config, tmp_path, capsys):
 def test_validation_list_may_be_absent(write_config, caplog):
     task = make_task(write_config(data={"val_fileslist": ""}))
     assert "val_fileslist is empty" in caplog.text
-    assert task.validate(task.model, 1, Path()) == {}
+    assert task.validate(task.model, 1, Path(), Share()) == {}
 
 
 def test_latents_are_made_in_the_step_or_before(write_config, audio, tmp_path, monkeypatch):  # noqa: F811
@@ -297,9 +299,10 @@ def test_judged_pairs_are_far_enough_off(clips):  # noqa: F811
 
 
 def test_measures():
-    measures = pair_metrics(torch.tensor([0.9, 0.6, 0.4, 0.2]), torch.tensor([0.1, 0.7, 0.3, 0.6]))
+    measures = means([pair_values(torch.tensor([0.9, 0.6, 0.4, 0.2]), torch.tensor([0.1, 0.7, 0.3, 0.6]))])
     assert measures["accuracy"] == 0.5 and measures["preference"] == 0.5
-    assert pair_metrics(torch.full((4,), 0.5), torch.full((4,), 0.5))["loss"] == pytest.approx(math.log(2))
+    halves = pair_values(torch.full((3,), 0.5), torch.full((3,), 0.5))
+    assert means([halves, {}, halves])["loss"] == pytest.approx(math.log(2))
 
 
 def test_plateau_is_explained_once_in_a_while():

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler
 from latentsync.data.sampler import sample_generators
 from latentsync.faces.mask import MOUTH_BOX
 from latentsync.loading import load_scheduler
+from latentsync.training.losses import KEPT_WEIGHT, mouth_weights
 from latentsync.training.unet_task import (
     check_one_step,
     draw_audio_mask,
@@ -21,7 +22,7 @@ from latentsync.training.unet_task import (
     uniform_timesteps,
 )
 from latentsync.utils.errors import UserError
-from recipes.embedded.first_generation.recipe import KEPT_WEIGHT, Recipe, mouth_weights, visited_timesteps
+from recipes.embedded.first_generation.recipe import Recipe, visited_timesteps
 from tests.conformance.seeded import seeded_input
 from tests.tiny_model import PROJECT_ROOT, SCHEDULER
 

@@ -1,6 +1,7 @@
 """The UNet's task: every loss, what is frozen, samples that do not depend on their batch, stage 1 to stage 2."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.training.loop import run_training
 from latentsync.training.losses import Estimate, LossNetworks
+from latentsync.training.task import Share
 from latentsync.training.unet_setup import FrozenParts, build_dataset, build_unet
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.errors import UserError
@@ -242,24 +244,35 @@ def test_copier_starts_from_the_reference(tmp_path, parts):
     assert task.model.conv_out.weight.abs().sum() > 0
 
 
-def test_validation_files_must_exist(tmp_path, parts):
-    config = tiny_config(tmp_path)
-    config = replace(config, data=replace(config.data, val_video_path="none.mp4", val_audio_path="none.wav"))
-    with pytest.raises(UserError, match="val_video_path: .*none.mp4 does not exist"):
-        UNetTask(config, parts, LossNetworks(), lambda: None)
+class Watched:
+    """A validation video whose metrics are whether its result exists, and a constant of its own."""
+
+    def __init__(self, video: Path, audio: Path, quality: float):
+        self.video, self.audio, self.quality = video, audio, quality
+
+    def result_metrics(self, pipeline, result: Path) -> dict[str, float]:
+        return {"made": float(result.is_file())}
+
+    def reconstruction_metrics(self, pipeline) -> dict[str, float]:
+        if self.quality < 0:
+            raise UserError("no face in view")
+        return {"psnr_mouth": self.quality}
 
 
-def test_validation_makes_a_video(tmp_path, parts, media, shared_detector):
+def test_validation_makes_videos_each_process_its_share(tmp_path, parts, media, shared_detector, caplog):
     config = tiny_config(tmp_path, inference_steps=1, guidance_scale=1.0)
-    video, audio = str(media / "clip.mp4"), str(media / "voice.wav")
-    config = replace(config, data=replace(config.data, val_video_path=video, val_audio_path=audio))
-    task = UNetTask(
-        config, parts, LossNetworks(), lambda: None, lambda pipeline, path: {"sync_confidence": path.stat().st_size}
-    )
-    assert task.validate(task.model.eval(), 7, tmp_path)["sync_confidence"] > 0
+    videos = [Watched(media / "clip.mp4", media / "voice.wav", quality) for quality in (20.0, 30.0, -1.0)]
+    task = UNetTask(config, parts, LossNetworks(), lambda: None, videos[:1])
+    model = task.model.eval()
+    assert task.validate(model, 7, tmp_path, Share()) == {"made": [1.0], "psnr_mouth": [20.0]}
     assert (tmp_path / "step_7.mp4").is_file()
+    assert task.validate(model, 7, tmp_path, Share(1, 2)) == {"psnr_mouth": [20.0]}
+    task = UNetTask(config, parts, LossNetworks(), lambda: None, videos)
+    assert task.validate(model, 8, tmp_path, Share(1, 3)) == {"made": [1.0], "psnr_mouth": [30.0]}
+    assert [path.name for path in tmp_path.glob("step_8_*")] == ["step_8_2.mp4"]
+    assert task.validate(model, 8, tmp_path, Share(5, 6)) == {} and "step 8 failed: no face in view" in caplog.text
     quiet = UNetTask(tiny_config(tmp_path), parts, LossNetworks(), lambda: None)
-    assert quiet.validate(quiet.model, 7, tmp_path) == {}
+    assert quiet.validate(quiet.model, 7, tmp_path, Share()) == {}
 
 
 @pytest.mark.parametrize(("cached", "copies"), [(False, 0), (True, 0), (True, 1)])

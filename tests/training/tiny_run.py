@@ -16,6 +16,7 @@ from latentsync.config.sections import CkptSection, DataSection, OptimizerSectio
 from latentsync.data.sampler import SampleId, item_rng, sample_generators
 from latentsync.training import checkpoints
 from latentsync.training.loop import run_training
+from latentsync.training.task import Share
 
 
 class TinyDataset(torch.utils.data.Dataset):
@@ -83,10 +84,11 @@ class TinyTask:
             losses["critic_loss"] = (critic(prediction.detach()) - batch["y"]).square().mean()
         return losses
 
-    def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
+    def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
         assert not model.training and not torch.is_grad_enabled()
         self.validated.append(step)
-        return {"weight": float(next(model.parameters()).abs().mean())}
+        weights = next(model.parameters()).flatten()
+        return {"weight": share.of(weights.abs().tolist()), "index": [float(share.index)]}
 
     def export(self, state_dict: dict[str, Tensor], step: int, path: Path) -> None:
         save_checkpoint(path, state_dict, step)

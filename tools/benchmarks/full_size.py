@@ -1,29 +1,35 @@
 """Pipelines with random weights, which affect neither speed nor memory, and their arithmetic."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentsync.checkpoints.registry import SCHEDULER_CONFIG, resolve
-from latentsync.config.unet import load_unet_config
+from latentsync.config.diffusers_config import build_from_config
 from latentsync.faces.mask import load_mask
-from latentsync.loading import load_scheduler
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import regenerate_faces
-from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.pipelines.run import Run
+from latentsync.utils.light_diffusers import AutoencoderKL, DDIMScheduler
 from latentsync.utils.paths import PROJECT_ROOT
-from latentsync.whisper.audio2feature import Audio2Feature
-from tools.benchmarks.inputs import CROP_WIDTHS, SIZES
+from tools.benchmarks import CROP_WIDTHS, RESOLUTIONS, SIZES
+
+if TYPE_CHECKING:
+    from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+    from latentsync.pipelines.run import Run
 
 LATENT_SCALE = 0.18215
 AUDIO_TOKENS = 50
+# Dense float16 peaks with float32 accumulation in TFLOP/s, from the vendor's data sheets; the first match counts.
+DENSE_PEAKS = {
+    "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "RTX 4090": 165, "RTX 3090": 71,
+    "L4": 121, "A10": 125, "T4": 65, "V100": 125,
+}  # fmt: skip
 WEIGHT_SCALE = 0.02  # small enough that half precision does not overflow
 # The autoencoder of Stable Diffusion 1.5 (sd-vae-ft-mse).
 VAE_LAYOUT = {
@@ -43,37 +49,68 @@ class Layout:
     """Sizes of the networks and of the video.
 
     Args:
-        config: of configs/unet/.
+        model: the UNet.
         resolution: side of the faces in pixels.
         vae: arguments of the autoencoder.
         frame: width and height of the video in pixels.
         crop_width: of the aligned face, in pixels of the video.
     """
 
-    config: str
+    model: UNetConfig
     resolution: int
-    vae: dict[str, Any]
+    vae: dict[str, Any] = field(default_factory=lambda: VAE_LAYOUT)
     frame: tuple[int, int] = SIZES["1080p"]
     crop_width: int = CROP_WIDTHS["1080p"]
 
 
-FULL_SIZE = {256: Layout("stage2", 256, VAE_LAYOUT), 512: Layout("stage2_512", 512, VAE_LAYOUT)}
-TINY = Layout("debug", 64, {**SMALL_VAE, "latent_channels": 16}, (320, 240), 120)  # the channels of the debug config
+# Those of configs/unet/stage2.yaml and stage2_512.yaml, which need more packages to be read.
+FULL_SIZE = {side: Layout(UNetConfig(sample_size=side // 8, use_motion_module=True), side) for side in RESOLUTIONS}
+
+
+@cache
+def tiny() -> Layout:
+    """That of configs/unet/debug.yaml."""
+    from latentsync.config.unet import load_unet_config
+
+    model = load_unet_config(PROJECT_ROOT / "configs" / "unet" / "debug.yaml", UNetConfig).model
+    return Layout(model, 64, {**SMALL_VAE, "latent_channels": model.out_channels}, (320, 240), 120)
+
+
+def scheduler() -> DDIMScheduler:
+    """The schedule of the released models."""
+    return build_from_config(DDIMScheduler, SCHEDULER_CONFIG)
+
+
+def share_of_peak(device: torch.device, speed: float) -> str:
+    """`speed` in TFLOP/s as a share of the device's dense peak, in words."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    peak = next((peak for known, peak in DENSE_PEAKS.items() if known in name), None)
+    return f"{name}: dense peak unknown" if peak is None else f"{100 * speed / peak:.1f} % of {peak} ({name})"
 
 
 def meta_networks(layout: Layout) -> tuple[UNet3DConditionModel, LatentCodec]:
     """UNet and autoencoder without weights."""
-    config = load_unet_config(PROJECT_ROOT / "configs" / "unet" / f"{layout.config}.yaml", UNetConfig)
     with torch.device("meta"):
-        unet, codec = UNet3DConditionModel(config.model), LatentCodec(AutoencoderKL(**layout.vae))
+        unet, codec = UNet3DConditionModel(layout.model), LatentCodec(AutoencoderKL(**layout.vae))
     return unet.to("meta").eval(), codec  # the UNet makes its position tables on the CPU
 
 
-def random_pipeline(layout: Layout, device: torch.device, dtype: torch.dtype) -> LipsyncPipeline:
-    """A pipeline with random weights and the audio encoder of the embedded model."""
+def random_networks(
+    layout: Layout, device: torch.device, dtype: torch.dtype
+) -> tuple[UNet3DConditionModel, LatentCodec]:
+    """UNet and autoencoder with random weights."""
     unet, codec = (_randomized(network, device, dtype) for network in meta_networks(layout))
+    return unet, codec
+
+
+def random_pipeline(layout: Layout, device: torch.device, dtype: torch.dtype) -> "LipsyncPipeline":
+    """A pipeline with random weights and the audio encoder of the embedded model."""
+    from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+    from latentsync.whisper.audio2feature import Audio2Feature
+
+    unet, codec = random_networks(layout, device, dtype)
     audio = Audio2Feature(resolve("embedded").whisper, device)
-    pipeline = LipsyncPipeline(codec, audio, unet, load_scheduler(SCHEDULER_CONFIG), layout.resolution)
+    pipeline = LipsyncPipeline(codec, audio, unet, scheduler(), layout.resolution)
     return pipeline.to(device, dtype)
 
 
@@ -88,7 +125,7 @@ def _randomized(network: nn.Module, device: torch.device, dtype: torch.dtype) ->
     return network.to(dtype)
 
 
-def operations_per_frame(layout: Layout, run: Run) -> float:
+def operations_per_frame(layout: Layout, run: "Run") -> float:
     """Floating-point operations of UNet and autoencoder for a frame, counted on a chunk with the settings of `run`.
 
     The frames that the next chunk delivers are denoised in both and decoded once.
@@ -103,7 +140,7 @@ def operations_per_frame(layout: Layout, run: Run) -> float:
         regenerate_faces(
             unet,
             codec,
-            run.sampling.scheduler(load_scheduler(SCHEDULER_CONFIG)),
+            run.sampling.scheduler(scheduler()),
             torch.zeros(1, frames, 3, side, side, device="meta"),
             torch.zeros(1, frames, AUDIO_TOKENS, unet.config.cross_attention_dim),
             load_mask(side),

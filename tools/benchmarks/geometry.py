@@ -10,7 +10,8 @@ from latentsync.faces.video import AlignedFace, TrackedFrame, align_face
 from latentsync.media.frame import VideoFrame
 from latentsync.pipelines.result import Paste
 from latentsync.utils.affine_transform import AlignRestore
-from tools.benchmarks.inputs import CROP_WIDTHS, SIZES, moving_frames
+from tools.benchmarks import CROP_WIDTHS, SIZES
+from tools.benchmarks.inputs import moving_frames
 from tools.benchmarks.report import Figure
 
 ALIGN_LIMIT_MS = 8.0

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +23,51 @@ from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.pipelines.opening import open_clip
 from latentsync.pipelines.run import Run
 from latentsync.utils.errors import UserError, one_line
-from tools.benchmarks import trace
-from tools.benchmarks.full_size import AUDIO_TOKENS, FULL_SIZE, TINY, Layout, operations_per_frame, random_pipeline
+from tools.benchmarks import COMPILED, EAGER, trace
+from tools.benchmarks.full_size import (
+    AUDIO_TOKENS,
+    FULL_SIZE,
+    Layout,
+    operations_per_frame,
+    random_pipeline,
+    share_of_peak,
+    tiny,
+)
 from tools.benchmarks.inputs import FPS, SAMPLE_RATE, make_clip, make_speech
 from tools.benchmarks.overhead import PipelineWithoutNetworks
-from tools.benchmarks.report import Figure
+from tools.benchmarks.report import Figure, Journal
 
 SECONDS = 4.0
 PROFILED_SECONDS = 2.0
 REPEATS = 3  # of each stage
 TOP_KERNELS = 12
 MAX_ERROR = 120  # characters
-# Dense float16 peaks with float32 accumulation in TFLOP/s, from the vendor's data sheets; the first match counts.
-DENSE_PEAKS = {
-    "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71,
-    "L4": 121, "A10": 125, "T4": 65, "V100": 125,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Lever:
-    """A way of running the pipeline. kernels: list those that take longest."""
+    """A way of running the pipeline. kernels: list those that take longest. compiled: worth minutes of compilation."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     kernels: bool = False
+    compiled: bool = False
 
 
 LEVERS = (
-    Lever("20 steps with guidance", kernels=True),
-    Lever("chunk_batch_size 4", {"chunk_batch_size": 4}),
+    Lever("20 steps with guidance", kernels=True, compiled=True),
+    Lever("preset realtime", {"preset": "realtime"}, compiled=True),
+    Lever("chunk_batch_size 4", {"chunk_batch_size": 4}, compiled=True),
+    Lever("preset fast", {"preset": "fast"}, compiled=True),
+    Lever("preset balanced", {"preset": "balanced"}),
     Lever("deepcache", {"enable_deepcache": True}),
-    *(Lever(f"preset {name}", {"preset": name}) for name in ("balanced", "fast", "realtime")),
+    Lever("chunk_batch_size 0", {"chunk_batch_size": 0}),
     Lever("vram_efficient", {"vram_efficient": True}),
 )
-TINY_LEVERS = (Lever("2 steps", {"inference_steps": 2}, kernels=True),)
-EAGER, COMPILED = "eager", "compiled"
+TINY_LEVERS = (
+    Lever("2 steps", {"inference_steps": 2}, kernels=True),
+    Lever("preset fast", {"preset": "fast", "inference_steps": 4}),
+)
 
 
 @dataclass
@@ -100,43 +110,58 @@ def measure(
     resolutions: Iterable[int] = tuple(FULL_SIZE),
     seconds: float = SECONDS,
     modes: Sequence[str] = (EAGER, COMPILED),
-    tiny: bool = False,
+    is_tiny: bool = False,
+    journal: Journal | None = None,
 ) -> list[Figure]:
     """Speed, memory and use of the GPU for each lever, at each resolution of the faces, eager and compiled."""
-    if tiny:
+    journal = journal or Journal()
+    if is_tiny:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return _measure(folder, TINY, device, seconds, TINY_LEVERS, [EAGER])
+        return _measure(folder, tiny(), device, seconds, TINY_LEVERS, [EAGER], journal)
     if not torch.cuda.is_available():
         return [Figure("gpu", "full-size model", None, "", None, "no CUDA device")]
     figures = []
     for resolution in resolutions:
-        figures += _measure(folder, FULL_SIZE[resolution], torch.device("cuda"), seconds, LEVERS, modes)
+        figures += _measure(folder, FULL_SIZE[resolution], torch.device("cuda"), seconds, LEVERS, modes, journal)
         gc.collect()
         torch.cuda.empty_cache()
     return figures
 
 
 def _measure(
-    folder: Path, layout: Layout, device: torch.device, seconds: float, levers: Sequence[Lever], modes: Sequence[str]
+    folder: Path,
+    layout: Layout,
+    device: torch.device,
+    seconds: float,
+    levers: Sequence[Lever],
+    modes: Sequence[str],
+    journal: Journal,
 ) -> list[Figure]:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     video = make_clip(folder / f"clip{layout.resolution}.mp4", layout.frame, layout.crop_width, seconds)
     bench = Bench(layout, random_pipeline(layout, device, dtype), video, folder, seconds)
-    figures = _stages(bench) if EAGER in modes else []
+    figures = journal.measure(f"{layout.resolution} px", lambda: _stages(bench)) if EAGER in modes else []
     for mode in modes:
         if mode == COMPILED:
             bench.pipeline.compile()
         for lever in levers:
-            name = f"{layout.resolution} px, {mode}, {lever.name}"
-            print(f"  {name} ...", file=sys.stderr, flush=True)
-            try:
-                figures += _lever(bench, lever, name)
-            except (
-                RuntimeError,
-                UserError,
-            ) as error:  # such as too little memory; the others are still worth measuring
-                figures.append(Figure("gpu", name, None, "", None, one_line(error)[:MAX_ERROR]))
+            if lever.compiled or mode == EAGER:
+                name = f"{layout.resolution} px, {mode}, {lever.name}"
+                figures = figures + journal.measure(name, partial(_try_lever, bench, lever, name))
     return figures
+
+
+def _try_lever(bench: Bench, lever: Lever, name: str) -> list[Figure]:
+    """`_lever`; a failure, such as too little memory, becomes a figure: the others are still worth measuring."""
+    print(f"  {name} ...", file=sys.stderr, flush=True)
+    try:
+        return _lever(bench, lever, name)
+    except (RuntimeError, UserError) as error:
+        return [Figure("gpu", name, None, "", None, one_line(error)[:MAX_ERROR])]
+    finally:
+        gc.collect()
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _lever(bench: Bench, lever: Lever, name: str) -> list[Figure]:
@@ -162,7 +187,7 @@ def _lever(bench: Bench, lever: Lever, name: str) -> list[Figure]:
     gap = f"longest gap {1000 * profiled.longest_gap:.1f} ms, between the first and the last kernel"
     figures = [
         Figure("gpu", f"{name}: end to end", frames / seconds, "frames/s", None, note),
-        Figure("gpu", f"{name}: arithmetic", speed, "TFLOP/s", None, _share_of_peak(bench.device, speed)),
+        Figure("gpu", f"{name}: arithmetic", speed, "TFLOP/s", None, share_of_peak(bench.device, speed)),
         Figure("gpu", f"{name}: device idle", 100 * profiled.idle, "%", None, gap),
         Figure("gpu", f"{name}: peak memory", peak, "GiB", None, "allocated by torch" if on_gpu else "no GPU"),
     ]
@@ -171,12 +196,6 @@ def _lever(bench: Bench, lever: Lever, name: str) -> list[Figure]:
         Figure("gpu", f"{name}: kernel {number}", 100 * share, "% of kernel time", None, f"{count} x {kernel}")
         for number, (kernel, share, count) in enumerate(kernels, 1)
     ]
-
-
-def _share_of_peak(device: torch.device, speed: float) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    peak = next((peak for known, peak in DENSE_PEAKS.items() if known in name), None)
-    return f"{name}: dense peak unknown" if peak is None else f"{100 * speed / peak:.1f} % of {peak} ({name})"
 
 
 def _stages(bench: Bench) -> list[Figure]:

@@ -24,9 +24,6 @@ from latentsync.utils.paths import PROJECT_ROOT
 PORTRAIT = PROJECT_ROOT / "assets" / "demo_portrait.png"
 SPEECH = PROJECT_ROOT / "assets" / "demo_voice.wav"
 FPS = Fraction(constants.FPS)
-SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
-# Width of the aligned crop in pixels of the frame, typical for a speaker shown from the chest up.
-CROP_WIDTHS = {"720p": 300, "1080p": 450}
 
 GRAIN = 1.5  # standard deviation of the luma noise in 8-bit steps, as of a good camera indoors
 GRAIN_FIELDS = 8

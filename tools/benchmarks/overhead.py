@@ -27,7 +27,8 @@ from latentsync.pipelines.run import Run
 from latentsync.pipelines.transfer import Download
 from latentsync.utils.paths import PROJECT_ROOT
 from latentsync.whisper.windows import count_frames
-from tools.benchmarks.inputs import CROP_WIDTHS, FPS, SAMPLE_RATE, SIZES, make_clip, make_speech
+from tools.benchmarks import CROP_WIDTHS, SIZES
+from tools.benchmarks.inputs import FPS, SAMPLE_RATE, make_clip, make_speech
 from tools.benchmarks.report import Figure
 
 RATIO_LIMIT = 1.5

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -13,28 +14,32 @@ from latentsync.media.audio import load_audio
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.face_generator import NUM_FRAMES
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from tools.benchmarks.full_size import TINY, random_pipeline
+from tools.benchmarks.full_size import random_pipeline, tiny
 from tools.benchmarks.inputs import PORTRAIT, SAMPLE_RATE, SPEECH
 from tools.benchmarks.report import Figure
 
 MODEL = "embedded"
 TF32 = "float32 with TF32"
+QUANTIZED = "linear layers in 8 bits"
 
 
-def measure(tiny: bool = False) -> list[Figure]:
-    """PSNR against float32 without TF32, and speed, in each precision. `tiny`: a few frames of a random model."""
+def measure(is_tiny: bool = False) -> list[Figure]:
+    """PSNR against float32 without TF32, and speed, in each precision. `is_tiny`: a few frames of a random model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options = GenerationOptions(inference_steps=1, guidance_scale=1.0) if tiny else GenerationOptions()
-    frames = 2 if tiny else 4 * NUM_FRAMES
+    options = GenerationOptions(inference_steps=1, guidance_scale=1.0) if is_tiny else GenerationOptions()
+    frames = 2 if is_tiny else 4 * NUM_FRAMES
     figures, expected = [], None
-    for name in ("float32", *([TF32] if device.type == "cuda" else []), "float16", "bfloat16"):
-        dtype = torch.float32 if name == TF32 else getattr(torch, name)
+    names = ["float32", *([TF32] if device.type == "cuda" else []), "float16", "bfloat16"]
+    for name in [*names, *([QUANTIZED] if find_spec("torchao") else [])]:
+        dtype = getattr(torch, name, torch.float16 if name == QUANTIZED and device.type == "cuda" else torch.float32)
         with tf32(name == TF32):
-            pipeline = random_pipeline(TINY, device, dtype) if tiny else load_pipeline(MODEL, str(device), dtype)
+            pipeline = random_pipeline(tiny(), device, dtype) if is_tiny else load_pipeline(MODEL, str(device), dtype)
+            if name == QUANTIZED:
+                pipeline.quantize()
             faces, speed = _speak(pipeline, frames, options)
         expected = faces if expected is None else expected
         error = float(np.mean((faces - expected) ** 2))
-        note = f"{'tiny' if tiny else MODEL} model on {device.type}, {frames} frames of the demo"
+        note = f"{'tiny' if is_tiny else MODEL} model on {device.type}, {frames} frames of the demo"
         if error > 0:
             decibel = 10 * float(np.log10(255**2 / error))
             figures.append(Figure("precisions", f"{name}, PSNR against float32", decibel, "dB", None, note))

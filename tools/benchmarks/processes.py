@@ -10,7 +10,8 @@ from pathlib import Path
 
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
-from tools.benchmarks.inputs import CROP_WIDTHS, SIZES, loop_clip, make_clip, make_speech
+from tools.benchmarks import CROP_WIDTHS, SIZES
+from tools.benchmarks.inputs import loop_clip, make_clip, make_speech
 from tools.benchmarks.report import Figure
 
 GROWTH_LIMIT = 1.1

@@ -3,11 +3,13 @@
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+from latentsync.utils.files import write_text
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,26 @@ class Figure:
         value = "" if self.value is None else f"{_number(self.value)} {self.unit}".rstrip()
         target = "" if self.limit is None else f"<= {self.limit:g} {self.unit}".rstrip()
         return self.name, value, target, self.verdict, self.note
+
+
+class Journal:
+    """Figures measured so far, kept in a file, so that an interrupted benchmark continues with the next ones."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """`path`: the file, which may exist; None keeps nothing."""
+        self._path, self._groups = path, dict[str, list[Figure]]()
+        if path is not None and path.is_file():
+            groups = json.loads(path.read_text(encoding="utf-8"))
+            self._groups = {name: [Figure(**row) for row in rows] for name, rows in groups.items()}
+
+    def measure(self, name: str, call: Callable[[], list[Figure]]) -> list[Figure]:
+        """The figures of the group `name`, measured by `call` unless they are known."""
+        if name not in self._groups:
+            self._groups[name] = call()
+            if self._path is not None:
+                rows = {group: [asdict(figure) for figure in figures] for group, figures in self._groups.items()}
+                write_text(self._path, lambda file: json.dump(rows, file))
+        return self._groups[name]
 
 
 HEADINGS = ("measured", "figure", "target", "", "conditions")

@@ -1,19 +1,15 @@
-"""Losses beyond the published ones: motion, adversarial, optical flow, identity.
+"""Losses beyond the published ones: motion, optical flow, identity.
 
 Frames are (B, F, 3, R, R), RGB in about [-1, 1], aligned faces.
 
 Legend: B samples, K of them counted, F frames, H W and R pixels, N images.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.training.losses import Estimate, crop, region_box
 from recipes.embedded.first_generation.flow import optical_flow, warp_grid
 
@@ -34,51 +30,6 @@ class MotionLoss(nn.Module):
     def forward(self, estimate: Estimate) -> Tensor:
         error = (estimate.latents.float().diff(dim=2) - estimate.real_latents.float().diff(dim=2)) ** 2
         return (error if self.weights is None else error * self.weights).mean()
-
-
-class FramesLoss(nn.Module):
-    """A loss (made, real) -> scalar on the frames of an estimate, (K, F, 3, R, R) in [-1, 1]."""
-
-    def __init__(self, compare: Callable[[Tensor, Tensor], Tensor]):
-        super().__init__()
-        self.compare = compare
-
-    def forward(self, estimate: Estimate) -> Tensor:
-        return self.compare(*estimate.decoded).float()
-
-
-class AdversarialLoss(nn.Module):
-    """The generator's loss: a PatchGAN should take the mouth for real (hinge loss, Lim and Ye 2017).
-
-    `AdversarialLoss(discriminator)(made)` = -mean of the logits. The discriminator gets no gradient here; it is
-    trained on `DiscriminatorLoss` with an optimizer of its own.
-    """
-
-    def __init__(self, discriminator: PatchDiscriminator):
-        super().__init__()
-        self.discriminator = discriminator
-
-    def forward(self, made: Tensor, real: Tensor | None = None) -> Tensor:
-        """Frames (B, F, 3, R, R) -> scalar. `real` is ignored: all losses on frames have the same arguments."""
-        with frozen(self.discriminator):
-            return -self.discriminator(mouths(made)).float().mean()
-
-
-class DiscriminatorLoss(nn.Module):
-    """The discriminator's loss: mean of relu(1 - logits) of real mouths and of relu(1 + logits) of made ones.
-
-    A trainer on several devices wraps this module (not the discriminator), so that its one call sees both.
-    """
-
-    def __init__(self, discriminator: PatchDiscriminator):
-        super().__init__()
-        self.discriminator = discriminator
-
-    def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """Frames (B, F, 3, R, R) twice -> scalar, 2 when untrained, 0 when perfect. No gradient to the frames."""
-        images = torch.cat([mouths(real), mouths(made.detach())]).detach()
-        real_logits, made_logits = self.discriminator(images).float().chunk(2)
-        return F.relu(1 - real_logits).mean() + F.relu(1 + made_logits).mean()
 
 
 class FlowConsistencyLoss(nn.Module):
@@ -148,23 +99,6 @@ class TrunkEmbedding(nn.Module):
             variance, mean = torch.var_mean(map_.flatten(2), dim=2, correction=0)
             parts.append(F.normalize(torch.cat([mean, (variance + CHARBONNIER_EPS**2).sqrt()], dim=1), dim=1))
         return torch.cat(parts, dim=1)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Calls inside leave no gradient in the module's parameters; requires_grad is restored afterwards."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-def mouths(frames: Tensor) -> Tensor:
-    """Aligned faces (B, F, 3, R, R) -> their mouths (B * F, 3, H, W)."""
-    return crop(frames, region_box("mouth", frames.shape[-1])).flatten(0, 1)
 
 
 def charbonnier(x: Tensor) -> Tensor:

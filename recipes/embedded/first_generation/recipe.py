@@ -16,20 +16,16 @@ from latentsync.constants import FPS
 from latentsync.data.clips import Clip
 from latentsync.data.encoded_clips import ClipEncoder, EncodedClip, EncodingJob
 from latentsync.data.unet_dataset import DrawWindow
-from latentsync.faces.mask import mouth_slices
-from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.training import recipe
-from latentsync.training.losses import ExtraLosses, LossNetworks, SyncLoss, Term, region_box
+from latentsync.training.adversarial import FramesLoss, add_adversarial, build_discriminator
+from latentsync.training.losses import ExtraLosses, LossNetworks, SyncLoss, Term, mouth_weights
 from latentsync.training.unet_setup import load_lpips
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path
 from latentsync.whisper.audio2feature import Audio2Feature
 from recipes.embedded.first_generation.augmented_copies import encoding_jobs
 from recipes.embedded.first_generation.losses import (
-    AdversarialLoss,
-    DiscriminatorLoss,
     FlowConsistencyLoss,
-    FramesLoss,
     IdentityLoss,
     MotionLoss,
     TrunkEmbedding,
@@ -37,8 +33,6 @@ from recipes.embedded.first_generation.losses import (
 from recipes.embedded.first_generation.reference_start import start_from_reference
 from recipes.embedded.first_generation.silence import MouthOpenings, SilentWindows
 
-KEPT_WEIGHT = 0.05  # loss weight of cells that the pipeline takes from the original frame anyway
-MOUTH_WEIGHT = 3.0  # loss weight of the lips, which the audio determines
 VISITED_SHARE = 0.75  # of the timesteps drawn from those that sampling visits
 SYNC_SCALES = (1, 2, 4)  # pixels of detail that multi-scale sync keeps
 FRAMES_LOSSES = ("adversarial_loss_weight", "flow_loss_weight", "identity_loss_weight")
@@ -128,10 +122,7 @@ class Recipe(recipe.Recipe):
             loss = SyncLoss(networks.sync, SYNC_SCALES)
             extra.terms["multi_scale_sync"] = Term(self.multi_scale_sync_loss_weight, loss)
         if self.adversarial_loss_weight:
-            discriminator = build_discriminator(config)
-            loss = FramesLoss(AdversarialLoss(discriminator))
-            extra.terms["adversarial"] = Term(self.adversarial_loss_weight, loss)
-            extra.discriminator_losses["discriminator"] = DiscriminatorLoss(discriminator)
+            add_adversarial(extra, build_discriminator(config), self.adversarial_loss_weight)
         if self.flow_loss_weight:
             extra.terms["flow"] = Term(self.flow_loss_weight, FramesLoss(FlowConsistencyLoss()))
         if self.identity_loss_weight:
@@ -162,13 +153,6 @@ class Recipe(recipe.Recipe):
             return SilentWindows(clips, audio, data.num_frames, data.audio_feat_length, self.silent_share, openings)
 
 
-def mouth_weights(mask: Tensor) -> Tensor:
-    """(1, 1, 1, h, h) latent mask (1 = keep) -> weights of the reconstruction loss, mean 1, same shape."""
-    weights = torch.where(mask > 0.5, KEPT_WEIGHT, 1.0)
-    weights[..., *mouth_slices(mask.shape[-1])] = MOUTH_WEIGHT
-    return weights / weights.mean()
-
-
 def visited_timesteps(scheduler: DDIMScheduler, num_inference_steps: int) -> Tensor:
     """(num_inference_steps,) timesteps that sampling visits; `scheduler` is not changed."""
     own = DDIMScheduler.from_config(scheduler.config)
@@ -195,10 +179,3 @@ def load_face_embedder(path: str) -> nn.Module:
         "set recipe.identity_embedding to appearance, or recipe.identity_loss_weight to 0 to train without this loss",
     )
     return FaceEmbedder.from_pretrained(found)
-
-
-def build_discriminator(config: UNetFileConfig) -> PatchDiscriminator:
-    """Fresh from the seed, for mouths at the config's resolution."""
-    top, bottom, left, right = region_box("mouth", config.data.resolution)
-    torch.manual_seed(config.run.seed)
-    return PatchDiscriminator.for_images(bottom - top, right - left)

@@ -10,17 +10,10 @@ from torch import Tensor, nn
 
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.pretrained.perceptual import LPIPS
+from latentsync.training.adversarial import AdversarialLoss, DiscriminatorLoss, mouths
 from latentsync.training.losses import crop, region_box
 from latentsync.training.sync_losses import WindowedSyncLoss, blur, half_overlapping
-from recipes.embedded.first_generation.losses import (
-    AdversarialLoss,
-    DiscriminatorLoss,
-    FlowConsistencyLoss,
-    IdentityLoss,
-    TrunkEmbedding,
-    motion_grid,
-    mouths,
-)
+from recipes.embedded.first_generation.losses import FlowConsistencyLoss, IdentityLoss, TrunkEmbedding, motion_grid
 
 SIDE = 48
 
