@@ -93,7 +93,6 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
 }
 @media (max-width: 600px) {
-    .gradio-container > .main { padding: 0.5rem !important; }
     .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
     #api, #api * { min-width: 0; max-width: calc(100vw - 1rem); overflow-wrap: anywhere; }
     #api pre, #api code { white-space: pre-wrap !important; }
@@ -106,9 +105,12 @@ table.settings { font-size: 0.85rem; } table.settings th { text-align: left; pad
 """
 )
 
+# Not in CSS: inside @media, Gradio confines rules to what is within this element.
+PHONE = "<style>@media (max-width: 600px) { .gradio-container > .main { padding: 0.5rem !important; } }</style>"
+
 
 def build_page(service: JobService, *, serves_api: bool = False, needs_key: bool = False) -> gr.Blocks:
-    """The page of a started service. Launch it with `css=CSS`, `head=HEAD` and a theme.
+    """The page of a started service. Launch it with `css=CSS`, `head=HEAD + PHONE` and a theme.
 
     serves_api: whether the REST API is mounted beside it; needs_key: whether that requires a key.
     """
@@ -167,7 +169,7 @@ def serve_page(
             auth=login,
             theme=THEME,
             css=CSS,
-            head=HEAD,
+            head=HEAD + PHONE,
             app_kwargs={"middleware": guards},
             allowed_paths=[str(service.workspace.jobs)],
             max_file_size=service.settings.max_upload_bytes,

@@ -150,9 +150,8 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
 
 def _placeholder(option: Option) -> str:
     """What an empty field stands for, with the unit or the range of a number."""
-    if option.show.metavar in UNITS:
-        return f"{option.show.metavar.lower()}; empty: {option.show.unset}"
-    return f"{option.show.unset} ({option.range})"
+    metavar = option.show.metavar
+    return f"{option.show.unset} ({metavar.lower() if metavar in UNITS else option.range})"
 
 
 def shown_value(option: Option, value: Any) -> Any:
