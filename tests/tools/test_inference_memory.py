@@ -36,4 +36,4 @@ def test_options_of_less_memory_need_less():
     assert default["UNet"] == pytest.approx(2 * unguided["UNet"], rel=0.05)
     assert batched["UNet"] == pytest.approx(4 * default["UNet"], rel=0.05)
     assert efficient["decoder"] < default["decoder"] and efficient["encoder"] < default["encoder"]
-    assert efficient["together"] < unguided["together"] < default["together"] < batched["together"]
+    assert efficient["together"] < unguided["together"] <= default["together"] < batched["together"]
