@@ -198,7 +198,7 @@ def test_a_range_is_the_same_on_every_surface(option, tmp_path, page_form):
     assert (bounds["minimum"], bounds["maximum"]) == (option.low, option.high)
     field = page_form.fields[name]
     if option.default is None:  # an empty field of text, which names what that means
-        assert field.placeholder == f"{option.show.unset} ({option.range})"
+        assert option.show.unset in field.placeholder
     else:
         assert (field.minimum, field.maximum) == (option.low, option.high)
     assert option.range in argument_help(option)
