@@ -106,9 +106,9 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "distill", copy_function=shutil.copy2)
 
 
-def make_task(folder: Path, files: TinyFiles, networks: LossNetworks | None = None, **run) -> DistillTask:
+def make_task(folder: Path, files: TinyFiles, held_out: TeacherSamples | None = None, **run) -> DistillTask:
     config = load_unet_config(write_config(folder, files.unet, **run), UNetConfig)
-    return DistillTask(config, frozen_parts(files), networks or LossNetworks())
+    return DistillTask(config, frozen_parts(files), LossNetworks(), held_out=held_out)
 
 
 def read(folder: Path, count: int = 2) -> dict:
@@ -189,9 +189,9 @@ def test_training_approaches_the_teacher_and_resumes_exactly(folder: Path, tiny_
     lora = {"lora_rank": rank, "lora_alpha": 8.0, "lora_target": ["to_q", "to_k", "to_v", "to_out.0", "ff"]}
     run = {"max_train_steps": 24, **lora}
     config = write_config(folder, tiny_files.unet, **run)
-    task = make_task(folder, tiny_files, **run)
-    held_out = TeacherSamples(sample_paths(task.config)[:HELD_OUT])
-    before = task.teacher_distance(task.model.eval(), held_out)
+    paths = sample_paths(load_unet_config(config, UNetConfig))
+    task = make_task(folder, tiny_files, held_out=TeacherSamples(paths[:HELD_OUT]), **run)
+    before = sum(task.teacher_distance(task.model.eval(), index) for index in range(HELD_OUT)) / HELD_OUT
     whole = train.train(train.parse_options(words(config, tiny_files)))
     rows = (folder / "out" / "validation.csv").read_text().splitlines()
     column = rows[0].split(",").index("teacher_distance")
