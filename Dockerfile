@@ -1,7 +1,9 @@
 # The web UI and the REST API on an NVIDIA GPU, see docs/containers.md. Dockerfile.cpu is the same without a GPU.
 #
 # "base" holds the CUDA runtime and the hooks for the driver; the locked packages bring the other CUDA libraries.
-FROM nvidia/cuda:13.0.1-base-ubuntu24.04
+# Give nvidia/cuda@sha256:... to build on an image that you have checked; see docs/containers.md.
+ARG BASE_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04
+FROM ${BASE_IMAGE}
 
 # apt versions are those of the pinned release: exact ones would break the build at the next security update.
 # OpenCV needs libgl1 and libglib2.0 even where no window is opened.

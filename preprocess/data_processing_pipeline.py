@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--worker_memory_gb",
         type=float,
         default=0.0,
-        help="memory of a local process in GiB, beyond which its source is skipped"
+        help="memory of a worker in GiB, beyond which its source is skipped"
         " (default: its share of 80 %% of the machine's)",
     )
     add("--per_gpu_num_workers", type=int, default=0, help="Ray workers that share a GPU; 0 for none")

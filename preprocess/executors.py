@@ -6,6 +6,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 EXECUTORS = ("local", "ray")
 ATTEMPTS = 2  # for a source that crashes its worker
 CRASHED = "crashed the worker"
+ENDED = "crashed the worker, or needed more than its memory"  # Ray does not say which
 STALLED_SECONDS = 600.0  # for a segment of a source, which is then given up
 STALLED = "a segment took longer than {seconds:g} s"
 CHECK_SECONDS = 0.5  # between looks at the memory of the workers
@@ -64,7 +66,12 @@ def run_local(files: Sequence[FileStamp], job: Job, workers: int, memory_bytes: 
 
 
 def run_ray(
-    files: Sequence[FileStamp], job: Job, workers: int, gpus: float = 0.0, gpu_actors: int = 0
+    files: Sequence[FileStamp],
+    job: Job,
+    workers: int,
+    gpus: float = 0.0,
+    gpu_actors: int = 0,
+    memory_bytes: int = 0,
 ) -> Iterator[SourceRecord]:
     """As `run_local`, on a Ray cluster: that at RAY_ADDRESS, or a local one. Each worker is an actor.
 
@@ -72,6 +79,7 @@ def run_ray(
 
     gpus: share of a GPU that each worker gets for networks of its own.
     gpu_actors: actors with a whole GPU each, which run the networks of all workers; workers then get no GPU.
+    memory_bytes: of an actor; one that needs more ends itself. 0: the share of its machine, by cores, of 80 %.
 
     Raises:
         UserError: Ray is not installed.
@@ -91,7 +99,7 @@ def run_ray(
     try:
         networks = [gpu_actor.remote(job.settings) for _ in range(gpu_actors)] or [None]
         count = min(workers, len(files))
-        idle = deque(actor.remote(job, networks[index % len(networks)]) for index in range(count))
+        idle = deque(actor.remote(job, count, memory_bytes, networks[index % len(networks)]) for index in range(count))
         pending = deque(_Task(file) for file in files)
         running: dict[Any, tuple[Any, _Task]] = {}
         while pending or running:
@@ -104,7 +112,7 @@ def run_ray(
             try:
                 yield ray.get(reference)
             except ray.exceptions.RayActorError:
-                yield from _retry(task, job, pending)
+                yield from _retry(task, job, pending, ENDED)
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, ray.exceptions.RayActorError):  # of the networks, which start again
                     yield from _retry(task, job, pending)
@@ -124,11 +132,13 @@ def limit_threads(workers: int) -> None:
 
 
 class _Actor:
-    """A Ray actor with networks of its own, or with those of a `Networks` actor."""
+    """A Ray actor, one of `workers` in the cluster, with networks of its own, or with those of a `Networks` actor."""
 
-    def __init__(self, job: Job, networks: Any = None) -> None:
+    def __init__(self, job: Job, workers: int, memory_bytes: int, networks: Any = None) -> None:
         self._job = job
         self._tools = Tools(job.settings) if networks is None else RemoteTools(job.settings, networks)
+        limit = memory_bytes or default_limit(min(workers, os.cpu_count() or 1))
+        threading.Thread(target=_exit_beyond, args=(limit,), daemon=True).start()
 
     def process(self, file: FileStamp) -> SourceRecord:
         return _process_in_time(file, self._job, self._tools)
@@ -203,6 +213,13 @@ def _restart_timer() -> None:
     signal.setitimer(signal.ITIMER_REAL, STALLED_SECONDS)
 
 
+def _exit_beyond(limit: int) -> None:
+    """Exit when this process uses more than `limit` bytes of memory."""
+    while resident_bytes(os.getpid()) <= limit:
+        time.sleep(CHECK_SECONDS)
+    os._exit(1)
+
+
 def _exit_with_parent() -> None:
     """Exit when the parent process dies, so that no worker keeps writing after the run was killed."""
     parent = multiprocessing.parent_process()
@@ -229,9 +246,9 @@ def _receive(worker: _Worker, pending: deque[_Task]) -> Iterator[SourceRecord]:
     yield answer
 
 
-def _retry(task: _Task, job: Job, pending: deque[_Task]) -> Iterator[SourceRecord]:
+def _retry(task: _Task, job: Job, pending: deque[_Task], reason: str = CRASHED) -> Iterator[SourceRecord]:
     task.attempts += 1
     if task.attempts < ATTEMPTS:
         pending.append(task)
     else:
-        yield crashed(task.file, job, CRASHED)
+        yield crashed(task.file, job, reason)

@@ -153,6 +153,7 @@ def _duplicates(files: list[FileStamp], source: Storage, job: Job) -> list[Sourc
 def _execute(files: list[FileStamp], job: Job, options: RunOptions) -> Iterator[SourceRecord]:
     if not files:
         return iter(())
+    memory = round(options.worker_memory_gb * GIB)
     if options.executor == "ray":
-        return run_ray(files, job, options.workers, options.gpus_per_worker, options.gpu_actors)
-    return run_local(files, job, options.workers, round(options.worker_memory_gb * GIB))
+        return run_ray(files, job, options.workers, options.gpus_per_worker, options.gpu_actors, memory)
+    return run_local(files, job, options.workers, memory)

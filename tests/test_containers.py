@@ -35,7 +35,11 @@ def test_services_are_confined(service: dict) -> None:
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_images_are_locked_and_unprivileged(name: str) -> None:
     text = (ROOT / name).read_text()
-    assert re.search(r"^FROM \S+:\d+\.\d+", text, re.MULTILINE), "a pinned base"
+    base = re.search(r"^ARG BASE_IMAGE=(\S+:\d+\.\d+\S*)\nFROM \$\{BASE_IMAGE\}$", text, re.MULTILINE)
+    assert base, "a pinned base, which a build can replace by its digest"
+    builds = [service["build"] for service in COMPOSE["services"].values()]
+    defaults = [build["args"]["BASE_IMAGE"] for build in builds if build["dockerfile"] == name]
+    assert defaults and all(default.endswith(f":-{base[1]}}}") for default in defaults)
     assert "--require-hashes" in text and "requirements-dev.txt" not in text, "no test tools in the image"
     assert re.findall(r"^USER (.*)", text, re.MULTILINE)[-1] == "10001"
     command = json.loads(re.findall(r"^CMD (.*)", text, re.MULTILINE)[-1])

@@ -210,7 +210,8 @@ def _read_torch(path: Path, mmap: bool) -> Any:
             " save the weights alone (state_dict) or download it again"
         ) from error
     except READ_ERRORS as error:
-        raise UserError(f"{path}: is damaged or not a checkpoint ({first_line(error)}); download it again") from error
+        reason = first_line(error).partition("  (Could")[0]  # PyTorch invites to report its message
+        raise UserError(f"{path}: is damaged or not a checkpoint ({reason}); download it again") from error
 
 
 def _problem(tensor: Tensor) -> str:

@@ -30,6 +30,14 @@ class Face:
         return (self.box[:2] + self.box[2:]) / 2
 
     @property
+    def outline(self) -> np.ndarray:
+        """(N, 2) polygon: the contour, or the corners of the box."""
+        if self.contour is not None:
+            return self.contour
+        x0, y0, x1, y1 = self.box
+        return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+    @property
     def up(self) -> np.ndarray:
         """(2,) vector from the nose to the middle of the brows."""
         return self.anchors[:2].mean(axis=0) - self.anchors[2]

@@ -1,4 +1,4 @@
-"""Thin wrappers of MediaPipe's face networks: face detection in an image, and the mesh of one face.
+"""Thin wrappers of MediaPipe's networks: face detection in an image, the mesh of one face, and hands.
 
 The models are bundled with the mediapipe 0.10.21 wheel. The mesh runs in a custom graph around MediaPipe's
 `FaceLandmarkCpu`, because the stock FaceMesh solution selects the region of interest itself: its short-range detector
@@ -30,7 +30,7 @@ MESH_SIDE = 192  # input resolution of the mesh network
 DETECTION_SIDE = 960  # maximum image side passed to the detection networks, whose inputs are 128 and 192 pixels
 REGION_SCALE = 1.5  # side of the mesh region relative to the longer side of the face, as in training
 
-# mediapipe modules. The first and the last are imported for the graph options that they register.
+# mediapipe modules. The first and those of the solutions are imported for the graph options that they register.
 MODULES = (
     "calculators.core.constant_side_packet_calculator_pb2",
     "framework.calculator_pb2",
@@ -38,6 +38,7 @@ MODULES = (
     "python.solution_base",
     "python.solutions.face_detection",
     "python.solutions.face_mesh",
+    "python.solutions.hands",
 )
 SOLUTIONS = "mediapipe.python.solutions"
 MESH_GRAPH = """
@@ -257,3 +258,24 @@ def _box_detection(hit: Any, width: int, height: int) -> BoxDetection:
     # Keypoints: right eye, left eye, nose tip, mouth, ears.
     points = np.array([(point.x, point.y) for point in hit.location_data.relative_keypoints[:4]]) * (width, height)
     return BoxDetection(corners * (width, height, width, height), points[:2], points[3], float(hit.score[0]))
+
+
+class HandNet:
+    """MediaPipe's palm detection (10 ms) and hand landmarks (6 ms a hand), which follow hands from image to image."""
+
+    def __init__(self) -> None:
+        with quiet_stderr():
+            self._net = import_mediapipe()["hands"].Hands(model_complexity=0)
+            self._net.process(np.zeros((64, 64, 3), np.uint8))
+
+    def detect(self, image: np.ndarray) -> list[np.ndarray]:
+        """The 21 landmarks of up to two hands in an RGB image (H, W, 3) uint8: (21, 2) each, in image pixels."""
+        height, width = image.shape[:2]
+        hands = self._net.process(image).multi_hand_landmarks or []
+        return [np.array([(point.x, point.y) for point in hand.landmark]) * (width, height) for hand in hands]
+
+    def close(self) -> None:
+        """Release the network. May be called repeatedly."""
+        if self._net is not None:
+            self._net.close()
+            self._net = None

@@ -1,41 +1,42 @@
 """Aligned faces of a video: detection, tracking and alignment behind one reader.
 
-`read_faces` tracks one person in a video file, `track_faces` in any sequence of frames, and `PeopleTracker` tracks
-everyone.
+`read_faces` tracks one person in a video file, `track_faces` in any sequence of frames, and `track_people` several.
 
-Legend: T frames of a track, R working resolution.
+Legend: T frames, R working resolution.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from itertools import islice
 from os import PathLike
 
 import numpy as np
 
 from latentsync.faces.align import frame_to_square, resize_to_square, shift_source, source_box, warp_to_crop
-from latentsync.faces.cuts import CutDetector
-from latentsync.faces.detector import BatchDetector, Face, FaceDetector, match_boxes
+from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
-from latentsync.faces.smoothing import AnchorSmoother
+from latentsync.faces.hands import HandFinder
 from latentsync.faces.tracking import FaceTracker, Scene, SelectRule, TrackedFace
-from latentsync.faces.visibility import PROFILE, THUMBNAIL_SIDE, OcclusionCheck, Visibility, profile_opacity
+from latentsync.faces.visibility import (
+    PROFILE,
+    RETURNING,
+    THUMBNAIL_SIDE,
+    OcclusionCheck,
+    Visibility,
+    behind_hands,
+    profile_opacity,
+)
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, probe_video
 from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.utils.affine_transform import AlignRestore
 
 DETECTION_SIDE = 960  # longer side for detection; the anchors stay accurate to well below a pixel
-SAME_PERSON = 0.3  # minimum IoU of one person's boxes in consecutive frames
-MIN_TRACKED_FACE = 16  # pixels; `PeopleTracker` ignores smaller detections
 DEFAULT_FPS = Fraction(25)
 OUTSIDE = "the face is outside the frame"
 NOT_SPEAKING = "nobody speaks"
-NO_FACE = "no face in view"
-SMALL = "faces too small to track"
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class AlignedFace:
         matrix: (2, 3), frame -> crop.
         starts: True in the first frame and after a cut, gap or jump.
         contour: (N, 2) polygon around the face, in pixels of the square; None if the detector provides none.
-        opacity: of the generated face in the frame, above 0; below 1 in the transition to a profile.
-        keep_out: polygons (N, 2) in frame pixels in which no pixel may change: other people.
+        opacity: of the generated face in the frame, above 0; below 1 in transitions, such as to a profile.
+        keep_out: polygons (N, 2) in frame pixels in which no pixel may change: other people and hands.
     """
 
     pixels: np.ndarray
@@ -179,20 +180,26 @@ def track_people(
     detector: str = "auto",
     device: str = "cpu",
     is_still: bool = False,
+    keep_hands: bool = False,
 ) -> Generator[tuple[TrackedFrame, ...], None, None]:
     """Yield, for each frame, the aligned faces of several people; a frame in which nobody is wanted is not examined.
 
     Args:
         frames, resolution, fps, min_face, detector, device, is_still: see `track_faces`.
+        keep_hands: keep the pixels of hands in front of a face.
         selections: one for each person. A face is selected again when a person is wanted after frames without it.
 
     Raises:
         UserError: as of `track_faces`.
     """
-    with closing(create_detector(detector, device, static=is_still)) as opened:
-        scene = Scene(opened)
+    with ExitStack() as stack:
+        scene = Scene(stack.enter_context(closing(create_detector(detector, device, static=is_still))))
         trackers = [FaceTracker(scene, each.face, fps=float(fps), min_face=min_face) for each in selections]
-        aligners = [FaceAligner(tracker, AlignRestore(resolution=resolution)) for tracker in trackers]
+        hands = [stack.enter_context(closing(HandFinder())) if keep_hands else None for _ in trackers]
+        aligners = [
+            FaceAligner(tracker, AlignRestore(resolution=resolution), finder)
+            for tracker, finder in zip(trackers, hands, strict=True)
+        ]
         last: VideoFrame | None = None
         for index, frame in enumerate(frames):
             weights = [float(selection.weights[index]) for selection in selections]
@@ -214,11 +221,12 @@ def track_people(
 
 
 class FaceAligner:
-    """Tracks and aligns one person's face in consecutive frames of a clip."""
+    """Tracks and aligns one person's face in consecutive frames of a clip. `hands` finds those in front of it."""
 
-    def __init__(self, tracker: FaceTracker, aligner: AlignRestore):
-        self.tracker, self.aligner = tracker, aligner
+    def __init__(self, tracker: FaceTracker, aligner: AlignRestore, hands: HandFinder | None = None):
+        self.tracker, self.aligner, self._hands = tracker, aligner, hands
         self._occlusion = OcclusionCheck()
+        self._was_hidden = False
         self._last: TrackedFrame | None = None
 
     def __call__(self, index: int, frame: VideoFrame, image: np.ndarray | None = None) -> TrackedFrame:
@@ -233,7 +241,7 @@ class FaceAligner:
 
     def forget(self) -> None:
         """Forget the person; the next frame selects one again."""
-        self._last = None
+        self._last, self._was_hidden = None, False
         self.tracker.drop_person()
 
     def _find(self, frame: VideoFrame, image: np.ndarray) -> tuple[AlignedFace | None, Sighting]:
@@ -244,19 +252,29 @@ class FaceAligner:
             self.aligner.reset()
         if tracked.is_new:
             self._occlusion.reset()
+            self._was_hidden = False
+            if self._hands is not None:
+                self._hands.reset()
         aligned = align_face(frame, tracked.anchors, self.aligner, tracked.is_cut, tracked.face.contour)
         if aligned is None:
             return None, Sighting(tracked.box, tracked.face.score, OUTSIDE)
-        visible = self._visibility(tracked, aligned)
+        visible = self._visibility(tracked, aligned, frame, image)
         face = replace(aligned, opacity=visible.opacity, keep_out=visible.keep_out) if visible.opacity else None
         return face, Sighting(tracked.box, tracked.face.score, None if face else visible.reason)
 
-    def _visibility(self, tracked: TrackedFace, aligned: AlignedFace) -> Visibility:
+    def _visibility(
+        self, tracked: TrackedFace, aligned: AlignedFace, frame: VideoFrame, image: np.ndarray
+    ) -> Visibility:
         if not (opacity := profile_opacity(tracked.anchors)):
             return Visibility(0.0, reason=PROFILE)
         place = partial(frame_to_square, matrix=aligned.matrix, size=self.aligner.face_size, resolution=THUMBNAIL_SIDE)
         visible = self._occlusion.update(aligned.pixels, tracked.face, tracked.others, place)
-        return replace(visible, opacity=opacity * visible.opacity)
+        if self._hands is not None:
+            scale = frame.width / image.shape[1]
+            hands = self._hands.find(image, tracked.face.scaled(1 / scale))
+            visible = behind_hands(visible, tuple(hand * scale for hand in hands), place)
+        returning, self._was_hidden = self._was_hidden and visible.opacity > 0, visible.opacity == 0
+        return replace(visible, opacity=opacity * visible.opacity * (RETURNING if returning else 1))
 
 
 def align_face(
@@ -281,156 +299,3 @@ def align_frames(frames: Iterable[VideoFrame], align: FaceAligner) -> Iterator[T
     """Number the frames and align the face in each."""
     for index, frame in enumerate(frames):
         yield align(index, frame)
-
-
-@dataclass
-class PersonTrack:
-    """A track of one person without gaps or cuts. Lists have one entry per frame.
-
-    Args:
-        person: track number, in order of first appearance.
-        start: index of the first frame.
-        pixels: aligned faces (R, R, 3) uint8.
-        boxes: (4,) x0, y0, x1, y1 in frame pixels.
-        anchors: (3, 2), as detected, without smoothing.
-    """
-
-    person: int
-    start: int
-    pixels: list[np.ndarray] = field(default_factory=list)
-    boxes: list[np.ndarray] = field(default_factory=list)
-    anchors: list[np.ndarray] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def widths(self) -> np.ndarray:
-        """(T,) width of the face in frame pixels."""
-        boxes = np.stack(self.boxes)
-        return boxes[:, 2] - boxes[:, 0]
-
-    @property
-    def jitter(self) -> float:
-        """Mean norm of the second differences of the anchors, relative to the brow distance."""
-        if len(self.anchors) < 3:
-            return 0.0
-        anchors = np.stack(self.anchors)
-        brows = np.linalg.norm(anchors[:, 1] - anchors[:, 0], axis=-1).mean()
-        return float(np.linalg.norm(np.diff(anchors, n=2, axis=0), axis=-1).mean() / max(brows, 1e-6))
-
-
-@dataclass
-class Gap:
-    """Consecutive frames in which nobody could be tracked: index of the first, number, and why."""
-
-    start: int
-    length: int
-    reason: str
-
-
-class PeopleTracker:
-    """Tracks all people in a clip. `most` is the maximum number of faces in any frame so far, `gaps` has the frames
-    that belong to no track.
-
-    Args:
-        detector: face detector, reset at the start and after every cut.
-        resolution: R.
-        fps: frame rate of the clip.
-        smooth: smooth the anchors with a One-Euro filter.
-    """
-
-    def __init__(self, detector: FaceDetector, resolution: int, fps: float = 25.0, smooth: bool = True):
-        self.detector, self.resolution, self.fps, self.smooth = detector, resolution, fps, smooth
-        self.most = 0
-        self.gaps: list[Gap] = []
-        self._count = 0
-        self._active: list[_ActiveTrack] = []
-
-    def tracks(self, frames: Iterable[VideoFrame]) -> Iterator[PersonTrack]:
-        """Yield each track once it ends: when the person is lost, at a cut, or after the last frame."""
-        self.detector.reset()
-        cuts = CutDetector()
-        for index, (frame, image, found) in enumerate(_detected(frames, self.detector)):
-            if cuts.update(image):
-                self.detector.reset()
-                yield from self._end()
-            found = self.detector.detect(image) if found is None else found
-            seen = [face.scaled(frame.width / image.shape[1]) for face in found]
-            faces = [face for face in seen if face.size.min() >= MIN_TRACKED_FACE]
-            yield from self._update(index, frame, faces)
-            if not self._active:
-                self._add_gap(index, OUTSIDE if faces else SMALL if seen else NO_FACE)
-        yield from self._end()
-
-    def _add_gap(self, index: int, reason: str) -> None:
-        last = self.gaps[-1] if self.gaps else None
-        if last is not None and last.reason == reason and last.start + last.length == index:
-            last.length += 1
-        else:
-            self.gaps.append(Gap(index, 1, reason))
-
-    def _update(self, index: int, frame: VideoFrame, faces: Sequence[Face]) -> list[PersonTrack]:
-        """Match the detections of one frame to the tracks, longest first; returns the tracks that ended."""
-        self.most = max(self.most, len(faces))
-        unmatched, kept, ended = list(faces), [], []
-        tracks = sorted(self._active, key=lambda track: -len(track.person))
-        found = match_boxes([track.box for track in tracks], faces, SAME_PERSON)
-        for track, face in zip(tracks, found, strict=True):
-            if face is not None and track.extend(frame, face):
-                unmatched = [other for other in unmatched if other is not face]
-                kept.append(track)
-            else:
-                ended.append(track.person)
-        self._active = kept
-        for face in unmatched:
-            self._start(index, frame, face)
-        return ended
-
-    def _start(self, index: int, frame: VideoFrame, face: Face) -> None:
-        smoother = AnchorSmoother(self.fps) if self.smooth else None
-        track = _ActiveTrack(PersonTrack(self._count, index), AlignRestore(resolution=self.resolution), smoother)
-        if track.extend(frame, face):
-            self._count += 1
-            self._active.append(track)
-
-    def _end(self) -> list[PersonTrack]:
-        ended, self._active = [track.person for track in self._active], []
-        return ended
-
-
-def _detected(
-    frames: Iterable[VideoFrame], detector: FaceDetector
-) -> Iterator[tuple[VideoFrame, np.ndarray, list[Face] | None]]:
-    """Each frame with its reduced image, and with its faces if the detector takes the next frames at once."""
-    if not isinstance(detector, BatchDetector):
-        yield from ((frame, frame.rgb(DETECTION_SIDE), None) for frame in frames)
-        return
-    frames = iter(frames)
-    while batch := list(islice(frames, detector.batch_size)):
-        images = [frame.rgb(DETECTION_SIDE) for frame in batch]
-        yield from zip(batch, images, detector.detect_batch(images), strict=True)
-
-
-@dataclass
-class _ActiveTrack:
-    """An unfinished track with the state of its smoothing and alignment."""
-
-    person: PersonTrack
-    aligner: AlignRestore
-    smoother: AnchorSmoother | None
-
-    @property
-    def box(self) -> np.ndarray:
-        return self.person.boxes[-1]
-
-    def extend(self, frame: VideoFrame, face: Face) -> bool:
-        """Append a frame; returns False if the face is outside the frame."""
-        anchors = face.anchors if self.smoother is None else self.smoother(face.anchors)
-        aligned = align_face(frame, anchors, self.aligner)
-        if aligned is None:
-            return False
-        self.person.pixels.append(aligned.pixels)
-        self.person.boxes.append(face.box)
-        self.person.anchors.append(face.anchors)
-        return True

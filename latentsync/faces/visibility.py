@@ -1,18 +1,19 @@
-"""How much of a face may be replaced in a frame: other faces in front of it, and its turn to the side.
+"""How much of a face may be replaced in a frame: hands and other faces in front of it, and its turn to the side.
 
 Pixels of other faces are never changed. The head around another face (hair, ears, shoulders) is left alone, too, where
 it reaches into the speaker's cheek. Once it reaches the mouth and the speaker looks different there from before, the
 frame is passed through. If the speaker looks as before, the two are side by side, and only as much is left alone as
-keeps the mouth free.
+keeps the mouth free. Pixels of hands are never changed; the more of the mouth they cover, the less of it is replaced.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from latentsync.faces.detector import Face
+from latentsync.faces.mask import mouth_slices
 
 HEAD_MARGIN = np.array([0.6, 0.5, 0.6, 0.4])  # of a head around the face's box: left, top, right, bottom
 HEAD_SCALES = (1, 0.75, 0.5, 0.25, 0)  # of these margins, tried until the mouth is free
@@ -26,7 +27,8 @@ REFERENCE_MOMENTUM = 0.1
 # four people, turned in 3-D: 0.15 to 0.22 at 45 degrees, 0.23 to 0.37 at 60, 0.33 to 0.62 at 70. On 22 clips of moving
 # heads it stays below 0.19.
 PROFILE_RANGE = (0.35, 0.5)
-
+COVERED_RANGE = (0.3, 0.6)  # share of the mouth behind hands over which the generated face fades
+RETURNING = 0.5  # opacity in the first frame after the mouth was hidden, so that speech sets in softly
 
 Place = Callable[[np.ndarray], np.ndarray]
 
@@ -37,7 +39,7 @@ class Visibility:
 
     Args:
         opacity: of the generated face, 0..1; 0 passes the frame through.
-        keep_out: polygons (N, 2) in frame pixels in which no pixel may change.
+        keep_out: polygons (N, 2) in frame pixels in which no pixel may change: other people and hands.
         reason: why the opacity is below 1.
     """
 
@@ -48,6 +50,7 @@ class Visibility:
 
 VISIBLE = Visibility()
 HIDDEN = "another person is in front"
+BEHIND_HAND = "a hand is in front of the mouth"
 PROFILE = "the face is turned to the side"
 
 
@@ -84,9 +87,9 @@ class OcclusionCheck:
         if not near:
             self._learn(thumbnail)
             return VISIBLE
-        ovals = tuple(_oval(other) for other in near)
+        ovals = tuple(other.outline for other in near)
         large = [other for other in near if not _is_small(other, face)]
-        whole = _fill([place(_oval(face))])
+        whole = _fill([place(face.outline)])
         covered = whole
         for scale in HEAD_SCALES:
             heads = [_corners(_head(other, scale)) for other in large]
@@ -107,6 +110,17 @@ class OcclusionCheck:
         if self._reference is None:
             return False
         return float(np.abs(thumbnail - self._reference)[where].mean()) > COVERED_DIFFERENCE
+
+
+def behind_hands(visible: Visibility, hands: tuple[np.ndarray, ...], place: Place) -> Visibility:
+    """The visibility with hands, polygons (N, 2) in frame pixels, in front of the face; `place` as in `update`."""
+    if not hands:
+        return visible
+    low, high = COVERED_RANGE
+    covered = float(_fill([place(hand) for hand in hands])[mouth_slices(THUMBNAIL_SIDE)].mean())
+    opacity = visible.opacity * float(np.clip((high - covered) / (high - low), 0, 1))
+    reason = visible.reason if opacity else visible.reason or BEHIND_HAND
+    return replace(visible, opacity=opacity, keep_out=(*visible.keep_out, *hands), reason=reason)
 
 
 def keep_out_weight(box: tuple[int, int, int, int], polygons: Sequence[np.ndarray]) -> np.ndarray:
@@ -138,10 +152,6 @@ def _is_small(other: Face, face: Face) -> bool:
 def _head(face: Face, scale: float = 1.0) -> np.ndarray:
     """Box (4,) of the head around a face, with the margins scaled."""
     return face.box + scale * HEAD_MARGIN * np.tile(face.size, 2) * (-1, -1, 1, 1)
-
-
-def _oval(face: Face) -> np.ndarray:
-    return _corners(face.box) if face.contour is None else face.contour
 
 
 def _corners(box: np.ndarray) -> np.ndarray:

@@ -16,6 +16,11 @@ from latentsync.media.frame import VideoFrame
 THUMBNAIL = 32  # side of the images that cuts are detected on, in pixels
 CUT_SIMILARITY = 0.35  # structural similarity of neighboring frames below which there is a cut between them
 STILL = 2  # largest difference of samples between two frames that count as equal
+MARGIN = 64  # pixels around the part of a frame that moves, or a quarter of its side if that is more
+WHOLE = 0.6  # share of the frame from which on all of it is interpolated
+ROOMY = 2.0  # the part of the last interval is kept, with its motion, if it is at most this much larger than needed
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1, end exclusive
 
 
 class Interpolator(Protocol):
@@ -48,8 +53,9 @@ class FrameRateConverter:
     """Converts frames at `source_fps` to frames at `target_fps`: output frame j is due at j / target_fps.
 
     An output frame that is due with a source frame is that frame, unchanged. Across a cut the nearer neighbor is
-    repeated, between equal neighbors the first. Keeps four frames and has a delay of one, because motion is estimated
-    from both sides. n source frames give ceil(n * target / source) output frames.
+    repeated, between equal neighbors the first. Between others, the part that moves is interpolated, and the rest is
+    that of the first. Keeps four frames and has a delay of one, because motion is estimated from both sides. n source
+    frames give ceil(n * target / source) output frames.
     """
 
     def __init__(self, interpolator: Interpolator, source_fps: Fraction, target_fps: Fraction):
@@ -58,6 +64,7 @@ class FrameRateConverter:
         self.written = 0
         self._step = self.source_fps / self.target_fps
         self._taken = 0
+        self._box: Box = (0, 0, 0, 0)  # the part that was interpolated last
         self._held: deque[_Held] = deque([_Held()] * 3, maxlen=4)
 
     def push(self, frame: VideoFrame) -> Iterator[VideoFrame]:
@@ -100,9 +107,11 @@ class FrameRateConverter:
             return lambda t: a
         if second.opens_scene:
             return lambda t: a if t < Fraction(1, 2) else b
-        earlier, later = None if first.opens_scene else before.rgb, None if after.opens_scene else after.rgb
-        interpolate = self.interpolator.between
-        return lambda t: VideoFrame.from_rgb(interpolate(first.rgb, second.rgb, float(t), earlier, later), b.color)
+        box = self._box = steady_box(moving_box(a, b), self._box)
+        one, other = first.rgb(box), second.rgb(box)
+        earlier, later = None if first.opens_scene else before.rgb(box), None if after.opens_scene else after.rgb(box)
+        interpolate, everywhere = self.interpolator.between, np.ones(one.shape[:2], np.float32)
+        return lambda t: a.blend_rgb(*box[:2], interpolate(one, other, float(t), earlier, later), everywhere)
 
 
 class _Held:
@@ -115,6 +124,7 @@ class _Held:
 
     def __init__(self, frame: VideoFrame | None = None, previous: VideoFrame | None = None) -> None:
         self.frame, self._previous = frame, previous
+        self._box: Box | None = None
 
     @property
     def image(self) -> VideoFrame:
@@ -122,15 +132,41 @@ class _Held:
             raise ValueError("there is no frame beyond the ends of the stream")
         return self.frame
 
-    @cached_property
-    def rgb(self) -> np.ndarray:
-        """Always the same array, so that interpolators can cache by identity."""
-        return self.image.rgb()
+    def rgb(self, box: Box) -> np.ndarray:
+        """A part of the frame: the same array for the same box, so that interpolators can cache by identity."""
+        if self._box != box:
+            self._box, self._pixels = box, self.image.crop_rgb(*box)
+        return self._pixels
 
     @cached_property
     def opens_scene(self) -> bool:
         """Whether there is no frame before it in its scene: it is the first one, after the last one, or after a cut."""
         return self.frame is None or self._previous is None or is_cut(self._previous, self.frame)
+
+
+def moving_box(first: VideoFrame, second: VideoFrame) -> Box:
+    """The part in which two frames differ, with a margin; the whole frame if that is most of it. Sides are even."""
+    width, height = first.width, first.height
+    x0, y0, x1, y1 = width, height, 0, 0
+    for scale, (one, other) in zip((1, 2, 2), zip(first.planes, second.planes, strict=True), strict=True):
+        left, top, across, down = cv2.boundingRect((cv2.absdiff(one, other) > STILL).view(np.uint8))
+        if across:
+            x0, y0 = min(x0, scale * left), min(y0, scale * top)
+            x1, y1 = max(x1, scale * (left + across)), max(y1, scale * (top + down))
+    right, down = max(MARGIN, (x1 - x0) // 4), max(MARGIN, (y1 - y0) // 4)
+    x0, y0 = max(x0 - right, 0) & ~1, max(y0 - down, 0) & ~1
+    x1, y1 = min(x1 + right + 1, width) & ~1, min(y1 + down + 1, height) & ~1
+    return (0, 0, width, height) if _area((x0, y0, x1, y1)) > WHOLE * width * height else (x0, y0, x1, y1)
+
+
+def steady_box(needed: Box, last: Box) -> Box:
+    """The last box while it contains what is needed and little more: a motion of the same part is measured once."""
+    contains = last[0] <= needed[0] and last[1] <= needed[1] and last[2] >= needed[2] and last[3] >= needed[3]
+    return last if contains and _area(last) <= ROOMY * _area(needed) else needed
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def is_cut(first: VideoFrame, second: VideoFrame) -> bool:

@@ -155,7 +155,10 @@ def first_picture(container: InputContainer, stream: VideoStream, path: Path) ->
                 return frames[0]
     except av.error.FFmpegError as error:
         raise UserError(f"{path}: no frame could be decoded ({error.strerror}); the file is damaged") from error
-    raise UserError(f"{path}: the video has no frame that can be decoded; it may be truncated")
+    raise UserError(
+        f"{path}: there is no frame that can be decoded; the file is damaged, or of a kind that is not supported; "
+        "convert it first"
+    )
 
 
 def frame_rate(stream: VideoStream) -> Fraction:

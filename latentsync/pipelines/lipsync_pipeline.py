@@ -244,6 +244,7 @@ class LipsyncPipeline(FaceGenerator):
                 detector=detector,
                 device=device,
                 is_still=clip.info.is_still,
+                keep_hands=run.options.paste_mask == "contour",
             )
             yield from prefetch(tracked, QUEUE_FRAMES)
 

@@ -19,7 +19,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> tuple[list[str], list[tuple[
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
             return list(reader.fieldnames or ()), [(reader.line_num, row) for row in reader]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such list; write a CSV with the columns {', '.join(columns)}") from error

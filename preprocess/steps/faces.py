@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from latentsync.faces.video import Gap, PeopleTracker, PersonTrack
+from latentsync.faces.everyone import Gap, PeopleTracker, PersonTrack
 from preprocess.clip import FPS, Clip, Figure, Segment
 from preprocess.settings import ProcessSettings
 from preprocess.tools import Tools

@@ -7,11 +7,11 @@ import numpy as np
 
 from latentsync.faces import video
 from latentsync.faces.detector import Face
+from latentsync.faces.everyone import PeopleTracker
 from latentsync.faces.tracking import NO_FACE, TrackedFace
 from latentsync.faces.video import (
     OUTSIDE,
     FaceAligner,
-    PeopleTracker,
     align_frames,
     read_faces,
 )

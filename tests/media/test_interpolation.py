@@ -99,6 +99,44 @@ def test_equal_neighbors_and_cuts_are_not_interpolated():
     assert made[:4] == [a] * 4 and made[4:7] == [same, same, b] and not asked
 
 
+def test_only_the_part_that_moves_is_interpolated():
+    scene, patch = cv2.resize(texture(1), (960, 640)), texture(2)[:48, :64]
+
+    def shown(x: int) -> VideoFrame:
+        picture = scene.copy()
+        picture[300:348, x : x + 64] = patch
+        return VideoFrame.from_rgb(picture)
+
+    told, frames = Told(), [shown(400 + 2 * index) for index in range(5)]
+    converter = FrameRateConverter(told, Fraction(25), Fraction(50))
+    made = [each for frame in frames for each in converter.push(frame)] + list(converter.flush())
+    shapes = {part.shape for around in told.around for part in around if part is not None}
+    assert len(shapes) == 1  # the part stays the same while it fits, so that flows are reused
+    height, width = shapes.pop()[:2]
+    assert 48 <= height < 250 and 66 <= width < 250
+    for index, frame in enumerate(made[1:8:2]):
+        changed = np.argwhere(frame.planes[0] != frames[index].planes[0])
+        assert len(changed) and (changed.min(axis=0) >= (150, 250)).all() and (changed.max(axis=0) < (500, 620)).all()
+
+
+def test_motion_of_a_part_is_the_same_as_in_the_whole_frame():
+    scene = cv2.resize(texture(1), (640, 480))
+
+    def scene_at(x: float) -> np.ndarray:
+        picture = scene.copy()
+        picture[180:308, 200:392] = shifted(texture(2), x)
+        return picture
+
+    first, second = scene_at(0), scene_at(4)
+    converter = FrameRateConverter(FlowInterpolator(), Fraction(25), Fraction(50))
+    made = [each for shown in (first, second) for each in converter.push(VideoFrame.from_rgb(shown))]
+    made += converter.flush()
+    whole = VideoFrame.from_rgb(FlowInterpolator().between(first, second, 0.5))
+    inner = (slice(196, 292), slice(216, 376))
+    assert np.abs(made[1].planes[0][inner].astype(int) - whole.planes[0][inner]).mean() < 1
+    assert np.array_equal(made[1].planes[0][:100], made[0].planes[0][:100])
+
+
 def test_neighbors_of_the_same_scene_are_told_on_either_side():
     alike = [VideoFrame.from_rgb(shifted(texture(1), 2 * index)) for index in range(4)]
     told = Told()

@@ -1,4 +1,5 @@
-"""Fifty clients, two hundred jobs on the shipped model, while its worker is killed and the disk fills up."""
+"""Fifty clients, two hundred jobs on the shipped model, and as many hostile uploads, while its worker is killed and the
+disk fills up."""
 
 import logging
 import os
@@ -33,15 +34,18 @@ LOOK_SECONDS = 2.0
 QUICK = {"inference_steps": "1", "guidance_scale": "1", "max_seconds": "0.2"}
 PAUSE = 60.0  # of a client between its jobs, so that some arrive while the disk is full
 BUSY = (429, 503, 507)  # try again later
+PLAYLIST = b"ffconcat version 1.0\nfile scene.mp4\n"  # names itself
 
 
 @dataclass
 class Record:
-    """What happened. memory: resident MiB of service (with the clients) and worker; refused: by status."""
+    """What happened. memory: resident MiB of service (with the clients) and worker; refused: by status; hostile: how
+    many uploads were refused for what they are."""
 
     submitted: list[str] = field(default_factory=list)
     refused: Counter = field(default_factory=Counter)
     memory: list[tuple[int, int]] = field(default_factory=list)
+    hostile: int = 0
     kills: int = 0
     filled: bool = False
 
@@ -76,7 +80,7 @@ def test_nothing_is_lost_and_nothing_is_done_twice(tmp_path, disk, monkeypatch):
         "%d jobs in %.1f min: %s; attempts %s; refused %s; MiB of service and worker %s",
         *(len(ended), minutes, dict(states), dict(attempts), dict(record.refused), record.memory[::10]),
     )
-    assert (record.kills, record.filled) == (KILLS, True)
+    assert (record.kills, record.filled) == (KILLS, True) and record.hostile > JOBS / 2
     assert len(ended) == JOBS and {job.id for job in ended} == {job.id for job in stored} and len(stored) == JOBS
     assert left == []
     for job in ended:
@@ -95,7 +99,11 @@ def _submit(url: str, scene: bytes, record: Record) -> None:
     """One client: uploads EACH jobs, one after the other, and is patient where the server asks for it."""
     files = {"video": ("scene.mp4", scene), "audio": ("voice.mp4", scene)}
     with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
-        for _ in range(EACH):
+        for number in range(EACH):
+            bad = PLAYLIST if number % 2 else scene[: len(scene) // 3]
+            attack = client.post("/v1/jobs", files=files | {"video": ("scene.mp4", bad)}, data=QUICK)
+            assert attack.status_code in (422, *BUSY), attack.text
+            record.hostile += attack.status_code == 422
             while (answer := client.post("/v1/jobs", files=files, data=QUICK)).status_code in BUSY:
                 record.refused[answer.status_code] += 1
                 time.sleep(1)

@@ -92,7 +92,8 @@ class OptionsForm:
         for start in range(0, len(options), 2):
             with gr.Row():
                 for option in options[start : start + 2]:
-                    with gr.Column() if option.is_file else nullcontext():
+                    place: Any = gr.Column() if option.is_file else nullcontext()
+                    with place:
                         self.fields[option.name] = make_field(option, self._choices().get(option.name))
                         if option.is_file:  # such a field has no place for it
                             gr.Markdown(option.help, elem_classes="help")
