@@ -18,8 +18,10 @@ import torch
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.metrics.clip_sync import EMBEDDED_CONFIG
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
+from latentsync.training.export import means
 from latentsync.training.syncnet_setup import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
+from latentsync.training.task import Share
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path
@@ -74,7 +76,7 @@ def _evaluate(args: argparse.Namespace, cache: Path) -> dict[str, float]:
     device = torch.device(args.device)
     task.place(device, torch.float32)
     with torch.no_grad():
-        return task.validate(task.model.to(device).eval(), 0, Path())
+        return means([task.validate(task.model.to(device).eval(), 0, Path(), Share())])
 
 
 @command

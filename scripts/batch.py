@@ -2,9 +2,9 @@
 `python -m scripts.batch --videos clips/ --audio voices/ --out results/`.
 
 The list is a CSV with the columns video, audio and out, and any generation options (see docs/serving.md). Run the same
-command again to resume; it repeats only rows that have failed, or whose inputs, options or weights have changed. A report
-page is written next to the list, or into the folder of the results. Exit codes: 0 all rows are done, 1 an input or option
-is not valid, 2 wrong usage, 3 some rows failed, 4 all rows failed, 130 interrupted.
+command again to resume; it repeats only rows that have failed, or whose inputs, options or weights have changed. A
+report page is written next to the list, or into the folder of the results. Exit codes: 0 all rows are done, 1 an input
+or option is not valid, 2 wrong usage, 3 some rows failed, 4 all rows failed, 130 interrupted.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """List the people in a video: `python -m scripts.people VIDEO`.
 
-Prints a name for each, which the option `face` takes, and writes a picture of them next to the video or where `--strip`
+Prints a name for each, which the option `face` takes, and writes an image of them next to the video or where `--strip`
 says. Exit codes: 0 done, 1 an input is not valid, 2 wrong usage.
 """
 
@@ -21,7 +21,7 @@ def build_parser() -> OptionParser:
     parser = OptionParser(prog="python -m scripts.people", description="List the people in a video.")
     add = parser.add_argument
     add("video", type=Path, help="video file")
-    add("--strip", type=Path, help="picture of the people to write, .jpg or .png")
+    add("--strip", type=Path, help="image of the people to write, .jpg or .png")
     add("--speaking", action="store_true", help="compare each mouth with the sound, to tell who speaks (slower)")
     add("--json", action="store_true", help="print JSON")
     add("--detector", choices=DETECTORS, default=AUTO, help="face detector (default: %(default)s)")
@@ -30,7 +30,7 @@ def build_parser() -> OptionParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Find the people, write the picture, print the list."""
+    """Find the people, write the image, print the list."""
     from latentsync.media.paths import check_input_path
     from latentsync.pipelines.people import find_people, likely_speaker, people_strip
 

@@ -3,7 +3,7 @@
 Every clip gets a twin in which a trained model makes the person say what is said in another clip. Trained with the
 twin as condition and the clip itself as target (`data.pairs_dir`, `model.whole_condition`), a UNet learns to edit a
 frame without hiding the mouth. The clips are aligned faces, as data processing writes them, at the resolution of the
-model. Existing twins are kept, so an interrupted run goes on where it stopped.
+model. Existing twins are kept, so an interrupted run resumes.
 
 Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 """

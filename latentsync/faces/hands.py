@@ -131,9 +131,8 @@ def _is_in_front(points: np.ndarray, face: Face) -> bool:
 
 
 def _palm_length(points: np.ndarray) -> float:
-    along = float(np.linalg.norm(points[MIDDLE] - points[WRIST]))
     across = PALM_RATIO * float(np.linalg.norm(points[INDEX] - points[LITTLE]))
-    return max(along, across, 1e-6)
+    return max(float(np.linalg.norm(points[MIDDLE] - points[WRIST])), across, 1e-6)
 
 
 def _is_inside(point: np.ndarray, face: Face) -> bool:

@@ -9,7 +9,7 @@ from latentsync.faces.mask import mouth_slices
 
 _BLUR_SIGMA = 1.0
 DETAIL_SIGMA = 1.5 / 256  # of the side of a face: what a Gaussian of this width removes is detail
-STRONGEST = 1.8  # more would also amplify noise and compression artifacts
+STRONGEST = 2.0  # of the detail; with more, teeth begin to glint
 MEMORY = 0.9  # weight of the frames before: about half a second
 
 
@@ -39,7 +39,7 @@ class DetailMatch:
     """
 
     def __init__(self) -> None:
-        self._energies = np.zeros(2)  # of the frames, of the generated faces
+        self._products = np.zeros(4)
 
     def __call__(self, generated: np.ndarray, original: np.ndarray, starts: bool = False) -> np.ndarray:
         """The faces of consecutive frames, one after another.
@@ -52,22 +52,37 @@ class DetailMatch:
         Returns:
             (R, R, 3) float32 in 0..255. The same brightness is added to all colors.
         """
-        detail = _luma_detail(generated)
-        mouth = mouth_slices(len(generated))
-        energies = np.array([np.square(part[mouth]).mean() for part in (_luma_detail(original), detail)])
-        known = self._energies.any() and not starts
-        self._energies = MEMORY * self._energies + (1 - MEMORY) * energies if known else energies
-        wanted, found = self._energies
-        strength = min(np.sqrt(wanted / max(found, 1e-6)), STRONGEST)
-        if strength <= 1:
+        detail, mouth = _luma_detail(generated), mouth_slices(len(generated))
+        wanted, own, added = (part[mouth] for part in (_luma_detail(original), detail, _detail(detail)))
+        products = np.array(
+            [np.square(wanted).mean(), np.square(own).mean(), (own * added).mean(), np.square(added).mean()]
+        )
+        known = self._products.any() and not starts
+        self._products = MEMORY * self._products + (1 - MEMORY) * products if known else products
+        strength = _strength(*self._products)
+        if strength <= 0:
             return generated
-        return np.clip(generated + np.float32(strength - 1) * detail[..., None], 0, 255)
+        return np.clip(generated + np.float32(strength) * detail[..., None], 0, 255)
+
+
+def _strength(wanted: float, own: float, mixed: float, added: float) -> float:
+    """How much of the detail to add, so that the mean square of what is detail then is `wanted`.
+
+    A face with `s` times its detail added has the detail `own + s * added`, where `added` is the detail of the detail:
+    `own + 2 s mixed + s^2 added` for the mean squares and the mean product.
+    """
+    if own >= wanted or added <= 0:
+        return 0.0
+    return min(float((np.sqrt(mixed**2 + added * (wanted - own)) - mixed) / added), STRONGEST - 1)
 
 
 def _luma_detail(face: np.ndarray) -> np.ndarray:
-    """(R, R, 3) RGB -> (R, R) float32, the luma less its blur."""
-    luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return luma - cv2.GaussianBlur(luma, (0, 0), DETAIL_SIGMA * len(face))
+    """(R, R, 3) RGB -> (R, R) float32, the luma minus its blur."""
+    return _detail(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32))
+
+
+def _detail(image: np.ndarray) -> np.ndarray:
+    return image - cv2.GaussianBlur(image, (0, 0), DETAIL_SIGMA * len(image))
 
 
 class Sharpener:

@@ -40,6 +40,7 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.progress import OnProgress
 from latentsync.utils.rates import exact_rate
 from latentsync.utils.threads import prefetch
+from latentsync.whisper.windows import AudioFeatureStream
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ class LipsyncPipeline(FaceGenerator):
         On CUDA, a batch is awaited only after the next one of its device has been queued, so that no device idles.
         """
         speaker = clip.speakers[number]
-        shown = (people[number] for people in frames)
+        shown = _with_audio_begun((people[number] for people in frames), speaker.features)
         generators: Iterator[LipsyncPipeline] = cycle([self, *self._copies])
         ahead = len(self.devices) if self.device.type == "cuda" else 0
         pending: deque[tuple[list[Chunk[TrackedFrame]], PendingFaces]] = deque()
@@ -274,6 +275,14 @@ class LipsyncPipeline(FaceGenerator):
                 f"interpolate must be at least {float(fps):g}, the frame rate of the video, not {interpolate:g}"
             )
         return FrameRateConverter(open_interpolator("auto", str(self.device)), fps, target)
+
+
+def _with_audio_begun(frames: Iterable[TrackedFrame], features: AudioFeatureStream) -> Iterator[TrackedFrame]:
+    """The frames. After the first, the first window of audio is encoded, while a thread tracks the next frames."""
+    for index, frame in enumerate(frames):
+        if index == 0:
+            features.chunks(0, 1)
+        yield frame
 
 
 def _awaited(

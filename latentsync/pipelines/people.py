@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCAN_FPS = Fraction(5)  # where only faces are looked for
 SYNC_SECONDS = 10  # of each track that are compared with the sound
-OFFSET_REACH = 5  # frames between sound and picture
+OFFSET_REACH = 5  # frames between audio and video
 NEAR_SECONDS = Fraction(1, 2)  # between a time and a sighting that counts for it
 SPEAKER, PERSON = "speaker", re.compile(r"person(\d+)")
 CAPTION_HEIGHT = 44
@@ -120,7 +120,7 @@ def likely_speaker(people: Sequence[FoundPerson]) -> FoundPerson:
 
 
 def people_strip(people: Sequence[FoundPerson]) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB with everyone's portrait, name and time in view."""
+    """An image (H, W, 3) uint8 RGB with everyone's portrait, name and time in view."""
     side = PORTRAIT_SIDE
     strip = np.full((side + CAPTION_HEIGHT, side * max(1, len(people)), 3), 24, np.uint8)
     for number, item in enumerate(people):

@@ -29,7 +29,7 @@ class Run:
         mask: (1, 1, R, R), 1 = keep.
         noise: (1, C, 1, h, h), shared by all chunks.
         enhancer: applied to generated faces.
-        watch: is told of each denoising step.
+        watch: called at each denoising step.
     """
 
     options: GenerationOptions

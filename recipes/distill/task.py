@@ -18,9 +18,9 @@ from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.denoise import decode_frames, denoise_latents, unet_input
 from latentsync.pipelines.sampling import few_step_schedule
 from latentsync.training.losses import Estimate, LossNetworks
+from latentsync.training.task import Share
 from latentsync.training.unet_setup import FrozenParts
 from latentsync.training.unet_task import (
-    Scorer,
     UNetTask,
     decode_onto,
     one_step_estimate,
@@ -42,7 +42,7 @@ class DistillTask(UNetTask):
     Args:
         dataset, held_out: samples to train on and to validate with, see `samples.TeacherSamples`; None before they are
             made, when the task is used to make them.
-        config, parts, networks, scorer: see `UNetTask`.
+        config, parts, networks: see `UNetTask`.
     """
 
     def __init__(
@@ -51,10 +51,9 @@ class DistillTask(UNetTask):
         parts: FrozenParts,
         networks: LossNetworks,
         dataset: Dataset | None = None,
-        held_out: Dataset | None = None,
-        scorer: Scorer | None = None,
+        held_out: Any = None,
     ) -> None:
-        super().__init__(config, parts, networks, cast(Callable[[], Any], lambda: dataset), scorer)
+        super().__init__(config, parts, networks, cast(Callable[[], Any], lambda: dataset))
         self.teacher_schedule = parts.scheduler
         self.scheduler = few_step_schedule(parts.scheduler)
         self.scheduler.set_timesteps(self.run.inference_steps)
@@ -115,34 +114,34 @@ class DistillTask(UNetTask):
         has_audio = batch["has_speech"].cpu() == 1
         return Estimate(estimate, target, estimate, frames, real, has_audio, audio, target)
 
-    def validate(self, model: nn.Module, step: int, folder: Path) -> dict[str, float]:
+    def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
         """`teacher_distance` of the held-out samples, and what `UNetTask` measures."""
-        own = {} if self._held_out is None else {"teacher_distance": self.teacher_distance(model, self._held_out)}
-        return {**own, **super().validate(model, step, folder)}
+        count = 0 if self._held_out is None else len(self._held_out)
+        distances = [self.teacher_distance(model, index) for index in share.of(list(range(count)))]
+        own = {"teacher_distance": distances} if distances else {}
+        return {**own, **super().validate(model, step, folder, share)}
 
     @torch.no_grad()
-    def teacher_distance(self, model: nn.Module, samples: Any) -> float:
+    def teacher_distance(self, model: nn.Module, index: int) -> float:
         """Root of the mean squared difference between the results of student and teacher inside the mask, in units of
-        what the teacher changes there."""
-        difference = change = 0.0
+        what the teacher changes there; of one of the held-out samples."""
+        assert self._held_out is not None
+        batch = self._on_device(collate([self._held_out[SampleId(index, index)]]))
+        target, masked, reference = self._latents(batch)
+        with self._autocast():
+            found = denoise_latents(
+                cast(UNet3DConditionModel, model),
+                self.scheduler,
+                batch["noise"],
+                self.mask,
+                masked,
+                reference,
+                batch["audio"],
+                self.run.inference_steps,
+                1.0,
+            ).float()
         inside = self.mask < 0.5
-        for index in range(len(samples)):
-            batch = self._on_device(collate([samples[SampleId(index, index)]]))
-            target, masked, reference = self._latents(batch)
-            with self._autocast():
-                found = denoise_latents(
-                    cast(UNet3DConditionModel, model),
-                    self.scheduler,
-                    batch["noise"],
-                    self.mask,
-                    masked,
-                    reference,
-                    batch["audio"],
-                    self.run.inference_steps,
-                    1.0,
-                ).float()
-            difference += float(((found - target) * inside).square().sum())
-            change += float(((reference - target) * inside).square().sum())
+        difference, change = (float(((part - target) * inside).square().sum()) for part in (found, reference))
         return (difference / max(change, 1e-12)) ** 0.5
 
     def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:

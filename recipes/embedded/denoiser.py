@@ -4,7 +4,7 @@ Legend: B samples, F frames, C latent channels, h cells of a side, R pixels of a
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
@@ -41,7 +41,6 @@ DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: what the losses on p
 MARGIN = 1
 DECODED_FRAMES = 6  # neighbors, of each sample
 JUDGED = 2  # every second of them
-RANGE_FLOOR = 1e-3  # variance that counts as none
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,7 @@ class DenoiserSettings:
     pixel_weight, perceptual_weight, adversarial_weight, temporal_weight: of the losses on decoded frames, all 0 for
         none. The gradient of the adversarial term does not reach the detail that the UNet predicts: patterns of the
         decoder's linear part in teeth are the easiest way to deceive a discriminator.
-    texture_weight: of `perceptual.texture_distance`. range_weight: of `range_loss`.
     exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
-    decoder_lr: 0 leaves the decoder as it is.
     """
 
     shares: Mapping[str, float]
@@ -74,18 +71,12 @@ class DenoiserSettings:
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     temporal_weight: float = 0.0
-    texture_weight: float = 0.0
-    range_weight: float = 0.0
     decay: float = 0.99
     seed: int = 31
 
     @property
     def is_decoded(self) -> bool:
         return self.pixel_weight > 0
-
-    @property
-    def trains_decoder(self) -> bool:
-        return self.is_decoded and self.decoder_lr > 0
 
 
 class OneStep(nn.Module):
@@ -156,56 +147,41 @@ def reconstruction_loss(
     return error.square().mean() + motion_weight * error.diff(dim=1).square().mean()
 
 
-def range_loss(prediction: Tensor, latents: Tensor, cells: Tensor) -> Tensor:
-    """(C, F, h, h) each: how far the standard deviation over time is from the real one, in the old channels.
-
-    What the audio leaves open averages out, and mouths move less than real ones.
-    """
-    found, wanted = (x[:OLD_CHANNELS].var(dim=1).add(RANGE_FLOOR).sqrt() for x in (prediction, latents))
-    return (cells[0, :, 0] * (found - wanted).abs()).mean()
-
-
 class DenoiserTraining:
     """One stage.
 
     Args:
         model: changed in place.
         samples: where they come from.
-        syncnets: look at the old channels; none for no sync loss.
+        syncnet: looks at the old channels; None for no sync loss.
         perceptual: for the losses on decoded frames.
         path: checkpoint file.
         seconds: budget of wall time.
-        discriminator: of the stage before, to go on with.
     """
 
     def __init__(
         self,
         model: OneStep,
         samples: SampleMaker,
-        syncnets: Sequence[nn.Module],
+        syncnet: nn.Module | None,
         perceptual: PerceptualDistance,
         path: Path,
         seconds: float,
         settings: DenoiserSettings,
-        discriminator: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.samples, self.syncnets, self.perceptual = model, samples, syncnets, perceptual
+        self.model, self.samples, self.syncnet, self.perceptual = model, samples, syncnet, perceptual
         self.settings, self.discriminator = settings, PatchDiscriminator(32, 3)
-        if discriminator is not None:
-            self.discriminator.load_state_dict(discriminator)
         model.autoencoder.requires_grad_(False)
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
-        if settings.trains_decoder:
+        if settings.is_decoded:
             # The linear part stays the encoder's inverse: else it learns to sharpen what the UNet has blurred, and with
             # it what was sharp.
             decoder = model.autoencoder.decoder.requires_grad_(True)
             decoder.linear.requires_grad_(False)
             trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
             groups.append({"params": trained, "lr": settings.decoder_lr})
-            modules["autoencoder"] = model.autoencoder
-        if settings.is_decoded:
-            modules["discriminator"] = self.discriminator
+            modules |= {"autoencoder": model.autoencoder, "discriminator": self.discriminator}
         optimizers = {
             "model": torch.optim.AdamW(groups, settings.lr, (0.9, 0.99), weight_decay=1e-3),
             "discriminator": torch.optim.AdamW(self.discriminator.parameters(), settings.discriminator_lr, (0.5, 0.99)),
@@ -249,14 +225,15 @@ class DenoiserTraining:
                     prediction[index], latents[index], teacher, self.model.cell_mask[0], self.weights
                 )
             else:
-                pair, weight = (prediction[index], latents[index]), sample.weight / len(samples)
-                loss = reconstruction_loss(*pair, self.cells[0], self.weights, self.settings.motion_weight)
-                loss = self.settings.latent_weight * sample.weight * loss
-                if self.settings.range_weight:
-                    moved = self.settings.range_weight * range_loss(*pair, self.cells[0])
-                    terms["range"] = terms.get("range", 0) + weight * moved
+                loss = (
+                    self.settings.latent_weight
+                    * sample.weight
+                    * reconstruction_loss(
+                        prediction[index], latents[index], self.cells[0], self.weights, self.settings.motion_weight
+                    )
+                )
             terms[sample.kind] = terms.get(sample.kind, 0) + loss / len(samples)
-        if self.syncnets and self.settings.sync_weight:
+        if self.syncnet is not None and self.settings.sync_weight:
             terms["sync"] = self.settings.sync_weight * self._sync_loss(prediction, tokens, samples)
         shown = {}
         if self.settings.is_decoded:
@@ -275,11 +252,9 @@ class DenoiserTraining:
             return prediction.new_zeros(())
         images = visual_input(prediction[heard, :OLD_CHANNELS].transpose(1, 2), True)
         audio = audio_input(whisper_rows(tokens[heard], WHISPER_LAYERS), "whisper")
-        losses = []
-        for syncnet in self.syncnets:
-            vision, sound = syncnet(images, audio)
-            losses.append(cosine_loss(vision, sound, torch.ones(len(vision))))
-        return len(heard) / len(samples) * torch.stack(losses).mean()
+        vision, sound = self.syncnet(images, audio)
+        share = len(heard) / len(samples)
+        return share * cosine_loss(vision, sound, torch.ones(len(vision)))
 
     def _decode(
         self,
@@ -289,34 +264,31 @@ class DenoiserTraining:
         samples: list[Sample],
         rng: np.random.Generator,
     ) -> dict[str, Tensor]:
-        """Mouths of a few neighboring frames of each sample: `result`, `real` and, where the decoder is trained,
-        `exact`, decoded from the true latents, (B * n, 3, H, W); `judged`, some of `result` for the adversarial term;
-        `paired` (B * n): whose result should equal the real one."""
+        """Mouths of a few neighboring frames of each sample: `result`, `real` and `exact`, decoded from the true
+        latents, (B * n, 3, H, W); `judged`, some of `result` for the adversarial term; `paired` (B * n): whose result
+        should equal the real one."""
         start = int(rng.integers(prediction.shape[2] - DECODED_FRAMES + 1))
         frames = slice(start, start + DECODED_FRAMES)
         latents = prediction[:, :, frames].transpose(1, 2).flatten(0, 1)
         result = self.model.decode_mouth(latents)
         real = self.model.crop_mouth(target[:, frames]).flatten(0, 1)
         paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(DECODED_FRAMES)
+        exact = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
         coarse, fine = latents[::JUDGED].split([OLD_CHANNELS, latents.shape[1] - OLD_CHANNELS], dim=1)
         judged = self.model.decode_mouth(torch.cat([coarse, fine.detach()], dim=1))
-        shown = {"result": result, "real": real, "judged": judged, "paired": paired}
-        if self.settings.trains_decoder:
-            shown["exact"] = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
-        return shown
+        return {"result": result, "real": real, "exact": exact, "judged": judged, "paired": paired}
 
     def _pixel_terms(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings, paired = self.settings, shown["paired"]
-        terms = {"adversarial": -settings.adversarial_weight * self.discriminator(shown["judged"]).mean()}
-        if "exact" in shown:
-            terms["exact"] = settings.exact_weight * pixel_distance(shown["exact"], shown["real"])
+        terms = {
+            "adversarial": -settings.adversarial_weight * self.discriminator(shown["judged"]).mean(),
+            "exact": settings.exact_weight * pixel_distance(shown["exact"], shown["real"]),
+        }
         if paired.any():
             result, real = shown["result"][paired], shown["real"][paired]
             share = len(result) / len(paired)
             terms["pixels"] = settings.pixel_weight * share * pixel_distance(result, real)
-            distance, texture = self.perceptual.distances(result, real)
-            terms["perceptual"] = settings.perceptual_weight * share * distance
-            terms["texture"] = settings.texture_weight * share * texture
+            terms["perceptual"] = settings.perceptual_weight * share * self.perceptual(result, real)
             change = [x.unflatten(0, (-1, DECODED_FRAMES)).diff(dim=1) for x in (result, real)]
             terms["temporal"] = settings.temporal_weight * share * F.l1_loss(*change)
         return terms

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from latentsync.pretrained.mobilenet import IMAGENET_MEAN, IMAGENET_STD, STAGES, STEM, InvertedResidual, conv_bn
@@ -17,8 +16,6 @@ from latentsync.utils.errors import UserError
 
 DEPTHS = (1, 3, 6, 10, 13)  # index of the last block of each stage, whose output is compared
 COMPARED_STAGES = STAGES[: len(DEPTHS)]
-TEXTURES = 3  # depths, the first, whose texture is compared
-TILE = 16  # features a side at the first depth: 32 pixels
 
 
 class PerceptualDistance(nn.Module):
@@ -54,51 +51,22 @@ class PerceptualDistance(nn.Module):
         self.load_state_dict({name: state[name] for name in wanted})
 
     def embed(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) in [-1, 1] -> features (N, C, h, w) at each depth."""
+        """(N, 3, H, W) in [-1, 1] -> unit vectors over the channels, at each depth."""
         x = ((images + 1) / 2 - self.mean) / self.std
         found = []
         for index, block in enumerate(self.features):
             x = block(x)
             if index in DEPTHS:
-                found.append(x)
+                found.append(F.normalize(x, dim=1))
         return found
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """(N, 3, H, W) twice, in [-1, 1] -> scalar; gradients pass to `images`."""
-        return self.distances(images, targets)[0]
-
-    def distances(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The distance of the features and that of their texture; see `texture_distance`."""
         with torch.no_grad():
             wanted = self.embed(targets)
-        found = self.embed(images)
-        return self.distance(found, wanted), texture_distance(found[:TEXTURES], wanted[:TEXTURES])
+        return self.distance(self.embed(images), wanted)
 
     @staticmethod
     def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-        """Of features from `embed`, as unit vectors over the channels."""
-        pairs = [(F.normalize(a, dim=1), F.normalize(b, dim=1)) for a, b in zip(found, wanted, strict=True)]
-        return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()
-
-
-def texture_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """Difference of the Gram matrices of tiles, as a share of the wanted ones (Gatys et al. 2016, "style loss").
-
-    A blurred image is nearest to an uncertain target in any distance of pixels or features. Its Gram matrices are not:
-    they ask how much texture there is and of which kind, wherever in its tile it lies. Stable, unlike a discriminator.
-
-    Args:
-        found, wanted: features (N, C, h, w) of each depth, fine ones first; each depth halves the side of a tile.
-    """
-    shares = []
-    for depth, (image, target) in enumerate(zip(found, wanted, strict=True)):
-        ours, real = gram(image, TILE >> depth), gram(target, TILE >> depth)
-        shares.append(((ours - real).abs().sum((1, 2)) / real.abs().sum((1, 2)).clamp(min=1e-3)).mean())
-    return torch.stack(shares).mean()
-
-
-def gram(features: Tensor, tile: int) -> Tensor:
-    """(N, C, h, w) -> (N * tiles, C, C), of tiles of `tile` features a side."""
-    height, width = (size // tile * tile for size in features.shape[-2:])
-    tiles = rearrange(features[..., :height, :width], "n c (y a) (x b) -> (n y x) c (a b)", a=tile, b=tile)
-    return tiles @ tiles.mT / tile**2
+        """Of features from `embed`."""
+        return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).mean()

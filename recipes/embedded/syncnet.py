@@ -18,13 +18,11 @@ from latentsync.models.syncnet_input import audio_input, lower_half, stack_frame
 from latentsync.training.sync_losses import contrastive_loss
 from recipes.embedded.denoiser import OLD_CHANNELS
 from recipes.embedded.pack import Pack, PackedClip
-from recipes.embedded.samples import Look
 from recipes.embedded.training import Meter, Stage, random_states
 
 logger = logging.getLogger("train")
 
 APART = 6  # frames: windows of a clip that are closer are no negatives of each other
-MIN_LOOKS, MAX_LOOKS = 2, 8
 GAIN, OFFSET, STATE_NOISE = 0.15, 0.15, 0.1
 
 
@@ -45,35 +43,24 @@ class SyncNetSettings:
 
 
 class Runs:
-    """Latents of the clips with audio, in memory, in several looks.
-
-    There are few people. Without other proportions and colors a network learns them by heart, and finds the sound of a
-    stranger's mouth half as often.
-    """
+    """Latents of the clips with audio, in memory, mirrored and not."""
 
     @torch.no_grad()
-    def __init__(self, pack: Pack, autoencoder: PatchAutoencoder, shortest: int, seed: int) -> None:
+    def __init__(self, pack: Pack, autoencoder: PatchAutoencoder, shortest: int) -> None:
         self.pack = pack
         people = [[c for c in clips if c.has_audio and c.length >= shortest] for _, clips in pack.by_person()]
         self.people = [clips for clips in people if clips]
-        rng = np.random.default_rng(seed)
-        self.latents = {
-            clip.name: torch.stack(
-                [
-                    self._encode(autoencoder, clip, Look.draw(pack.resolution, rng))
-                    for _ in range(looks_each(len(clips)))
-                ]
-            )
-            for clips in self.people
-            for clip in clips
-        }
+        self.latents = {clip.name: self._encode(autoencoder, clip) for clips in self.people for clip in clips}
 
-    def _encode(self, autoencoder: PatchAutoencoder, clip: PackedClip, look: Look) -> Tensor:
-        """(T, C, 8, 16) float16."""
-        faces = np.stack([look(self.pack.face(clip.first + index)) for index in range(clip.length)])
-        pixels = torch.from_numpy(faces).permute(0, 3, 1, 2)
-        parts = [autoencoder.encode(part.float() / 127.5 - 1).latent_dist.mean for part in pixels.split(32)]
-        return lower_half(torch.cat(parts)[None, :, :OLD_CHANNELS])[0].half()
+    def _encode(self, autoencoder: PatchAutoencoder, clip: PackedClip) -> Tensor:
+        """(2, T, C, 8, 16) float16."""
+        parts = []
+        for start in range(0, clip.length, 32):
+            frames = range(clip.first + start, clip.first + min(start + 32, clip.length))
+            faces = self.pack.faces(frames).float() / 127.5 - 1
+            latents = [autoencoder.encode(x).latent_dist.mean[:, :OLD_CHANNELS] for x in (faces, faces.flip(-1))]
+            parts.append(lower_half(torch.stack(latents)).half())
+        return torch.cat(parts, dim=1)
 
     def draw(self, count: int, frames: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[tuple[str, int]]]:
         """Images (B, F * C, 8, 16), audio (B, L * D, 1, 2F), and the clip and first frame of each run."""
@@ -82,9 +69,7 @@ class Runs:
         for index in rng.choice(len(people), count, p=people / people.sum()):
             clip = self.people[index][rng.integers(len(self.people[index]))]
             start = int(rng.integers(clip.length - frames + 1))
-            latents = self.latents[clip.name][
-                rng.integers(len(self.latents[clip.name])), start : start + frames
-            ].float()
+            latents = self.latents[clip.name][rng.integers(2), start : start + frames].float()
             gain = 1 + GAIN * torch.from_numpy(rng.uniform(-1, 1, (1, OLD_CHANNELS, 1, 1))).float()
             offset = OFFSET * torch.from_numpy(rng.standard_normal((1, OLD_CHANNELS, 1, 1))).float()
             images.append(latents * gain + offset)
@@ -93,11 +78,6 @@ class Runs:
         audio = audio_input(torch.stack(states), "whisper")
         noise = torch.from_numpy(rng.standard_normal(audio.shape, dtype=np.float32))
         return stack_frames(torch.stack(images)), audio + STATE_NOISE * noise, places
-
-
-def looks_each(clips: int) -> int:
-    """Looks of each of the clips of a person."""
-    return max(MIN_LOOKS, MAX_LOOKS // clips)
 
 
 def close_windows(places: list[tuple[str, int]], windows: int, stride: int) -> Tensor:
@@ -116,7 +96,7 @@ def train(
     syncnet = FramewiseSyncNet(settings.network)
     optimizer = torch.optim.AdamW(syncnet.parameters(), settings.lr, (0.9, 0.99), weight_decay=0.05)
     stage = Stage(path, seconds, {"syncnet": syncnet}, {"syncnet": optimizer}, ("syncnet",), 0.97)
-    runs, meter = Runs(pack, autoencoder, settings.run_frames, settings.seed), Meter(stage)
+    runs, meter = Runs(pack, autoencoder, settings.run_frames), Meter(stage)
     stride = settings.network.window_stride
     for step in stage.steps():
         rng, _ = random_states(settings.seed, step)

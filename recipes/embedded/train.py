@@ -4,10 +4,9 @@ Each stage runs for a budget of wall time and resumes where it was interrupted, 
 
 autoencoder  the decoder, on crops of faces
 teacher      results of the 128 px model with other audio, to learn from
-syncnet      the SyncNets that train the UNet
+syncnet      the SyncNet that trains the UNet
 distill      the UNet: the 128 px model's guided four steps in one, and real clips
 refine       UNet and decoder together, with silence, by what the decoded mouth looks like
-polish       the UNet alone, as sharp and as lively as the real mouths
 export       the files that inference loads, in OUTPUT/model
 """
 
@@ -16,7 +15,6 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,16 +47,10 @@ QUICK_MINUTES, QUICK_CHUNKS = 0.01, 1
 MINUTES = {
     "autoencoder": 5.0,
     "teacher": 30.0,
-    "syncnet": 20.0,
+    "syncnet": 7.0,
     "distill": 9.0,
     "refine": 190.0,
-    "polish": 100.0,
     "export": 0.0,
-}
-# Two of different widths: what deceives one of them seldom deceives the other.
-SYNCNETS = {
-    "syncnet": syncnet.SyncNetSettings(),
-    "syncnet_wide": syncnet.SyncNetSettings(frame_widths=(48, 80, 112), seed=101),
 }
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
@@ -77,23 +69,6 @@ DENOISER = {
         temporal_weight=1.0,
         decay=0.99,
         seed=33,
-    ),
-    "polish": DenoiserSettings(
-        {"teacher": 0.2, "real": 0.38, "retrieved": 0.2, "silent": 0.22},
-        lr=2e-4,
-        decoder_lr=0.0,
-        discriminator_lr=2e-4,
-        teacher_weight=1.0,
-        latent_weight=0.15,
-        sync_weight=2.0,
-        pixel_weight=1.0,
-        perceptual_weight=0.8,
-        adversarial_weight=0.08,
-        temporal_weight=1.0,
-        texture_weight=0.6,
-        range_weight=4.0,
-        decay=0.99,
-        seed=35,
     ),
 }
 
@@ -137,28 +112,24 @@ class Recipe:
     def _teacher(self, seconds: float) -> None:
         teacher.make_chunks(self.pack, self.voices, self.first, self.output / "teacher", self.chunks)
 
-    def _syncnet(self, seconds: float) -> None:
-        for name, settings in SYNCNETS.items():
-            path = self.output / f"{name}.pt"
-            syncnet.train(self.pack, self.load_autoencoder(), path, seconds / len(SYNCNETS), settings)
+    def _syncnet(self, seconds: float) -> FramewiseSyncNet:
+        settings = syncnet.SyncNetSettings()
+        return syncnet.train(self.pack, self.load_autoencoder(), self.output / "syncnet.pt", seconds, settings)
 
     def _denoise(self, name: str, seconds: float) -> None:
         model = self.load_model(before=name)
         samples = SampleMaker(self.pack, self.voices, self.output / "teacher", WHISPER)
-        judges = [self._load_syncnet(name) for name in SYNCNETS] if DENOISER[name].sync_weight else []
+        judge = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"
-        before = self._last_checkpoint(name)
-        discriminator = before["modules"].get("discriminator") if before else None
-        settings = DENOISER[name]
-        DenoiserTraining(model, samples, judges, perceptual, path, seconds, settings, discriminator).run()
+        DenoiserTraining(model, samples, judge, perceptual, path, seconds, DENOISER[name]).run()
         sheets.draw(model.eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
 
-    def _load_syncnet(self, name: str) -> nn.Module:
-        path = self.output / f"{name}.pt"
+    def _load_syncnet(self) -> nn.Module | None:
+        path = self.output / "syncnet.pt"
         if not path.is_file():
             raise UserError(f"{path}: no such file; run the stage syncnet first")
-        network = FramewiseSyncNet(SYNCNETS[name].network)
+        network = FramewiseSyncNet(syncnet.SyncNetSettings().network)
         network.load_state_dict(torch.load(path, weights_only=True)["averages"]["syncnet"])
         return network.eval().requires_grad_(False)
 
@@ -174,24 +145,19 @@ class Recipe:
     def load_model(self, before: str | None = None) -> OneStep:
         """The results of the last stage that has any, of those before one."""
         first = load_unet_config(teacher.CONFIG, UNetConfig).model
-        network, last = self.load_autoencoder(), self._last_checkpoint(before)
-        if last is None:
+        names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
+        found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
+        network = self.load_autoencoder()
+        if not found:
             state = load_checkpoint(self.first / "unet.safetensors").state_dict
             return OneStep(inflate(state, first, CHANNELS).to(memory_format=torch.channels_last), network)
-        averages = last["averages"]
+        averages = torch.load(found[-1], weights_only=True)["averages"]
         unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
         unet.load_state_dict(averages["unet"])
         if "autoencoder" in averages:
             network.load_state_dict(averages["autoencoder"])
-        return OneStep(unet.to(memory_format=torch.channels_last), network)
-
-    def _last_checkpoint(self, before: str | None) -> dict[str, Any] | None:
-        names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
-        found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
-        if not found:
-            return None
         logger.info("starting from %s", found[-1])
-        return torch.load(found[-1], weights_only=True)
+        return OneStep(unet.to(memory_format=torch.channels_last), network)
 
 
 @command

@@ -43,4 +43,4 @@ def test_every_stage_runs_and_the_result_loads(data: Path, tmp_path: Path, monke
     paths = ModelPaths(model / "unet.safetensors", "configs/unet/embedded.yaml", model / "vae", base="embedded")
     pipeline = load_pipeline(paths, "cpu")
     assert (pipeline.resolution, pipeline.codec.channels) == (256, train.CHANNELS)
-    assert {path.name for path in (output / "finish").glob("*.png")} == {f"{n}_a.png" for n in ("anna", "ben", "cara")}
+    assert {path.name for path in (output / "refine").glob("*.png")} == {f"{n}_a.png" for n in ("anna", "ben", "cara")}

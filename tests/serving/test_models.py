@@ -21,7 +21,7 @@ def test_a_pipeline_is_kept_for_jobs_that_ask_for_the_same(monkeypatch):
     for options in loras:
         cache.get(GenerationOptions(**options))
         cache.get(GenerationOptions(**options, seed=3, crf=20, match_color=True, enable_upscale=True))
-    plain = {"lora": None, "lora_scale": 1.0, "compile": False}
+    plain = {"lora": None, "lora_scale": 1.0, "preset": "best", "compile": False}
     wanted = [(("embedded", "cpu", torch.bfloat16), plain | options) for options in loras]
     assert asked == wanted  # the first was unloaded for the third
 

@@ -261,7 +261,7 @@ def test_unset_numbers_are_empty_fields():
     for name in ("inference_steps", "guidance_scale", "interpolate", "max_seconds"):
         field = make_field(OPTIONS[name])
         assert isinstance(field, gr.Textbox) and field.value == "" and OPTIONS[name].show.unset in field.placeholder
-    assert make_field(OPTIONS["start"]).placeholder == "seconds; empty: its beginning"
+    assert make_field(OPTIONS["start"]).placeholder == "its beginning (seconds)"
 
 
 @pytest.mark.parametrize("words", [["--max_upload_mb", "nan"], ["--max_upload_mb", "inf"], []])

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.tensor import DTensor
 
 from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.sections import CkptSection, DataSection, OptimizerSection, RunSection, TrainingConfig
@@ -87,8 +88,9 @@ class TinyTask:
     def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
         assert not model.training and not torch.is_grad_enabled()
         self.validated.append(step)
-        weights = next(model.parameters()).flatten()
-        return {"weight": share.of(weights.abs().tolist()), "index": [float(share.index)]}
+        weights = next(model.parameters())
+        weights = weights.full_tensor() if isinstance(weights, DTensor) else weights
+        return {"weight": share.of(weights.abs().flatten().tolist()), "index": [float(share.index)]}
 
     def export(self, state_dict: dict[str, Tensor], step: int, path: Path) -> None:
         save_checkpoint(path, state_dict, step)

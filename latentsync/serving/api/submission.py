@@ -167,7 +167,9 @@ def check_roles(kind: JobKind, given: set[str], options: GenerationOptions) -> N
     missing = set(kind.needed_roles(options, given)) - given
     extra = given - set(kind.accepted_roles(options, given))
     if missing:
-        raise ApiError(422, "missing_file", f"kind {kind.value} needs a file as {' and one as '.join(sorted(missing))}")
+        instead = ", or a text, or a script" if "audio" in missing else ""
+        needed = " and one as ".join(sorted(missing, reverse=True))
+        raise ApiError(422, "missing_file", f"kind {kind.value} needs a file as {needed}{instead}")
     if extra:
         raise ApiError(422, "invalid_request", f"kind {kind.value} takes no file as {' or '.join(sorted(extra))}")
 

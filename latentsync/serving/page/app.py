@@ -58,6 +58,7 @@ CSS = (
 :is(#video, #frames-video, #script, #more-audio, #mask_image_path) [data-testid=upload-text] {
     font-size: 0.9rem; line-height: 1.3; padding-top: 1.6rem; min-height: 0;
 }
+.help p { font-size: 0.75rem; color: var(--block-info-text-color); }
 .group h2 { font-size: 0.95rem !important; margin: 0.4rem 0 0 !important; }
 .dark button[role=tab][aria-selected=true] { color: var(--primary-300) !important; }
 #examples .grid-wrap, #people .grid-wrap, #jobs .grid-wrap { min-height: 0; height: auto; }
@@ -92,7 +93,6 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
 }
 @media (max-width: 600px) {
-    .gradio-container > .main { padding: 0.5rem !important; }
     .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
     #api, #api * { min-width: 0; max-width: calc(100vw - 1rem); overflow-wrap: anywhere; }
     #api pre, #api code { white-space: pre-wrap !important; }
@@ -105,9 +105,12 @@ table.settings { font-size: 0.85rem; } table.settings th { text-align: left; pad
 """
 )
 
+# Not in CSS: inside @media, Gradio confines rules to what is within this element.
+PHONE = "<style>@media (max-width: 600px) { .gradio-container > .main { padding: 0.5rem !important; } }</style>"
+
 
 def build_page(service: JobService, *, serves_api: bool = False, needs_key: bool = False) -> gr.Blocks:
-    """The page of a started service. Launch it with `css=CSS`, `head=HEAD` and a theme.
+    """The page of a started service. Launch it with `css=CSS`, `head=HEAD + PHONE` and a theme.
 
     serves_api: whether the REST API is mounted beside it; needs_key: whether that requires a key.
     """
@@ -166,7 +169,7 @@ def serve_page(
             auth=login,
             theme=THEME,
             css=CSS,
-            head=HEAD,
+            head=HEAD + PHONE,
             app_kwargs={"middleware": guards},
             allowed_paths=[str(service.workspace.jobs)],
             max_file_size=service.settings.max_upload_bytes,

@@ -1,6 +1,7 @@
 """The options of a lip-sync job as form fields, generated from their declarations."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,11 @@ class OptionsForm:
         for start in range(0, len(options), 2):
             with gr.Row():
                 for option in options[start : start + 2]:
-                    self.fields[option.name] = make_field(option, self._choices().get(option.name))
+                    place: Any = gr.Column() if option.is_file else nullcontext()
+                    with place:
+                        self.fields[option.name] = make_field(option, self._choices().get(option.name))
+                        if option.is_file:  # such a field has no place for it
+                            gr.Markdown(option.help, elem_classes="help")
 
     def values_of(self, options: GenerationOptions) -> list[Any]:
         """Values of the fields, in their order, that stand for these options."""
@@ -127,7 +132,7 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
     common = {"label": label(option.name), "info": option.help, "elem_id": option.name}
     if option.is_file:
         types = list(option.show.file_types) or ["image"]
-        return gr.File(label=f"{common['label']}: {option.help}", file_types=types, height=110, elem_id=option.name)
+        return gr.File(label=common["label"], file_types=types, height=110, elem_id=option.name)
     if option.type is bool:
         return gr.Checkbox(option.default, **common)
     if option.show.is_long:
@@ -146,9 +151,8 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
 
 def _placeholder(option: Option) -> str:
     """What an empty field stands for, with the unit or the range of a number."""
-    if option.show.metavar in UNITS:
-        return f"{option.show.metavar.lower()}; empty: {option.show.unset}"
-    return f"{option.show.unset} ({option.range})"
+    metavar = option.show.metavar
+    return f"{option.show.unset} ({metavar.lower() if metavar in UNITS else option.range})"
 
 
 def shown_value(option: Option, value: Any) -> Any:
