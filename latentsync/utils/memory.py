@@ -6,9 +6,10 @@ from pathlib import Path
 
 GIB = 2**30
 # Of mallopt in glibc's malloc.h: how much free memory at its end the heap keeps, by how much more than asked it grows,
-# and the size from which a block gets a mapping of its own.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-KEPT, GROWTH, LARGEST = 512 * 2**20, 64 * 2**20, 32 * 2**20  # 32 MiB is the most that glibc accepts
+# the size from which a block gets a mapping of its own, and the number of heaps.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
+KEPT, GROWTH, LARGEST = 128 * 2**20, 64 * 2**20, 32 * 2**20  # 32 MiB is the most that glibc accepts
+HEAPS = 1  # each thread with a heap of its own would keep memory that no other can use
 SHARE = 0.8  # of the machine's memory, for all workers together
 
 
@@ -37,5 +38,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):  # not Linux, or not glibc
         return
-    for parameter, value in ((M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, GROWTH), (M_MMAP_THRESHOLD, LARGEST)):
-        mallopt(parameter, value)
+    mallopt(M_ARENA_MAX, HEAPS)
+    mallopt(M_TRIM_THRESHOLD, KEPT)
+    mallopt(M_TOP_PAD, GROWTH)
+    mallopt(M_MMAP_THRESHOLD, LARGEST)
