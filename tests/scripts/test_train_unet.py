@@ -10,7 +10,10 @@ import yaml
 from latentsync.checkpoints.loading import load_checkpoint
 from latentsync.checkpoints.registry import resolve
 from latentsync.config.unet import load_unet_config
+from latentsync.media.probe import probe_video
 from latentsync.models.unet_config import UNetConfig
+from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.training.unet_setup import build_unet, load_frozen_parts
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
 from scripts.train_unet import main, validation_files
@@ -86,6 +89,19 @@ def test_defaults_follow_the_model():
     assert small.vae.parts[-2:] == ("embedded", "vae") and small.scheduler_config.parent.name == "embedded"
     full = parts("stage1", vae=Path("own/vae"), whisper=Path("own/tiny.pt"))
     assert full.vae == Path("own/vae") and full.scheduler_config == PROJECT_ROOT / "configs" / "scheduler_config.json"
+
+
+def test_the_debug_config_fits_the_embedded_model_and_its_clips():
+    path = PROJECT_ROOT / "configs" / "unet" / "debug.yaml"
+    config = load_unet_config(path, UNetConfig)
+    parts, _ = load_frozen_parts(config, path, {})
+    unet = build_unet(config)
+    LipsyncPipeline(
+        parts.codec, parts.audio, unet, parts.scheduler, config.data.resolution
+    )  # checks
+    clips = (PROJECT_ROOT / config.data.train_fileslist).parent.glob("*.mp4")
+    sizes = {(info.width, info.height) for info in map(probe_video, clips)}
+    assert sizes == {(config.data.resolution, config.data.resolution)}
 
 
 def test_validation_videos_of_a_config(tmp_path):
