@@ -96,9 +96,7 @@ def test_the_debug_config_fits_the_embedded_model_and_its_clips():
     config = load_unet_config(path, UNetConfig)
     parts, _ = load_frozen_parts(config, path, {})
     unet = build_unet(config)
-    LipsyncPipeline(
-        parts.codec, parts.audio, unet, parts.scheduler, config.data.resolution
-    )  # checks
+    LipsyncPipeline(parts.codec, parts.audio, unet, parts.scheduler, config.data.resolution)  # checks
     clips = (PROJECT_ROOT / config.data.train_fileslist).parent.glob("*.mp4")
     sizes = {(info.width, info.height) for info in map(probe_video, clips)}
     assert sizes == {(config.data.resolution, config.data.resolution)}
