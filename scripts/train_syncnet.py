@@ -5,19 +5,16 @@ The same command resumes an interrupted run. On several GPUs:
 """
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
 
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
-from latentsync.training.loop import run_training
+from latentsync.training.loop import run_training, train_and_report
 from latentsync.training.syncnet_setup import find_parts, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.commands import command
-
-logger = logging.getLogger("train_syncnet")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,11 +37,7 @@ def train(args: argparse.Namespace) -> Path:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    path = train(args)
-    logger.info("%s", "dry run: no errors" if args.dry_run else f"saved to {path}")
-    return 0
+    return train_and_report(train, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
-from latentsync.training.loop import run_training
+from latentsync.training.loop import run_training, train_and_report
 from latentsync.training.unet_setup import build_dataset, check_start, load_frozen_parts, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
@@ -94,11 +94,7 @@ def train(args: argparse.Namespace) -> Path:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    path = train(args)
-    logger.info("%s", "dry run: no errors" if args.dry_run else f"saved to {path}")
-    return 0
+    return train_and_report(train, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,26 @@ def default_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch uses one thread: the results do not depend on the number of cores, and small networks are faster."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Training draws no charts, which take most of the time of a tiny run; test_report.py looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)
+        patch.setattr("latentsync.training.report.Report.draw_chart", lambda report: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers(default_signals: None) -> Iterator[None]:
     """Remove the handlers set by programs under test, which would catch the signals sent by later tests."""

@@ -13,7 +13,7 @@ from latentsync.faces.detector import Face
 from latentsync.faces.mediapipe_graphs import HandNet
 
 SCALE = 2.5  # side of the square in which hands are looked for, in lengths of the face
-LOWER = 0.35  # of the height of the face: the square lies below its center, because hands come from below
+LOWER = 0.35  # of the face height: offset of the square below the face center, since most hands enter from below
 SIDE = 256  # pixels of the square
 THUMBNAIL_SIDE = 32  # pixels of its thumbnails, which show whether something has changed
 CHANGE = 14.0  # of 255: change of a thumbnail, averaged over 3 x 3 pixels, that is worth a look
@@ -120,7 +120,7 @@ def hand_outline(points: np.ndarray) -> np.ndarray:
 
 
 def _is_in_front(points: np.ndarray, face: Face) -> bool:
-    """Whether a hand reaches into a face. One that lies in it with its wrist is a false detection."""
+    """Whether a hand overlaps a face. A hand with its wrist inside the face is a false detection."""
     low, high = PALM_RANGE
     if not low <= _palm_length(points) / float(face.size.max()) <= high or _is_inside(points[WRIST], face):
         return False

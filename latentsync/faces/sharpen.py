@@ -66,10 +66,10 @@ class DetailMatch:
 
 
 def _strength(wanted: float, own: float, mixed: float, added: float) -> float:
-    """How much of the detail to add, so that the mean square of what is detail then is `wanted`.
+    """Unsharp mask amount that gives a face the mean squared detail `wanted`; at most `STRONGEST - 1`.
 
-    A face with `s` times its detail added has the detail `own + s * added`, where `added` is the detail of the detail:
-    `own + 2 s mixed + s^2 added` for the mean squares and the mean product.
+    Adding s times the detail d to a face changes its detail to d + s d', where d' is the detail of d. The amount is the
+    root of `own + 2 s mixed + s^2 added = wanted`, with own, mixed and added the means of d^2, d d' and d'^2.
     """
     if own >= wanted or added <= 0:
         return 0.0

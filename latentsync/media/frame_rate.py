@@ -160,7 +160,7 @@ def moving_box(first: VideoFrame, second: VideoFrame) -> Box:
 
 
 def steady_box(needed: Box, last: Box) -> Box:
-    """The last box while it contains what is needed and little more: a motion of the same part is measured once."""
+    """Reuse the last box if it contains the needed one and is not much larger, so that motion estimates stay cached."""
     contains = last[0] <= needed[0] and last[1] <= needed[1] and last[2] >= needed[2] and last[3] >= needed[3]
     return last if contains and _area(last) <= ROOMY * _area(needed) else needed
 

@@ -4,10 +4,11 @@ A run that is stopped at any time and resumed gives the same weights as one that
 dropout are functions of the seed and the position in the run, everything else is in the checkpoint.
 """
 
+import argparse
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -48,6 +49,18 @@ logger = logging.getLogger(__name__)
 MAX_SKIPS_IN_A_ROW = 50
 FUSED = ("cpu", "cuda")
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def train_and_report(train: Callable[[argparse.Namespace], Path], args: argparse.Namespace) -> int:
+    """The body of a training command line: log to the terminal, run `train(args)`, log the path it returns.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    path = train(args)
+    logger.info("%s", "dry run: no errors" if args.dry_run else f"saved to {path}")
+    return 0
 
 
 def run_training(task: Task, config: TrainingConfig, *, dry_run: bool = False) -> Path:

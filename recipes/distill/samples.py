@@ -1,7 +1,7 @@
 """The teacher's results: made once, kept as files, read by the training.
 
-A sample shows the frames of one clip and hears another. As in inference, the reference is the frame itself, and all
-frames share their noise.
+A sample combines the frames of one clip with the audio of another. As in inference, the reference is the frame itself,
+and all frames share their noise.
 
 Legend: F frames, C latent channels, h latent cells of a side, S audio tokens, D width.
 """
@@ -30,7 +30,7 @@ from recipes.distill.task import DistillTask
 logger = logging.getLogger("distill")
 
 SETTINGS = "settings.json"
-HEARD = ("audio", "mel", "whisper_mel", "whisper_rows", "has_speech")  # entries of an item that belong to its sound
+AUDIO_KEYS = ("audio", "mel", "whisper_mel", "whisper_rows", "has_speech")  # keys of an item that depend on its audio
 NOISE_STREAM = 7  # keeps the noise apart from other random numbers of a key
 
 
@@ -142,10 +142,10 @@ def teach(
 
 
 def _draw_item(clips: ClipDataset, number: int, seed: int) -> dict[str, Any]:
-    """The frames of one clip with the sound of another."""
+    """The frames of one clip with the audio of another."""
     drawn = StepBatchSampler(len(clips), 1, seed)
-    seen, heard = (clips[SampleId(drawn.index_of(key), key)] for key in (2 * number, 2 * number + 1))
-    return {**seen, **{name: heard[name] for name in HEARD if name in heard}}
+    frames, audio = (clips[SampleId(drawn.index_of(key), key)] for key in (2 * number, 2 * number + 1))
+    return {**frames, **{name: audio[name] for name in AUDIO_KEYS if name in audio}}
 
 
 def _split(numbers: list[int], size: int) -> Iterator[list[int]]:

@@ -4,13 +4,12 @@ The same command resumes an interrupted run. On several GPUs: `accelerate launch
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentsync.training.loop import run_training
+from latentsync.training.loop import run_training, train_and_report
 from latentsync.training.unet_setup import load_loss_networks
 from latentsync.utils.commands import command
 from latentsync.utils.files import write_text
@@ -18,7 +17,6 @@ from recipes.distill.arguments import build_parser, set_up
 from recipes.distill.samples import TeacherSamples, require_samples
 from recipes.distill.task import DistillTask
 
-logger = logging.getLogger("distill")
 RUN_CONFIG = "config.yaml"  # beside the checkpoints: the page and the API find the model by it
 
 
@@ -48,11 +46,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_options(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    path = train(args)
-    logger.info("%s", "dry run: no errors" if args.dry_run else f"saved to {path}")
-    return 0
+    return train_and_report(train, parse_options(argv))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,13 @@
 """Tiny UNets for the tests beside this file."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from latentsync.models.unet_config import UNetConfig
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
+def on_one_thread(one_thread: None) -> None:
     """Maps this small are slower on several threads, much slower when the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

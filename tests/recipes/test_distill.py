@@ -26,24 +26,10 @@ from recipes.distill.task import DistillTask
 from tests.tiny_model import PROJECT_ROOT, RESOLUTION, UNET, TinyFiles
 from tests.training.tiny_unet import FRAMES, TinyPerceptual, frozen_parts, tiny_sync, write_clips
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
 STEPS, HELD_OUT, SAMPLES = 2, 2, 6
 CONFIGS = sorted((PROJECT_ROOT / "recipes" / "distill" / "configs").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)
-        patch.setattr("latentsync.training.report.Report.draw_chart", lambda report: None)
-        yield
 
 
 def write_config(folder: Path, unet: Path, **run) -> Path:

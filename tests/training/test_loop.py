@@ -23,22 +23,7 @@ from latentsync.utils.locks import exclusive_folder
 from tests.training.forked import run_forked
 from tests.training.tiny_run import TinyTask, arm, run_config, saved_state, saved_weights
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """They take most of the time; test_report.py looks at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)
-        patch.setattr("latentsync.training.report.Report.draw_chart", lambda report: None)
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")

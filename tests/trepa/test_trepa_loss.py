@@ -13,16 +13,10 @@ from latentsync.trepa.loss import TREPALoss
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_, seeded_input
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
 SMALL = VideoMAEConfig(img_size=28, num_frames=4, embed_dim=16, depth=2, num_heads=2, mlp_ratio=Fraction(2))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

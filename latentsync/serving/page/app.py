@@ -105,7 +105,7 @@ table.settings { font-size: 0.85rem; } table.settings th { text-align: left; pad
 """
 )
 
-# Not in CSS: inside @media, Gradio confines rules to what is within this element.
+# In the page head, because Gradio scopes the rules of its `css` argument inside @media to its own container.
 PHONE = "<style>@media (max-width: 600px) { .gradio-container > .main { padding: 0.5rem !important; } }</style>"
 
 

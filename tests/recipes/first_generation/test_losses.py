@@ -15,15 +15,9 @@ from latentsync.training.losses import crop, region_box
 from latentsync.training.sync_losses import WindowedSyncLoss, blur, half_overlapping
 from recipes.embedded.first_generation.losses import FlowConsistencyLoss, IdentityLoss, TrunkEmbedding, motion_grid
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 48
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
