@@ -41,7 +41,7 @@ def outdated(root: Path = PROJECT_ROOT) -> dict[Path, str]:
 
 def _row(option: Option, style: str) -> str:
     name = f"--{option.name}" if style == "command line" else option.name
-    values = {bool: "on, off" if style == "jobs" else "switch", Path: "image file", str: "text"}
+    values = {bool: "on, off" if style == "jobs" else "switch", Path: "file", str: "text"}
     return f"| `{name}` | {option.range or values[option.type]} | {option.default_text} | {option.help} |"
 
 

@@ -159,7 +159,7 @@ def _cancel(browser: Browser, service: JobService, scene: Path) -> None:
     browser.click("#speak")
     browser.until(lambda: service.list()[0].state is JobState.RUNNING, "the second job does not run")
     browser.click(".cancel")
-    browser.until(lambda: "Cancelled" in browser.text(".status"), "it was not cancelled")
+    browser.until(lambda: "Canceled" in browser.text(".status"), "it was not canceled")
     assert [job.state for job in service.list()] == [JobState.CANCELLED, JobState.DONE]
 
 
@@ -200,7 +200,7 @@ def _frames(browser: Browser, scene: Path, service: JobService) -> None:
     browser.tab("Frame interpolation")
     browser.find(RESULT)
     browser.tab("Lip-sync")
-    browser.until(lambda: "Cancelled" in browser.text(".status"), "the first tab forgot its job")
+    browser.until(lambda: "Canceled" in browser.text(".status"), "the first tab forgot its job")
 
 
 def _example(browser: Browser, service: JobService) -> None:
