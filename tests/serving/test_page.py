@@ -1,5 +1,6 @@
 """The page: what it says, its face picker, and what becomes of its forms. `test_page_browser` uses it as people do."""
 
+import html
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from latentsync.options import OPTIONS, GenerationOptions, parse_options  # noqa
 from latentsync.serving.jobs import Job, JobKind, JobState  # noqa: E402
 from latentsync.serving.page.app import build_page, serve_page  # noqa: E402
 from latentsync.serving.page.compare import compare_html  # noqa: E402
+from latentsync.serving.page.downloads import download_html  # noqa: E402
 from latentsync.serving.page.errors import report_errors  # noqa: E402
 from latentsync.serving.page.faces import FaceFinder  # noqa: E402
 from latentsync.serving.page.frames_tab import FramesTab  # noqa: E402
@@ -65,8 +67,8 @@ def test_what_is_said_of_a_job(shown, text):
 
 
 def test_texts_of_users_are_no_markup():
-    html = status_html(job(JobState.FAILED, error="<script>alert(1)</script>"))
-    assert "<script" not in html and "&lt;script" in html
+    shown = status_html(job(JobState.FAILED, error="<script>alert(1)</script>"))
+    assert "<script" not in shown and "&lt;script" in shown
     said = caption(job(JobState.DONE))
     assert said.startswith("done · ") and said.endswith(" · a.mp4 with b.wav")
     spoken = job(JobState.DONE, inputs={"video": "a.mp4"}, options=GenerationOptions(text="Good morning. " * 9))
@@ -209,8 +211,7 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     assert listed[results.ids] == [job_id] and "done" in listed[results.gallery]["value"][0][1]
     opened = results.open([job_id], SimpleNamespace(index=0))
     download = opened[results.panel.download]
-    assert download["visible"] and Path(download["value"].path) == service.get(job_id).result
-    assert download["value"].orig_name == "face_voice_2s.mp4"
+    assert download["visible"] and f"{job_id}/result.mp4?download=face_voice_2s.mp4" in download["value"]
     assert opened[results.delete]["visible"]
     assert "<td>left</td>" in opened[results.settings]["value"]
     told = json.loads(Path(opened[results.report]["value"]).read_text())
@@ -255,11 +256,21 @@ def test_the_page_shows_no_other_files_and_answers_to_no_other_site(service, mon
             assert client.get("/rest/v1/jobs").json() == {"jobs": []}
             for path in (PROJECT_ROOT / "README.md", service.workspace.database, "/etc/passwd"):
                 assert client.get(f"/gradio_api/file={path}").status_code == 403, path
+            own = service.workspace.folder("0" * 32) / "result.mp4"
+            own.parent.mkdir()
+            own.write_bytes(b"video")
+            saved = client.get("/" + download_link(own, "an&na_\N{SNOWMAN}.mp4"))
+            assert saved.content == b"video"
+            assert saved.headers["content-disposition"] == "attachment; filename*=UTF-8''an%26na_%E2%98%83.mp4"
             assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
             assert client.get("/", headers={"Origin": "https://evil.example"}).status_code == 403
             assert client.get("/rest/v1/jobs", headers={"Origin": "https://evil.example"}).status_code == 403
     finally:
         pages[0].close()
+
+
+def download_link(path: Path, name: str) -> str:
+    return html.unescape(re.search(r'href="([^"]+)"', download_html(path, name))[1])
 
 
 def test_the_api_beside_a_page_with_a_password_needs_a_key(service, monkeypatch, capsys):

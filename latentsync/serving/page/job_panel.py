@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.data_classes import FileData
 
 from latentsync.constants import FPS
 from latentsync.media.probe import probe_video
 from latentsync.serving.jobs import Job, JobNotFound, JobState
 from latentsync.serving.page.compare import compare_html
+from latentsync.serving.page.downloads import download_html
 from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.views import download_name, status_html
 from latentsync.serving.service import JobService
@@ -35,8 +35,7 @@ class JobPanel:
         self.status = gr.HTML(status_html(None))
         self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_classes="cancel")
         self.player = gr.HTML("", visible=False, elem_classes="player")
-        self.download = gr.DownloadButton("Download", visible=False, elem_classes="download")
-        self.download.postprocess = _as_given  # with a name of our own
+        self.download = gr.HTML("", visible=False, elem_classes="download")
         self.timer = gr.Timer(REFRESH_SECONDS, active=False)
         self.outputs = [self.job_id, self.status, self.cancel, self.player, self.download, self.timer]
 
@@ -81,7 +80,7 @@ class JobPanel:
         }
 
     def _no_media(self) -> dict:
-        return {self.player: gr.update(visible=False, value=""), self.download: gr.update(visible=False, value=None)}
+        return {self.player: gr.update(visible=False, value=""), self.download: gr.update(visible=False, value="")}
 
     def _media(self, job: Job) -> dict:
         if job.state is not JobState.DONE or job.result is None:
@@ -95,13 +94,9 @@ class JobPanel:
         return {
             self.player: gr.update(visible=True, value=compare_html(source, job.result, start, mode, _fps(job.result))),
             self.download: gr.update(
-                visible=True, value=FileData(path=str(job.result), orig_name=download_name(job, job.result.suffix))
+                visible=True, value=download_html(job.result, download_name(job, job.result.suffix))
             ),
         }
-
-
-def _as_given(value: FileData | None) -> FileData | None:
-    return value
 
 
 def _fps(result: Path) -> float:
