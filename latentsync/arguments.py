@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from latentsync.options import OPTIONS, RENAMED, Group, Option, up_to_date
+from latentsync.option_info import Group, Option
+from latentsync.options import OPTIONS, RENAMED, up_to_date
 from latentsync.utils.errors import did_you_mean
 
 

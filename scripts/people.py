@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     if not people:
         raise UserError(f"{options.video}: no face was found in any frame")
     if options.strip is not None:
-        write_picture(options.strip, people_strip(people))
+        write_image(options.strip, people_strip(people))
     if options.json:
         print(json.dumps([found.describe() for found in people], indent=2))
         return
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"{likely_speaker(people).person.name} is the likely speaker")
 
 
-def write_picture(path: Path, pixels: "np.ndarray") -> None:  # noqa: F821  # NumPy is imported late
+def write_image(path: Path, pixels: "np.ndarray") -> None:  # noqa: F821  # NumPy is imported late
     """Write (H, W, 3) uint8 RGB. Raises UserError if that fails."""
     from PIL import Image
 

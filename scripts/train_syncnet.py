@@ -12,7 +12,7 @@ from pathlib import Path
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.loop import run_training, train_and_report
-from latentsync.training.syncnet_setup import find_parts, open_data
+from latentsync.training.syncnet_setup import find_model_files, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.commands import command
 
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_syncnet_config(args.config_path, *SYNCNET_SCHEMAS)
-    data, codec = open_data(config, find_parts(config, args.config_path, args.vae_path, args.whisper_path))
+    data, codec = open_data(config, find_model_files(config, args.config_path, args.vae_path, args.whisper_path))
     task = SyncNetTask(config, data, codec, int(os.environ.get("WORLD_SIZE", 1)))
     return run_training(task, config, dry_run=args.dry_run)
 

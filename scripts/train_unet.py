@@ -20,7 +20,7 @@ from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
 from latentsync.training.loop import run_training, train_and_report
-from latentsync.training.unet_setup import build_dataset, check_start, load_frozen_parts, load_loss_networks
+from latentsync.training.unet_setup import build_dataset, check_start, load_frozen_components, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
@@ -85,10 +85,10 @@ def train(args: argparse.Namespace) -> Path:
     config = load_unet_config(args.unet_config_path, UNetConfig)
     check_start(config)
     given = {"vae": args.vae_path, "whisper": args.whisper_path, "scheduler_config": args.scheduler_config_path}
-    parts, files = load_frozen_parts(config, args.unet_config_path, given)
-    networks = load_loss_networks(config, parts.audio.num_layers)
-    make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
-    task = UNetTask(config, parts, networks, make_dataset, make_validations(config))
+    components, files = load_frozen_components(config, args.unet_config_path, given)
+    networks = load_loss_networks(config, components.audio.num_layers)
+    make_dataset = partial(build_dataset, config, components.codec, files.vae, files.whisper, networks.needs_mel)
+    task = UNetTask(config, components, networks, make_dataset, make_validations(config))
     return run_training(task, config, dry_run=args.dry_run)
 
 

@@ -8,7 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from latentsync.options import OPTIONS, Group, Option
+from latentsync.option_info import Group, Option
+from latentsync.options import OPTIONS
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
 

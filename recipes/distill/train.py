@@ -27,8 +27,8 @@ def train(args: argparse.Namespace) -> Path:
     paths, held_out = require_samples(config), config.recipe.held_out
     task = DistillTask(
         config,
-        setup.parts,
-        load_loss_networks(config, setup.parts.audio.num_layers),
+        setup.components,
+        load_loss_networks(config, setup.components.audio.num_layers),
         TeacherSamples(paths[held_out:]),
         TeacherSamples(paths[:held_out]) if held_out else None,
     )
