@@ -169,7 +169,7 @@ class GenerationOptions(BaseModel):
         "leaves it to the model.",
     )
     mix_original: Annotated[float, Show(Group.DUBBING)] = Field(
-        0.0, ge=0, le=1, description="Level of the video's own sound under the new voice; 1 is as loud as the voice."
+        0.0, ge=0, le=1, description="Level of the video's own audio under the new voice; 1 is as loud as the voice."
     )
     text: Annotated[
         str | None, Show(Group.DUBBING, unset="none", metavar="TEXT", expects=TEXT_VALUES, is_long=True)

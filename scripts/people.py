@@ -22,7 +22,7 @@ def build_parser() -> OptionParser:
     add = parser.add_argument
     add("video", type=Path, help="video file")
     add("--strip", type=Path, help="image of the people to write, .jpg or .png")
-    add("--speaking", action="store_true", help="compare each mouth with the sound, to tell who speaks (slower)")
+    add("--speaking", action="store_true", help="compare each mouth with the audio, to tell who speaks (slower)")
     add("--json", action="store_true", help="print JSON")
     add("--detector", choices=DETECTORS, default=AUTO, help="face detector (default: %(default)s)")
     add("--device", default="cpu", help="device of the networks (default: %(default)s)")
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
             f"{float(track.sightings[0].time):.1f}-{float(track.sightings[-1].time):.1f} s"
             for track in found.person.tracks
         )
-        sync = "" if found.distance is None else f"; distance from the sound {found.distance:.2f}"
+        sync = "" if found.distance is None else f"; distance from the audio {found.distance:.2f}"
         print(f"{found.person.name}: {spans}{sync}")
     if options.speaking:
         print(f"{likely_speaker(people).person.name} is the likely speaker")
