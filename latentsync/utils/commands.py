@@ -40,7 +40,14 @@ def command(
     def run(argv: Sequence[str] | None = None) -> int:
         stop_on_signals()
         try:
-            return main(argv) or 0
+            code = main(argv) or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            if not _stdout_is_broken():
+                raise
+            return FAILED
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return FAILED
@@ -50,6 +57,16 @@ def command(
             return interrupted_code
 
     return run
+
+
+def _stdout_is_broken() -> bool:
+    """Whether the reader of standard output has exited, as in `| head`; the rest of the output is then discarded."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def exit_now(code: int) -> NoReturn:
