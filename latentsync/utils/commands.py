@@ -7,6 +7,7 @@ Exit codes: 0 success, 1 an error that the user can fix (described in one line o
 import logging
 import math
 import os
+import select
 import signal
 import sys
 import time
@@ -61,12 +62,12 @@ def command(
 
 def _stdout_is_broken() -> bool:
     """Whether the reader of standard output has exited, as in `| head`; the rest of the output is then discarded."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_broken:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return is_broken
 
 
 def exit_now(code: int) -> NoReturn:
