@@ -84,7 +84,7 @@ class GenerationOptions(BaseModel):
         description="Model to use: a name from the list of models, or auto for the best one present.",
     )
     lora: Annotated[str | None, Show(Group.MODEL, unset="none")] = Field(
-        None, min_length=1, max_length=MAX_NAME, description="LoRA adapter of one person, trained with fine_tuning.sh."
+        None, min_length=1, max_length=MAX_NAME, description="LoRA adapter for one person, trained with fine_tuning.sh."
     )
     lora_scale: Annotated[float, Show(Group.MODEL, advanced=True)] = Field(
         1.0, ge=0, le=2, description="Strength of the LoRA adapter."
@@ -92,8 +92,8 @@ class GenerationOptions(BaseModel):
 
     preset: Annotated[Preset, Show(Group.QUALITY)] = Field(
         "best",
-        description="Quality or speed: sets steps, guidance, solver and DeepCache where these are not given; no effect "
-        "on models with few steps.",
+        description="Speed preset: sets steps, guidance, solver and DeepCache unless they are given; no effect on models "
+        "with few steps.",
     )
     inference_steps: Annotated[int | None, Show(Group.QUALITY, unset="the model's own")] = Field(
         None, ge=1, le=100, description="Number of denoising steps."
@@ -121,8 +121,8 @@ class GenerationOptions(BaseModel):
         DEFAULT_OVERLAP,
         ge=0,
         le=8,
-        description="Frames that consecutive chunks share and cross-fade, against jumps of the mouth between them; 0 "
-        "computes chunks independently, as published.",
+        description="Number of frames that consecutive chunks share and cross-fade, so that the mouth does not jump; 0 "
+        "processes chunks independently, as published.",
     )
     vram_efficient: Annotated[bool, Show(Group.QUALITY, advanced=True)] = Field(
         False, description="Use less GPU memory at some cost in speed."
@@ -143,7 +143,7 @@ class GenerationOptions(BaseModel):
     face: Annotated[str, Show(Group.FACES, expects=FACE_VALUES, suggestions=FACE_SUGGESTIONS)] = Field(
         "largest",
         pattern=FACE_PATTERN,
-        description=f"Which face to edit: {FACE_VALUES}; x,y are pixels of the first frame, or of that at a time.",
+        description=f"Which face to edit: {FACE_VALUES}; x,y are pixels in the first frame, or in the frame at that time.",
     )
     min_face: Annotated[
         float | None, Show(Group.FACES, advanced=True, unset="80, less in small videos", metavar="PIXELS")
@@ -165,8 +165,8 @@ class GenerationOptions(BaseModel):
 
     silence: Annotated[Silence, Show(Group.DUBBING)] = Field(
         "rest",
-        description="Mouth in pauses of the speech: rest closes it, original keeps the frames of the video, model "
-        "leaves it to the model.",
+        description="Mouth during pauses: rest closes it, original keeps the frames of the video, model leaves it to the "
+        "model.",
     )
     mix_original: Annotated[float, Show(Group.DUBBING)] = Field(
         0.0, ge=0, le=1, description="Level of the video's own audio under the new voice; 1 is as loud as the voice."
@@ -179,7 +179,7 @@ class GenerationOptions(BaseModel):
     )
     script: Annotated[Path | None, Show(Group.DUBBING, unset="none", file_types=(".csv", ".json"))] = Field(
         None,
-        description="Who says what and when: a CSV or JSON file with start, end, face and audio, instead of audio.",
+        description="CSV or JSON file of cues for several voices (start, end, face, audio), instead of audio.",
         json_schema_extra={"description": "Not for jobs: upload it as the file script."},
     )
 
@@ -207,10 +207,10 @@ class GenerationOptions(BaseModel):
         "its rest (silence, keep_tail) or cut it (all others).",
     )
     start: Annotated[float | None, Show(Group.TIMING, advanced=True, unset="its beginning", metavar="SECONDS")] = Field(
-        None, ge=0, le=MAX_SECONDS, description="Use the video from this time on."
+        None, ge=0, le=MAX_SECONDS, description="Start of the part of the video to use."
     )
     end: Annotated[float | None, Show(Group.TIMING, advanced=True, unset="its end", metavar="SECONDS")] = Field(
-        None, ge=0.1, le=MAX_SECONDS, description="Use the video up to this time."
+        None, ge=0.1, le=MAX_SECONDS, description="End of the part of the video to use."
     )
     max_seconds: Annotated[float | None, Show(Group.TIMING, unset="all", metavar="SECONDS")] = Field(
         None, ge=0.1, le=MAX_SECONDS, description="Process only this many seconds from the start of the audio."

@@ -32,11 +32,11 @@ logger = logging.getLogger("train_unet")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--unet_config_path", type=Path, required=True, help="Training config, see configs/unet/.")
-    add("--dry_run", action="store_true", help="Build everything, run one step, and save nothing.")
-    add("--vae_path", type=Path, help="Diffusers VAE folder (default: that of ckpt.base_model).")
-    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model).")
-    add("--scheduler_config_path", type=Path, help="Scheduler config, JSON (default: that of ckpt.base_model).")
+    add("--unet_config_path", type=Path, required=True, help="training config, see configs/unet/")
+    add("--dry_run", action="store_true", help="build everything, run one step, and save nothing")
+    add("--vae_path", type=Path, help="autoencoder folder in diffusers layout (default: that of ckpt.base_model)")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model)")
+    add("--scheduler_config_path", type=Path, help="scheduler config, JSON (default: that of ckpt.base_model)")
     return parser
 
 

@@ -28,11 +28,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--unet_config_path",
         type=Path,
         required=True,
-        help="Config with a recipe section, see recipes/distill/configs/.",
+        help="config with a recipe section, see recipes/distill/configs/",
     )
-    add("--vae_path", type=Path, help="Diffusers VAE folder (default: that of ckpt.base_model).")
-    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model).")
-    add("--scheduler_config_path", type=Path, help="The teacher's scheduler config (default: that of ckpt.base_model).")
+    add("--vae_path", type=Path, help="autoencoder folder in diffusers layout (default: that of ckpt.base_model)")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model)")
+    add("--scheduler_config_path", type=Path, help="the teacher's scheduler config (default: that of ckpt.base_model)")
     return parser
 
 

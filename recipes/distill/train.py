@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> Path:
 
 def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser((__doc__ or "").split("\n")[0])
-    parser.add_argument("--dry_run", action="store_true", help="Build everything, run one step, and save nothing.")
+    parser.add_argument("--dry_run", action="store_true", help="build everything, run one step, and save nothing")
     return parser.parse_args(argv)
 
 
