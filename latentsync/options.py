@@ -92,8 +92,8 @@ class GenerationOptions(BaseModel):
 
     preset: Annotated[Preset, Show(Group.QUALITY)] = Field(
         "best",
-        description="Speed preset: sets steps, guidance, solver and DeepCache unless they are given; no effect on models "
-        "with few steps.",
+        description="Trade-off of quality and speed: sets steps, guidance, solver and DeepCache unless they are "
+        "given; no effect on models with few steps.",
     )
     inference_steps: Annotated[int | None, Show(Group.QUALITY, unset="the model's own")] = Field(
         None, ge=1, le=100, description="Number of denoising steps."
@@ -143,7 +143,8 @@ class GenerationOptions(BaseModel):
     face: Annotated[str, Show(Group.FACES, expects=FACE_VALUES, suggestions=FACE_SUGGESTIONS)] = Field(
         "largest",
         pattern=FACE_PATTERN,
-        description=f"Which face to edit: {FACE_VALUES}; x,y are pixels in the first frame, or in the frame at that time.",
+        description=f"Which face to edit: {FACE_VALUES}; x,y are pixels in the first frame, or in the frame at that "
+        "time.",
     )
     min_face: Annotated[
         float | None, Show(Group.FACES, advanced=True, unset="80, less in small videos", metavar="PIXELS")
@@ -165,8 +166,8 @@ class GenerationOptions(BaseModel):
 
     silence: Annotated[Silence, Show(Group.DUBBING)] = Field(
         "rest",
-        description="Mouth during pauses: rest closes it, original keeps the frames of the video, model leaves it to the "
-        "model.",
+        description="Mouth during pauses: rest closes it, original keeps the frames of the video, model leaves it to "
+        "the model.",
     )
     mix_original: Annotated[float, Show(Group.DUBBING)] = Field(
         0.0, ge=0, le=1, description="Level of the video's own audio under the new voice; 1 is as loud as the voice."
@@ -179,7 +180,7 @@ class GenerationOptions(BaseModel):
     )
     script: Annotated[Path | None, Show(Group.DUBBING, unset="none", file_types=(".csv", ".json"))] = Field(
         None,
-        description="CSV or JSON file of cues for several voices (start, end, face, audio), instead of audio.",
+        description="Script of cues for several voices (CSV or JSON with start, end, face, audio), instead of audio.",
         json_schema_extra={"description": "Not for jobs: upload it as the file script."},
     )
 
