@@ -254,9 +254,9 @@ class DenoiserTraining:
             return prediction.new_zeros(())
         images = visual_input(prediction[heard, :OLD_CHANNELS].transpose(1, 2), True)
         audio = audio_input(whisper_rows(tokens[heard], WHISPER_LAYERS), "whisper")
-        vision, sound = self.syncnet(images, audio)
+        vision_embeds, audio_embeds = self.syncnet(images, audio)
         share = len(heard) / len(samples)
-        return share * cosine_loss(vision, sound, torch.ones(len(vision)))
+        return share * cosine_loss(vision_embeds, audio_embeds, torch.ones(len(vision_embeds)))
 
     def _decode(
         self,
