@@ -73,7 +73,6 @@ CSS = (
 #examples .grid-wrap, #people .grid-wrap { overflow-y: visible !important; }
 #api .token { color: inherit !important; background: none !important; }
 #audio .component-wrapper, #audio .component-wrapper * { color: var(--body-text-color-subdued); }
-#set-start, #set-end { margin: 0 var(--block-padding) 0.6rem; border-radius: var(--radius-md); }
 .download a.button {
     display: block; padding: var(--button-large-padding); border-radius: var(--button-large-radius);
     background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color) !important;
@@ -99,14 +98,14 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
 }
 #jobs .caption-label {
     opacity: 1 !important; max-width: 100%; white-space: normal; overflow-wrap: anywhere; padding-bottom: 0;
-    display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
+    display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3;
 }
 @media (max-width: 600px) {
     .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
     #api, #api * { min-width: 0; max-width: calc(100vw - 1rem); overflow-wrap: anywhere; }
     #api pre, #api code { white-space: pre-wrap !important; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
-    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem 0; -webkit-line-clamp: 3; }
+    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem 0; }
     button[role=tab] { padding: 0 0.4rem !important; font-size: 0.85rem !important; }
 }
 #given video { width: 100%; height: 14rem; background: #000; } /* a fixed height: what follows does not jump */

@@ -90,7 +90,7 @@ CSS = """
 .compare:fullscreen .stage { flex: 1; min-height: 0; }
 .compare:fullscreen .stage > * { max-height: 100%; min-height: 0; }
 .compare input[type=range] { flex: 1 1 8rem; min-width: 6rem; height: 1.5rem; accent-color: var(--primary-600); }
-.compare label { display: flex; flex: 1 1 100%; gap: 0.5rem; align-items: center; }
+.compare label { display: flex; flex: 1 1 10rem; gap: 0.5rem; align-items: center; }
 .compare :focus-visible { outline: 2px solid var(--primary-500); outline-offset: 2px; }
 .compare.alone .source, .compare.alone .edge, .compare.alone .tag, .compare.alone label { display: none; }
 """
@@ -122,11 +122,13 @@ def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: st
 <button type="button" class="play">Play</button>
 <input type="range" class="seek" min="0" max="1" step="{1 / fps:.4f}" value="0" aria-label="Position">
 <span class="time">0:00</span>
+</div>
+<div class="controls">
+<label>Wipe <input type="range" class="wipe" min="0" max="100" value="50"
+    aria-label="Wipe between before and after"></label>
 <button type="button" class="switch small" data-property="loop" aria-pressed="false">Loop</button>
 <button type="button" class="switch small" data-property="muted" aria-pressed="false">Mute</button>
 <button type="button" class="full small">Full screen</button>
-<label>Wipe <input type="range" class="wipe" min="0" max="100" value="50"
-    aria-label="Wipe between before and after"></label>
 </div></div>"""
 
 

@@ -50,7 +50,7 @@ class LipsyncTab:
                 self.examples = example_gallery()
                 self.player = gr.HTML("", visible=False, elem_id="given")
                 self.form = OptionsForm(service.settings)
-                with gr.Group(visible=False, elem_id="trim") as self.trim:
+                with gr.Column(visible=False, elem_id="trim") as self.trim:
                     self.form.build(TRIM)
                     with gr.Row():
                         self.marks = [gr.Button(f"Set {name} here", size="sm", elem_id=f"set-{name}") for name in TRIM]
@@ -125,12 +125,12 @@ class LipsyncTab:
         if not seen.faces:
             gr.Warning("No face was found in the first frame; frames without a face stay unchanged.")
         chosen = seen.face_of(face)
-        picture = gr.update(visible=True, value=seen.marked(chosen))
+        image = gr.update(visible=True, value=seen.marked(chosen))
         player = player_html(Path(path))
         is_video = player.startswith("<video")
         return (
             seen,
-            picture,
+            image,
             gr.update(visible=is_video, value=player if is_video else ""),
             gr.update(visible=is_video),
             *self.people.offered(is_video),
