@@ -87,8 +87,8 @@ class ResultsTab:
         self.smooth.click(report_errors(self.interpolate), job_id, everything, **PRIVATE)
         self.again.click(report_errors(self.retry), job_id, everything, **PRIVATE)
         self.delete.click(report_errors(self.remove), job_id, everything, js=CONFIRM, **PRIVATE)
-        form = self.lipsync
-        filled = [form.video, form.audio, form.more_audio, *form.form.fields.values(), form.reused, self.tabs]
+        first = self.lipsync
+        filled = [first.video, first.audio, first.more_audio, *first.form.fields.values(), first.reused, self.tabs]
         self.reuse.click(report_errors(self.fill_in), job_id, filled, **PRIVATE)
         self.panel.timer.tick(report_errors(self.offered), job_id, self.actions, queue=False, **PRIVATE)
 
