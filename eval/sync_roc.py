@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, default=Path("output/sync_roc"), help="folder of the results (default: %(default)s)")
     add("--scorer", choices=SCORERS, default="auto", help="sync scorer (default: %(default)s)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--dubs", type=int, default=8, help="foreign voices for each clip (default: %(default)s)")
+    add("--dubs", type=int, default=8, help="other voices for each clip (default: %(default)s)")
     return parser
 
 
