@@ -35,6 +35,12 @@ TEXT_VALUES = f"a text of 1 to {MAX_TEXT} characters"
 TRACK_VALUES = "the number of a track (0, 1, ...) or a language such as eng"
 # Of a process, not of a generation:
 DTYPES = ("float32", "float16", "bfloat16")
+Weights = Literal["full", "fp8", "host"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+WEIGHTS_HELP = (
+    "weights of the model: fp8 stores them in 8 bits, host in the memory of the host, for GPUs with little memory "
+    "(default: %(default)s)"
+)
 COMPILE_HELP = "compile the model: the first chunk takes minutes, later ones are faster; for long videos and servers"
 
 Preset = Literal["best", "balanced", "fast", "realtime"]

@@ -111,7 +111,7 @@ def test_faces_in_8_bits_are_close(tiny_files):
 def test_as_many_chunks_as_fit(tiny_files):
     pipeline = load_pipeline(ModelPaths(**vars(tiny_files)), "cuda")
     assert 1 <= pipeline._prepare(None, chunk_batch_size=0).chunks_at_once <= MAX_CHUNKS
-    assert all(bytes_ > 0 for bytes_ in pipeline._chunk_memory.values())
+    assert all(0 < one < two for one, two in pipeline._chunk_memory.values())
 
 
 def test_sound_is_heard_alike(tiny_files):

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from latentsync.models.compiled import use_channels_last
 from latentsync.models.lora import ALL_LAYERS, find_projections, load_lora
 from latentsync.models.quantized import quantize_linear_layers
+from latentsync.models.storage import store_in_fp8, store_on_host
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
-from latentsync.options import GenerationOptions
+from latentsync.options import GenerationOptions, Weights
 from latentsync.pipelines.components import (
     ModelPaths,
     check_compatibility,
@@ -92,9 +93,10 @@ class PipelineBase:
         self._original_weights: dict[str, Tensor] = {}
         self._original_sampling: dict[str, Any] = {}
         self._vram_efficient = self._is_quantized = False
+        self._weights: Weights = "full"
         self._compile_options: dict[str, Any] | None = None  # if compiled
         self._copies: list[Self] = []  # on further devices
-        self._chunk_memory: dict[tuple, int] = {}  # bytes, by the settings that it depends on
+        self._chunk_memory: dict[tuple, tuple[int, int]] = {}  # bytes of one and of two, by what they depend on
         self._speeds: dict[tuple, Speeds] = {}  # by the settings that they depend on
         check_compatibility(unet, self.codec, audio_encoder)
 
@@ -113,6 +115,7 @@ class PipelineBase:
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
         preset: str = "best",
+        weights: Weights = "full",
         quantize: bool = False,
         compile: bool = False,
         audio_cache_dir: str | Path | None = None,
@@ -135,6 +138,7 @@ class PipelineBase:
                 filter if its weights are missing.
             lora, lora_scale: see `load_lora_weights`.
             preset: realtime merges the model's adapter for a few steps, if it is present; see `preset_adapter`.
+            weights: see `store_weights`.
             quantize, compile: see the methods of these names.
             audio_cache_dir: folder for cached audio features, keyed by file content.
 
@@ -179,13 +183,14 @@ class PipelineBase:
             pipeline.quantize()
         if compile:
             pipeline.compile()
-        return pipeline.use_devices(others)
+        return pipeline.use_devices(others).store_weights(weights)
 
     def __repr__(self) -> str:
         modes = {
             "deepcache": self.unet.uses_deepcache,
             "vram_efficient": self._vram_efficient,
             "lora": bool(self._original_weights),
+            f"weights {self._weights}": self._weights != "full",
             "quantized": self._is_quantized,
             "compiled": self._is_compiled,
         }
@@ -210,7 +215,12 @@ class PipelineBase:
         return self.codec.dtype
 
     def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move or cast all networks, like `torch.nn.Module.to`. The audio encoder stays in float32."""
+        """Move or cast all networks, like `torch.nn.Module.to`. The audio encoder stays in float32.
+
+        Raises:
+            UserError: after `store_weights`.
+        """
+        self._check_weights("moved or cast")
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         self.codec.to(device, dtype)
@@ -231,6 +241,7 @@ class PipelineBase:
 
         The faces of the embedded model change by about one level of 255.
         """
+        self._check_weights("cast")
         self.unet.to(dtype)
         if self.codec.is_local:
             self.codec.vae.decoder.cast_convolutions(dtype)
@@ -273,6 +284,34 @@ class PipelineBase:
         self._vram_efficient = False
         return self.disable_vae_slicing().disable_vae_tiling()
 
+    def store_weights(self, weights: Weights) -> Self:
+        """Store the UNet's weights in less device memory, see `models.storage`: "fp8" in 8 bits, "host" on the host.
+
+        "full" changes nothing. Call it last; it cannot be undone, nor combined with `quantize`, `compile` and several
+        devices.
+
+        Raises:
+            UserError: combined with one of these.
+        """
+        if weights == self._weights:
+            return self
+        self._check_weights("stored again")
+        others = {"quantize": self._is_quantized, "compile": self._is_compiled, "several devices": self._copies}
+        if conflict := next((name for name, is_on in others.items() if is_on), None):
+            raise UserError(f"weights {weights} and {conflict} exclude each other; leave one of them out")
+        if weights == "fp8":
+            store_in_fp8(self.unet)
+        else:
+            store_on_host(self.unet, self.device)
+        self._weights = weights
+        self._chunk_memory.clear()
+        self._speeds.clear()
+        return self
+
+    def _check_weights(self, change: str) -> None:
+        if self._weights != "full":
+            raise UserError(f"weights {self._weights}: the model can no longer be {change}; load it again")
+
     def quantize(self) -> Self:
         """Compute the linear layers of the UNet in 8 bits, see `models.quantized`: faster on a GPU when compiled.
 
@@ -281,6 +320,7 @@ class PipelineBase:
         Raises:
             UserError: torchao is not installed.
         """
+        self._check_weights("quantized")
         logger.info("linear layers in %s", quantize_linear_layers(self.unet))
         self._is_quantized = True
         return self
@@ -295,6 +335,7 @@ class PipelineBase:
         Args:
             options: passed to `torch.compile`, e.g. mode="max-autotune-no-cudagraphs".
         """
+        self._check_weights("compiled")
         use_channels_last(self.unet)
         use_channels_last(self.codec)
         self.unet.compile(**options)
@@ -308,6 +349,8 @@ class PipelineBase:
         The result is the same, up to rounding: chunks are denoised independently. Call it last: later changes of
         weights and modes do not reach the copies until it is called again. `speak` uses this device alone.
         """
+        if devices:
+            self._check_weights("copied to other devices")
         self._copies = [self._copy_to(torch.device(device)) for device in devices]
         self._speeds.clear()
         return self
@@ -331,6 +374,7 @@ class PipelineBase:
         """
         if self._is_quantized:
             raise UserError(f"{path}: adapters must be loaded before the model is quantized; load the model again")
+        self._check_weights("given an adapter")
         weights = {name: self.unet.get_parameter(f"{name}.weight") for name in find_projections(self.unet, ALL_LAYERS)}
         original = {name: weight.data for name, weight in weights.items()}
         info = load_lora(self.unet, path, scale)
@@ -355,6 +399,7 @@ class PipelineBase:
 
     def unload_lora_weights(self) -> Self:
         """Restore the weights of the UNet, and its sampling, before the first `load_lora_weights`."""
+        self._check_weights("restored")
         for name, weight in self._original_weights.items():
             parameter = self.unet.get_parameter(f"{name}.weight")
             parameter.data = weight.to(parameter.device, parameter.dtype)

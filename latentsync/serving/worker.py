@@ -287,7 +287,7 @@ def make_runner(settings: ServingSettings, device: str) -> Runner:
     """Runs jobs in this process, or on a Ray cluster if the settings name one."""
     if settings.ray_address is None:
         return LocalRunner(
-            ModelCache(device, settings.max_models, settings.model, settings.dtype, settings.compile),
+            ModelCache(device, settings.max_models, settings.model, settings.dtype, settings.weights, settings.compile),
             settings.max_audio_seconds,
         )
     from latentsync.serving.ray_serve import RayRunner  # an optional extra

@@ -157,6 +157,7 @@ class DenoiserTraining:
         perceptual: for the losses on decoded frames.
         path: checkpoint file.
         seconds: budget of wall time.
+        discriminator: as an earlier stage left it; None for a new one.
     """
 
     def __init__(
@@ -168,9 +169,10 @@ class DenoiserTraining:
         path: Path,
         seconds: float,
         settings: DenoiserSettings,
+        discriminator: PatchDiscriminator | None = None,
     ) -> None:
         self.model, self.samples, self.syncnet, self.perceptual = model, samples, syncnet, perceptual
-        self.settings, self.discriminator = settings, PatchDiscriminator(32, 3)
+        self.settings, self.discriminator = settings, discriminator or PatchDiscriminator(32, 3)
         model.autoencoder.requires_grad_(False)
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
