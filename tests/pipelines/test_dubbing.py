@@ -167,7 +167,7 @@ def test_the_sound_of_a_script_is_exact(tmp_path, two, pipeline):
     script = write_script(tmp_path, {"start": 0.2, "face": "left", "audio": "a.wav"})
     options = GenerationOptions(script=script)
     with open_clip(two, None, options, pipeline.audio_encoder) as opened:
-        mix = load_audio(opened.sound().path)
+        mix = load_audio(opened.audio().path)
         speaker = opened.speakers[0]
         assert len(mix) == 30 * 640 and opened.fit.count == 30 and len(opened.speakers) == 1
         assert np.flatnonzero(speaker.weights).tolist() == list(range(5, 15))
@@ -182,7 +182,7 @@ def test_a_script_in_a_part_of_the_video(two, tmp_path, pipeline):
     script = write_script(tmp_path, {"start": 0.2, "face": "left", "audio": "a.wav"})
     with open_clip(two, None, GenerationOptions(script=script, start=0.4, end=0.8), pipeline.audio_encoder) as opened:
         assert np.flatnonzero(opened.speakers[0].weights).tolist() == list(range(5))
-        assert opened.fit.count == 10 and len(load_audio(opened.sound().path)) == 6400
+        assert opened.fit.count == 10 and len(load_audio(opened.audio().path)) == 6400
     with pytest.raises(UserError, match="no cue is within"):
         with open_clip(two, None, GenerationOptions(script=script, start=0.8), pipeline.audio_encoder):
             pass
