@@ -1,4 +1,4 @@
-"""Progress of a run: what is left, from measured speeds of its parts, as a progress bar and to a callback."""
+"""Progress of a run: the time left, from measured speeds of its stages, as a progress bar and for a callback."""
 
 import threading
 import time

@@ -53,7 +53,7 @@ class Voices:
         self.clips = [clip.name for clip in pack.clips if clip.has_audio and clip.length >= FRAMES]
 
     def tokens(self, name: str, start: int, frames: int = FRAMES) -> Tensor:
-        """(F, S, D) float32: what the frames from `start` on hear of a voice."""
+        """(F, S, D) float32: the audio of the frames from `start` on, from a recording."""
         return self.window(self.states[name], start, frames)
 
     @staticmethod
