@@ -22,7 +22,6 @@ from latentsync.utils.files import replaced
 File = str | os.PathLike[str]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Kind = Literal["lipsync", "interpolate"]
-FINAL = ("done", "failed", "cancelled")
 RECONNECT_SECONDS = 2.0
 MAX_RECONNECTS = 30  # in a row
 SCAN_SECONDS = 600.0  # for a video to be searched for people

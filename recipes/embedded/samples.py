@@ -118,7 +118,7 @@ def turned_colors(hue: float, saturation: float) -> np.ndarray:
 
 
 def with_other_mouth(face: np.ndarray, other: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """A face (R, R, 3) with what has moved in `other` taken from there, and the rest to the pixel its own.
+    """A face (R, R, 3) whose moving pixels are taken from `other`; all others are unchanged.
 
     In inference the reference is the frame itself: cheeks and jaw are in place, the mouth is not. Such a twin shows a
     model that it may take texture from the reference, and no lips.
