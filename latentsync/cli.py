@@ -12,6 +12,7 @@ from typing import NoReturn
 from latentsync import __version__
 from latentsync.utils.commands import FAILED, exit_now
 from latentsync.utils.paths import import_project
+from latentsync.utils.streams import lasting_streams
 
 WRONG_USAGE = 2
 OWN_PACKAGES = ("latentsync", "preprocess", "eval", "tools", "scripts", "recipes", "gradio_app")
@@ -76,7 +77,8 @@ def suggestion(word: str, names: Sequence[str] | dict, prefix: str = "") -> str:
 
 def program() -> NoReturn:
     """Entry point of `latentsync` and `python -m latentsync`."""
-    code = main()
+    with lasting_streams():
+        code = main()
     if sys.argv[0].split()[-1] in SERVERS:
         exit_now(code)
     sys.exit(code)

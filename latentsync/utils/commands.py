@@ -7,7 +7,6 @@ Exit codes: 0 success, 1 an error that the user can fix (described in one line o
 import logging
 import math
 import os
-import select
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.streams import lasting_streams, loss
 
 Main = Callable[[Sequence[str] | None], int | None]
 FAILED = 1
@@ -40,34 +40,37 @@ def command(
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         stop_on_signals()
-        try:
-            code = main(argv) or 0
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            return code
-        except BrokenPipeError:
-            if not _stdout_is_broken():
-                raise
-            return FAILED
-        except UserError as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            return FAILED
-        except KeyboardInterrupt:
-            if interrupted:
-                print(interrupted, file=sys.stderr)
-            return interrupted_code
+        with lasting_streams() as output:
+            code = _run(main, argv, interrupted, interrupted_code)
+            output.flush()
+            if (reason := loss(output)) is None:
+                return code
+            if reason:
+                print(f"error: standard output cannot be written ({reason})", file=sys.stderr)
+            return code or FAILED
 
     return run
 
 
-def _stdout_is_broken() -> bool:
-    """Whether the reader of standard output has exited, as in `| head`; the rest of the output is then discarded."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    is_broken = any(event & select.POLLERR for _, event in poll.poll(0))
-    if is_broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return is_broken
+def _run(main: Main, argv: Sequence[str] | None, interrupted: str | None, interrupted_code: int) -> int:
+    try:
+        _check_folder()
+        return main(argv) or 0
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return interrupted_code
+
+
+def _check_folder() -> None:
+    """Native libraries end the process when the current folder is gone."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder cannot be reached ({error.strerror}); change to another") from error
 
 
 def exit_now(code: int) -> NoReturn:
