@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,7 +40,6 @@ def command(
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        stop_on_signals()
         with lasting_streams() as output:
             code = _run(main, argv, interrupted, interrupted_code)
             output.flush()
@@ -53,16 +53,24 @@ def command(
 
 
 def _run(main: Main, argv: Sequence[str] | None, interrupted: str | None, interrupted_code: int) -> int:
+    stop = stop_on_signals()
     try:
         _check_folder()
         return main(argv) or 0
-    except UserError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or (stop.is_set() and _is_of_an_interruption(error)):
+            if interrupted:
+                print(interrupted, file=sys.stderr)
+            return interrupted_code
+        if not isinstance(error, UserError):
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        if interrupted:
-            print(interrupted, file=sys.stderr)
-        return interrupted_code
+
+
+def _is_of_an_interruption(error: Exception) -> bool:
+    """An interrupted import of a native library ends in any error, which may have been reported as a UserError."""
+    return not isinstance(error, UserError) or isinstance(error.__cause__, ImportError)
 
 
 def _check_folder() -> None:
@@ -93,18 +101,19 @@ def size(text: str) -> float:
     return value
 
 
-def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP stop the program as Ctrl-C does, by KeyboardInterrupt.
+def stop_on_signals() -> threading.Event:
+    """Let SIGTERM and SIGHUP stop the program as Ctrl-C does, by KeyboardInterrupt. Returns whether one has arrived.
 
     Signals that arrive within `GRACE_SECONDS` of one are ignored, so that a second Ctrl-C does not cut the cleanup
     short. Signals that the parent process had ignored (nohup) stay ignored. Does nothing outside the main thread.
     """
-    last = -GRACE_SECONDS
+    last, arrived = -GRACE_SECONDS, threading.Event()
 
     def stop(signal_number: int, frame: object) -> None:
         nonlocal last
         if time.monotonic() - last >= GRACE_SECONDS:
             last = time.monotonic()
+            arrived.set()
             raise KeyboardInterrupt
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -113,4 +122,5 @@ def stop_on_signals() -> None:
             try:
                 signal.signal(number, stop)
             except ValueError:  # not the main thread
-                return
+                break
+    return arrived
