@@ -17,7 +17,7 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 from latentsync.utils.errors import UserError, one_line
-from latentsync.utils.streams import lasting_streams, loss
+from latentsync.utils.streams import lasting_streams, take_loss
 
 Main = Callable[[Sequence[str] | None], int | None]
 FAILED = 1
@@ -43,7 +43,7 @@ def command(
         with lasting_streams() as output:
             code = _run(main, argv, interrupted, interrupted_code)
             output.flush()
-            if (reason := loss(output)) is None:
+            if (reason := take_loss(output)) is None:
                 return code
             if reason:
                 print(f"error: standard output cannot be written ({reason})", file=sys.stderr)

@@ -51,11 +51,12 @@ def lasting_streams() -> Iterator[LastingStream]:
         sys.stdout, sys.stderr = before
 
 
-def loss(stream: LastingStream) -> str | None:
-    """Why some of the output was lost. None if nothing was; empty if the reader had exited, as in `| head`."""
-    if stream.error is None:
+def take_loss(stream: LastingStream) -> str | None:
+    """Why some of the output was lost, told once: None if nothing was, empty if its reader has exited as in `| head`."""
+    error, stream.error = stream.error, None
+    if error is None:
         return None
-    return "" if stream.error.errno == errno.EPIPE else str(stream.error.strerror)
+    return "" if error.errno == errno.EPIPE else str(error.strerror)
 
 
 def _lasting(stream: TextIO) -> TextIO | LastingStream:

@@ -20,7 +20,7 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
     """Containers, display matrices, pixel shapes, sizes, several streams."""
     for name, codec, pix_fmt in (
         ("a.mov", "prores_ks", "yuv422p10le"), ("hevc.mp4", "libx265", "yuv420p"), ("v.webm", "libvpx-vp9", "yuv420p"),
-        ("alpha.webm", "libvpx-vp9", "yuva420p"), ("a.flv", "flv1", "yuv420p"), ("a.mpg", "mpeg1video", "yuv420p"),
+        ("alpha.webm", "libvpx-vp9", "yuva420p"), ("a.flv", "flv", "yuv420p"), ("a.mpg", "mpeg1video", "yuv420p"),
         ("av1.mp4", "libsvtav1", "yuv420p"), ("a.nut", "ffv1", "yuv420p"), ("a.3gp", "mpeg4", "yuv420p"),
         ("a.mxf", "mpeg2video", "yuv420p"), ("png.mov", "png", "rgb24"), ("qtrle.mov", "qtrle", "rgb24"),
     ):  # fmt: skip
@@ -38,7 +38,7 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
         yield f"pixels of {ratio}", _pixels(folder / "sar.mkv", ratio), EITHER
     for width, height in ((1, 120), (120, 1), (2, 2), (6000, 16), (16, 6000)):
         still = [np.full((height, width, 3), 90, np.uint8)] * 3
-        path = write_stream(folder / "size.mkv", still, "ffv1", "yuv444p")
+        path = write_stream(folder / "size.mkv", still, "png", "rgb24")
         yield f"{width}x{height}", path, REFUSED
     clip = write_clip(folder / "named.mp4", 6, pictures=SHOWN, size=(160, 120))
     for name in ("clip.png", "clip.wav", "clip.txt", "clip", "clip.mp4.exe", ".mp4", "clip.ffconcat", "-clip.mp4"):

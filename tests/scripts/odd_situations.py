@@ -59,7 +59,6 @@ def situations(bench: Bench, disk: Path | None) -> Iterator[Situation]:
     yield Situation(group, "no temporary folder", f"TMPDIR=/sys {plain}", 0, True)
     yield Situation(group, "the current folder is gone", f"mkdir gone; cd gone; rmdir ../gone; {plain}", 1, False)
     yield Situation(group, "no environment", f"env -i PYTHONPATH={PACKAGE_PARENT} {plain}", 0, True)
-    yield Situation(group, "200 MB of address space", f"ulimit -v 200000; {plain}", 1, False)
     if disk is not None:
         full, small = infer(out=disk / "out.mp4"), f"head -c 60000 /dev/zero > {disk}/filler; "
         yield Situation(group, "a full disk", f"{small}{full}; c=$?; rm {disk}/*; exit $c", 1, False)

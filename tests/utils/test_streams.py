@@ -23,8 +23,7 @@ def main(argv=None):
         os.write(2, b"of a library")
         result.write(b"the result")
 
-code = main(sys.argv[1:])
-sys.exit(code)
+sys.exit(command(main)(sys.argv[1:]))  # as in the latentsync command
 """
 FULL = "error: standard output cannot be written (No space left on device)"
 
@@ -45,6 +44,7 @@ def test_work_is_finished(tmp_path: Path, redirection: str, code: int, message: 
     assert (tmp_path / "result").read_bytes() == b"the result"
     assert run.returncode == code, run.stderr
     assert "Traceback" not in run.stderr and "Exception" not in run.stderr
+    assert run.stderr.count("error:") == (message is not None)
     assert message is None or message in run.stderr
 
 
