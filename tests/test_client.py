@@ -140,6 +140,24 @@ def test_a_stream_that_is_cut_off_goes_on(monkeypatch):
     assert seen == [None, "1", "1"]
 
 
+@pytest.mark.parametrize("status", [200, 302, 502])
+@pytest.mark.parametrize("content", [b"<html>log in</html>", b"", b"[]", b"{}", b'{"job": 1}', b"\xff"])
+def test_an_answer_of_another_service(tmp_path: Path, status: int, content: bytes) -> None:
+    """Such as a proxy's: one line of error, whatever is asked for."""
+    (tmp_path / "video.mp4").write_bytes(b"video")
+    video = tmp_path / "video.mp4"
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, content=content))
+    with Client("http://server", transport=transport) as client:
+        for ask in (
+            lambda: client.submit(video, video), lambda: client.submit_batch([{"video": video}]),
+            lambda: client.people(video), lambda: client.get(JOB_ID), client.list, lambda: client.cancel(JOB_ID),
+            lambda: client.retry(JOB_ID), client.models, client.health, client.ready,
+        ):  # fmt: skip
+            with pytest.raises(ClientError) as caught:
+                ask()
+            assert "\n" not in str(caught.value) and caught.value.status == status
+
+
 def test_a_live_server(tmp_path, media):
     service = make_service(tmp_path / "ws")
     video, audio = media / "clip.mp4", media / "voice.wav"
