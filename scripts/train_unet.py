@@ -20,7 +20,7 @@ from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
 from latentsync.training.loop import run_training, train_and_report
-from latentsync.training.unet_setup import build_dataset, check_start, load_frozen_parts, load_loss_networks
+from latentsync.training.unet_setup import build_dataset, check_start, load_frozen_components, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
@@ -32,11 +32,11 @@ logger = logging.getLogger("train_unet")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--unet_config_path", type=Path, required=True, help="Training config, see configs/unet/.")
-    add("--dry_run", action="store_true", help="Build everything, run one step, and save nothing.")
-    add("--vae_path", type=Path, help="Diffusers VAE folder (default: that of ckpt.base_model).")
-    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model).")
-    add("--scheduler_config_path", type=Path, help="Scheduler config, JSON (default: that of ckpt.base_model).")
+    add("--unet_config_path", type=Path, required=True, help="training config, see configs/unet/")
+    add("--dry_run", action="store_true", help="build everything, run one step, and save nothing")
+    add("--vae_path", type=Path, help="autoencoder folder in diffusers layout (default: that of ckpt.base_model)")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model)")
+    add("--scheduler_config_path", type=Path, help="scheduler config, JSON (default: that of ckpt.base_model)")
     return parser
 
 
@@ -85,10 +85,10 @@ def train(args: argparse.Namespace) -> Path:
     config = load_unet_config(args.unet_config_path, UNetConfig)
     check_start(config)
     given = {"vae": args.vae_path, "whisper": args.whisper_path, "scheduler_config": args.scheduler_config_path}
-    parts, files = load_frozen_parts(config, args.unet_config_path, given)
-    networks = load_loss_networks(config, parts.audio.num_layers)
-    make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
-    task = UNetTask(config, parts, networks, make_dataset, make_validations(config))
+    components, files = load_frozen_components(config, args.unet_config_path, given)
+    networks = load_loss_networks(config, components.audio.num_layers)
+    make_dataset = partial(build_dataset, config, components.codec, files.vae, files.whisper, networks.needs_mel)
+    task = UNetTask(config, components, networks, make_dataset, make_validations(config))
     return run_training(task, config, dry_run=args.dry_run)
 
 

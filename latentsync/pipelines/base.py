@@ -17,9 +17,10 @@ from latentsync.models.storage import store_in_fp8, store_on_host
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
 from latentsync.options import GenerationOptions, Weights
-from latentsync.pipelines.parts import (
+from latentsync.pipelines.components import (
     ModelPaths,
-    load_parts,
+    check_compatibility,
+    load_components,
     multiplies_bfloat16,
     pick_devices,
     pick_dtype,
@@ -97,7 +98,7 @@ class PipelineBase:
         self._copies: list[Self] = []  # on further devices
         self._chunk_memory: dict[tuple, tuple[int, int]] = {}  # bytes of one and of two, by what they depend on
         self._speeds: dict[tuple, Speeds] = {}  # by the settings that they depend on
-        self._check_compatibility()
+        check_compatibility(unet, self.codec, audio_encoder)
 
     @classmethod
     def from_pretrained(
@@ -123,7 +124,7 @@ class PipelineBase:
 
         Args:
             model: a registered name (latentsync-1.6, latentsync-1.5, embedded), a model folder (see
-                `parts.FOLDER_LAYOUT`), a Hugging Face Hub id, single files as `ModelPaths`, or None for the best
+                `components.FOLDER_LAYOUT`), a Hugging Face Hub id, single files as `ModelPaths`, or None for the best
                 available model that fits the device.
             device: cuda, cuda:N, mps or cpu; None or "auto" selects the best available. Several, separated by commas,
                 share the chunks of a video; see `use_devices`.
@@ -145,25 +146,25 @@ class PipelineBase:
             UserError: unknown name, missing or incompatible files, or unavailable device.
         """
         target, *others = pick_devices(device)
-        parts = load_parts(model, target, audio_cache_dir)
-        settings = parts.model
-        casts = dtype is None and parts.run.cpu_bfloat16 and target.type == "cpu" and multiplies_bfloat16()
+        components = load_components(model, target, audio_cache_dir)
+        settings = components.model
+        casts = dtype is None and components.run.cpu_bfloat16 and target.type == "cpu" and multiplies_bfloat16()
         dtype = dtype or pick_dtype(target)
         precision = _name(torch.bfloat16 if casts else dtype)
-        logger.info("model %s (%s) on %s, %s", settings.name, parts.reason, target, precision)
+        logger.info("model %s (%s) on %s, %s", settings.name, components.reason, target, precision)
         pipeline = cls(
-            parts.codec,
-            parts.audio_encoder,
-            parts.unet,
-            parts.scheduler,
-            parts.resolution,
-            num_inference_steps=parts.run.inference_steps,
-            guidance_scale=parts.run.guidance_scale,
+            components.codec,
+            components.audio_encoder,
+            components.unet,
+            components.scheduler,
+            components.resolution,
+            num_inference_steps=components.run.inference_steps,
+            guidance_scale=components.run.guidance_scale,
             blend_inset=settings.blend_inset,
             match_color=match_color or settings.match_color,
             match_detail=settings.match_detail,
-            one_step=parts.run.one_step,
-            few_steps=parts.run.few_steps,
+            one_step=components.run.one_step,
+            few_steps=components.run.few_steps,
             enhancer=pick_enhancer(enhancer) if upscale else None,
         )
         pipeline.name = settings.name
@@ -425,21 +426,6 @@ class PipelineBase:
         if options.enhancer not in self._enhancers:
             self._enhancers[options.enhancer] = pick_enhancer(options.enhancer).to(self.device, self.dtype)
         return self._enhancers[options.enhancer]
-
-    def _check_compatibility(self) -> None:
-        """Raises UserError if UNet, autoencoder and audio encoder are incompatible."""
-        channels, config = self.codec.channels, self.unet.config
-        if (config.in_channels, config.out_channels) != (3 * channels + 1, channels):
-            raise UserError(
-                f"UNet ({config.in_channels} input, {config.out_channels} output channels) and autoencoder ({channels} "
-                f"latent channels) are incompatible: expected {3 * channels + 1} input, {channels} output channels; "
-                "check the config and the checkpoints"
-            )
-        if self.audio_encoder.width != config.cross_attention_dim:
-            raise UserError(
-                f"the UNet expects audio features of width {config.cross_attention_dim}, but those of the Whisper "
-                f"checkpoint have width {self.audio_encoder.width}: use Whisper tiny for 384, small for 768"
-            )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -21,8 +21,9 @@ from latentsync.serving.handler import LocalRunner, Runner
 from latentsync.serving.inspection import printable_name
 from latentsync.serving.jobs import JobState
 from latentsync.serving.models import ModelCache
+from latentsync.serving.rows import Row
 from latentsync.serving.settings import ServingSettings
-from latentsync.serving.store import JobStore, Row
+from latentsync.serving.store import JobStore
 from latentsync.serving.thumbnails import write_thumbnail
 from latentsync.serving.workspace import RESULT, THUMBNAIL, Workspace
 from latentsync.utils.commands import exit_now

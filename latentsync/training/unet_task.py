@@ -30,7 +30,7 @@ from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.training.losses import Estimate, LossNetworks, build_losses, crop, region_box
 from latentsync.training.recipe import last_timestep_sampler, recipe_of
 from latentsync.training.task import Share
-from latentsync.training.unet_setup import FrozenParts, build_unet
+from latentsync.training.unet_setup import FrozenComponents, build_unet
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
 
@@ -67,13 +67,13 @@ class UNetTask:
 
     Args:
         config: a whole UNet config.
-        parts: autoencoder, audio encoder and scheduler.
+        components: autoencoder, audio encoder and scheduler.
         networks: frozen networks of the losses, see `load_loss_networks`.
         make_dataset: builds the dataset when it is first needed, see `build_dataset`.
         validations: the validation videos.
 
     Raises:
-        UserError: parts and config do not fit each other, or the checkpoint to start from does not.
+        UserError: components and config do not fit each other, or the checkpoint to start from does not.
     """
 
     name = "unet"
@@ -81,16 +81,16 @@ class UNetTask:
     def __init__(
         self,
         config: UNetFileConfig,
-        parts: FrozenParts,
+        components: FrozenComponents,
         networks: LossNetworks,
         make_dataset: Callable[[], ClipDataset],
         validations: Sequence[ValidationVideo] = (),
     ):
         self.config, self.run = config, config.run
-        self.codec, self.audio, self.scheduler = parts.codec, parts.audio, parts.scheduler
+        self.codec, self.audio, self.scheduler = components.codec, components.audio, components.scheduler
         recipe = recipe_of(config)
         self.model = build_unet(config)
-        # Checks that the parts fit together.
+        # Checks that the components fit together.
         LipsyncPipeline(self.codec, self.audio, self.model, self.scheduler, config.data.resolution)
         self.codec.vae.train(False)
         if self.run.enable_gradient_checkpointing and self.run.pixel_space_supervise:

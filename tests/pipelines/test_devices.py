@@ -7,7 +7,7 @@ import torch
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.options import GenerationOptions
 from latentsync.pipelines import face_generator, memory
-from latentsync.pipelines.parts import pick_devices
+from latentsync.pipelines.components import pick_devices
 from latentsync.utils.errors import UserError
 
 FAST = GenerationOptions(inference_steps=1, guidance_scale=1.0, silence="model")
