@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 else:
     # torch._dynamo imports sympy; diffusers uses it only for a decorator and works without it. It also reads the file
-    # lists of all installed packages, only to know which one of several optional ones provides onnxruntime.
+    # lists of all installed packages, only for the versions of three that are not used here.
     with replaced_function(importlib.metadata, "packages_distributions", dict):
         import_light("diffusers.utils", absent=("torch._dynamo",))
     _autoencoder = import_light(

@@ -33,10 +33,10 @@ def default_limit(workers: int) -> int:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Pause Python's garbage collector, for imports and for loading models.
+    """Pause Python's garbage collector, for imports.
 
     They make hundreds of thousands of objects and no garbage; the collector would look through all of them several
-    times, a sixth of the time that the imports take.
+    times, which is a sixth of the time that the imports take.
     """
     was_enabled = gc.isenabled()
     gc.disable()
