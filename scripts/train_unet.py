@@ -114,15 +114,14 @@ def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_unet_config(args.unet_config_path, UNetConfig)
     check_start(config)
+    pick_device(config.run.validation_device or None)  # raises here instead of at the first export
     given = {"vae": args.vae_path, "whisper": args.whisper_path, "scheduler_config": args.scheduler_config_path}
     parts, files = load_frozen_parts(config, args.unet_config_path, given)
     networks = load_loss_networks(config, parts.audio.num_layers)
     make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
     validations = make_validations(config, "cuda" if torch.cuda.is_available() else "cpu")
-    in_background = None
-    if validations and config.run.validation_device:
-        pick_device(config.run.validation_device)  # raises
-        in_background = partial(validate_export, config, args.unet_config_path, given)
+    elsewhere = bool(validations and config.run.validation_device)
+    in_background = partial(validate_export, config, args.unet_config_path, given) if elsewhere else None
     task = UNetTask(config, parts, networks, make_dataset, validations, in_background)
     return run_training(task, config, dry_run=args.dry_run)
 

@@ -21,7 +21,7 @@ def validation_rows(output) -> dict[int, dict[str, str]]:
 
 
 def test_no_process_waits_for_a_validation(tmp_path):
-    """The validation of step 2 ends after the last step has begun: training that waited for it would never get there."""
+    """The validation of step 2 ends after the last step has begun; training that waited for it would not get there."""
 
     def work(rank: int) -> None:
         task = TinyTask(dropout=0.2)
