@@ -86,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
         workers=options.workers,
         devices=tuple(options.devices),
         dtype=options.dtype,
+        weights=options.weights,
         compile=options.compile,
         unload_after_minutes=options.unload_after_minutes,
         model=options.model,

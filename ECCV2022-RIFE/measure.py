@@ -45,7 +45,7 @@ class Likeness:
 def frames_of(path: Path, count: int) -> list[np.ndarray]:
     """The first `count` frames (H, W, 3) uint8."""
     with VideoReader(probe_video(path)) as reader:
-        return [picture.frame.rgb() for picture in islice(reader.pictures(), count)]
+        return [decoded.frame.rgb() for decoded in islice(reader.decode(), count)]
 
 
 def psnr(made: np.ndarray, real: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from latentsync.config.syncnet import load_syncnet_config
 from latentsync.metrics.clip_sync import EMBEDDED_CONFIG
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.export import means
-from latentsync.training.syncnet_setup import find_parts, open_data
+from latentsync.training.syncnet_setup import find_model_files, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.training.task import Share
 from latentsync.utils.commands import command
@@ -71,7 +71,7 @@ def _evaluate(args: argparse.Namespace, cache: Path) -> dict[str, float]:
         raise UserError(f"{args.config_path}: data.val_fileslist is empty; give --fileslist")
     ckpt = replace(config.ckpt, resume_ckpt_path=str(project_path(weights)))
     config = replace(config, data=data, ckpt=ckpt)
-    source, codec = open_data(config, find_parts(config, args.config_path, args.vae_path, args.whisper_path))
+    source, codec = open_data(config, find_model_files(config, args.config_path, args.vae_path, args.whisper_path))
     task = SyncNetTask(config, source, codec)
     device = torch.device(args.device)
     task.place(device, torch.float32)

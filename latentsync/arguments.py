@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from latentsync.options import OPTIONS, RENAMED, Group, Option, up_to_date
+from latentsync.option_info import Group, Option
+from latentsync.options import OPTIONS, RENAMED, up_to_date
 from latentsync.utils.errors import did_you_mean
 
 
@@ -48,9 +49,11 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def argument_help(option: Option) -> str:
-    """Description of an option in one line, with range and default."""
+    """Description of an option in one line, with range and default; in lower case, as argparse writes."""
+    first, _, rest = option.help.rstrip(".").partition(" ")
+    first = first.lower() if first[1:].islower() else first  # LoRA and HDR stay
     span = f"{option.range}; " if option.range and not option.choices else ""
-    return f"{option.help.rstrip('.')} ({span}default: {option.default_text})"
+    return f"{first} {rest} ({span}default: {option.default_text})"
 
 
 def _add(section: Any, flag: str, option: Option, text: str) -> None:

@@ -10,10 +10,12 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from latentsync import __version__
-from latentsync.utils.commands import exit_now
+from latentsync.utils.commands import FAILED, exit_now
 from latentsync.utils.paths import import_project
 
 WRONG_USAGE = 2
+OWN_PACKAGES = ("latentsync", "preprocess", "eval", "tools", "scripts", "recipes", "gradio_app")
+INSTALL = "it belongs to an optional part of the project: run `pip install '.[serve,train]'` in the project's folder"
 SERVERS = ("serve", "app")  # end without the interpreter's cleanup, which takes seconds
 
 # Command -> (summary, module), or a group of subcommands; the first one is the default.
@@ -96,4 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, module, rest = picked
     import_project()
     sys.argv = [f"latentsync {command}", *rest]
-    return importlib.import_module(module).main(rest)
+    try:
+        return importlib.import_module(module).main(rest)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
+            raise
+        print(f"latentsync {command}: {error.name} is not installed; {INSTALL}", file=sys.stderr)
+        return FAILED

@@ -5,8 +5,15 @@ from typing import Any
 
 import torch
 
+from latentsync.pipelines.components import (
+    ModelPaths,
+    can_upscale,
+    load_scheduler,
+    pick_device,
+    pick_dtype,
+    pick_enhancer,
+)
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.pipelines.parts import ModelPaths, can_upscale, load_scheduler, pick_device, pick_dtype, pick_enhancer
 
 __all__ = [
     "LipsyncPipeline",

@@ -6,30 +6,24 @@ value.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 
 from latentsync.constants import DEFAULT_SEED
+from latentsync.option_info import MAX_NAME, MAX_SEED, Group, Option, Show, shorten
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.rates import exact_rate
 
 AUTO: Final = "auto"
 DEFAULT_CRF = 18
 DEFAULT_OVERLAP = 2
-MAX_SEED = 2**63 - 1
 MAX_FPS = 240
 MAX_SECONDS = 86400
 MAX_TEXT = 20_000  # characters to speak
-MAX_NAME = 300
 MAX_REPORTED = 5  # problems in one message
-MAX_SHOWN = 40  # characters of a refused value
 NUMBER = r"\d{1,5}(\.\d{1,6})?"
 FACE_PATTERN = rf"^(largest|left|right|speaker|\d{{1,3}}|person\d{{1,3}}|{NUMBER},{NUMBER}(@{NUMBER})?)$"
 FACE_VALUES = (
@@ -41,6 +35,12 @@ TEXT_VALUES = f"a text of 1 to {MAX_TEXT} characters"
 TRACK_VALUES = "the number of a track (0, 1, ...) or a language such as eng"
 # Of a process, not of a generation:
 DTYPES = ("float32", "float16", "bfloat16")
+Weights = Literal["full", "fp8", "host"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+WEIGHTS_HELP = (
+    "weights of the model: fp8 stores them in 8 bits, host in the memory of the host, for GPUs with little memory "
+    "(default: %(default)s)"
+)
 COMPILE_HELP = "compile the model: the first chunk takes minutes, later ones are faster; for long videos and servers"
 
 Preset = Literal["best", "balanced", "fast", "realtime"]
@@ -75,42 +75,6 @@ def up_to_date(name: str, value: Any) -> tuple[str, Any]:
 Rate = Annotated[float, BeforeValidator(_rate)]
 
 
-class Group(StrEnum):
-    """Headings under which options are listed, in this order."""
-
-    MODEL = "model"
-    QUALITY = "quality and speed"
-    FACES = "face selection"
-    DUBBING = "dubbing"
-    TIMING = "timing and frame rate"
-    OUTPUT = "output"
-
-
-@dataclass(frozen=True)
-class Show:
-    """How the surfaces present an option.
-
-    Args:
-        group: its heading.
-        advanced: folded away on the page.
-        unset: what None stands for, in words, e.g. "the model's own".
-        metavar: placeholder of its value in `--help`.
-        expects: which texts are valid, for messages.
-        suggestions: some of these texts, for the page.
-        file_types: of a file that is no image: its suffixes.
-        is_long: a text of several lines.
-    """
-
-    group: Group
-    advanced: bool = False
-    unset: str | None = None
-    metavar: str | None = None
-    expects: str | None = None
-    suggestions: tuple[str, ...] = ()
-    file_types: tuple[str, ...] = ()
-    is_long: bool = False
-
-
 class GenerationOptions(BaseModel):
     """Options of one generation. All have defaults; unknown names and values out of range are refused.
 
@@ -126,7 +90,7 @@ class GenerationOptions(BaseModel):
         description="Model to use: a name from the list of models, or auto for the best one present.",
     )
     lora: Annotated[str | None, Show(Group.MODEL, unset="none")] = Field(
-        None, min_length=1, max_length=MAX_NAME, description="LoRA adapter of one person, trained with fine_tuning.sh."
+        None, min_length=1, max_length=MAX_NAME, description="LoRA adapter for one person, trained with fine_tuning.sh."
     )
     lora_scale: Annotated[float, Show(Group.MODEL, advanced=True)] = Field(
         1.0, ge=0, le=2, description="Strength of the LoRA adapter."
@@ -134,8 +98,8 @@ class GenerationOptions(BaseModel):
 
     preset: Annotated[Preset, Show(Group.QUALITY)] = Field(
         "best",
-        description="Quality or speed: sets steps, guidance, solver and DeepCache where these are not given; no effect "
-        "on models with few steps.",
+        description="Trade-off of quality and speed: sets steps, guidance, solver and DeepCache unless they are "
+        "given; no effect on models with few steps.",
     )
     inference_steps: Annotated[int | None, Show(Group.QUALITY, unset="the model's own")] = Field(
         None, ge=1, le=100, description="Number of denoising steps."
@@ -163,8 +127,8 @@ class GenerationOptions(BaseModel):
         DEFAULT_OVERLAP,
         ge=0,
         le=8,
-        description="Frames that consecutive chunks share and cross-fade, against jumps of the mouth between them; 0 "
-        "computes chunks independently, as published.",
+        description="Number of frames that consecutive chunks share and cross-fade, so that the mouth does not jump; 0 "
+        "processes chunks independently, as published.",
     )
     vram_efficient: Annotated[bool, Show(Group.QUALITY, advanced=True)] = Field(
         False, description="Use less GPU memory at some cost in speed."
@@ -185,7 +149,8 @@ class GenerationOptions(BaseModel):
     face: Annotated[str, Show(Group.FACES, expects=FACE_VALUES, suggestions=FACE_SUGGESTIONS)] = Field(
         "largest",
         pattern=FACE_PATTERN,
-        description=f"Which face to edit: {FACE_VALUES}; x,y are pixels of the first frame, or of that at a time.",
+        description=f"Which face to edit: {FACE_VALUES}; x,y are pixels in the first frame, or in the frame at that "
+        "time.",
     )
     min_face: Annotated[
         float | None, Show(Group.FACES, advanced=True, unset="80, less in small videos", metavar="PIXELS")
@@ -207,11 +172,11 @@ class GenerationOptions(BaseModel):
 
     silence: Annotated[Silence, Show(Group.DUBBING)] = Field(
         "rest",
-        description="Mouth in pauses of the speech: rest closes it, original keeps the frames of the video, model "
-        "leaves it to the model.",
+        description="Mouth during pauses: rest closes it, original keeps the frames of the video, model leaves it to "
+        "the model.",
     )
     mix_original: Annotated[float, Show(Group.DUBBING)] = Field(
-        0.0, ge=0, le=1, description="Level of the video's own sound under the new voice; 1 is as loud as the voice."
+        0.0, ge=0, le=1, description="Level of the video's own audio under the new voice; 1 is as loud as the voice."
     )
     text: Annotated[
         str | None, Show(Group.DUBBING, unset="none", metavar="TEXT", expects=TEXT_VALUES, is_long=True)
@@ -221,7 +186,7 @@ class GenerationOptions(BaseModel):
     )
     script: Annotated[Path | None, Show(Group.DUBBING, unset="none", file_types=(".csv", ".json"))] = Field(
         None,
-        description="Who says what and when: a CSV or JSON file with start, end, face and audio, instead of audio.",
+        description="Script of cues for several voices (CSV or JSON with start, end, face, audio), instead of audio.",
         json_schema_extra={"description": "Not for jobs: upload it as the file script."},
     )
 
@@ -249,10 +214,10 @@ class GenerationOptions(BaseModel):
         "its rest (silence, keep_tail) or cut it (all others).",
     )
     start: Annotated[float | None, Show(Group.TIMING, advanced=True, unset="its beginning", metavar="SECONDS")] = Field(
-        None, ge=0, le=MAX_SECONDS, description="Use the video from this time on."
+        None, ge=0, le=MAX_SECONDS, description="Start of the part of the video to use."
     )
     end: Annotated[float | None, Show(Group.TIMING, advanced=True, unset="its end", metavar="SECONDS")] = Field(
-        None, ge=0.1, le=MAX_SECONDS, description="Use the video up to this time."
+        None, ge=0.1, le=MAX_SECONDS, description="End of the part of the video to use."
     )
     max_seconds: Annotated[float | None, Show(Group.TIMING, unset="all", metavar="SECONDS")] = Field(
         None, ge=0.1, le=MAX_SECONDS, description="Process only this many seconds from the start of the audio."
@@ -312,76 +277,6 @@ class GenerationOptions(BaseModel):
         return {"prores": ".mov", "ffv1": ".mkv"}.get(self.codec, ".mp4")
 
 
-@dataclass(frozen=True)
-class Option:
-    """One field of `GenerationOptions`, as the surfaces need it.
-
-    type: bool, int, float, str or Path. choices: all valid texts, empty where there are others. low, high: of a number,
-    both included. show: how it is presented.
-    """
-
-    name: str
-    type: type
-    choices: tuple[str, ...]
-    low: float | None
-    high: float | None
-    default: Any
-    help: str
-    show: Show
-
-    @classmethod
-    def of(cls, name: str, field: FieldInfo) -> "Option":
-        kinds = [kind for kind in _kinds(field.annotation) if kind is not NoneType]
-        choices = get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
-        found = {key: getattr(item, key) for item in field.metadata for key in ("ge", "le") if hasattr(item, key)}
-        show = next(item for item in field.metadata if isinstance(item, Show))
-        kind = str if choices else kinds[0]
-        return cls(name, kind, choices, found.get("ge"), found.get("le"), field.default, field.description or "", show)
-
-    @property
-    def is_file(self) -> bool:
-        return self.type is Path
-
-    @property
-    def range(self) -> str:
-        """Valid values in a few words; empty where any will do."""
-        if self.choices:
-            return ", ".join(self.choices)
-        if self.low is None or self.high is None:
-            return ""
-        return f"{self.low:g} or more" if self.high >= MAX_SEED else f"{self.low:g} to {self.high:g}"
-
-    @property
-    def default_text(self) -> str:
-        if self.default is None:
-            return self.show.unset or "none"
-        return ("on" if self.default else "off") if self.type is bool else str(self.default).removesuffix(".0")
-
-    def refusal(self, value: object) -> str:
-        """Why a value is not valid, and which ones are."""
-        kinds = {
-            bool: "true or false",
-            int: "a whole number",
-            float: "a number",
-            str: f"a name of 1 to {MAX_NAME} characters",
-        }
-        expected = self.show.expects or (f"one of {self.range}" if self.choices else kinds.get(self.type, "a file"))
-        if self.type in (int, float):
-            expected += f" from {self.range.replace(' or more', ' up')}"
-        near = did_you_mean(value, self.choices or self.show.suggestions)
-        return f"{self.name} must be {expected}, not {_shorten(value)}{near}"
-
-
-def _kinds(annotation: Any) -> tuple[Any, ...]:
-    """Members of a union; the type itself where it is none."""
-    return (annotation,) if get_origin(annotation) is Literal else get_args(annotation) or (annotation,)
-
-
-def _shorten(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
 OPTIONS = {name: Option.of(name, field) for name, field in GenerationOptions.model_fields.items()}
 
 
@@ -417,7 +312,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if name in OPTIONS:
         return OPTIONS[name].refusal(problem["input"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown option {_shorten(name)}{did_you_mean(name, OPTIONS)}"
+        return f"unknown option {shorten(name)}{did_you_mean(name, OPTIONS)}"
     return str(problem["msg"]).removeprefix("Value error, ")
 
 
@@ -435,7 +330,7 @@ def read_stored(text: str | bytes) -> GenerationOptions:
         name, value = up_to_date(stored, value)
         option = OPTIONS.get(name)
         if option is None:
-            raise ValueError(f"unknown option {_shorten(stored)}")
+            raise ValueError(f"unknown option {shorten(stored)}")
         if value is not None and option.low is not None and option.high is not None:
             value = min(max(value, option.low), option.high)
         values[option.name] = value

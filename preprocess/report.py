@@ -223,7 +223,7 @@ def _frame_at(path: Path, start: Fraction) -> np.ndarray:
     """(H, W, 3) uint8 RGB: the first frame at or after `start` (seconds), or the last one."""
     with VideoReader(probe_video(path)) as reader:
         last = None
-        for last in reader.pictures(start or None):
+        for last in reader.decode(start or None):
             if last.time >= start:
                 break
         if last is None:

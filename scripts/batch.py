@@ -120,6 +120,7 @@ def run(options: argparse.Namespace, parser: OptionParser) -> int:
         workers=max(1, options.workers),
         devices=tuple(options.devices),
         dtype=options.dtype,
+        weights=options.weights,
         compile=options.compile,
         unload_after_minutes=options.unload_after_minutes,
         job_timeout_seconds=options.job_timeout_seconds,

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
-from latentsync.options import AUTO, COMPILE_HELP, DTYPES, OPTIONS, OptionError, up_to_date
+from latentsync.options import (
+    AUTO,
+    COMPILE_HELP,
+    DTYPES,
+    OPTIONS,
+    WEIGHTS,
+    WEIGHTS_HELP,
+    OptionError,
+    up_to_date,
+)
 from latentsync.options import parse_options as parse_generation
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, did_you_mean
@@ -58,6 +67,7 @@ def build_parser() -> OptionParser:
     add = parser.add_argument_group("device").add_argument
     add("--device", default=AUTO, help=DEVICE_HELP)
     add("--dtype", choices=DTYPES, help="precision of the model (default: by device and model)")
+    add("--weights", choices=WEIGHTS, default="full", help=WEIGHTS_HELP)
     add("--quantize", action="store_true", help="compute linear layers in 8 bits (fp8 or int8); needs torchao")
     add("--compile", action="store_true", help=COMPILE_HELP)
     add_option_arguments(parser)
@@ -179,6 +189,7 @@ def generate(options: argparse.Namespace) -> Path:
             lora=given.lora,
             lora_scale=given.lora_scale,
             preset=given.preset,
+            weights=options.weights,
             quantize=options.quantize,
             compile=options.compile,
         )
@@ -193,7 +204,9 @@ def generate(options: argparse.Namespace) -> Path:
                 options=given,
             )
     except torch.OutOfMemoryError as error:
-        raise UserError("the GPU is out of memory; try --vram_efficient or a smaller model (--model)") from error
+        raise UserError(
+            "the GPU is out of memory; try --vram_efficient, --weights host or a smaller model (--model)"
+        ) from error
     return result.path
 
 

@@ -22,7 +22,7 @@ def build_parser() -> OptionParser:
     add = parser.add_argument
     add("video", type=Path, help="video file")
     add("--strip", type=Path, help="image of the people to write, .jpg or .png")
-    add("--speaking", action="store_true", help="compare each mouth with the sound, to tell who speaks (slower)")
+    add("--speaking", action="store_true", help="compare each mouth with the audio, to tell who speaks (slower)")
     add("--json", action="store_true", help="print JSON")
     add("--detector", choices=DETECTORS, default=AUTO, help="face detector (default: %(default)s)")
     add("--device", default="cpu", help="device of the networks (default: %(default)s)")
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     if not people:
         raise UserError(f"{options.video}: no face was found in any frame")
     if options.strip is not None:
-        write_picture(options.strip, people_strip(people))
+        write_image(options.strip, people_strip(people))
     if options.json:
         print(json.dumps([found.describe() for found in people], indent=2))
         return
@@ -50,13 +50,13 @@ def run(options: argparse.Namespace) -> None:
             f"{float(track.sightings[0].time):.1f}-{float(track.sightings[-1].time):.1f} s"
             for track in found.person.tracks
         )
-        sync = "" if found.distance is None else f"; distance from the sound {found.distance:.2f}"
+        sync = "" if found.distance is None else f"; distance from the audio {found.distance:.2f}"
         print(f"{found.person.name}: {spans}{sync}")
     if options.speaking:
         print(f"{likely_speaker(people).person.name} is the likely speaker")
 
 
-def write_picture(path: Path, pixels: "np.ndarray") -> None:  # noqa: F821  # NumPy is imported late
+def write_image(path: Path, pixels: "np.ndarray") -> None:  # noqa: F821  # NumPy is imported late
     """Write (H, W, 3) uint8 RGB. Raises UserError if that fails."""
     from PIL import Image
 

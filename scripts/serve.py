@@ -87,6 +87,7 @@ def build_settings(options: argparse.Namespace) -> ServingSettings:
         workers=options.workers,
         devices=tuple(options.devices),
         dtype=options.dtype,
+        weights=options.weights,
         compile=options.compile,
         unload_after_minutes=options.unload_after_minutes,
         model=options.model,

@@ -12,7 +12,7 @@ from pathlib import Path
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.training.loop import run_training, train_and_report
-from latentsync.training.syncnet_setup import find_parts, open_data
+from latentsync.training.syncnet_setup import find_model_files, open_data
 from latentsync.training.syncnet_task import SyncNetTask
 from latentsync.utils.commands import command
 
@@ -20,17 +20,17 @@ from latentsync.utils.commands import command
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--config_path", type=Path, required=True, help="Training config, see configs/syncnet/.")
-    add("--dry_run", action="store_true", help="Build everything, run one step, and save nothing.")
-    add("--vae_path", type=Path, help="Diffusers VAE folder (default: that of ckpt.base_model).")
-    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model).")
+    add("--config_path", type=Path, required=True, help="training config, see configs/syncnet/")
+    add("--dry_run", action="store_true", help="build everything, run one step, and save nothing")
+    add("--vae_path", type=Path, help="autoencoder folder in diffusers layout (default: that of ckpt.base_model)")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model)")
     return parser
 
 
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_syncnet_config(args.config_path, *SYNCNET_SCHEMAS)
-    data, codec = open_data(config, find_parts(config, args.config_path, args.vae_path, args.whisper_path))
+    data, codec = open_data(config, find_model_files(config, args.config_path, args.vae_path, args.whisper_path))
     task = SyncNetTask(config, data, codec, int(os.environ.get("WORLD_SIZE", 1)))
     return run_training(task, config, dry_run=args.dry_run)
 

@@ -29,7 +29,7 @@ from latentsync.training.unet_setup import (
     build_dataset,
     check_start,
     load_export,
-    load_frozen_parts,
+    load_frozen_components,
     load_loss_networks,
 )
 from latentsync.training.unet_task import UNetTask
@@ -45,11 +45,11 @@ Given = Mapping[str, Path | None]  # files that replace those of ckpt.base_model
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--unet_config_path", type=Path, required=True, help="Training config, see configs/unet/.")
-    add("--dry_run", action="store_true", help="Build everything, run one step, and save nothing.")
-    add("--vae_path", type=Path, help="Diffusers VAE folder (default: that of ckpt.base_model).")
-    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model).")
-    add("--scheduler_config_path", type=Path, help="Scheduler config, JSON (default: that of ckpt.base_model).")
+    add("--unet_config_path", type=Path, required=True, help="training config, see configs/unet/")
+    add("--dry_run", action="store_true", help="build everything, run one step, and save nothing")
+    add("--vae_path", type=Path, help="autoencoder folder in diffusers layout (default: that of ckpt.base_model)")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model)")
+    add("--scheduler_config_path", type=Path, help="scheduler config, JSON (default: that of ckpt.base_model)")
     return parser
 
 
@@ -102,12 +102,12 @@ def validate_export(
         UserError: a file is missing or does not fit, or there is no such device.
     """
     device = pick_device(config.run.validation_device)
-    parts, _ = load_frozen_parts(config, config_path, given)
+    components, _ = load_frozen_components(config, config_path, given)
     unet = load_export(config, export)
-    pipeline = LipsyncPipeline(parts.codec, parts.audio, unet, parts.scheduler, config.data.resolution)
+    pipeline = LipsyncPipeline(components.codec, components.audio, unet, components.scheduler, config.data.resolution)
     pipeline.to(device, pick_dtype(device))
     videos = make_validations(config, str(device))
-    return means([UNetValidation(config, parts, videos).measure(unet, step, folder, Share())])
+    return means([UNetValidation(config, components, videos).measure(unet, step, folder, Share())])
 
 
 def train(args: argparse.Namespace) -> Path:
@@ -116,13 +116,13 @@ def train(args: argparse.Namespace) -> Path:
     check_start(config)
     pick_device(config.run.validation_device or None)  # raises here instead of at the first export
     given = {"vae": args.vae_path, "whisper": args.whisper_path, "scheduler_config": args.scheduler_config_path}
-    parts, files = load_frozen_parts(config, args.unet_config_path, given)
-    networks = load_loss_networks(config, parts.audio.num_layers)
-    make_dataset = partial(build_dataset, config, parts.codec, files.vae, files.whisper, networks.needs_mel)
+    components, files = load_frozen_components(config, args.unet_config_path, given)
+    networks = load_loss_networks(config, components.audio.num_layers)
+    make_dataset = partial(build_dataset, config, components.codec, files.vae, files.whisper, networks.needs_mel)
     validations = make_validations(config, "cuda" if torch.cuda.is_available() else "cpu")
     elsewhere = bool(validations and config.run.validation_device)
     in_background = partial(validate_export, config, args.unet_config_path, given) if elsewhere else None
-    task = UNetTask(config, parts, networks, make_dataset, validations, in_background)
+    task = UNetTask(config, components, networks, make_dataset, validations, in_background)
     return run_training(task, config, dry_run=args.dry_run)
 
 

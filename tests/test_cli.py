@@ -72,6 +72,15 @@ def test_runs_from_any_folder_and_imports_little(tmp_path: Path) -> None:
     assert run.returncode == 0 and "latentsync-1.6" in run.stdout
 
 
+def test_a_reader_of_the_output_that_exits_early() -> None:
+    words = [sys.executable, "-m", "latentsync", "download", "--list"]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        run = subprocess.run(words, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=PACKAGE_PARENT)
+    assert (run.returncode, run.stderr) == (FAILED, "")
+
+
 def test_exit_codes_and_messages(capsys: pytest.CaptureFixture) -> None:
     @command
     def wrong(argv: object = None) -> None:

@@ -32,7 +32,7 @@ from tests.training.tiny_run import TinyTask, run_config
 from tests.training.tiny_unet import (
     TinyPerceptual,
     fixed_batch,
-    frozen_parts,
+    frozen_components,
     tiny_config,
     tiny_sync,
     tiny_trepa,
@@ -111,7 +111,7 @@ def test_faces_in_8_bits_are_close(tiny_files):
 def test_as_many_chunks_as_fit(tiny_files):
     pipeline = load_pipeline(ModelPaths(**vars(tiny_files)), "cuda")
     assert 1 <= pipeline._prepare(None, chunk_batch_size=0).chunks_at_once <= MAX_CHUNKS
-    assert all(bytes_ > 0 for bytes_ in pipeline._chunk_memory.values())
+    assert all(0 < one < two for one, two in pipeline._chunk_memory.values())
 
 
 def test_sound_is_heard_alike(tiny_files):
@@ -134,7 +134,7 @@ def with_every_loss(folder, files) -> UNetTask:
     with pytest.MonkeyPatch.context() as patch:
         torch.manual_seed(0)
         patch.setattr(recipe_module, "build_discriminator", lambda config: PatchDiscriminator(8, halvings=1))
-        return UNetTask(config, frozen_parts(files), networks, lambda: None)
+        return UNetTask(config, frozen_components(files), networks, lambda: None)
 
 
 def losses_on(device: torch.device, dtype: torch.dtype, folder, files) -> dict[str, float]:
@@ -189,7 +189,7 @@ def test_the_unet_is_trained(tmp_path, tiny_files, options):
     config = replace(
         config, run=replace(config.run, mixed_precision_training=True), data=replace(config.data, num_workers=2)
     )
-    parts = frozen_parts(tiny_files)
+    parts = frozen_components(tiny_files)
     networks = LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()])
     make = lambda: build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=True)  # noqa: E731
     task = UNetTask(config, parts, networks, make)

@@ -16,7 +16,7 @@ from latentsync.loading import ModelPaths, load_pipeline, load_scheduler, pick_d
 from latentsync.models.lora import add_lora, save_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
-from latentsync.pipelines import parts
+from latentsync.pipelines import components
 from latentsync.utils.errors import UserError
 from tests.tiny_model import RESOLUTION, SCHEDULER, UNET, TinyFiles
 
@@ -51,7 +51,7 @@ def test_options_reach_the_parts(tiny_files):
 
 def test_without_weights_upscaling_is_sharpening_and_says_so(tiny_files, tmp_path, monkeypatch, caplog):
     weights = tmp_path / "RealESRGAN_x4plus.pth"
-    monkeypatch.setattr(parts, "UPSCALER_WEIGHTS", weights)
+    monkeypatch.setattr(components, "UPSCALER_WEIGHTS", weights)
     pipeline = load_pipeline(paths(tiny_files), "cpu", upscale=True)
     assert pipeline.enhancer.name == "sharpness filter"
     assert f"{weights}: using a sharpness filter instead" in caplog.text
@@ -59,8 +59,8 @@ def test_without_weights_upscaling_is_sharpening_and_says_so(tiny_files, tmp_pat
         load_pipeline(paths(tiny_files), "cpu", upscale=True, enhancer="gfpgan")  # asked for by name: strict
     assert load_pipeline(paths(tiny_files), "cpu").enhancer is None
     weights.touch()
-    monkeypatch.setattr(parts, "open_enhancer", lambda name: name)
-    assert parts.can_upscale() and parts.pick_enhancer() == "realesrgan"
+    monkeypatch.setattr(components, "open_enhancer", lambda name: name)
+    assert components.can_upscale() and components.pick_enhancer() == "realesrgan"
 
 
 def test_audio_settings_come_from_the_config(tiny_files, tmp_path):
@@ -73,13 +73,13 @@ def test_a_base_lends_what_is_not_given(tiny_files, monkeypatch):
     """Steps and guidance are those of the config, here the base's."""
     with tiny_files.unet_config.open("a") as file:
         file.write("\nrun:\n  inference_steps: 7\n  guidance_scale: 2.5\n")
-    monkeypatch.setattr(parts, "resolve", lambda name, own: replace(resolved(tiny_files), name=name, **own))
+    monkeypatch.setattr(components, "resolve", lambda name, own: replace(resolved(tiny_files), name=name, **own))
     pipeline = load_pipeline(ModelPaths(unet=tiny_files.unet, base="latentsync-1.5"), "cpu")
     assert (pipeline.num_inference_steps, pipeline.guidance_scale) == (7, 2.5)
 
 
-def resolved(files: TinyFiles) -> parts.ResolvedModel:
-    return parts.ResolvedModel("tiny", **vars(files), resolution=64, licence="")
+def resolved(files: TinyFiles) -> components.ResolvedModel:
+    return components.ResolvedModel("tiny", **vars(files), resolution=64, licence="")
 
 
 def test_an_adapter_is_merged(tiny_files, tmp_path, caplog):
@@ -159,9 +159,9 @@ def test_parts_that_do_not_fit_each_other(tiny_files, tmp_path, model, message):
 def test_a_released_checkpoint_with_the_config_of_another_resolution(tiny_files, tmp_path, monkeypatch):
     path = tmp_path / "unet.pt"
     path.write_bytes(b"weights")
-    entry = parts.REGISTRY["latentsync-1.6"]
+    entry = components.REGISTRY["latentsync-1.6"]
     unet = replace(entry.model.unet, size=len(b"weights"), sha256=hashlib.sha256(b"weights").hexdigest())
-    monkeypatch.setitem(parts.REGISTRY, "latentsync-1.6", replace(entry, model=replace(entry.model, unet=unet)))
+    monkeypatch.setitem(components.REGISTRY, "latentsync-1.6", replace(entry, model=replace(entry.model, unet=unet)))
     with pytest.raises(UserError, match="latentsync-1.6 was trained on 512 px faces, but the config is for 64 px"):
         load_pipeline(paths(tiny_files, unet=path), "cpu")
 

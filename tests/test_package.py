@@ -1,5 +1,6 @@
 """The installable package: what the lock files and the wheel hold, and an installation into an empty environment."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -8,9 +9,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from latentsync.utils import paths
 from latentsync.utils.paths import PROJECT_ROOT
+from tests.pipelines.scenes import clip
+from tests.tiny_model import TinyFiles
 
 LOCKS = ("requirements.txt", "requirements-cuda.txt", "requirements-dev.txt")
 PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
@@ -57,6 +61,49 @@ def test_project_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "CHECKPOINTS_DIR", tmp_path / "mine")
     assert paths.project_path("checkpoints/own.pt") == tmp_path / "mine" / "own.pt"
     assert paths.project_path("checkpoints/embedded/vae") == PROJECT_ROOT / "checkpoints" / "embedded" / "vae"
+
+
+def closure(names: set[str]) -> set[str]:
+    """Installed distributions that these need, with themselves."""
+    found: set[str] = set()
+    while names:
+        name = names.pop()
+        found.add(name)
+        try:
+            requirements = map(Requirement, importlib.metadata.requires(name) or [])
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        needed = (item.name for item in requirements if item.marker is None or item.marker.evaluate({"extra": ""}))
+        names |= {normalized(name) for name in needed} - found
+    return found
+
+
+def test_inference_needs_no_extra(tmp_path: Path, tiny_files: TinyFiles) -> None:
+    """With the packages that only extras install made unimportable: inference, download, a clear message of serve."""
+    extras = {normalized(name) for group in PROJECT["optional-dependencies"].values() for name in group}
+    optional = closure(extras) - closure({normalized(name) for name in PROJECT["dependencies"]})
+    modules = importlib.metadata.packages_distributions().items()
+    blocked = [module for module, owners in modules if {*map(normalized, owners)} <= optional]
+    assert {"decord", "accelerate", "gradio", "librosa", "peft"} <= {*blocked}
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        program = (
+            f"import sys; sys.modules.update(dict.fromkeys({blocked})); from latentsync.cli import main;"
+            f"sys.exit(main({[str(word) for word in words]}))"
+        )
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT_ROOT)
+
+    video = clip(tmp_path / "video.mp4", 25, tone_seconds=1.0)
+    model = ("--inference_ckpt_path", tiny_files.unet, "--unet_config_path", tiny_files.unet_config)
+    model += ("--vae_path", tiny_files.vae, "--whisper_path", tiny_files.whisper)
+    model += ("--scheduler_config_path", tiny_files.scheduler_config, "--inference_steps", 1, "--max_seconds", 0.1)
+    inputs = ("--video_path", video, "--audio_path", video, "--face", "speaker")
+    done = run("infer", *inputs, "--video_out_path", tmp_path / "out.mp4", *model)
+    assert done.returncode == 0, done.stderr
+    assert run("download", "--list").returncode == 0
+    refused = run("serve")
+    assert refused.returncode == 1 and "is not installed; " in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from torch import Tensor
+
 from latentsync.config.unet import load_unet_config
 from latentsync.models.unet_config import UNetConfig
 from latentsync.training.distributed import make_accelerator, release
@@ -82,10 +84,10 @@ def step_files() -> list[str]:
         seen.add(frame.f_code.co_filename)
 
     class TracedTrainer(Trainer):
-        def _train_step(self, batches: Iterator) -> None:
+        def _train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
             sys.setprofile(record)
             try:
-                super()._train_step(batches)
+                return super()._train_step(batches)
             finally:
                 sys.setprofile(None)
 

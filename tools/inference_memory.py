@@ -16,30 +16,37 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from latentsync.models.storage import store_in_fp8
+from latentsync.options import Weights
 from tools.benchmarks.full_size import AUDIO_TOKENS, FULL_SIZE, Layout, meta_networks
 
 FRAMES = 16
 GIB = 2**30
-# Chunks denoised together, samples of the UNet for each, and whether the autoencoder works in slices and tiles.
-SETTINGS = {
-    "default": (1, 2, False),
-    "without guidance, `realtime`": (1, 1, False),
-    "`--chunk_batch_size 4`": (4, 2, False),
-    "`--vram_efficient`": (1, 1, True),
+# Chunks denoised together, samples of the UNet for each, whether the autoencoder works in slices and tiles, and how the
+# weights of the UNet are stored.
+SETTINGS: dict[str, tuple[int, int, bool, Weights]] = {
+    "default": (1, 2, False, "full"),
+    "without guidance, `realtime`": (1, 1, False, "full"),
+    "`--chunk_batch_size 4`": (4, 2, False, "full"),
+    "`--vram_efficient`": (1, 1, True, "full"),
+    "`--vram_efficient --weights fp8`": (1, 1, True, "fp8"),
+    "`--vram_efficient --weights host`": (1, 1, True, "host"),
 }
+LAYERS_ON_DEVICE = 2  # with weights on the host: the one that runs and the next
 
 
 class LiveBytes(TorchDispatchMode):
     """Peak of the bytes of tensors made inside the block that live at the same time."""
 
     def __init__(self, *modules: torch.nn.Module) -> None:
-        """`modules`: their weights are not counted."""
+        """`modules`: their weights are not counted, but what replaces them is."""
         super().__init__()
         self.peak = self._live = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
-                self._known.add(tensor.untyped_storage())
+                self._add(tensor.untyped_storage(), is_view=False)
+        self._live = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -81,7 +88,9 @@ def peak_of(call: Callable[[], Tensor], *modules: torch.nn.Module) -> float:
     return live.peak / GIB
 
 
-def peaks(layout: Layout, chunks: int, samples: int, vram_efficient: bool) -> dict[str, float]:
+def peaks(
+    layout: Layout, chunks: int, samples: int, vram_efficient: bool, stored: Weights = "full"
+) -> dict[str, float]:
     """GiB in float16: weights, a step of the UNet, encoder, decoder, and together.
 
     The decoder has a stream of its own, whose memory the others cannot use; not with `vram_efficient`.
@@ -90,6 +99,8 @@ def peaks(layout: Layout, chunks: int, samples: int, vram_efficient: bool) -> di
     if vram_efficient:
         codec.enable_slicing()
         codec.enable_tiling()
+    if stored == "fp8":
+        store_in_fp8(unet)
     cells, side = layout.resolution // codec.factor, layout.resolution
     kind: dict[str, Any] = {"device": "meta", "dtype": torch.float16}
     sample = torch.empty(chunks * samples, unet.config.in_channels, FRAMES, cells, cells, **kind)
@@ -97,8 +108,9 @@ def peaks(layout: Layout, chunks: int, samples: int, vram_efficient: bool) -> di
     pixels = torch.empty(chunks * FRAMES, 3, side, side, **kind)
     latents = torch.empty(chunks * FRAMES, codec.channels, cells, cells, **kind)
     timestep = torch.zeros((), device="meta")
+    weights = _bytes(codec) + (_largest_layers(unet) if stored == "host" else _bytes(unet))
     found = {
-        "weights": sum(weight.nbytes for network in (unet, codec) for weight in network.parameters()) / GIB,
+        "weights": weights / GIB,
         "UNet": peak_of(lambda: unet(sample, timestep, tokens).sample, unet),
         "encoder": peak_of(lambda: codec.encode(pixels), codec),
         "decoder": peak_of(lambda: codec.decode(latents), codec),
@@ -107,6 +119,16 @@ def peaks(layout: Layout, chunks: int, samples: int, vram_efficient: bool) -> di
     decoder = found["decoder"]
     both = max(main_stream, decoder) if vram_efficient else main_stream + decoder
     return {**found, "together": found["weights"] + both}
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(weight.nbytes for weight in module.parameters())
+
+
+def _largest_layers(unet: torch.nn.Module) -> int:
+    """Bytes of the layers that are on the device at the same time, if they are the largest ones."""
+    sizes = sorted(_bytes(layer) for layer in unet.modules() if not list(layer.children()))
+    return sum(sizes[-LAYERS_ON_DEVICE:])
 
 
 def main() -> int:

@@ -8,7 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from latentsync.options import OPTIONS, Group, Option
+from latentsync.option_info import Group, Option
+from latentsync.options import OPTIONS
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
 
@@ -41,7 +42,8 @@ def outdated(root: Path = PROJECT_ROOT) -> dict[Path, str]:
 
 def _row(option: Option, style: str) -> str:
     name = f"--{option.name}" if style == "command line" else option.name
-    values = {bool: "on, off" if style == "jobs" else "switch", Path: "image file", str: "text"}
+    kinds = " or ".join(suffix[1:].upper() for suffix in option.show.file_types) or "image"
+    values = {bool: "on, off" if style == "jobs" else "switch", Path: f"{kinds} file", str: "text"}
     return f"| `{name}` | {option.range or values[option.type]} | {option.default_text} | {option.help} |"
 
 

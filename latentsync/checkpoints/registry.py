@@ -56,8 +56,9 @@ class ModelSettings:
     """Parts and settings of a lip-sync model. Paths of parts are relative to `checkpoints/`, configs to the project.
 
     vae: a diffusers folder. scheduler: None for that of the released models. resolution: side of the aligned face in
-    pixels. memory_gb: device memory that inference needs with default settings. blend_inset: see
-    `latentsync.faces.mask.blend_weight`. match_color, match_detail: see `PipelineBase`.
+    pixels. memory_gb: device memory in 10^9 bytes that inference needs with default settings, as computed by
+    tools/inference_memory.py, and two gigabytes for CUDA, workspaces of cuDNN and fragments; not measured. blend_inset:
+    see `latentsync.faces.mask.blend_weight`. match_color, match_detail: see `PipelineBase`.
     """
 
     unet: CheckpointFile
@@ -126,7 +127,7 @@ REGISTRY: dict[str, Entry] = {
         "released model, 512 px faces",
         OPENRAIL,
         (UNET_16, WHISPER_TINY, *VAE),
-        ModelSettings(UNET_16, WHISPER_TINY, "vae", "configs/unet/stage2_512.yaml", resolution=512, memory_gb=18),
+        ModelSettings(UNET_16, WHISPER_TINY, "vae", "configs/unet/stage2_512.yaml", resolution=512, memory_gb=9),
     ),
     "latentsync-1.5": Entry(
         "released model, 256 px faces",

@@ -12,7 +12,6 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Self, TypeVar
 
-import decord
 import numpy as np
 import torch
 from torch import Tensor
@@ -219,6 +218,8 @@ def read_frames(
         UserError: the clip cannot be decoded or has no frame at an index, or its size is not `resolution` x
             `resolution` or its rate not `fps`, where these are given.
     """
+    import decord  # of the extra `train`; other users of this module need no frames
+
     try:
         open_input(path).close()  # decord has no allow-list of formats of its own
         reader = decord.VideoReader(str(path), num_threads=1)

@@ -77,7 +77,7 @@ class UNetDataset(ClipDataset):
             indices = np.concatenate([start + window, reference + window])
             frames = read_frames(local.path, indices, resolution=self.resolution, fps=self.fps)
             mel = self.mels.open(local).window(start, self.num_frames)
-            sound = self._whisper_input(local, start) if self.whisper_on_device else self._tokens(local, start)
+            audio = self._whisper_input(local, start) if self.whisper_on_device else self._tokens(local, start)
         if self.pairs is not None:
             twin = read_frames(twin_path(self.pairs, clip), start + window, resolution=self.resolution, fps=self.fps)
             frames = np.concatenate([frames, twin])
@@ -89,7 +89,7 @@ class UNetDataset(ClipDataset):
             "ref_pixel_values": reference_pixels.contiguous(),
             "masks": self.mask.expand(self.num_frames, -1, -1, -1),
             "mel": mel,
-            **sound,
+            **audio,
             "start_idx": start,
         }
 

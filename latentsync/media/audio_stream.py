@@ -6,21 +6,20 @@ Everything is decoded as a stream: limits apply while decoding, and nothing a he
 import filecmp
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.filter import Graph
 from av.stream import Disposition
 
+from latentsync.media.audio_frames import Clock, StampFollower, finite, shifted, silence, without_padding
 from latentsync.media.paths import check_input_path, open_input
-from latentsync.media.probe import first_picture, first_video_stream
-from latentsync.media.stamps import duration_of, time_of
+from latentsync.media.probe import decode_first_frame, first_video_stream
+from latentsync.media.stamps import time_of
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,13 +28,6 @@ SAMPLE_RATES = (1000, 768_000)  # Hz
 MAX_CHANNELS = 64
 # Channel counts without a named layout that swresample can mix.
 DEFAULT_LAYOUTS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 12, 14, 16, 24))
-
-# A larger jump between two time stamps is a gap in the recording; smaller steps are rounding or drift.
-GAP_SECONDS = Fraction(1, 25)
-MAX_GAP_SECONDS = 3600  # of all gaps together
-MAX_DRIFT_SECONDS = Fraction(1, 50)  # between samples and time stamps; beyond, samples are resampled to the stamps
-# aresample: always resample, by up to 1000 samples per second; never insert or drop.
-FOLLOW_STAMPS = "flags=res:async=1000:min_comp=0.005:min_hard_comp=1000000"
 NOTICEABLE_DELAY = Fraction(1, 25)
 
 
@@ -130,8 +122,8 @@ def audio_delay(path: Path, track: int | None = None) -> Fraction:
     with open_input(path) as container:
         if container.format.name == "avi":  # its stamps say nothing
             return Fraction(0)
-        picture = first_picture(container, first_video_stream(container, path), path)
-    return first_audible(path, track) - (time_of(picture) or 0)
+        frame = decode_first_frame(container, first_video_stream(container, path), path)
+    return first_audible(path, track) - (time_of(frame) or 0)
 
 
 def first_audible(path: Path, track: int | None = None) -> Fraction:
@@ -159,19 +151,10 @@ def decoded_frames(path: Path, track: int | None = None, delay: Fraction = Fract
         UserError: the stream cannot be decoded, or has gaps of more than an hour in total.
     """
     position = Fraction(0)
-    for frame in _shifted(_continuous_frames(path, track), delay):
+    for frame in shifted(_continuous_frames(path, track), delay):
         frame.time_base, frame.pts = Fraction(1, frame.sample_rate), round(position * frame.sample_rate)
         position += Fraction(frame.samples, frame.sample_rate)
         yield frame
-
-
-def trimmed(frame: av.AudioFrame, start: int, end: int) -> av.AudioFrame:
-    """Samples `start` to `end - 1` of a frame."""
-    if (start, end) == (0, frame.samples):
-        return frame
-    graph = _graph(frame, "atrim", f"start_sample={start}:end_sample={end}")
-    frame.pts, frame.time_base = 0, Fraction(1, frame.sample_rate)
-    return next(filtered(graph, [frame, None]))
 
 
 def _find_stream(streams: list[AudioStream], path: Path, track: int | str | None) -> AudioStream:
@@ -221,17 +204,17 @@ def _check_frame(path: Path, frame: av.AudioFrame) -> None:
 def _continuous_frames(path: Path, track: int | None) -> Iterator[av.AudioFrame]:
     """Frames as decoded, gaps filled, drift compensated."""
     damaged = not_finite = 0
-    clock, follower = _Clock(path), _StampFollower()
+    clock, follower = Clock(path), StampFollower()
     with open_input(path, "audio") as container:
         stream = first_audio_stream(container, path, track)
-        for frame in _without_padding(_raw_frames(container, stream)):
+        for frame in without_padding(_raw_frames(container, stream)):
             if frame is None:
                 damaged += 1
                 continue
             _check_frame(path, frame)
-            for silence in _silence(frame, clock.gap_before(frame)):
-                yield from follower.push(silence, clock)
-            frame, replaced = _finite(frame)
+            for filler in silence(frame, clock.gap_before(frame)):
+                yield from follower.push(filler, clock)
+            frame, replaced = finite(frame)
             not_finite += replaced
             yield from follower.push(frame, clock)
         yield from follower.flush()
@@ -239,128 +222,6 @@ def _continuous_frames(path: Path, track: int | None) -> Iterator[av.AudioFrame]
         logger.warning("%s: %d damaged audio packets were skipped", path, damaged)
     if not_finite:
         logger.warning("%s: %d audio samples that are not numbers were set to 0", path, not_finite)
-
-
-class _Clock:
-    """Compares time stamps with the samples so far. `position`: seconds of samples; `drift`: stamp minus position."""
-
-    def __init__(self, path: Path) -> None:
-        self.position = Fraction(0)
-        self.drift = Fraction(0)
-        self._path = path
-        self._origin: Fraction | None = None
-        self._gaps = Fraction(0)
-
-    def gap_before(self, frame: av.AudioFrame) -> Fraction:
-        """Seconds missing before a frame. Raises UserError for gaps of more than an hour in total."""
-        stamp = time_of(frame)
-        if stamp is None:
-            return Fraction(0)
-        if self._origin is None:
-            self._origin = stamp
-        error = stamp - self._origin - self.position
-        step = error - self.drift
-        if abs(step) <= GAP_SECONDS:
-            self.drift = error
-            return Fraction(0)
-        if not 0 < step < MAX_GAP_SECONDS:  # time starts anew, as in joined recordings
-            self._origin += step
-            return Fraction(0)
-        self._gaps += step
-        if self._gaps > MAX_GAP_SECONDS:
-            raise UserError(f"{self._path}: the audio has gaps of more than {MAX_GAP_SECONDS} s in total; re-encode it")
-        return step
-
-
-class _StampFollower:
-    """Passes frames on unchanged until they drift from their time stamps, and resamples them to these from then on."""
-
-    def __init__(self) -> None:
-        self._graph: Graph | None = None
-        self._format: tuple[str, str, int] | None = None
-
-    def push(self, frame: av.AudioFrame, clock: _Clock) -> Iterator[av.AudioFrame]:
-        """Advance the clock by a frame; yield what it becomes."""
-        found = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if found != self._format:
-            yield from self.flush()
-            self._format = found
-        due = clock.position + clock.drift
-        if self._graph is None and abs(clock.drift) > MAX_DRIFT_SECONDS:
-            self._graph = _graph(frame, "aresample", FOLLOW_STAMPS)
-            due = clock.position  # of the samples that came before
-        clock.position += Fraction(frame.samples, frame.sample_rate)
-        if self._graph is None:
-            yield frame
-            return
-        frame.pts, frame.time_base = round(due * frame.sample_rate), Fraction(1, frame.sample_rate)
-        yield from filtered(self._graph, [frame])
-
-    def flush(self) -> Iterator[av.AudioFrame]:
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            yield from filtered(graph, [None])
-
-
-def _graph(like: av.AudioFrame, name: str, arguments: str) -> Graph:
-    """A graph of one audio filter for frames like this one."""
-    graph = Graph()
-    source = graph.add_abuffer(
-        sample_rate=like.sample_rate,
-        format=like.format.name,
-        layout=like.layout.name,
-        time_base=Fraction(1, like.sample_rate),
-    )
-    nodes = [source, graph.add(name, arguments), graph.add("abuffersink")]
-    graph.link_nodes(*nodes).configure()
-    return graph
-
-
-def filtered(graph: Graph, frames: Iterable[av.AudioFrame | None]) -> Iterator[av.AudioFrame]:
-    """Pass frames through a filter graph; None ends the stream."""
-    for frame in frames:
-        graph.push(frame)
-        while True:
-            try:
-                result = graph.pull()
-            except (av.error.BlockingIOError, av.error.EOFError):
-                break
-            if isinstance(result, av.AudioFrame):
-                yield result
-
-
-def _without_padding(frames: Iterator[av.AudioFrame | None]) -> Iterator[av.AudioFrame | None]:
-    """Cut the last frame to the duration that the container states: encoders pad it to a whole block."""
-    last: av.AudioFrame | None = None
-    for frame in frames:
-        if frame is None:
-            yield None
-            continue
-        if last is not None:
-            yield last
-        last = frame
-    if last is not None:
-        length, tick = duration_of(last), last.time_base or Fraction(0)
-        cut = Fraction(last.samples, last.sample_rate) - length
-        short = length > 0 and cut > tick  # a tick is the container's rounding
-        yield trimmed(last, 0, max(1, round(length * last.sample_rate))) if short else last
-
-
-def _shifted(frames: Iterator[av.AudioFrame], delay: Fraction) -> Iterator[av.AudioFrame]:
-    """Put silence before the first frame, or leave the start out."""
-    is_first = True
-    for frame in frames:
-        if is_first and delay > 0:
-            yield from _silence(frame, delay)
-        is_first = False
-        if delay >= 0:
-            yield frame
-            continue
-        cut = round(-delay * frame.sample_rate)
-        delay = min(Fraction(0), delay + Fraction(frame.samples, frame.sample_rate))
-        if cut < frame.samples:
-            delay = Fraction(0)
-            yield trimmed(frame, cut, frame.samples)
 
 
 def _raw_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame | None]:
@@ -381,33 +242,3 @@ def _raw_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.A
             raise
         except av.error.FFmpegError:  # decoders report damage with codes of their own, too
             yield None
-
-
-def _finite(frame: av.AudioFrame) -> tuple[av.AudioFrame, int]:
-    """The frame with NaN and infinite samples set to 0, and how many there were.
-
-    Only uncompressed float audio can hold them, and that is packed. (PyAV 18 must not be asked for the planes of
-    planar frames with 8 channels or more: it reads past their end.)
-    """
-    if frame.format.name not in ("flt", "dbl"):
-        return frame, 0
-    samples = frame.to_ndarray()
-    bad = ~np.isfinite(samples)
-    count = int(np.count_nonzero(bad))
-    if not count:
-        return frame, 0
-    clean = av.AudioFrame.from_ndarray(np.where(bad, 0, samples), frame.format.name, frame.layout.name)
-    clean.sample_rate = frame.sample_rate
-    return clean, count
-
-
-def _silence(like: av.AudioFrame, seconds: Fraction) -> Iterator[av.AudioFrame]:
-    """Silent frames with the rate and layout of `like`, at most a second each, for `seconds`."""
-    remaining = round(seconds * like.sample_rate)
-    while remaining > 0:
-        length = min(remaining, like.sample_rate)
-        frame = av.AudioFrame("s16", like.layout.name, length)
-        frame.planes[0].update(bytes(frame.planes[0].buffer_size))
-        frame.sample_rate = like.sample_rate
-        remaining -= length
-        yield frame

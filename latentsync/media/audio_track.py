@@ -13,7 +13,8 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
 from latentsync.media.audio import resampled
-from latentsync.media.audio_stream import AudioSource, decoded_frames, first_audible, first_audio_stream, trimmed
+from latentsync.media.audio_frames import trimmed
+from latentsync.media.audio_stream import AudioSource, decoded_frames, first_audible, first_audio_stream
 from latentsync.media.paths import open_input
 from latentsync.media.stamps import duration_of, time_of
 

@@ -7,7 +7,8 @@ import av
 from av.filter import Graph
 
 from latentsync.media.audio import resampled
-from latentsync.media.audio_stream import AudioSource, decoded_frames, filtered
+from latentsync.media.audio_frames import filtered
+from latentsync.media.audio_stream import AudioSource, decoded_frames
 
 RATE = 48_000
 BLOCK = 4800  # samples

@@ -102,7 +102,7 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
         return _probe_animated_webp(path, animation)
     with open_input(path) as container:
         stream = first_video_stream(container, path)
-        frame = first_picture(container, stream, path)
+        frame = decode_first_frame(container, stream, path)
         is_still = _is_still(container, stream)
         orientation = _exif_orientation(path) if is_still else 1
         if orientation == 1:
@@ -140,7 +140,7 @@ def first_video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def first_picture(container: InputContainer, stream: VideoStream, path: Path) -> av.VideoFrame:
+def decode_first_frame(container: InputContainer, stream: VideoStream, path: Path) -> av.VideoFrame:
     """Decode up to the first good frame. Raises UserError when the stream has none."""
     stream.codec_context.thread_type = "SLICE"  # for one frame, frame threads would only read ahead
     try:

@@ -23,7 +23,7 @@ from latentsync.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-class Picture:
+class DecodedFrame:
     """A decoded frame of the source with its time. Its samples are converted on first access."""
 
     __slots__ = ("_convert", "_frame", "duration", "is_key", "time")
@@ -79,15 +79,15 @@ class VideoReader:
             self._opened[0].close()
             self._opened = None
 
-    def pictures(self, start: Fraction | None = None) -> Iterator[Picture]:
+    def decode(self, start: Fraction | None = None) -> Iterator[DecodedFrame]:
         """Yield frames with strictly increasing times, to the end of the file.
 
         With `start` (seconds) decoding begins at a keyframe at or before it if the file can be searched; the first
-        frame may then still come after `start`, and the caller falls back to `pictures()`. Raises UserError when no
+        frame may then still come after `start`, and the caller falls back to `decode()`. Raises UserError when no
         frame can be decoded from the beginning.
         """
         if self._info.is_animated_webp:
-            yield from self._webp_pictures()
+            yield from self._decode_webp()
             return
         from_start = start is None or not self._seek(start)
         if from_start:
@@ -99,7 +99,7 @@ class VideoReader:
                 time, duration = self._timing(frame, last_time)
                 if last_time is None or time > last_time:
                     last_time = time
-                    yield Picture(time, duration, bool(frame.key_frame), partial(self._converter, frame))
+                    yield DecodedFrame(time, duration, bool(frame.key_frame), partial(self._converter, frame))
         finally:
             self._report_damage()
         if last_time is None and from_start:
@@ -137,13 +137,13 @@ class VideoReader:
             except av.error.FFmpegError as error:
                 logger.warning("%s: reading stopped early (%s); the file is truncated", self._info.path, error.strerror)
                 self.damaged_packets += 1
-                yield from self._decode(stream, None)
+                yield from self._decode_packet(stream, None)
                 return
             if packet is None:
                 return
-            yield from self._decode(stream, packet)
+            yield from self._decode_packet(stream, packet)
 
-    def _decode(self, stream: VideoStream, packet: av.Packet | None) -> list[av.VideoFrame]:
+    def _decode_packet(self, stream: VideoStream, packet: av.Packet | None) -> list[av.VideoFrame]:
         if packet is not None and packet.is_corrupt:  # truncated: half of the frame would be wrong
             self.damaged_packets += 1
             return []
@@ -190,7 +190,7 @@ class VideoReader:
             self._reported_damage = True
             logger.warning("%s: %d damaged packets were skipped", self._info.path, self.damaged_packets)
 
-    def _webp_pictures(self) -> Iterator[Picture]:
+    def _decode_webp(self) -> Iterator[DecodedFrame]:
         animation = read_animated_webp(self._info.path)
         if animation is None:
             raise UserError(f"{self._info.path}: the animated image has changed since it was opened")
@@ -199,5 +199,5 @@ class VideoReader:
         for index, (milliseconds, pixels) in enumerate(zip(animation.durations, frames, strict=False)):
             rgba = av.VideoFrame.from_ndarray(pixels, format="rgba")
             duration = Fraction(milliseconds, 1000)
-            yield Picture(time, duration, index == 0, partial(self._converter, rgba))
+            yield DecodedFrame(time, duration, index == 0, partial(self._converter, rgba))
             time += duration

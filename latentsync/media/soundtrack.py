@@ -65,7 +65,7 @@ def write_mix(path: Path, layers: Sequence[Layer], seconds: Fraction) -> AudioSo
     channels = max(min(found[1], 2) for found in formats)
     peak = _write(path, layers, rate, channels, round(seconds * rate), 1.0)
     if peak > 1:
-        logger.info("the mixed sound is %.1f dB above full scale and is made quieter", 20 * np.log10(peak))
+        logger.info("the mixed audio is %.1f dB above full scale and is made quieter", 20 * np.log10(peak))
         _write(path, layers, rate, channels, round(seconds * rate), 1 / peak)
     return AudioSource(path)
 

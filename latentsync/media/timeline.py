@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import VideoInfo, packet_times, probe_video
-from latentsync.media.reader import Picture, VideoReader
+from latentsync.media.reader import DecodedFrame, VideoReader
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -199,9 +199,9 @@ class Timeline(Iterator[VideoFrame]):
     def _run(self) -> Generator[VideoFrame]:
         with self._reader:
             for moved in nearest_samples(within(self._first_pass(), self._part, self.info.path), self.fps, self._count):
-                picture = moved.item
-                frame = picture.frame
-                self._picks.append(picture.time)
+                decoded = moved.item
+                frame = decoded.frame
+                self._picks.append(decoded.time)
                 yield frame
             remaining = self._count - len(self._picks)
             if remaining:
@@ -213,21 +213,21 @@ class Timeline(Iterator[VideoFrame]):
                 return
             yield from self._further_passes(remaining)
 
-    def _first_pass(self) -> Iterator[Picture]:
-        for picture in self._from_start():
-            if picture.is_key:
-                self._keys.append(picture.time)
-            yield picture
+    def _first_pass(self) -> Iterator[DecodedFrame]:
+        for decoded in self._from_start():
+            if decoded.is_key:
+                self._keys.append(decoded.time)
+            yield decoded
 
-    def _from_start(self) -> Iterator[Picture]:
-        """Pictures from a keyframe before the part on, or from the beginning of a file that cannot be searched."""
+    def _from_start(self) -> Iterator[DecodedFrame]:
+        """Frames from a keyframe before the part on, or from the beginning of a file that cannot be searched."""
         if self._part.start > SEARCHED_SECONDS and not self.info.is_animated_webp:
-            next(self._reader.pictures(), None)  # searching needs the time stamp of the first frame
-            pictures = self._reader.pictures(self._part.start)
-            first = next(pictures, None)
+            next(self._reader.decode(), None)  # searching needs the time stamp of the first frame
+            frames = self._reader.decode(self._part.start)
+            first = next(frames, None)
             if first is not None and first.time <= self._part.start:
-                return chain([first], pictures)
-        return self._reader.pictures()
+                return chain([first], frames)
+        return self._reader.decode()
 
     def _check_promised_length(self) -> None:
         """Warn when the frames end well before the duration in the header."""
@@ -250,7 +250,7 @@ class Timeline(Iterator[VideoFrame]):
     def _forward(self, begin: int, end: int) -> Iterator[VideoFrame]:
         """Samples begin..end-1 of one pass, in order."""
         picks = self._picks[begin:end]
-        frames = self._pictures_at(sorted(set(picks)))
+        frames = self._frames_at(sorted(set(picks)))
         for _, samples in groupby(picks):
             frame = next(frames)
             yield from (frame for _ in samples)
@@ -282,7 +282,7 @@ class Timeline(Iterator[VideoFrame]):
             start = bisect_left(self._picks, self._keys[key], start, end - 1)
         return start
 
-    def _pictures_at(self, times: list[Fraction]) -> Iterator[VideoFrame]:
+    def _frames_at(self, times: list[Fraction]) -> Iterator[VideoFrame]:
         """One frame for each of `times` (strictly increasing), which an earlier pass has decoded.
 
         Seeks first; if that ends after the first time, tries earlier keyframes, and finally decodes again from the
@@ -293,23 +293,23 @@ class Timeline(Iterator[VideoFrame]):
         lead = self._key_lead
         skips = bool(self._keys) and self._keys[0] > 0  # the first pass did not begin at the beginning
         while found == 0 and (key > lead or (skips and key == lead)):
-            for picture in self._reader.pictures(self._keys[key - lead]):
-                if picture.time > times[found]:
+            for decoded in self._reader.decode(self._keys[key - lead]):
+                if decoded.time > times[found]:
                     break
-                if picture.time == times[found]:
+                if decoded.time == times[found]:
                     self._key_lead = lead
-                    yield picture.frame
+                    yield decoded.frame
                     found += 1
                     if found == len(times):
                         return
             lead = 2 * lead + 1  # containers without an index (MPEG-TS) need an earlier keyframe
-        for picture in self._reader.pictures():
-            while picture.time >= times[found]:
-                yield picture.frame
+        for decoded in self._reader.decode():
+            while decoded.time >= times[found]:
+                yield decoded.frame
                 found += 1
                 if found == len(times):
                     return
-        yield from repeat(picture.frame, len(times) - found)
+        yield from repeat(decoded.frame, len(times) - found)
 
 
 class _Moved(Generic[Item]):

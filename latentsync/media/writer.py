@@ -107,9 +107,9 @@ class VideoWriter:
             raise ValueError(f"frame of {frame.width}x{frame.height} in a video of {self._size[0]}x{self._size[1]}")
         if self._container is None:
             raise ValueError(f"{self._name}: the file is closed")
-        picture = self._picture(frame)
+        output = self._encoder_frame(frame)
         with self._user_errors():
-            self._container.mux(self._stream.encode(picture))
+            self._container.mux(self._stream.encode(output))
             self._frames += 1
             if self._audio is not None:
                 self._audio.mux_until(self._frames / self._fps)
@@ -178,24 +178,24 @@ class VideoWriter:
         if audio is not None:
             self._audio = AudioTrack(self._container, suffix, audio, max_audio_seconds)
 
-    def _picture(self, frame: VideoFrame) -> av.VideoFrame:
+    def _encoder_frame(self, frame: VideoFrame) -> av.VideoFrame:
         """The next frame for the encoder. Copied, because PyAV wraps I420 arrays wrongly for heights such as 270."""
-        picture = av.VideoFrame(frame.width, frame.height, self._pixel_format)
+        output = av.VideoFrame(frame.width, frame.height, self._pixel_format)
         if self._pixel_format == TEN_BIT:
-            for plane, deep in zip(picture.planes, self._deep_planes(frame), strict=True):
+            for plane, deep in zip(output.planes, self._deep_planes(frame), strict=True):
                 plane_samples(plane, np.uint16)[:] = deep
         else:
-            for plane, samples in zip(picture.planes, frame.planes, strict=True):
+            for plane, samples in zip(output.planes, frame.planes, strict=True):
                 plane_samples(plane)[:] = samples
         if self._codec.pixel_formats[self._pixel_format] != self._pixel_format:
-            picture = picture.reformat(format=self._codec.pixel_formats[self._pixel_format])
-        picture.pts = self._frames
-        picture.time_base = 1 / self._fps
-        picture.color_range = self._color.range
-        picture.colorspace = self._color.matrix
-        picture.color_primaries = self._color.primaries
-        picture.color_trc = self._color.transfer
-        return picture
+            output = output.reformat(format=self._codec.pixel_formats[self._pixel_format])
+        output.pts = self._frames
+        output.time_base = 1 / self._fps
+        output.color_range = self._color.range
+        output.colorspace = self._color.matrix
+        output.color_primaries = self._color.primaries
+        output.color_trc = self._color.transfer
+        return output
 
     def _deep_planes(self, frame: VideoFrame) -> list[np.ndarray]:
         """10-bit planes (Y, U, V) of a frame; 8-bit samples are scaled."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from python_speech_features import mfcc
 from torch import Tensor
 
 from latentsync.constants import SAMPLE_RATE
@@ -79,6 +78,8 @@ def mfcc_windows(wave: np.ndarray) -> Tensor:
     Coefficients of python_speech_features' defaults on 16-bit samples: 25 ms windows every 10 ms, 26 filters, 512
     points, pre-emphasis 0.97, lifter 22, log energy first.
     """
+    from python_speech_features import mfcc  # of the extra `train`
+
     samples = np.clip(np.round(wave * 32768.0), -32768, 32767).astype(np.int16)
     columns = torch.from_numpy(mfcc(samples, SAMPLE_RATE).T.astype(np.float32))  # (13, columns)
     if columns.shape[1] < MFCC_COLUMNS:

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from latentsync.models.compiled import use_channels_last
 from latentsync.models.lora import ALL_LAYERS, find_projections, load_lora
 from latentsync.models.quantized import quantize_linear_layers
+from latentsync.models.storage import store_in_fp8, store_on_host
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
-from latentsync.options import GenerationOptions
-from latentsync.pipelines.parts import (
+from latentsync.options import GenerationOptions, Weights
+from latentsync.pipelines.components import (
     ModelPaths,
-    load_parts,
+    check_compatibility,
+    load_components,
     multiplies_bfloat16,
     pick_devices,
     pick_dtype,
@@ -91,11 +93,12 @@ class PipelineBase:
         self._original_weights: dict[str, Tensor] = {}
         self._original_sampling: dict[str, Any] = {}
         self._vram_efficient = self._is_quantized = False
+        self._weights: Weights = "full"
         self._compile_options: dict[str, Any] | None = None  # if compiled
         self._copies: list[Self] = []  # on further devices
-        self._chunk_memory: dict[tuple, int] = {}  # bytes, by the settings that it depends on
+        self._chunk_memory: dict[tuple, tuple[int, int]] = {}  # bytes of one and of two, by what they depend on
         self._speeds: dict[tuple, Speeds] = {}  # by the settings that they depend on
-        self._check_compatibility()
+        check_compatibility(unet, self.codec, audio_encoder)
 
     @classmethod
     def from_pretrained(
@@ -112,6 +115,7 @@ class PipelineBase:
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
         preset: str = "best",
+        weights: Weights = "full",
         quantize: bool = False,
         compile: bool = False,
         audio_cache_dir: str | Path | None = None,
@@ -120,7 +124,7 @@ class PipelineBase:
 
         Args:
             model: a registered name (latentsync-1.6, latentsync-1.5, embedded), a model folder (see
-                `parts.FOLDER_LAYOUT`), a Hugging Face Hub id, single files as `ModelPaths`, or None for the best
+                `components.FOLDER_LAYOUT`), a Hugging Face Hub id, single files as `ModelPaths`, or None for the best
                 available model that fits the device.
             device: cuda, cuda:N, mps or cpu; None or "auto" selects the best available. Several, separated by commas,
                 share the chunks of a video; see `use_devices`.
@@ -134,6 +138,7 @@ class PipelineBase:
                 filter if its weights are missing.
             lora, lora_scale: see `load_lora_weights`.
             preset: realtime merges the model's adapter for a few steps, if it is present; see `preset_adapter`.
+            weights: see `store_weights`.
             quantize, compile: see the methods of these names.
             audio_cache_dir: folder for cached audio features, keyed by file content.
 
@@ -141,25 +146,25 @@ class PipelineBase:
             UserError: unknown name, missing or incompatible files, or unavailable device.
         """
         target, *others = pick_devices(device)
-        parts = load_parts(model, target, audio_cache_dir)
-        settings = parts.model
-        casts = dtype is None and parts.run.cpu_bfloat16 and target.type == "cpu" and multiplies_bfloat16()
+        components = load_components(model, target, audio_cache_dir)
+        settings = components.model
+        casts = dtype is None and components.run.cpu_bfloat16 and target.type == "cpu" and multiplies_bfloat16()
         dtype = dtype or pick_dtype(target)
         precision = _name(torch.bfloat16 if casts else dtype)
-        logger.info("model %s (%s) on %s, %s", settings.name, parts.reason, target, precision)
+        logger.info("model %s (%s) on %s, %s", settings.name, components.reason, target, precision)
         pipeline = cls(
-            parts.codec,
-            parts.audio_encoder,
-            parts.unet,
-            parts.scheduler,
-            parts.resolution,
-            num_inference_steps=parts.run.inference_steps,
-            guidance_scale=parts.run.guidance_scale,
+            components.codec,
+            components.audio_encoder,
+            components.unet,
+            components.scheduler,
+            components.resolution,
+            num_inference_steps=components.run.inference_steps,
+            guidance_scale=components.run.guidance_scale,
             blend_inset=settings.blend_inset,
             match_color=match_color or settings.match_color,
             match_detail=settings.match_detail,
-            one_step=parts.run.one_step,
-            few_steps=parts.run.few_steps,
+            one_step=components.run.one_step,
+            few_steps=components.run.few_steps,
             enhancer=pick_enhancer(enhancer) if upscale else None,
         )
         pipeline.name = settings.name
@@ -178,13 +183,14 @@ class PipelineBase:
             pipeline.quantize()
         if compile:
             pipeline.compile()
-        return pipeline.use_devices(others)
+        return pipeline.use_devices(others).store_weights(weights)
 
     def __repr__(self) -> str:
         modes = {
             "deepcache": self.unet.uses_deepcache,
             "vram_efficient": self._vram_efficient,
             "lora": bool(self._original_weights),
+            f"weights {self._weights}": self._weights != "full",
             "quantized": self._is_quantized,
             "compiled": self._is_compiled,
         }
@@ -209,7 +215,12 @@ class PipelineBase:
         return self.codec.dtype
 
     def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move or cast all networks, like `torch.nn.Module.to`. The audio encoder stays in float32."""
+        """Move or cast all networks, like `torch.nn.Module.to`. The audio encoder stays in float32.
+
+        Raises:
+            UserError: after `store_weights`.
+        """
+        self._check_weights("moved or cast")
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         self.codec.to(device, dtype)
@@ -230,6 +241,7 @@ class PipelineBase:
 
         The faces of the embedded model change by about one level of 255.
         """
+        self._check_weights("cast")
         self.unet.to(dtype)
         if self.codec.is_local:
             self.codec.vae.decoder.cast_convolutions(dtype)
@@ -272,6 +284,34 @@ class PipelineBase:
         self._vram_efficient = False
         return self.disable_vae_slicing().disable_vae_tiling()
 
+    def store_weights(self, weights: Weights) -> Self:
+        """Store the UNet's weights in less device memory, see `models.storage`: "fp8" in 8 bits, "host" on the host.
+
+        "full" changes nothing. Call it last; it cannot be undone, nor combined with `quantize`, `compile` and several
+        devices.
+
+        Raises:
+            UserError: combined with one of these.
+        """
+        if weights == self._weights:
+            return self
+        self._check_weights("stored again")
+        others = {"quantize": self._is_quantized, "compile": self._is_compiled, "several devices": self._copies}
+        if conflict := next((name for name, is_on in others.items() if is_on), None):
+            raise UserError(f"weights {weights} and {conflict} exclude each other; leave one of them out")
+        if weights == "fp8":
+            store_in_fp8(self.unet)
+        else:
+            store_on_host(self.unet, self.device)
+        self._weights = weights
+        self._chunk_memory.clear()
+        self._speeds.clear()
+        return self
+
+    def _check_weights(self, change: str) -> None:
+        if self._weights != "full":
+            raise UserError(f"weights {self._weights}: the model can no longer be {change}; load it again")
+
     def quantize(self) -> Self:
         """Compute the linear layers of the UNet in 8 bits, see `models.quantized`: faster on a GPU when compiled.
 
@@ -280,6 +320,7 @@ class PipelineBase:
         Raises:
             UserError: torchao is not installed.
         """
+        self._check_weights("quantized")
         logger.info("linear layers in %s", quantize_linear_layers(self.unet))
         self._is_quantized = True
         return self
@@ -294,6 +335,7 @@ class PipelineBase:
         Args:
             options: passed to `torch.compile`, e.g. mode="max-autotune-no-cudagraphs".
         """
+        self._check_weights("compiled")
         use_channels_last(self.unet)
         use_channels_last(self.codec)
         self.unet.compile(**options)
@@ -307,6 +349,8 @@ class PipelineBase:
         The result is the same, up to rounding: chunks are denoised independently. Call it last: later changes of
         weights and modes do not reach the copies until it is called again. `speak` uses this device alone.
         """
+        if devices:
+            self._check_weights("copied to other devices")
         self._copies = [self._copy_to(torch.device(device)) for device in devices]
         self._speeds.clear()
         return self
@@ -330,6 +374,7 @@ class PipelineBase:
         """
         if self._is_quantized:
             raise UserError(f"{path}: adapters must be loaded before the model is quantized; load the model again")
+        self._check_weights("given an adapter")
         weights = {name: self.unet.get_parameter(f"{name}.weight") for name in find_projections(self.unet, ALL_LAYERS)}
         original = {name: weight.data for name, weight in weights.items()}
         info = load_lora(self.unet, path, scale)
@@ -354,6 +399,7 @@ class PipelineBase:
 
     def unload_lora_weights(self) -> Self:
         """Restore the weights of the UNet, and its sampling, before the first `load_lora_weights`."""
+        self._check_weights("restored")
         for name, weight in self._original_weights.items():
             parameter = self.unet.get_parameter(f"{name}.weight")
             parameter.data = weight.to(parameter.device, parameter.dtype)
@@ -380,21 +426,6 @@ class PipelineBase:
         if options.enhancer not in self._enhancers:
             self._enhancers[options.enhancer] = pick_enhancer(options.enhancer).to(self.device, self.dtype)
         return self._enhancers[options.enhancer]
-
-    def _check_compatibility(self) -> None:
-        """Raises UserError if UNet, autoencoder and audio encoder are incompatible."""
-        channels, config = self.codec.channels, self.unet.config
-        if (config.in_channels, config.out_channels) != (3 * channels + 1, channels):
-            raise UserError(
-                f"UNet ({config.in_channels} input, {config.out_channels} output channels) and autoencoder ({channels} "
-                f"latent channels) are incompatible: expected {3 * channels + 1} input, {channels} output channels; "
-                "check the config and the checkpoints"
-            )
-        if self.audio_encoder.width != config.cross_attention_dim:
-            raise UserError(
-                f"the UNet expects audio features of width {config.cross_attention_dim}, but those of the Whisper "
-                f"checkpoint have width {self.audio_encoder.width}: use Whisper tiny for 384, small for 768"
-            )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""The opened inputs of a run: frames, what each person says in which of them, and the sound of the output."""
+"""The opened inputs of a run: frames, what each person says in which of them, and the audio of the output."""
 
 import logging
 import tempfile
@@ -36,14 +36,14 @@ class Clip:
         fps: frame rate of the generated frames.
         fit: the frames.
         speakers: the people to edit.
-        sound: makes the sound of the output.
+        audio: makes the audio of the output.
     """
 
     source: VideoSource
     fps: Fraction
     fit: Fit
     speakers: tuple[Speaker, ...]
-    sound: Callable[[], AudioSource]
+    audio: Callable[[], AudioSource]
 
     @property
     def info(self) -> VideoInfo:

@@ -219,22 +219,29 @@ class FaceGenerator(PipelineBase):
         return self.device.type == "cuda"
 
     def _fitting_chunks(self, run: Run) -> int:
-        """Chunks that fit into free GPU memory, from that of a step on one chunk; 1 on other devices."""
-        if not self._measures_memory:
+        """Chunks that fit into free GPU memory, from that of a step on one and on two; 1 on other devices."""
+        if not self._measures_memory or run.options.vram_efficient:
             return 1
         key = run.pace_key
-        if key not in self._chunk_memory:
-            side = run.resolution
-            faces = torch.zeros(1, run.num_frames, side, side, 3, dtype=torch.uint8)
-            faces[:, 0] = 255  # no still image, which would be encoded only once
-            tokens = torch.zeros(1, run.num_frames, self.audio_encoder.num_tokens, self.audio_encoder.width)
-            sampling = replace(run.sampling, num_inference_steps=1, eta=0.0, callback=None, callback_on_step_end=None)
-            trial = replace(run.with_chunks(1), sampling=sampling)
-            with run_eagerly():
-                self._chunk_memory[key] = peak_memory(
-                    lambda: self.begin(faces, tokens, None, trial).wait(), self.device
-                )
-        return chunks_that_fit(free_memory(self.device), self._chunk_memory[key])
+        try:
+            if key not in self._chunk_memory:
+                one, two = (peak_memory(partial(self._try_chunks, run, count), self.device) for count in (1, 2))
+                self._chunk_memory[key] = one, two
+        except torch.OutOfMemoryError:
+            return 1
+        return chunks_that_fit(free_memory(self.device), *self._chunk_memory[key])
+
+    def _try_chunks(self, run: Run, count: int) -> None:
+        """A step on so many chunks of empty frames, twice: the first are decoded while the second are denoised."""
+        side = run.resolution
+        faces = torch.zeros(count, run.num_frames, side, side, 3, dtype=torch.uint8)
+        faces[:, 0] = 255  # no still image, which would be encoded only once
+        tokens = torch.zeros(count, run.num_frames, self.audio_encoder.num_tokens, self.audio_encoder.width)
+        sampling = replace(run.sampling, num_inference_steps=1, eta=0.0, callback=None, callback_on_step_end=None)
+        trial = replace(run.with_chunks(count), sampling=sampling)
+        with run_eagerly():
+            for pending in [self.begin(faces, tokens, None, trial) for _ in range(2)]:
+                pending.wait()
 
     def _with_own_sampling(self, options: GenerationOptions) -> GenerationOptions:
         """The options with the sampling that a model of one or a few steps was trained for."""

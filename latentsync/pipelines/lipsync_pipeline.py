@@ -181,7 +181,7 @@ class LipsyncPipeline(FaceGenerator):
             closing(self._finisher(clip, run)) as finisher,
             ProgressReport(work, on_progress, shown=progress) as report,
             closing(self._generate(clip, replace(run, watch=report))) as pairs,
-            ResultFile(path, clip.info, finisher.fps, clip.sound(), run.options, temp_dir).open(
+            ResultFile(path, clip.info, finisher.fps, clip.audio(), run.options, temp_dir).open(
                 finisher, report.wrote
             ) as deliver,
         ):

@@ -8,9 +8,16 @@ MAX_CHUNKS = 8  # more hardly fill a GPU better, and the first frames arrive lat
 USABLE = 0.8  # of the free memory; the rest is for fragments and other programs
 
 
-def chunks_that_fit(free: float, per_chunk: float) -> int:
-    """Chunks to denoise together, with so many bytes of free memory and so many for a chunk: 1 to `MAX_CHUNKS`."""
-    return MAX_CHUNKS if per_chunk <= 0 else max(1, min(MAX_CHUNKS, int(USABLE * free / per_chunk)))
+def chunks_that_fit(free: float, one: float, two: float) -> int:
+    """Chunks to denoise together, 1 to `MAX_CHUNKS`, with `free` bytes of memory.
+
+    `one`, `two`: bytes that so many chunks need. The difference is that of each further one: the autoencoder, which
+    works on a few images at a time, needs the same for any number.
+    """
+    room, further = USABLE * free - one, two - one
+    if further <= 0:
+        return MAX_CHUNKS if room >= 0 else 1
+    return max(1, min(MAX_CHUNKS, 1 + int(room // further)))
 
 
 def free_memory(device: torch.device) -> int:

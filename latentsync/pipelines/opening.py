@@ -16,7 +16,7 @@ from latentsync.media.timeline import Part
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.clip import Clip, Files, Opened
 from latentsync.pipelines.length import KEEP_TAIL, REST_TAIL, fit_length
-from latentsync.pipelines.original_sound import Mixer
+from latentsync.pipelines.original_audio import Mixer
 from latentsync.pipelines.scripted import open_scripted
 from latentsync.pipelines.speakers import fade_out
 from latentsync.utils.errors import UserError
@@ -90,11 +90,11 @@ def _open_voice(opened: Opened, audio: AudioInput | Files | None) -> Clip:
     if options.length_mode == REST_TAIL:  # also where pauses keep the original frames
         np.maximum(speaker.weights, fade_out(~spoken), out=speaker.weights)
 
-    def sound() -> AudioSource:
+    def audio() -> AudioSource:
         seconds = min(Fraction(len(wave), SAMPLE_RATE), fit.count / fps)
         mixer = Mixer(source, options.mix_original, opened.folder)
         if keeps_tail:
             return mixer.until(voice, seconds, fit.count / fps)
         return mixer.under(voice.cut(seconds) if options.length_mode == "cut" else voice, seconds, fps)
 
-    return Clip(source, fps, fit, (speaker,), sound)
+    return Clip(source, fps, fit, (speaker,), audio)

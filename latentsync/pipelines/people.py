@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latentsync.metrics.clip_sync import EmbeddedScorer
 
 SCAN_FPS = Fraction(5)  # where only faces are looked for
-SYNC_SECONDS = 10  # of each track that are compared with the sound
+SYNC_SECONDS = 10  # of each track that are compared with the audio
 OFFSET_REACH = 5  # frames between audio and video
 NEAR_SECONDS = Fraction(1, 2)  # between a time and a sighting that counts for it
 SPEAKER, PERSON = "speaker", re.compile(r"person(\d+)")
@@ -35,7 +35,7 @@ CAPTION_HEIGHT = 44
 
 @dataclass(frozen=True)
 class FoundPerson:
-    """A person, and the distance of the mouth from the sound: the smaller the likelier is it the speaker.
+    """A person, and the distance of the mouth from the audio: the smaller the likelier is it the speaker.
 
     It is None where it was not measured. 0 to 2, see `latentsync.metrics.sync`.
     """
@@ -69,11 +69,11 @@ def find_people(
         video: see `latentsync.media.sources`.
         detector: see the option.
         device: where the networks run.
-        speaking: also compare each mouth with the sound of the video, which takes several times as long.
+        speaking: also compare each mouth with the audio of the video, which takes several times as long.
         most_seconds: of the video that are looked at; None for all.
 
     Raises:
-        UserError: the video cannot be read, or has no sound to compare with.
+        UserError: the video cannot be read, or has no audio to compare with.
     """
     if isinstance(video, VideoSource):
         return _find(video, detector, device, speaking, most_seconds)
@@ -112,7 +112,7 @@ def resolve_faces(
 
 
 def likely_speaker(people: Sequence[FoundPerson]) -> FoundPerson:
-    """The person whose mouth is closest to the sound; the one longest in view where that is not known."""
+    """The person whose mouth is closest to the audio; the one longest in view where that is not known."""
     return min(
         people,
         key=lambda item: (np.inf if item.distance is None else item.distance, -len(item.person.sightings)),
@@ -166,7 +166,7 @@ def _open_scorer(device: str) -> "EmbeddedScorer":
 def _sound(source: VideoSource) -> SpooledAudio:
     path, part = source.info.path, source.part
     if path == IN_MEMORY or source.info.is_still or not has_audio(path):
-        raise UserError(f"{path}: the video has no sound that tells who speaks; choose the face by name or place")
+        raise UserError(f"{path}: the video has no audio that tells who speaks; choose the face by name or place")
     return SpooledAudio(select_audio(path, None, path, part.start, part.end), SAMPLE_RATE)
 
 

@@ -17,7 +17,7 @@ from latentsync.media.samples import PlacedSamples
 from latentsync.media.soundtrack import Layer
 from latentsync.pipelines.clip import Clip, Files, Opened
 from latentsync.pipelines.length import whole_video
-from latentsync.pipelines.original_sound import Mixer
+from latentsync.pipelines.original_audio import Mixer
 from latentsync.pipelines.script import Cue, check_overlaps, find_audio, read_script
 from latentsync.pipelines.speakers import Speaker, fade_in
 from latentsync.utils.errors import UserError
@@ -39,7 +39,7 @@ class Line:
 
 
 def open_scripted(opened: Opened, script: Path, files: Files | None) -> Clip:
-    """A clip with the voices of a script; frames and sound outside its cues are the original ones.
+    """A clip with the voices of a script; frames and audio outside its cues are those of the video.
 
     Args:
         files: audio files by the names in the script; None where these are paths relative to it.
@@ -57,11 +57,11 @@ def open_scripted(opened: Opened, script: Path, files: Files | None) -> Clip:
     faces = dict.fromkeys(line.face for line in lines)
     speakers = tuple(_speaker(opened, [line for line in lines if line.face == face], fit.count) for face in faces)
 
-    def sound() -> AudioSource:
+    def audio() -> AudioSource:
         mixer = Mixer(opened.source, opened.options.mix_original, opened.folder)
         return mixer.around([_layer(line) for line in lines], [(line.start, line.end) for line in lines], seconds)
 
-    return Clip(opened.source, opened.fps, fit, speakers, sound)
+    return Clip(opened.source, opened.fps, fit, speakers, audio)
 
 
 def _lines(opened: Opened, cues: Sequence[Cue], folder: Path, files: Files | None) -> list[Line]:

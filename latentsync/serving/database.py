@@ -127,7 +127,7 @@ def prepare(path: Path) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a database file; None for a sound one, and where there is none."""
+    """What is wrong with a database file; None if it is intact or absent."""
     if not path.exists():
         return None
     folders = path.parent / "jobs"
@@ -152,7 +152,7 @@ def repair(workspace: Path) -> Path | None:
     """Move a damaged database and the folders of its jobs aside, into `damaged-DATE` in the workspace.
 
     Nothing is deleted, so finished results can still be taken from there. Stop all programs that use the workspace
-    first. Returns the new folder; None where the database is sound.
+    first. Returns the new folder; None if the database is intact.
 
     Raises:
         UserError: the workspace cannot be used.

@@ -14,7 +14,7 @@ from latentsync.checkpoints.registry import GB, REGISTRY, default_name, model_na
 from latentsync.config.unet import load_unet_config
 from latentsync.loading import ModelPaths, load_pipeline, pick_device
 from latentsync.models.unet_config import UNetConfig
-from latentsync.options import AUTO, GenerationOptions
+from latentsync.options import AUTO, GenerationOptions, Weights
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.pipelines.presets import preset_adapter
 from latentsync.utils.errors import UserError, did_you_mean
@@ -22,7 +22,8 @@ from latentsync.utils.paths import PROJECT_ROOT
 
 logger = logging.getLogger(__name__)
 
-OWN_MODEL_GB = 18.0  # assumed for a user's own checkpoint: as much as the largest registered one
+# Assumed for a user's own checkpoint: as much as the largest registered one.
+OWN_MODEL_GB = max(item.model.memory_gb for item in REGISTRY.values() if item.model)
 TRAINED_FOLDERS = ("checkpoints", "output")  # searched for users' own checkpoints
 RUN_CONFIG = "config.yaml"
 
@@ -109,14 +110,21 @@ class ModelCache:
         most: maximum number of pipelines.
         default: the model that "auto" in a job's options stands for.
         dtype: float32, float16 or bfloat16; None for the device's default.
+        weights: see `PipelineBase.store_weights`.
         compile: compile the models.
     """
 
     def __init__(
-        self, device: str = AUTO, most: int = 2, default: str = AUTO, dtype: str | None = None, compile: bool = False
+        self,
+        device: str = AUTO,
+        most: int = 2,
+        default: str = AUTO,
+        dtype: str | None = None,
+        weights: Weights = "full",
+        compile: bool = False,
     ) -> None:
         self.device, self.most, self.default = pick_device(device), most, default
-        self.dtype, self.compile = None if dtype is None else getattr(torch, dtype), compile
+        self.dtype, self.weights, self.compile = None if dtype is None else getattr(torch, dtype), weights, compile
         self._loaded: OrderedDict[tuple, LipsyncPipeline] = OrderedDict()
 
     @property
@@ -147,6 +155,7 @@ class ModelCache:
             lora=lora,
             lora_scale=options.lora_scale,
             preset=options.preset,
+            weights=self.weights,
             compile=self.compile,
         )
         self._loaded[key] = pipeline

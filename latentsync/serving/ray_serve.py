@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentsync.options import AUTO, COMPILE_HELP, DTYPES, GenerationOptions
+from latentsync.options import AUTO, COMPILE_HELP, DTYPES, WEIGHTS, WEIGHTS_HELP, GenerationOptions
 from latentsync.serving.handler import run_job
 from latentsync.serving.jobs import JobKind
 from latentsync.serving.models import ModelCache
@@ -185,10 +185,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpus", type=float, default=1, help="CPUs of each replica (default: %(default)s)")
     parser.add_argument("--model", default=AUTO, help="default model (default: the best present)")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the models (default: by device and model)")
+    parser.add_argument("--weights", choices=WEIGHTS, default="full", help=WEIGHTS_HELP)
     parser.add_argument("--compile", action="store_true", help=COMPILE_HELP)
     options = parser.parse_args(argv)
     connect(options.address)
-    models = {"default": options.model, "dtype": options.dtype, "compile": options.compile}
+    models = {name: getattr(options, name) for name in ("dtype", "weights", "compile")} | {"default": options.model}
     deploy(options.replicas, options.gpus, options.cpus, **models)
     print(f"deployment {APPLICATION} is running; services started with --ray_address use it")
     return 0

@@ -26,8 +26,9 @@ from latentsync.serving.jobs import (
     WrongState,
 )
 from latentsync.serving.models import find_lora, find_model
+from latentsync.serving.rows import Row
 from latentsync.serving.settings import ServingSettings
-from latentsync.serving.store import JobStore, Row
+from latentsync.serving.store import JobStore
 from latentsync.serving.supervisor import Supervisor
 from latentsync.serving.thumbnails import write_thumbnail
 from latentsync.serving.workspace import THUMBNAIL, Workspace

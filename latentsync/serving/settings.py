@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from latentsync.options import AUTO, COMPILE_HELP, DTYPES
+from latentsync.options import AUTO, COMPILE_HELP, DTYPES, WEIGHTS, WEIGHTS_HELP, Weights
 from latentsync.utils.errors import UserError
 from latentsync.utils.memory import GIB, default_limit
 
@@ -19,6 +19,7 @@ class ServingSettings:
     workers: number of processes that run jobs; 0 for a process that only submits and reads.
     devices: of the workers, in turn: auto, cpu, cuda, cuda:0, ...
     dtype: precision of the models: float32, float16, bfloat16; None for the device's default.
+    weights: see `PipelineBase.store_weights`. compile: compile the models.
     model: the model that "auto" in a job's options stands for.
     max_models: number of pipelines a worker keeps loaded. unload_after_minutes: without a job, a worker unloads them;
         None for never.
@@ -38,6 +39,7 @@ class ServingSettings:
     workers: int = 1
     devices: tuple[str, ...] = (AUTO,)
     dtype: str | None = None
+    weights: Weights = "full"
     compile: bool = False
     model: str = AUTO
     max_models: int = 2
@@ -75,6 +77,8 @@ class ServingSettings:
             raise UserError(f"worker_memory_bytes must be 0 or more, not {self.worker_memory_bytes}")
         if self.dtype not in (None, *DTYPES):
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.weights not in WEIGHTS:
+            raise UserError(f"weights must be one of {', '.join(WEIGHTS)}, not {self.weights!r}")
         if self.min_free_bytes < 0:
             raise UserError(f"min_free_bytes must be 0 or more, not {self.min_free_bytes}")
 
@@ -100,6 +104,7 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
     add("--dtype", choices=DTYPES, help="precision of the models (default: by device and model)")
+    add("--weights", choices=WEIGHTS, default="full", help=WEIGHTS_HELP)
     add("--compile", action="store_true", help=COMPILE_HELP)
     add(
         "--unload_after_minutes",

@@ -11,116 +11,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from latentsync.options import GenerationOptions, read_stored
+from latentsync.options import GenerationOptions
 from latentsync.serving import database
 from latentsync.serving.clock import boot_id
 from latentsync.serving.jobs import NO_METADATA, JobKind, JobState, Metadata
+from latentsync.serving.rows import Row
 from latentsync.utils.progress import Progress
 
 ENDED = "state IN ('done', 'failed', 'cancelled')"
 TOO_MANY_ATTEMPTS = "the worker died {attempts} times while it ran this job, which may need more memory than there is"
-UNREADABLE = "the stored job cannot be read ({reason}): another version wrote it, or it is damaged; submit it again"
-MAX_REASON = 200  # characters
-
-
-@dataclass(frozen=True)
-class Row:
-    """A job as it is stored.
-
-    files: role -> file name in the job's folder; result: the same, or None. place: order in the queue. fraction: of the
-    work that is done. ends: when the running attempt is expected to end. owner, beat: the worker and its last sign of
-    life. cancel: the owner should stop. submitter: name of the API key, None without one. webhook: URL to call at the
-    end; webhook_attempts: calls so far. ends and beat are monotonic seconds, the other times seconds since 1970.
-    """
-
-    number: int
-    id: str
-    kind: JobKind
-    state: JobState
-    options: GenerationOptions
-    inputs: dict[str, str]
-    files: dict[str, str]
-    created: float
-    started: float | None
-    finished: float | None
-    attempts: int
-    place: float
-    stage: str
-    done: int
-    total: int
-    fraction: float
-    ends: float | None
-    error: str | None
-    result: str | None
-    expired: bool
-    owner: str | None
-    beat: float | None
-    cancel: bool
-    submitter: str | None
-    tags: tuple[str, ...] = ()
-    webhook: str | None = None
-    webhook_attempts: int = 0
-
-    @classmethod
-    def of(cls, row: sqlite3.Row) -> "Row":
-        """The job in a row of the table. One that cannot be read is a failed job with a message."""
-        values = {field.name: row[field.name] for field in fields(cls)}
-        try:
-            return cls(**_parse(values))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            return cls(**_unreadable(values, error))
-
-
-def _parse(values: dict[str, Any]) -> dict[str, Any]:
-    """Columns as values of a `Row`. Raises ValueError, TypeError, AttributeError or RecursionError."""
-    parsed = dict(values)
-    for name in ("inputs", "files"):
-        parsed[name] = {str(role): str(file) for role, file in json.loads(values[name]).items()}
-    parsed |= {"options": read_stored(values["options"])}
-    parsed |= {"kind": JobKind(values["kind"]), "state": JobState(values["state"])}
-    parsed["tags"] = tuple(str(tag) for tag in json.loads(values["tags"]))
-    for name in ("created", "place", "fraction"):
-        parsed[name] = float(values[name])
-    for name in ("started", "finished", "ends", "beat"):
-        parsed[name] = None if values[name] is None else float(values[name])
-    for name in ("attempts", "done", "total", "webhook_attempts"):
-        parsed[name] = int(values[name])
-    return parsed | {name: bool(values[name]) for name in ("expired", "cancel")}
-
-
-def _unreadable(values: dict[str, Any], error: Exception) -> dict[str, Any]:
-    reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
-    times = {name: value if isinstance(value := values[name], float) else None for name in ("created", "finished")}
-    kept = {name: values[name] for name in ("number", "id", "owner", "submitter")}
-    empty: dict[str, Any] = dict.fromkeys(("started", "ends", "beat", "result", "webhook"))
-    return (
-        empty
-        | times
-        | kept
-        | {
-            "kind": JobKind.INTERPOLATE if values["kind"] == JobKind.INTERPOLATE else JobKind.LIPSYNC,
-            "state": JobState.FAILED,
-            "options": GenerationOptions(),
-            "inputs": {},
-            "files": {},
-            "created": times["created"] or 0.0,
-            "attempts": 0,
-            "place": 0.0,
-            "fraction": 0.0,
-            "tags": (),
-            "webhook_attempts": 0,
-            "stage": "",
-            "done": 0,
-            "total": 0,
-            "error": UNREADABLE.format(reason=reason),
-            "expired": bool(values["expired"]),
-            "cancel": bool(values["cancel"]),
-        }
-    )
 
 
 class JobStore:

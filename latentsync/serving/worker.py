@@ -21,8 +21,9 @@ from latentsync.serving.handler import LocalRunner, Runner
 from latentsync.serving.inspection import printable_name
 from latentsync.serving.jobs import JobState
 from latentsync.serving.models import ModelCache
+from latentsync.serving.rows import Row
 from latentsync.serving.settings import ServingSettings
-from latentsync.serving.store import JobStore, Row
+from latentsync.serving.store import JobStore
 from latentsync.serving.thumbnails import write_thumbnail
 from latentsync.serving.workspace import RESULT, THUMBNAIL, Workspace
 from latentsync.utils.commands import exit_now
@@ -286,7 +287,7 @@ def make_runner(settings: ServingSettings, device: str) -> Runner:
     """Runs jobs in this process, or on a Ray cluster if the settings name one."""
     if settings.ray_address is None:
         return LocalRunner(
-            ModelCache(device, settings.max_models, settings.model, settings.dtype, settings.compile),
+            ModelCache(device, settings.max_models, settings.model, settings.dtype, settings.weights, settings.compile),
             settings.max_audio_seconds,
         )
     from latentsync.serving.ray_serve import RayRunner  # an optional extra

@@ -129,6 +129,7 @@ class Trainer:
         self.task, self.config, self.accelerator = task, config, accelerator
         self.progress, self.saved_step = Progress(), 0
         self.skips_in_a_row, self.bad_files = 0, set[str]()
+        self.waited = 0.0  # seconds that the last step waited for batches
         shared_folder(accelerator, Path(config.data.train_output_dir))
         self.store = CheckpointStore(
             config.checkpoint_dir, config.run.keep_last, accelerator, background=config.run.background_saves
@@ -191,7 +192,8 @@ class Trainer:
                     self._save()
                     logger.info("stopped at step %d; run the same command to resume", self.progress.step)
                     break
-                self._train_step(batches)
+                values = self._train_step(batches)
+                self.report.add(values, self.waited)
                 self._log_and_save()
             self.store.wait()
             self.exporter.collect(wait=True)
@@ -253,8 +255,9 @@ class Trainer:
             worker_init_fn=ignore_first_signal,
         )
 
-    def _train_step(self, batches: Iterator[dict[str, Any]]) -> None:
-        """One optimizer step. Batches that cannot be used are replaced by the next ones."""
+    def _train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor | float]:
+        """One optimizer step; its logged values. Batches that cannot be used are replaced by the next ones."""
+        self.waited = 0.0
         lr, count = self.lr_at(self.progress.step), self.config.run.gradient_accumulation_steps
         set_lr(self.optimizer, lr)
         while True:
@@ -272,7 +275,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.progress.step)
         means = {name: sum(value[name] for value in values) / count for name in values[0]}
-        self.report.add({**means, "grad_norm": norm, "lr": lr})
+        return {**means, "grad_norm": norm, "lr": lr}
 
     def _backward(self, batches: Iterator[dict[str, Any]], last: bool) -> dict[str, Tensor]:
         """Add the gradients of one batch and return its losses. `last` of an optimizer step: average over processes."""
@@ -297,7 +300,7 @@ class Trainer:
                 batch = next(batches)
             except UserError as error:
                 batch = {"error": str(error)}
-            self.report.waited(time.monotonic() - began)
+            self.waited += time.monotonic() - began
             problem = batch.get("error")
             self.progress.position += 1
             self._note_bad_files(batch.get("failed_paths", []))

@@ -86,17 +86,14 @@ class Report:
         self.board = _open_tensorboard(folder / "tensorboard", step + 1) if self.writes else None
         self._restart()
 
-    def waited(self, seconds: float) -> None:
-        """Add time spent waiting for a batch."""
-        self._waited += seconds
-
     def pause(self, seconds: float) -> None:
         """Exclude time spent on saving or validating from the speed."""
         self._began += seconds
 
-    def add(self, values: Mapping[str, Tensor | float]) -> None:
-        """Values of one step; tensors stay on their device until the row is written."""
+    def add(self, values: Mapping[str, Tensor | float], waited: float = 0.0) -> None:
+        """Values of one step, and the seconds it waited for batches; tensors stay on their device until the row."""
         self._count += 1
+        self._waited += waited
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value
 

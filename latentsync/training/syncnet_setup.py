@@ -93,7 +93,7 @@ class SyncNetData:
         clips = open_clips(data, fileslist, folder)
         if not data.cache_latents:
             return clips
-        assert self.vae_path and self.whisper_path and self.codec and self._encoder  # see `find_parts`
+        assert self.vae_path and self.whisper_path and self.codec and self._encoder  # see `find_model_files`
         mask = load_mask(data.resolution)
         key = cache_key(self.vae_path, self.whisper_path, mask)
         usable = examine_clips(
@@ -120,11 +120,11 @@ class SyncNetData:
         data = self.config.data
         if data.audio_features == "mel" and not data.cache_latents:
             return None
-        assert self.whisper_path  # see `find_parts`
+        assert self.whisper_path  # see `find_model_files`
         return Audio2Feature(self.whisper_path, "cpu", data.audio_embeds_cache, data.num_frames)
 
 
-def find_parts(
+def find_model_files(
     config: SyncNetFileConfig[SyncNetConfig],
     config_path: Path,
     vae_path: Path | None = None,
@@ -139,7 +139,7 @@ def find_parts(
     if not config.data.latent_space and config.data.audio_features == "mel":
         return None
     given = {"vae": vae_path, "whisper": whisper_path, "unet": config_path}  # the UNet is not read
-    return resolve(config.ckpt.base_model, own={part: path for part, path in given.items() if path})
+    return resolve(config.ckpt.base_model, own={name: path for name, path in given.items() if path})
 
 
 def open_data(

@@ -42,27 +42,27 @@ WITHOUT_SYNC = "set run.use_syncnet to false to train without this loss"
 
 
 @dataclass(frozen=True)
-class FrozenParts:
-    """The parts of the model that are not trained."""
+class FrozenComponents:
+    """The components of the model that are not trained."""
 
     codec: LatentCodec
     audio: Audio2Feature
     scheduler: DDIMScheduler
 
 
-def load_frozen_parts(
+def load_frozen_components(
     config: UNetFileConfig, config_path: Path, own: Mapping[str, Path | None]
-) -> tuple[FrozenParts, ResolvedModel]:
-    """The parts of `ckpt.base_model` and their files; `own`: files that replace some, see `registry.resolve`.
+) -> tuple[FrozenComponents, ResolvedModel]:
+    """The components of `ckpt.base_model` and their files; `own`: files that replace some, see `registry.resolve`.
 
     Raises:
         UserError: a file is missing or does not fit.
     """
-    given = {part: path for part, path in own.items() if path} | {"unet": config_path}  # not read: the UNet is trained
+    given = {name: path for name, path in own.items() if path} | {"unet": config_path}  # not read: the UNet is trained
     files = resolve(config.ckpt.base_model, own=given)
     audio = Audio2Feature(files.whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
-    parts = FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
-    return parts, files
+    components = FrozenComponents(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
+    return components, files
 
 
 def check_start(config: UNetFileConfig) -> None:

@@ -28,7 +28,7 @@ from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.training.losses import Estimate, LossNetworks, build_losses, crop, region_box
 from latentsync.training.recipe import last_timestep_sampler, recipe_of
 from latentsync.training.task import Share, ValidateExport
-from latentsync.training.unet_setup import FrozenParts, build_unet
+from latentsync.training.unet_setup import FrozenComponents, build_unet
 from latentsync.training.unet_validation import UNetValidation, ValidationVideo
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
@@ -50,14 +50,14 @@ class UNetTask:
 
     Args:
         config: a whole UNet config.
-        parts: autoencoder, audio encoder and scheduler.
+        components: autoencoder, audio encoder and scheduler.
         networks: frozen networks of the losses, see `load_loss_networks`.
         make_dataset: builds the dataset when it is first needed, see `build_dataset`.
         validations: the validation videos.
         validate_export: see `Task`.
 
     Raises:
-        UserError: parts and config do not fit each other, or the checkpoint to start from does not.
+        UserError: components and config do not fit each other, or the checkpoint to start from does not.
     """
 
     name = "unet"
@@ -65,17 +65,17 @@ class UNetTask:
     def __init__(
         self,
         config: UNetFileConfig,
-        parts: FrozenParts,
+        components: FrozenComponents,
         networks: LossNetworks,
         make_dataset: Callable[[], ClipDataset],
         validations: Sequence[ValidationVideo] = (),
         validate_export: ValidateExport | None = None,
     ):
         self.config, self.run = config, config.run
-        self.codec, self.audio, self.scheduler = parts.codec, parts.audio, parts.scheduler
+        self.codec, self.audio, self.scheduler = components.codec, components.audio, components.scheduler
         recipe = recipe_of(config)
         self.model = build_unet(config)
-        # Checks that the parts fit together.
+        # Checks that the components fit together.
         LipsyncPipeline(self.codec, self.audio, self.model, self.scheduler, config.data.resolution)
         self.codec.vae.train(False)
         if self.run.enable_gradient_checkpointing and self.run.pixel_space_supervise:
@@ -103,7 +103,7 @@ class UNetTask:
             self._draw_timesteps = own or partial(uniform_timesteps, self.scheduler.config.num_train_timesteps)
         self._make_dataset = make_dataset
         self._dataset: ClipDataset | None = None
-        self._validation = UNetValidation(config, parts, validations)
+        self._validation = UNetValidation(config, components, validations)
         self.validate_export = validate_export
         self._device, self._dtype = torch.device("cpu"), torch.float32
 

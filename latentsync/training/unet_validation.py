@@ -14,7 +14,7 @@ from latentsync.config.unet import UNetFileConfig
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.training.task import Share
-from latentsync.training.unet_setup import FrozenParts
+from latentsync.training.unet_setup import FrozenComponents
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ class ValidationVideo(Protocol):
 
 @dataclass(frozen=True)
 class UNetValidation:
-    """The validation videos of a run, and the parts of the model that are not trained."""
+    """The validation videos of a run, and the components that are not trained."""
 
     config: UNetFileConfig
-    parts: FrozenParts
+    components: FrozenComponents
     videos: Sequence[ValidationVideo]
 
     def measure(self, unet: UNet3DConditionModel, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
@@ -49,10 +49,10 @@ class UNetValidation:
             return {}
         config, run = self.config, self.config.run
         pipeline = LipsyncPipeline(
-            self.parts.codec,
-            self.parts.audio,
+            self.components.codec,
+            self.components.audio,
             unet,
-            deepcopy(self.parts.scheduler),
+            deepcopy(self.components.scheduler),
             config.data.resolution,
             num_inference_steps=run.inference_steps,
             guidance_scale=run.guidance_scale,

@@ -7,6 +7,7 @@ Exit codes: 0 success, 1 an error that the user can fix (described in one line o
 import logging
 import math
 import os
+import select
 import signal
 import sys
 import time
@@ -40,7 +41,14 @@ def command(
     def run(argv: Sequence[str] | None = None) -> int:
         stop_on_signals()
         try:
-            return main(argv) or 0
+            code = main(argv) or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            if not _stdout_is_broken():
+                raise
+            return FAILED
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return FAILED
@@ -50,6 +58,16 @@ def command(
             return interrupted_code
 
     return run
+
+
+def _stdout_is_broken() -> bool:
+    """Whether the reader of standard output has exited, as in `| head`; the rest of the output is then discarded."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_broken
 
 
 def exit_now(code: int) -> NoReturn:

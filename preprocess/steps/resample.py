@@ -9,7 +9,7 @@ import numpy as np
 from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.media.audio import decoded_frames, resampled
 from latentsync.media.frame import VideoFrame
-from latentsync.media.reader import Picture, VideoReader
+from latentsync.media.reader import DecodedFrame, VideoReader
 from latentsync.media.timeline import nearest_samples
 from preprocess.steps.probe import Source, source_errors
 
@@ -33,10 +33,10 @@ def resample(source: Source) -> Iterator[Sample]:
     frame can be decoded.
     """
     with source_errors(), VideoReader(source.info) as reader:
-        shown: Picture | None = None
+        shown: DecodedFrame | None = None
         repeats = 0
         limit = 1 if source.info.is_still else None
-        for index, decoded in enumerate(nearest_samples(reader.pictures(), Fraction(FPS), limit)):
+        for index, decoded in enumerate(nearest_samples(reader.decode(), Fraction(FPS), limit)):
             was_cut = repeats > MAX_REPEATS
             repeats = repeats + 1 if decoded is shown else 1
             shown = decoded

@@ -7,17 +7,17 @@ from pathlib import Path
 from latentsync.checkpoints.registry import ResolvedModel
 from latentsync.config.unet import UNetFileConfig, load_unet_config
 from latentsync.models.unet_config import UNetConfig
-from latentsync.training.unet_setup import FrozenParts, check_start, load_frozen_parts
+from latentsync.training.unet_setup import FrozenComponents, check_start, load_frozen_components
 from latentsync.utils.errors import UserError
 from recipes.distill.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A config, the parts of its model that are not trained, and their files."""
+    """A config, the components of its model that are not trained, and their files."""
 
     config: UNetFileConfig[UNetConfig]
-    parts: FrozenParts
+    components: FrozenComponents
     files: ResolvedModel
 
 
@@ -28,11 +28,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--unet_config_path",
         type=Path,
         required=True,
-        help="Config with a recipe section, see recipes/distill/configs/.",
+        help="config with a recipe section, see recipes/distill/configs/",
     )
-    add("--vae_path", type=Path, help="Diffusers VAE folder (default: that of ckpt.base_model).")
-    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model).")
-    add("--scheduler_config_path", type=Path, help="The teacher's scheduler config (default: that of ckpt.base_model).")
+    add("--vae_path", type=Path, help="autoencoder folder in diffusers layout (default: that of ckpt.base_model)")
+    add("--whisper_path", type=Path, help="Whisper checkpoint (default: that of ckpt.base_model)")
+    add("--scheduler_config_path", type=Path, help="the teacher's scheduler config (default: that of ckpt.base_model)")
     return parser
 
 
@@ -45,4 +45,4 @@ def set_up(args: argparse.Namespace) -> Setup:
         raise UserError(f"{args.unet_config_path}: ckpt.resume_ckpt_path is empty; name the UNet to distill")
     check_start(config)
     own = {"vae": args.vae_path, "whisper": args.whisper_path, "scheduler_config": args.scheduler_config_path}
-    return Setup(config, *load_frozen_parts(config, args.unet_config_path, own))
+    return Setup(config, *load_frozen_components(config, args.unet_config_path, own))

@@ -19,7 +19,7 @@ from latentsync.pipelines.denoise import decode_frames, denoise_latents, unet_in
 from latentsync.pipelines.sampling import few_step_schedule
 from latentsync.training.losses import Estimate, LossNetworks
 from latentsync.training.task import Share
-from latentsync.training.unet_setup import FrozenParts
+from latentsync.training.unet_setup import FrozenComponents
 from latentsync.training.unet_task import (
     UNetTask,
     decode_onto,
@@ -42,20 +42,20 @@ class DistillTask(UNetTask):
     Args:
         dataset, held_out: samples to train on and to validate with, see `samples.TeacherSamples`; None before they are
             made, when the task is used to make them.
-        config, parts, networks: see `UNetTask`.
+        config, components, networks: see `UNetTask`.
     """
 
     def __init__(
         self,
         config: UNetFileConfig,
-        parts: FrozenParts,
+        components: FrozenComponents,
         networks: LossNetworks,
         dataset: Dataset | None = None,
         held_out: Any = None,
     ) -> None:
-        super().__init__(config, parts, networks, cast(Callable[[], Any], lambda: dataset))
-        self.teacher_schedule = parts.scheduler
-        self.scheduler = few_step_schedule(parts.scheduler)
+        super().__init__(config, components, networks, cast(Callable[[], Any], lambda: dataset))
+        self.teacher_schedule = components.scheduler
+        self.scheduler = few_step_schedule(components.scheduler)
         self.scheduler.set_timesteps(self.run.inference_steps)
         self._held_out = held_out
 

@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
     with_mel = config.run.use_syncnet
-    clips = build_dataset(config, setup.parts.codec, setup.files.vae, setup.files.whisper, with_mel)
-    task = DistillTask(config, setup.parts, LossNetworks())
+    clips = build_dataset(config, setup.components.codec, setup.files.vae, setup.files.whisper, with_mel)
+    task = DistillTask(config, setup.components, LossNetworks())
     task.model.to(device)
     task.place(device, torch.float16 if device.type == "cuda" else torch.float32)
     return make_samples(task, clips, device, int(os.environ.get("RANK", 0)), world)

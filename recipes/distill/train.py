@@ -27,8 +27,8 @@ def train(args: argparse.Namespace) -> Path:
     paths, held_out = require_samples(config), config.recipe.held_out
     task = DistillTask(
         config,
-        setup.parts,
-        load_loss_networks(config, setup.parts.audio.num_layers),
+        setup.components,
+        load_loss_networks(config, setup.components.audio.num_layers),
         TeacherSamples(paths[held_out:]),
         TeacherSamples(paths[:held_out]) if held_out else None,
     )
@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> Path:
 
 def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser((__doc__ or "").split("\n")[0])
-    parser.add_argument("--dry_run", action="store_true", help="Build everything, run one step, and save nothing.")
+    parser.add_argument("--dry_run", action="store_true", help="build everything, run one step, and save nothing")
     return parser.parse_args(argv)
 
 

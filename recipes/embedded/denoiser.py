@@ -157,6 +157,7 @@ class DenoiserTraining:
         perceptual: for the losses on decoded frames.
         path: checkpoint file.
         seconds: budget of wall time.
+        discriminator: as an earlier stage left it; None for a new one.
     """
 
     def __init__(
@@ -168,9 +169,10 @@ class DenoiserTraining:
         path: Path,
         seconds: float,
         settings: DenoiserSettings,
+        discriminator: PatchDiscriminator | None = None,
     ) -> None:
         self.model, self.samples, self.syncnet, self.perceptual = model, samples, syncnet, perceptual
-        self.settings, self.discriminator = settings, PatchDiscriminator(32, 3)
+        self.settings, self.discriminator = settings, discriminator or PatchDiscriminator(32, 3)
         model.autoencoder.requires_grad_(False)
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
@@ -252,9 +254,9 @@ class DenoiserTraining:
             return prediction.new_zeros(())
         images = visual_input(prediction[heard, :OLD_CHANNELS].transpose(1, 2), True)
         audio = audio_input(whisper_rows(tokens[heard], WHISPER_LAYERS), "whisper")
-        vision, sound = self.syncnet(images, audio)
+        vision_embeds, audio_embeds = self.syncnet(images, audio)
         share = len(heard) / len(samples)
-        return share * cosine_loss(vision, sound, torch.ones(len(vision)))
+        return share * cosine_loss(vision_embeds, audio_embeds, torch.ones(len(vision_embeds)))
 
     def _decode(
         self,

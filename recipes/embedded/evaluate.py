@@ -87,7 +87,7 @@ def openings(meter: MouthMeter, faces: Tensor) -> np.ndarray:
 
 
 class Evaluation:
-    """Measures clips one by one; `sheets` gets a picture of each."""
+    """Measures clips one by one; `sheets` gets an image of each."""
 
     def __init__(self, pack: Pack, voices: Voices, speaker: Speaker, trunk: Path, sheets: Path) -> None:
         self.pack, self.voices, self.speaker, self.sheets = pack, voices, speaker, sheets

@@ -19,6 +19,7 @@ from latentsync.media.silence import runs_of, silence_and_speech
 from latentsync.whisper.audio2feature import Audio2Feature
 from recipes.embedded.detail import LUMA
 from recipes.embedded.first_generation.silence import back_and_forth, draw_apart
+from recipes.embedded.lips import LipCloser
 from recipes.embedded.pack import Pack, PackedClip
 from recipes.embedded.teacher import FRAMES, TeacherChunk, Voices, read_chunks
 
@@ -37,8 +38,9 @@ HUE, SATURATION = 0.12, (0.5, 1.4)  # radians
 MOVED_LEVELS = (4.0, 12.0)  # differences of 255 that count as none and as movement
 APART, NEAREST = 8, 6  # frames
 LEAST_MOTION = 0.08  # standard deviation of the openings of a window that is worth a guess at its audio
-RETRIEVED_WEIGHT = 0.5  # their audio is a guess
-KINDS = ("teacher", "real", "retrieved", "silent")
+WEIGHTS = {"retrieved": 0.5, "closed": 4.0}  # the audio of the first is a guess; the second must overcome a habit
+LEAST_SMILE = 0.2  # mean relative opening of a window in which closed lips differ from the clip's own
+KINDS = ("teacher", "real", "retrieved", "silent", "closed")
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,9 @@ class SampleMaker:
         people = [*self._heard, *self._seen]
         rests = [[rest for clip in clips if (rest := self._longest_rest(clip))] for clips in people]
         self._rests = [found for found in rests if found]
+        open_windows = [[place for clip in clips for place in self._open_windows(clip)] for clips in people]
+        self._open = [found for found in open_windows if found]
+        self._closer = LipCloser()
         audio = Audio2Feature(whisper)
         heard = [clip for clip in pack.clips if clip.has_audio]
         self._silences = [self._silence(audio, clip) for clip in heard[:: max(1, len(heard) // 6)]]
@@ -219,7 +224,7 @@ class SampleMaker:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Those of `KINDS` that the data can give."""
-        there = (self.chunks or read_chunks(self._folder), self._heard, self._retrieved, self._rests)
+        there = (self.chunks or read_chunks(self._folder), self._heard, self._retrieved, self._rests, self._open)
         return tuple(kind for kind, found in zip(KINDS, there, strict=True) if found)
 
     def draw(self, kind: str, rng: np.random.Generator) -> Sample:
@@ -266,13 +271,36 @@ class SampleMaker:
         clip, start, end = rests[rng.integers(len(rests))]
         other = draw_apart(clip.length, FRAMES, start, end, rng)
         other = int(rng.integers(clip.length - FRAMES + 1)) if other is None else other
+        return self._pair("silent", clip, back_and_forth(start, end, FRAMES, rng), other, self._quiet(rng), rng)
+
+    def _quiet(self, rng: np.random.Generator) -> Tensor:
+        """Tokens of silence before or after speech."""
         states = self._silences[rng.integers(len(self._silences))]
         quiet = round(SILENCE_SECONDS * 25) - FRAMES - 4
         first = int(rng.integers(quiet))
         if rng.random() < 0.5:
             first = len(states) // 2 - FRAMES - first
-        tokens = self.voices.window(states, first)
-        return self._pair("silent", clip, back_and_forth(start, end, FRAMES, rng), other, tokens, rng)
+        return self.voices.window(states, first)
+
+    def _open_windows(self, clip: PackedClip) -> list[tuple[PackedClip, int]]:
+        """Windows whose mouth is open, by speech or a smile."""
+        rows, places = self._windows([clip])
+        return [place for row, place in zip(rows, places, strict=True) if row.mean() >= LEAST_SMILE]
+
+    def _draw_closed(self, rng: np.random.Generator) -> Sample:
+        """Silence over an open mouth: the target is the reference with its lips moved together."""
+        windows = self._open[rng.integers(len(self._open))]
+        clip, start = windows[rng.integers(len(windows))]
+        frames = clip.first + start + np.arange(FRAMES)
+        faces = self._decode(frames)
+        closed = {frame: found for frame, face in faces.items() if (found := self._closer(face)) is not None}
+        if not closed:
+            return self._draw_silent(rng)
+        known = np.array(list(closed))
+        frames = known[np.abs(frames[:, None] - known).argmin(1)]  # the nearest where the mouth is open too wide
+        look = Look.draw(self.pack.resolution, rng)
+        target, reference = self._show(frames, closed, look), self._show(frames, faces, look)
+        return Sample("closed", target, reference, self._quiet(rng), weight=WEIGHTS["closed"])
 
     def _same_pose(self, clip: PackedClip, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """For each frame one of another moment in which the head is held alike and the mouth is rather not."""
@@ -306,4 +334,4 @@ class SampleMaker:
         else:
             reference = self._show(others, faces, look)
         target = self._show(shown, faces, look)
-        return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)
+        return Sample(kind, target, reference, tokens, weight=WEIGHTS.get(kind, 1.0))

@@ -116,7 +116,7 @@ def test_default_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_default_fits_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "latentsync-1.6")
     put(tmp_path, "latentsync-1.5")
-    monkeypatch.setattr(registry, "device_memory_gb", lambda _device: 10.0)
+    monkeypatch.setattr(registry, "device_memory_gb", lambda _device: 8.5)
     assert default_name("cuda", tmp_path)[0] == "latentsync-1.5"
     monkeypatch.setattr(registry, "device_memory_gb", lambda _device: 4.0)
     name, reason = default_name("cuda", tmp_path)

@@ -242,8 +242,8 @@ def test_ntsc_rates_keep_every_source_frame(tmp_path, target):
     info = probe_video(out)
     assert info.fps == Fraction(60000, 1001)
     with VideoReader(probe_video(source)) as given, VideoReader(info) as made:
-        kept = [picture.frame.i420 for picture in made.pictures()][::2]
-        for original, frame in zip(given.pictures(), kept, strict=True):
+        kept = [decoded.frame.i420 for decoded in made.decode()][::2]
+        for original, frame in zip(given.decode(), kept, strict=True):
             np.testing.assert_array_equal(frame, original.frame.i420)
 
 

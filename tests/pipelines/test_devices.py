@@ -7,7 +7,7 @@ import torch
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.options import GenerationOptions
 from latentsync.pipelines import face_generator, memory
-from latentsync.pipelines.parts import pick_devices
+from latentsync.pipelines.components import pick_devices
 from latentsync.utils.errors import UserError
 
 FAST = GenerationOptions(inference_steps=1, guidance_scale=1.0, silence="model")
@@ -50,18 +50,20 @@ def test_names_of_devices():
 
 def test_chunks_that_fit():
     gigabyte = 2**30
-    counts = [memory.chunks_that_fit(free * gigabyte, 2 * gigabyte) for free in (1, 4, 5, 10, 80)]
-    assert counts == [1, 1, 2, 4, memory.MAX_CHUNKS] and memory.chunks_that_fit(1, 0) == memory.MAX_CHUNKS
+    one, two = 3 * gigabyte, 5 * gigabyte
+    counts = [memory.chunks_that_fit(free * gigabyte, one, two) for free in (1, 5, 6, 10, 80)]
+    assert counts == [1, 1, 1, 3, memory.MAX_CHUNKS]  # of a fifth less
+    assert [memory.chunks_that_fit(free, 100, 100) for free in (10, 200)] == [1, memory.MAX_CHUNKS]
 
 
 def test_as_many_chunks_as_fit(pipeline, monkeypatch):
-    """Measured once for the same settings, on one chunk, and without a caller's callbacks."""
+    """Measured once for the same settings, and without a caller's callbacks."""
     measured, called = [], []
 
     def peak(call, device):
         call()
         measured.append(device)
-        return 100
+        return 100 * len(measured)
 
     assert pipeline._prepare(None, chunk_batch_size=0).chunks_at_once == 1  # on a CPU
     monkeypatch.setattr(face_generator, "peak_memory", peak)
@@ -70,5 +72,11 @@ def test_as_many_chunks_as_fit(pipeline, monkeypatch):
     run = pipeline._prepare(FAST, chunk_batch_size=0, callback=lambda *step: called.append(step))
     assert run.chunks_at_once == 3 and run.options.chunk_batch_size == 3
     assert pipeline._prepare(FAST, chunk_batch_size=0).chunks_at_once == 3
-    assert len(measured) == 1 and not called
+    assert len(measured) == 2 and not called  # one chunk, and two
     pipeline._chunk_memory.clear()
+
+    def run_out(call, device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(face_generator, "peak_memory", run_out)
+    assert pipeline._prepare(FAST, chunk_batch_size=0).chunks_at_once == 1

@@ -15,7 +15,7 @@ from latentsync.options import GenerationOptions
 from latentsync.pipelines import speakers
 from latentsync.pipelines.length import fit_length
 from latentsync.pipelines.opening import open_clip
-from latentsync.pipelines.original_sound import Mixer
+from latentsync.pipelines.original_audio import Mixer
 from latentsync.pipelines.speakers import fade_in, fade_out, spoken_frames
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import numbered_rgb, numbers_of, tone, write_audio, write_clip

@@ -11,9 +11,9 @@ from latentsync.loading import load_pipeline
 from latentsync.models.lora import add_lora, save_lora
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.options import GenerationOptions
-from latentsync.pipelines import parts
+from latentsync.pipelines import components
+from latentsync.pipelines.components import ModelPaths, find_components
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.pipelines.parts import ModelPaths, find_parts
 from latentsync.pipelines.result import LipsyncResult
 from latentsync.pipelines.sampling import Sampling
 from latentsync.utils.errors import UserError
@@ -201,8 +201,8 @@ def test_an_enhancer_is_loaded_once_for_the_calls_that_ask_for_it(fresh, faces, 
         def __call__(self, pixels):
             return pixels.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
-    monkeypatch.setattr(parts, "open_enhancer", lambda name: opened.append(name) or Doubler())
-    monkeypatch.setattr(parts, "can_upscale", lambda: True)
+    monkeypatch.setattr(components, "open_enhancer", lambda name: opened.append(name) or Doubler())
+    monkeypatch.setattr(components, "can_upscale", lambda: True)
     sizes = [
         fresh.speak(faces[:1], wave, options=FAST, enable_upscale=on).shape[1] for on in (False, True, True, False)
     ]
@@ -235,7 +235,7 @@ def test_from_a_folder_and_from_the_hub(tiny_files, faces, wave, fresh, tmp_path
     assert {"unet.safetensors", "vae/*", "scheduler_config.json"} <= set(asked[0][1]["allow_patterns"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no UNet in this folder"):
-        find_parts(tmp_path / "empty")
+        find_components(tmp_path / "empty")
 
 
 def test_hub_errors_are_one_line(monkeypatch):

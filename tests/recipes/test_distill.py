@@ -24,7 +24,7 @@ from recipes.distill import teacher, train
 from recipes.distill.samples import TeacherSamples, sample_paths
 from recipes.distill.task import DistillTask
 from tests.tiny_model import PROJECT_ROOT, RESOLUTION, UNET, TinyFiles
-from tests.training.tiny_unet import FRAMES, TinyPerceptual, frozen_parts, tiny_sync, write_clips
+from tests.training.tiny_unet import FRAMES, TinyPerceptual, frozen_components, tiny_sync, write_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -94,7 +94,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 def make_task(folder: Path, files: TinyFiles, held_out: TeacherSamples | None = None, **run) -> DistillTask:
     config = load_unet_config(write_config(folder, files.unet, **run), UNetConfig)
-    return DistillTask(config, frozen_parts(files), LossNetworks(), held_out=held_out)
+    return DistillTask(config, frozen_components(files), LossNetworks(), held_out=held_out)
 
 
 def read(folder: Path, count: int = 2) -> dict:
@@ -162,7 +162,7 @@ def test_every_loss_reaches_the_student(folder: Path, tiny_files: TinyFiles, mon
     config = load_unet_config(write_config(folder, tiny_files.unet, **run), UNetConfig)
     config = replace(config, recipe=replace(config.recipe, adversarial_loss_weight=0.1))
     networks = LossNetworks(TinyPerceptual(), None, [tiny_sync()])
-    task = DistillTask(config, frozen_parts(tiny_files), networks)
+    task = DistillTask(config, frozen_components(tiny_files), networks)
     losses = task.step(task.model, read(folder), 0)
     assert set(losses) == {"loss", "recon", "perceptual", "sync", "adversarial", "discriminator_loss", "mouth_mse"}
     for name in ("recon", "perceptual", "sync", "adversarial"):

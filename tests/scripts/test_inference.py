@@ -32,7 +32,7 @@ from tests.waiting import HANG_SECONDS
 
 ARGUMENTS = (
     "video_path audio_path video_out_path temp_dir config quiet inference_ckpt_path unet_config_path vae_path "
-    "whisper_path scheduler_config_path device dtype quantize compile report"
+    "whisper_path scheduler_config_path device dtype weights quantize compile report"
 ).split()
 
 

@@ -13,7 +13,7 @@ from latentsync.config.unet import load_unet_config
 from latentsync.media.probe import probe_video
 from latentsync.models.unet_config import UNetConfig
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
-from latentsync.training.unet_setup import build_unet, load_frozen_parts
+from latentsync.training.unet_setup import build_unet, load_frozen_components
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
 from scripts.train_unet import main, validate_export, validation_files
@@ -94,7 +94,7 @@ def test_defaults_follow_the_model():
 def test_the_debug_config_fits_the_embedded_model_and_its_clips():
     path = PROJECT_ROOT / "configs" / "unet" / "debug.yaml"
     config = load_unet_config(path, UNetConfig)
-    parts, _ = load_frozen_parts(config, path, {})
+    parts, _ = load_frozen_components(config, path, {})
     unet = build_unet(config)
     LipsyncPipeline(parts.codec, parts.audio, unet, parts.scheduler, config.data.resolution)  # checks
     clips = (PROJECT_ROOT / config.data.train_fileslist).parent.glob("*.mp4")

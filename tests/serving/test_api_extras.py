@@ -12,6 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from latentsync.options import MAX_TEXT
 from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.api.webhooks import DELAYS, WebhookSender, sign
@@ -103,6 +104,21 @@ def test_a_batch_shares_files_and_tells_each_outcome(client, service, media):
     assert third["job"]["kind"] == "interpolate"
     assert service.input_path(third["job"]["id"], "video").read_bytes() == files["anna.mp4"][1]
     assert list(service.upload_folder().iterdir()) == []
+    refused = client.post("/v1/batches", files=files, data={"jobs": json.dumps(jobs[1:2])})
+    assert refused.status_code == 422 and refused.json()["jobs"] == [second]
+
+
+def test_a_text_of_any_permitted_length_is_taken(client, service, media):
+    """Characters are counted, not bytes, of which one may have four."""
+    video = {"video": ("me.mp4", (media / "clip.mp4").read_bytes())}
+    text = "\N{CJK UNIFIED IDEOGRAPH-20000}" * MAX_TEXT
+    job = client.post("/v1/jobs", files=video, data={"text": text}).json()
+    assert service.get(job["id"]).options.text == text
+    too_long = client.post("/v1/jobs", files=video, data={"text": "a" * (MAX_TEXT + 1)})
+    assert error_of(too_long) == (422, "invalid_options")
+    jobs = [{"video": "video", "options": {"text": text}}] * 2  # here, a character may have twelve bytes
+    outcomes = client.post("/v1/batches", files=video, data={"jobs": json.dumps(jobs)}).json()["jobs"]
+    assert [outcome["job"]["options"]["text"] for outcome in outcomes] == [text] * 2
 
 
 @pytest.mark.parametrize(

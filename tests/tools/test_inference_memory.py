@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tools.benchmarks.full_size import tiny
+from latentsync.checkpoints.registry import GB, REGISTRY
+from tools.benchmarks.full_size import FULL_SIZE, tiny
 from tools.inference_memory import GIB, SETTINGS, peak_of, peaks
 
 MIB = 2**20 / GIB
@@ -32,8 +33,18 @@ def test_attention_makes_only_its_result():
 
 def test_options_of_less_memory_need_less():
     found = {name: peaks(tiny(), *settings) for name, settings in SETTINGS.items()}
-    default, unguided, batched, efficient = found.values()
+    default, unguided, batched, efficient, in_8_bits, on_host = found.values()
     assert default["UNet"] == pytest.approx(2 * unguided["UNet"], rel=0.05)
     assert batched["UNet"] == pytest.approx(4 * default["UNet"], rel=0.05)
     assert efficient["decoder"] < default["decoder"] and efficient["encoder"] < default["encoder"]
     assert efficient["together"] < unguided["together"] <= default["together"] < batched["together"]
+    assert on_host["weights"] < in_8_bits["weights"] < efficient["weights"]
+    assert efficient["UNet"] <= in_8_bits["UNet"] < 1.5 * efficient["UNet"]  # a layer at a time is cast back
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["latentsync-1.5", "latentsync-1.6"])
+def test_the_memory_of_the_model_table(name):
+    settings = REGISTRY[name].model
+    needed = peaks(FULL_SIZE[settings.resolution], *SETTINGS["default"])["together"] * GIB / GB
+    assert needed + 2 <= settings.memory_gb < needed + 2.5

@@ -20,7 +20,7 @@ from latentsync.training.unet_task import UNetTask
 from latentsync.utils.errors import UserError
 from tests.data.conftest import CLIP_FRAMES, NUM_FRAMES, SIDE, audio, clips, numbers  # noqa: F401  (fixtures)
 from tests.tiny_model import TinyFiles
-from tests.training.tiny_unet import frozen_parts, tiny_config, write_clips
+from tests.training.tiny_unet import frozen_components, tiny_config, write_clips
 from tools.make_pairs import make_pairs, other_voice
 
 
@@ -82,7 +82,7 @@ def test_a_model_with_the_whole_condition_sees_what_the_mask_hides(pipeline, mon
 
 def test_a_step_on_pairs(fast, tiny_files, tmp_path):
     """The twins of the run's own clips; then the tiny UNet with the whole condition learns from them."""
-    parts = frozen_parts(tiny_files)
+    parts = frozen_components(tiny_files)
     files = parts.codec, Path(tiny_files.vae), Path(tiny_files.whisper)
     listed, config = write_clips(tmp_path), tiny_config(tmp_path)
     with pytest.raises(UserError, match="set model.whole_condition to true"):

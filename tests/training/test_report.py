@@ -30,9 +30,8 @@ def test_means_over_the_steps_since_the_last_row(report):
 def test_waiting_share_and_pauses(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     report = Report(Accelerator(cpu=True), tmp_path, 0)
-    report.waited(0.5)
     report.pause(2.0)
-    report.add({"loss": 1.0})
+    report.add({"loss": 1.0}, waited=0.5)
     report.add({"loss": 2.0})
     monkeypatch.setattr(time, "monotonic", lambda: 106.0)
     means = report.write_row(1)

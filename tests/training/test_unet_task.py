@@ -13,7 +13,7 @@ from latentsync.models.unet import UNet3DConditionModel
 from latentsync.training.loop import run_training
 from latentsync.training.losses import Estimate, LossNetworks
 from latentsync.training.task import Share
-from latentsync.training.unet_setup import FrozenParts, build_dataset, build_unet
+from latentsync.training.unet_setup import FrozenComponents, build_dataset, build_unet
 from latentsync.training.unet_task import UNetTask
 from latentsync.utils.errors import UserError
 from recipes.embedded.first_generation import recipe as recipe_module
@@ -24,7 +24,7 @@ from tests.training.tiny_unet import (
     TinyPerceptual,
     Watched,
     fixed_batch,
-    frozen_parts,
+    frozen_components,
     short_sync,
     tiny_config,
     tiny_sync,
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_files) -> FrozenParts:
-    return frozen_parts(tiny_files)
+def parts(tiny_files) -> FrozenComponents:
+    return frozen_components(tiny_files)
 
 
 def make_task(folder, parts, networks=None, dataset=None, recipe=None, **run) -> UNetTask:

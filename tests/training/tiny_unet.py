@@ -17,7 +17,7 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.pretrained.videomae import VideoMAE, VideoMAEConfig
 from latentsync.training.sync_losses import SyncSupervision
-from latentsync.training.unet_setup import FrozenParts
+from latentsync.training.unet_setup import FrozenComponents
 from latentsync.trepa.loss import TREPALoss
 from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
@@ -98,9 +98,9 @@ def tiny_config(folder: Path, **run) -> UNetFileConfig[UNetConfig]:
     )
 
 
-def frozen_parts(files: TinyFiles) -> FrozenParts:
+def frozen_components(files: TinyFiles) -> FrozenComponents:
     audio = Audio2Feature(files.whisper, "cpu", None, FRAMES)
-    return FrozenParts(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
+    return FrozenComponents(LatentCodec.from_pretrained(files.vae), audio, load_scheduler(files.scheduler_config))
 
 
 def tiny_syncnet(latent: bool = False, features: str = "mel") -> StableSyncNet:

@@ -28,7 +28,7 @@ from latentsync.training.distributed import make_accelerator, release
 from latentsync.training.loop import Trainer
 from latentsync.training.stopping import StopRequest
 from latentsync.training.task import Task
-from latentsync.training.unet_setup import FrozenParts, build_dataset, load_loss_networks
+from latentsync.training.unet_setup import FrozenComponents, build_dataset, load_loss_networks
 from latentsync.training.unet_task import UNetTask
 from latentsync.trepa.loss import VIT_G
 from latentsync.utils.paths import PROJECT_ROOT
@@ -62,7 +62,7 @@ def measure(folder: Path, names: Sequence[str] = CONFIGS) -> list[Figure]:
     for name in names:
         config = make_config(folder / name, weights, name)
         what = f"{name}.yaml"
-        gc.collect()  # the parts of the previous run are in reference cycles
+        gc.collect()  # the components of the previous run are in reference cycles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
@@ -148,6 +148,8 @@ def make_task(config: UNetFileConfig[UNetConfig]) -> UNetTask:
     else:
         codec, schedule = LatentCodec(AutoencoderKL(**VAE_LAYOUT)), SCHEDULER_CONFIG
     audio = Audio2Feature(whisper, "cpu", None, config.data.num_frames, config.data.audio_feat_length)
-    parts = FrozenParts(codec, audio, load_scheduler(schedule))
+    components = FrozenComponents(codec, audio, load_scheduler(schedule))
     networks = load_loss_networks(config, audio.num_layers)
-    return UNetTask(config, parts, networks, lambda: build_dataset(config, codec, Path(), whisper, networks.needs_mel))
+    return UNetTask(
+        config, components, networks, lambda: build_dataset(config, codec, Path(), whisper, networks.needs_mel)
+    )

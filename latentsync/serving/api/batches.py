@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from latentsync.serving.api.context import ApiContext, Context, Submitter
-from latentsync.serving.api.errors import ApiError, ErrorBody, refusal_of, responses
+from latentsync.serving.api.errors import ApiError, ErrorBody, ErrorView, refusal_of, responses
 from latentsync.serving.api.examples import BATCH_JOBS
 from latentsync.serving.api.multipart import ReceivedFile
 from latentsync.serving.api.schema import (
@@ -60,7 +60,13 @@ def body_docs() -> dict[str, Any]:
     status_code=202,
     response_model=BatchView,
     summary="Submit several jobs",
-    responses=responses(400, 403, 408, 413, 415, 422, 429, 507),
+    responses={
+        **responses(400, 403, 408, 413, 415, 429, 507),
+        422: {
+            "model": BatchView | ErrorView,
+            "description": "The request is not valid, or each of its jobs is refused.",
+        },
+    },
     openapi_extra={"requestBody": body_docs()},
 )
 async def submit_batch(request: Request, context: Context, submitter: Submitter) -> Response:
@@ -68,9 +74,9 @@ async def submit_batch(request: Request, context: Context, submitter: Submitter)
 
     `curl -F anna.mp4=@anna.mp4 -F a.wav=@a.wav -F 'jobs=[{"video": "anna.mp4", "audio": "a.wav"}]' .../v1/batches`
 
-    The jobs are independent: each is queued or refused by itself, and the response says which. Nothing is queued if the
-    JSON is not valid. If the server was started with `--allow_urls`, a JSON object `{"jobs": [...]}` with URLs is
-    accepted as well.
+    The jobs are independent: each is queued or refused by itself, and the response says which, with status 202 if at
+    least one is queued, otherwise 422. Nothing is queued if the JSON is not valid. If the server was started with
+    `--allow_urls`, a JSON object `{"jobs": [...]}` with URLs is accepted as well.
     """
     body = Body(request, context.limits)
     try:

@@ -181,10 +181,10 @@ def job_result(request: Request, context: Context, job_id: JobId) -> Response:
     responses={200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}, **responses(404)},
 )
 def job_thumbnail(request: Request, context: Context, job_id: JobId) -> Response:
-    picture = context.service.thumbnail(job_id)
-    if picture is None:
+    thumbnail = context.service.thumbnail(job_id)
+    if thumbnail is None:
         raise _gone("the job has no thumbnail")
-    return _transfer(request, context, picture, f"{job_id}{picture.suffix}")
+    return _transfer(request, context, thumbnail, f"{job_id}{thumbnail.suffix}")
 
 
 def _transfer(request: Request, context: ApiContext, path: FilePath, name: str) -> Response:

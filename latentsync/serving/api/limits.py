@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from latentsync.options import MAX_TEXT
+
 KIB, MIB = 2**10, 2**20
 
 
@@ -26,7 +28,7 @@ class ApiLimits:
     max_parts: int = 64
     max_batch_parts: int = 256
     max_batch_jobs: int = 100
-    max_field_bytes: int = 4 * KIB
-    max_json_bytes: int = 64 * KIB
+    max_field_bytes: int = 4 * MAX_TEXT  # the longest option, in UTF-8
+    max_json_bytes: int = MIB
     poll_seconds: float = 0.5  # how often an event stream checks its job
     heartbeat_seconds: float = 15.0

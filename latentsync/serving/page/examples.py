@@ -1,4 +1,4 @@
-"""Examples to try: pictures that fill in both inputs."""
+"""Examples to try: images that fill in both inputs."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ EXAMPLES = (
 
 
 def example_gallery() -> gr.Gallery:
-    """The examples as pictures to choose from."""
+    """The examples as images to choose from."""
     return gr.Gallery(
         [(example.thumbnail(), example.title) for example in EXAMPLES],
         label="Examples",

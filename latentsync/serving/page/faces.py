@@ -52,28 +52,28 @@ class FirstFrame:
 
     def marked(self, chosen: int | None) -> np.ndarray:
         """The frame with a numbered box around each face; the chosen one is green."""
-        picture = self.pixels.copy()
-        side = max(picture.shape[:2])
+        image = self.pixels.copy()
+        side = max(image.shape[:2])
         width = max(2, round(side / 300))
         for number, face in enumerate(self.faces):
             color = CHOSEN if number == chosen else OTHER
             left, top, right, bottom = (int(round(float(value))) for value in face.box[:4])
             for ink, thickness in ((DARK, width + 2), (color, width)):
-                cv2.rectangle(picture, (left, top), (right, bottom), ink, thickness)
-            _tag(picture, str(number), (left, top), side / 500, color)
-        return picture
+                cv2.rectangle(image, (left, top), (right, bottom), ink, thickness)
+            _tag(image, str(number), (left, top), side / 500, color)
+        return image
 
 
-def _tag(picture: np.ndarray, text: str, corner: tuple[int, int], scale: float, color: tuple[int, int, int]) -> None:
-    """Write a text on a filled box above a corner, or below it at the edge of the picture."""
+def _tag(image: np.ndarray, text: str, corner: tuple[int, int], scale: float, color: tuple[int, int, int]) -> None:
+    """Write a text on a filled box above a corner, or below it at the edge of the image."""
     thickness = max(1, round(2 * scale))
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
     pad = max(2, height // 3)
     left, bottom = max(0, corner[0]), max(corner[1], height + 2 * pad)
-    cv2.rectangle(picture, (left, bottom - height - 2 * pad), (left + width + 2 * pad, bottom), color, cv2.FILLED)
+    cv2.rectangle(image, (left, bottom - height - 2 * pad), (left + width + 2 * pad, bottom), color, cv2.FILLED)
     ink = OTHER if color == CHOSEN else DARK
     place = (left + pad, bottom - pad)
-    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
+    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
 
 
 class FaceFinder:

@@ -118,12 +118,12 @@ class LipsyncTab:
         if not seen.faces:
             gr.Warning("No face was found in the first frame; frames without a face stay unchanged.")
         chosen = seen.face_of(face)
-        picture = gr.update(visible=True, value=seen.marked(chosen))
+        image = gr.update(visible=True, value=seen.marked(chosen))
         player = player_html(Path(path))
         is_video = player.startswith("<video")
         return (
             seen,
-            picture,
+            image,
             gr.update(visible=is_video, value=player if is_video else ""),
             gr.update(visible=is_video and any(name in self.form.fields for name in TRIM)),
             *self.people.offered(is_video),

@@ -9,7 +9,8 @@ import gradio as gr
 
 from latentsync.checkpoints.registry import REGISTRY, RELEASED_MODELS, Entry, default_name
 from latentsync.loading import pick_device
-from latentsync.options import AUTO, OPTIONS, GenerationOptions, Group, Option, parse_options
+from latentsync.option_info import Group, Option
+from latentsync.options import AUTO, OPTIONS, GenerationOptions, parse_options
 from latentsync.pretrained.text_to_speech import voice_names
 from latentsync.serving.models import list_loras, list_models
 from latentsync.serving.settings import ServingSettings

@@ -184,8 +184,8 @@ def measure_scale(vae: AutoencoderKL, faces: Tensor) -> dict[str, float]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", default=CONFIG, help="Config file, see VaeTrainingConfig (default: %(default)s).")
-    parser.add_argument("--max_seconds", type=float, help="Training time in seconds, instead of that of the config.")
+    parser.add_argument("--config", default=CONFIG, help="config file, see VaeTrainingConfig (default: %(default)s)")
+    parser.add_argument("--max_seconds", type=float, help="training time in seconds, instead of that of the config")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = load_config(args.config)

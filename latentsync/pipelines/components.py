@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Glob patterns of each part in a folder or hub repository, in order of preference.
+# Glob patterns of each component in a folder or hub repository, in order of preference.
 FOLDER_LAYOUT = {
     "unet": ("unet.safetensors", "unet.pt", "latentsync_unet.pt"),
     "unet_config": ("unet_config.yaml", "config.yaml"),
@@ -34,7 +34,7 @@ FOLDER_LAYOUT = {
     "whisper": ("whisper*.safetensors", "whisper*.pt", "whisper/*.pt"),
     "scheduler_config": ("scheduler_config.json",),
 }
-PART_NAMES = {
+COMPONENT_NAMES = {
     "unet": "UNet checkpoint",
     "unet_config": "UNet config",
     "vae": "autoencoder folder",
@@ -45,7 +45,7 @@ PART_NAMES = {
 
 @dataclass(frozen=True)
 class ModelPaths:
-    """Files that replace those of a registered model. Parts that are None are taken from the model named `base`."""
+    """Files that replace those of a registered model. Those that are None are taken from the model named `base`."""
 
     unet: str | Path | None = None
     unet_config: str | Path | None = None
@@ -95,7 +95,7 @@ def multiplies_bfloat16() -> bool:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """Networks (float32, on the CPU) and settings of a model. `reason` says why it was selected; `run` holds its
     defaults of inference."""
 
@@ -109,9 +109,9 @@ class Parts:
     run: RunConfig
 
 
-def load_parts(
+def load_components(
     source: str | Path | ModelPaths | None, device: torch.device, audio_cache_dir: str | Path | None = None
-) -> Parts:
+) -> Components:
     """Load the model given to `LipsyncPipeline.from_pretrained`.
 
     Raises:
@@ -126,18 +126,34 @@ def load_parts(
     )
     codec = LatentCodec.from_pretrained(model.vae)
     scheduler = load_scheduler(model.scheduler_config)
-    return Parts(model, reason, config.data.resolution, unet, codec, audio, scheduler, config.run)
+    return Components(model, reason, config.data.resolution, unet, codec, audio, scheduler, config.run)
 
 
-def find_parts(folder: Path, base: str | None = None) -> ModelPaths:
-    """Find the parts of a model in a folder; see `FOLDER_LAYOUT`. Missing parts are taken from the model named `base`.
+def check_compatibility(unet: UNet3DConditionModel, codec: LatentCodec, audio_encoder: Audio2Feature) -> None:
+    """Raises UserError if UNet, autoencoder and audio encoder are incompatible."""
+    channels, config = codec.channels, unet.config
+    if (config.in_channels, config.out_channels) != (3 * channels + 1, channels):
+        raise UserError(
+            f"UNet ({config.in_channels} input, {config.out_channels} output channels) and autoencoder ({channels} "
+            f"latent channels) are incompatible: expected {3 * channels + 1} input, {channels} output channels; "
+            "check the config and the checkpoints"
+        )
+    if audio_encoder.width != config.cross_attention_dim:
+        raise UserError(
+            f"the UNet expects audio features of width {config.cross_attention_dim}, but those of the Whisper "
+            f"checkpoint have width {audio_encoder.width}: use Whisper tiny for 384, small for 768"
+        )
+
+
+def find_components(folder: Path, base: str | None = None) -> ModelPaths:
+    """Find the components of a model in a folder; see `FOLDER_LAYOUT`. Missing ones are taken from the model `base`.
 
     Raises:
         UserError: no UNet in the folder.
     """
     found = {
-        part: next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
-        for part, patterns in FOLDER_LAYOUT.items()
+        component: next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
+        for component, patterns in FOLDER_LAYOUT.items()
     }
     if found["unet"] is None:
         raise UserError(f"{folder}: no UNet in this folder; expected one of {', '.join(FOLDER_LAYOUT['unet'])}")
@@ -145,14 +161,18 @@ def find_parts(folder: Path, base: str | None = None) -> ModelPaths:
 
 
 def download_folder(repo: str) -> Path:
-    """Download the parts of a model to the Hugging Face cache; interrupted downloads are resumed.
+    """Download the components of a model to the Hugging Face cache; interrupted downloads are resumed.
 
     Raises:
         UserError: the repository does not exist or is unreachable.
     """
     from huggingface_hub import snapshot_download  # only for hub ids
 
-    patterns = [pattern + ("/*" if part == "vae" else "") for part, names in FOLDER_LAYOUT.items() for pattern in names]
+    patterns = [
+        pattern + ("/*" if component == "vae" else "")
+        for component, names in FOLDER_LAYOUT.items()
+        for pattern in names
+    ]
     try:
         return Path(snapshot_download(repo, revision=REVISIONS.get(repo), allow_patterns=patterns))
     except (OSError, ValueError) as error:  # huggingface_hub raises OSErrors, and ValueErrors for invalid names
@@ -205,10 +225,10 @@ def _select(source: str | Path | ModelPaths | None, device: torch.device) -> tup
     if name in REGISTRY:
         return resolve(name), "requested"
     if Path(source).is_dir():
-        return _own_files(find_parts(Path(source)), device), "your folder"
+        return _own_files(find_components(Path(source)), device), "your folder"
     if isinstance(source, str) and HUB_ID.fullmatch(source):
-        parts = find_parts(download_folder(source), _registered_as(source))
-        return _own_files(parts, device), "from the Hugging Face Hub"
+        components = find_components(download_folder(source), _registered_as(source))
+        return _own_files(components, device), "from the Hugging Face Hub"
     return resolve(name), "requested"  # raises an error that lists the names
 
 
@@ -219,10 +239,10 @@ def _registered_as(repo: str) -> str | None:
 
 def _own_files(paths: ModelPaths, device: torch.device) -> ResolvedModel:
     """A registered model with the given files replaced. By default the UNet config determines the model."""
-    given = {field: Path(value) for field in PART_NAMES if (value := getattr(paths, field)) is not None}
+    given = {field: Path(value) for field in COMPONENT_NAMES if (value := getattr(paths, field)) is not None}
     for field, path in given.items():
         if not path.exists():
-            raise UserError(f"{path}: no such {PART_NAMES[field]}")
+            raise UserError(f"{path}: no such {COMPONENT_NAMES[field]}")
     base = paths.base or _base_of(paths.unet_config, device)
     return replace(resolve(base, own=given), name=str(given.get("unet", base)))
 
@@ -239,7 +259,7 @@ def _check_resolution(unet: Path, resolution: int) -> None:
 
 
 def _base_of(unet_config: str | Path | None, device: torch.device) -> str:
-    """The model whose parts a config is for, `ckpt.base_model`."""
+    """The model whose components a config is for, `ckpt.base_model`."""
     if unet_config is None:
         return default_name(device)[0]
     return load_unet_config(unet_config, UNetConfig).ckpt.base_model

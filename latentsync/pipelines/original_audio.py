@@ -1,4 +1,4 @@
-"""The sound of the output where the video's own sound is kept: under the voice, after it, or around it."""
+"""The audio of the output where the video's own audio is kept: under the voice, after it, or around it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from latentsync.media.sources import IN_MEMORY, VideoSource
 
 @dataclass(frozen=True)
 class Mixer:
-    """Mixes voices with the sound of a video.
+    """Mixes voices with the audio of a video.
 
     Args:
         video: the video.
-        share: level of its sound under a voice, 0 to 1; at 1 both are equally loud (EBU R 128).
+        share: level of its audio under a voice, 0 to 1; at 1 both are equally loud (EBU R 128).
         folder: makes a temporary folder.
     """
 
@@ -27,7 +27,7 @@ class Mixer:
     folder: Callable[[], Path]
 
     def under(self, voice: AudioSource, seconds: Fraction, fps: Fraction) -> AudioSource:
-        """The voice for `seconds`, with the original sound, repeated where the video is shorter, under it."""
+        """The voice for `seconds`, with the original audio, repeated where the video is shorter, under it."""
         original = self.original() if self.share else None
         if original is None:
             return voice
@@ -38,7 +38,7 @@ class Mixer:
         return write_mix(self.folder() / "mix.wav", [Layer(voice), *layers], seconds)
 
     def until(self, voice: AudioSource, spoken: Fraction, seconds: Fraction) -> AudioSource:
-        """The voice, and from `spoken` to `seconds` the original sound alone."""
+        """The voice, and from `spoken` to `seconds` the original audio alone."""
         original = self.original()
         if original is None:
             return voice
@@ -48,7 +48,7 @@ class Mixer:
     def around(
         self, voices: Sequence[Layer], spans: Sequence[tuple[Fraction, Fraction]], seconds: Fraction
     ) -> AudioSource:
-        """Voices within the spans, and the original sound alone elsewhere."""
+        """Voices within the spans, and the original audio alone elsewhere."""
         original = self.original()
         layers = list(voices)
         if original is not None:
@@ -57,14 +57,14 @@ class Mixer:
         return write_mix(self.folder() / "mix.wav", layers, seconds)
 
     def original(self) -> AudioSource | None:
-        """The sound of the used part of the video; None if it has none."""
+        """The audio of the used part of the video; None if it has none."""
         path, part = self.video.info.path, self.video.part
         if path == IN_MEMORY or self.video.info.is_still or not has_audio(path):
             return None
         return select_audio(path, None, path, part.start, part.end)
 
     def _gain(self, original: AudioSource, voices: Sequence[AudioSource]) -> float:
-        """Gain of the original sound under the voices."""
+        """Gain of the original audio under the voices."""
         if not self.share:
             return 0.0
         wanted = [loudness for voice in voices if (loudness := integrated_loudness(voice)) is not None]
