@@ -41,9 +41,11 @@ class BackgroundValidation:
             if not future.done():
                 logger.info("waiting for the validation at step %d", step)
             try:
-                yield step, folder, future.result()
+                metrics = future.result()
             except Exception as error:
                 logger.error("validation at step %d failed: %s: %s", step, type(error).__name__, error)
+                continue
+            yield step, folder, metrics
 
     def close(self) -> None:
         """Drop what has not begun, and wait for the rest."""
