@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def judge_all(clips: dict[Path, ClipSync], dubs: int, seed: int = 0) -> Iterator
 
 def roc(found: Sequence[Judged]) -> list[tuple[float, float, float]]:
     """(threshold, share of true clips kept, share of dubbed ones kept) for each threshold."""
-    return [(float(each), *shares(found, lambda item, least=each: item.is_kept(least))) for each in THRESHOLDS]
+    return [(float(each), *shares(found, partial(Judged.is_kept, threshold=each))) for each in THRESHOLDS]
 
 
 def shares(found: Sequence[Judged], is_kept: Callable[[Judged], bool]) -> tuple[float, float]:

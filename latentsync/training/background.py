@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,12 +26,12 @@ class BackgroundValidation:
 
     def start(self, export: Path, step: int, folder: Path) -> None:
         """Queue an export; videos go into `folder`, which exists."""
-        work = (self._validate, export, step, folder)
+        work = partial(self._validate, export, step, folder)
         try:
-            future = self._pool.submit(*work)
+            future = self._pool.submit(work)
         except BrokenProcessPool:  # the process died, for example because memory ran out
             self._pool = _new_pool()
-            future = self._pool.submit(*work)
+            future = self._pool.submit(work)
         self._running.append((step, folder, future))
 
     def finished(self, *, wait: bool = False) -> Iterator[tuple[int, Path, Mapping[str, float]]]:
