@@ -151,6 +151,7 @@ class SyncNetTask:
     """
 
     name = "syncnet"
+    validate_export = None
 
     def __init__(
         self, config: SyncNetFileConfig, data: SyncNetData, codec: LatentCodec | None = None, world_size: int = 1

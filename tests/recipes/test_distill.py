@@ -262,6 +262,7 @@ def test_configs(path: Path):
     [
         ({"few_steps": False}, "set run.few_steps to true"),
         ({"guidance_scale": 1.5}, "few_steps needs guidance_scale 1"),
+        ({"validation_device": "cpu"}, "run.validation_device: .*leave it empty"),
     ],
 )
 def test_settings_that_contradict_each_other(tmp_path: Path, tiny_files: TinyFiles, changed: dict, message: str):
