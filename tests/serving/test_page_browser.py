@@ -267,6 +267,6 @@ def _phone(browser: Browser) -> None:
     for name in ("Lip-sync", "Results", "Use via API"):
         browser.tab(name)
         browser.until(
-            lambda: browser.script("return document.documentElement.scrollWidth <= 360"), f"{name} is too wide", 20
+            lambda: browser.script("return document.documentElement.scrollWidth <= 360"), f"{name} is too wide"
         )
         browser.shot(f"phone_{name.lower()}")
