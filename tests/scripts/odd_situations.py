@@ -158,9 +158,7 @@ def _small_disk(folder: Path) -> Path | None:
 
 def main() -> int:
     counts: dict[str, Counter] = {}
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # background jobs of a shell ignore it, with their children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 
     def note(group: str, name: str, found: str, printed: str) -> None:
         counts.setdefault(group, Counter())[found] += 1
