@@ -1,4 +1,4 @@
-"""How well data processing keeps true voices and drops foreign ones: `python -m eval.sync_roc --videos_dir FOLDER`.
+"""How well data processing keeps true voices and drops other ones: `python -m eval.sync_roc --videos_dir FOLDER`.
 
 Every clip is scored with its own audio and with that of other clips (dubbed). A clip is kept if its offset is within
 the limit, both halves have the same offset, and its preference reaches the threshold, see
@@ -36,7 +36,7 @@ COLUMNS = ("video", "voice", "true", "offset", "confidence", "preference", "firs
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredPair:
     """A video with the audio of `voice`, its own if they are equal."""
 
     video: Path
@@ -60,12 +60,12 @@ class Judged:
         return self.video, self.voice, int(self.is_true), self.offset, *numbers
 
 
-def judge(video: Path, voice: Path, vision: np.ndarray, audio: np.ndarray) -> Judged:
-    """Judge the windows of a video with those of an audio; the longer of the two is cut."""
+def score_pair(video: Path, voice: Path, vision: np.ndarray, audio: np.ndarray) -> ScoredPair:
+    """Score the windows of a video against those of an audio; the longer of the two is cut."""
     count = min(len(vision), len(audio))
     vision, audio = vision[:count], audio[:count]
     score = offset_score(torch.from_numpy(vision), torch.from_numpy(audio))
-    return Judged(video, voice, score.offset, score.confidence, gather(vision, audio, score.offset))
+    return ScoredPair(video, voice, score.offset, score.confidence, gather(vision, audio, score.offset))
 
 
 def score_all(videos: Sequence[Path], scorer: ClipSyncScorer) -> dict[Path, ClipSync]:
@@ -79,31 +79,31 @@ def score_all(videos: Sequence[Path], scorer: ClipSyncScorer) -> dict[Path, Clip
     return found
 
 
-def judge_all(clips: dict[Path, ClipSync], dubs: int, seed: int = 0) -> Iterator[Judged]:
+def score_pairs(clips: dict[Path, ClipSync], dubs: int, seed: int = 0) -> Iterator[ScoredPair]:
     """Each clip with its own audio and with that of `dubs` others, drawn at random."""
     rng = np.random.default_rng(seed)
     for video, clip in clips.items():
         others = [path for path in clips if path != video]
         for index in rng.permutation(len(others))[:dubs]:
-            yield judge(video, others[index], clip.vision, clips[others[index]].audio)
-        yield judge(video, video, clip.vision, clip.audio)
+            yield score_pair(video, others[index], clip.vision, clips[others[index]].audio)
+        yield score_pair(video, video, clip.vision, clip.audio)
 
 
-def roc(found: Sequence[Judged]) -> list[tuple[float, float, float]]:
+def roc(found: Sequence[ScoredPair]) -> list[tuple[float, float, float]]:
     """(threshold, share of true clips kept, share of dubbed ones kept) for each threshold."""
-    return [(float(each), *shares(found, partial(Judged.is_kept, threshold=each))) for each in THRESHOLDS]
+    return [(float(each), *shares(found, partial(ScoredPair.is_kept, threshold=each))) for each in THRESHOLDS]
 
 
-def shares(found: Sequence[Judged], is_kept: Callable[[Judged], bool]) -> tuple[float, float]:
+def shares(found: Sequence[ScoredPair], is_kept: Callable[[ScoredPair], bool]) -> tuple[float, float]:
     """Shares of true and of dubbed clips that a test keeps."""
     true, dubbed = (np.mean([is_kept(item) for item in found if item.is_true == kind]) for kind in (True, False))
     return float(true), float(dubbed)
 
 
-def simpler_tests(found: Sequence[Judged], least_confidence: float) -> dict[str, tuple[float, float]]:
+def simpler_tests(found: Sequence[ScoredPair], least_confidence: float) -> dict[str, tuple[float, float]]:
     """`shares` of what the preference is added to."""
 
-    def is_near(item: Judged) -> bool:
+    def is_near(item: ScoredPair) -> bool:
         return item.confidence >= least_confidence and abs(item.offset) <= MAX_OFFSET
 
     return {
@@ -128,21 +128,21 @@ def draw(rates: Sequence[tuple[float, float, float]], path: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval.sync_roc", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--videos_dir", type=Path, required=True, help="real clips in which the speaker is heard")
+    add("--videos_dir", type=Path, required=True, help="real clips with the voice of the person shown")
     add("--output_dir", type=Path, default=Path("output/sync_roc"), help="folder of the results (default: %(default)s)")
     add("--scorer", choices=SCORERS, default="auto", help="sync scorer (default: %(default)s)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--dubs", type=int, default=8, help="foreign voices for each clip (default: %(default)s)")
+    add("--dubs", type=int, default=8, help="other voices for each clip (default: %(default)s)")
     return parser
 
 
 def run(args: argparse.Namespace) -> str:
-    """Judge all clips, write the files; returns a summary."""
+    """Score all pairs and write the files; returns a summary."""
     scorer = open_sync_scorer(args.scorer, args.device)
     clips = score_all(find_videos(args.videos_dir), scorer)
     if len(clips) < 2:
         raise UserError(f"{args.videos_dir}: at least two clips that can be scored are needed, see above")
-    found = list(judge_all(clips, args.dubs))
+    found = list(score_pairs(clips, args.dubs))
     rates = roc(found)
     write_csv(args.output_dir / "clips.csv", COLUMNS, (item.cells() for item in found))
     write_csv(args.output_dir / "roc.csv", ("preference", "true_kept", "dubbed_kept"), rates)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from latentsync import __version__
-from latentsync.utils.commands import FAILED, exit_now
+from latentsync.utils.commands import FAILED, command, exit_now
 from latentsync.utils.paths import import_project
 
 WRONG_USAGE = 2
@@ -76,7 +76,7 @@ def suggestion(word: str, names: Sequence[str] | dict, prefix: str = "") -> str:
 
 def program() -> NoReturn:
     """Entry point of `latentsync` and `python -m latentsync`."""
-    code = main()
+    code = command(main)()  # also before the main of the command begins
     if sys.argv[0].split()[-1] in SERVERS:
         exit_now(code)
     sys.exit(code)
@@ -95,13 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(picked, str):
         print(f"latentsync: {picked}", file=sys.stderr)
         return WRONG_USAGE
-    command, module, rest = picked
+    name, module, rest = picked
     import_project()
-    sys.argv = [f"latentsync {command}", *rest]
+    sys.argv = [f"latentsync {name}", *rest]
     try:
         return importlib.import_module(module).main(rest)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
             raise
-        print(f"latentsync {command}: {error.name} is not installed; {INSTALL}", file=sys.stderr)
+        print(f"latentsync {name}: {error.name} is not installed; {INSTALL}", file=sys.stderr)
         return FAILED

@@ -6,12 +6,12 @@ Needs httpx and pydantic only. A test holds it to the server's OpenAPI document.
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel
@@ -22,7 +22,8 @@ from latentsync.utils.files import replaced
 File = str | os.PathLike[str]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Kind = Literal["lipsync", "interpolate"]
-FINAL = ("done", "failed", "cancelled")
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 RECONNECT_SECONDS = 2.0
 MAX_RECONNECTS = 30  # in a row
 SCAN_SECONDS = 600.0  # for a video to be searched for people
@@ -185,7 +186,7 @@ class Client:
         paths |= {f"audio{number}" if number > 1 else "audio": path for number, path in enumerate(voices, 1)}
         with _opened({role: path for role, path in paths.items() if path is not None}) as files:
             data = {name: _text(value) for name, value in given.items() if value is not None}
-            return Job.model_validate(self._json("POST", "/v1/jobs", files=files, data=data, headers=headers))
+            return self._json("POST", "/v1/jobs", Job.model_validate, files=files, data=data, headers=headers)
 
     def submit_batch(self, jobs: Sequence[Mapping[str, Any]]) -> list[Job | ClientError]:
         """Queue several jobs in one request; a file that several of them use is uploaded once.
@@ -208,24 +209,19 @@ class Client:
             described.append({**job, **roles, "more_audio": [name_of(file) for file in job.get("more_audio", ())]})
         with _opened({name: path for path, name in names.items()}) as files:
             response = self.http.request("POST", "/v1/batches", files=files, data={"jobs": json.dumps(described)})
-        if response.is_error and "jobs" not in response.json():
+        if response.is_error and '"jobs"' not in response.text:
             raise _refusal(response)
-        outcomes = response.json()["jobs"]
-        return [
-            ClientError(422, **outcome["error"]) if outcome["job"] is None else Job.model_validate(outcome["job"])
-            for outcome in outcomes
-        ]
+        return _understood(response, lambda found: [_outcome(outcome) for outcome in found["jobs"]])
 
     def people(self, video: File) -> list[Person]:
         """Who is seen in the first two minutes of a video, to choose the option `face` of a job."""
         with _opened({"video": video}) as files:
-            found = self._json("POST", "/v1/people", files=files, timeout=SCAN_SECONDS)
-        return [Person.model_validate(person) for person in found["people"]]
+            return self._json("POST", "/v1/people", _list_of(Person, "people"), files=files, timeout=SCAN_SECONDS)
 
     # Follow
 
     def get(self, job_id: str) -> Job:
-        return Job.model_validate(self._json("GET", f"/v1/jobs/{job_id}"))
+        return self._json("GET", f"/v1/jobs/{job_id}", Job.model_validate)
 
     def list(
         self, *, states: Sequence[State] = (), tag: str | None = None, limit: int = 50, offset: int = 0
@@ -236,7 +232,7 @@ class Client:
             query["state"] = [*states]
         if tag is not None:
             query["tag"] = tag
-        return [Job.model_validate(job) for job in self._json("GET", "/v1/jobs", params=query)["jobs"]]
+        return self._json("GET", "/v1/jobs", _list_of(Job, "jobs"), params=query)
 
     def follow(self, job_id: str) -> Iterator[Job]:
         """Yield the job after each change, the finished one last. Connects again if the stream is cut off.
@@ -307,11 +303,11 @@ class Client:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; a finished one is left unchanged."""
-        return Job.model_validate(self._json("POST", f"/v1/jobs/{job_id}/cancel"))
+        return self._json("POST", f"/v1/jobs/{job_id}/cancel", Job.model_validate)
 
     def retry(self, job_id: str) -> Job:
         """Queue a finished job again. Its result is deleted."""
-        return Job.model_validate(self._json("POST", f"/v1/jobs/{job_id}/retry"))
+        return self._json("POST", f"/v1/jobs/{job_id}/retry", Job.model_validate)
 
     def delete(self, job_id: str) -> None:
         """Delete a job and its files; a running one is cancelled first."""
@@ -320,28 +316,46 @@ class Client:
     # The server
 
     def models(self) -> Models:
-        return Models.model_validate(self._json("GET", "/v1/models"))
+        return self._json("GET", "/v1/models", Models.model_validate)
 
     def health(self) -> str:
         """The version of the server."""
-        return self._json("GET", "/healthz")["version"]
+        return self._json("GET", "/healthz", lambda found: str(found["version"]))
 
     def ready(self) -> Readiness:
         """Whether the server can accept and run jobs, and why not."""
-        return Readiness.model_validate(self.http.get("/readyz").json())
+        return _understood(self.http.get("/readyz"), Readiness.model_validate)
 
     def metrics(self) -> str:
         """Metrics in the text format of Prometheus."""
         return self._request("GET", "/metrics").text
 
-    def _json(self, method: str, path: str, **parts: Any) -> Any:
-        return self._request(method, path, **parts).json()
+    def _json(self, method: str, path: str, read: Callable[[Any], T], **parts: Any) -> T:
+        return _understood(self._request(method, path, **parts), read)
 
     def _request(self, method: str, path: str, **parts: Any) -> httpx.Response:
         response = self.http.request(method, path, **parts)
         if response.is_error:
             raise _refusal(response)
         return response
+
+
+def _understood(response: httpx.Response, read: Callable[[Any], T]) -> T:
+    """What a response contains. Raises ClientError for one of another service, such as the login page of a proxy."""
+    try:
+        return read(response.json())
+    except (ValueError, LookupError, TypeError) as error:
+        message = f"{response.url}: the response is not one of this API; check the address of the server"
+        raise ClientError(response.status_code, "unexpected_response", message) from error
+
+
+def _outcome(found: Mapping[str, Any]) -> Job | ClientError:
+    """A job of a batch that was queued, or why it was refused."""
+    return ClientError(422, **found["error"]) if found["job"] is None else Job.model_validate(found["job"])
+
+
+def _list_of(model: type[M], name: str) -> Callable[[Any], list[M]]:
+    return lambda found: [model.model_validate(item) for item in found[name]]
 
 
 def _refusal(response: httpx.Response) -> ClientError:

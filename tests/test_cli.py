@@ -100,3 +100,35 @@ def test_exit_codes_and_messages(capsys: pytest.CaptureFixture) -> None:
     assert stopped() == INTERRUPTED
     assert capsys.readouterr().err == "stopped\n"
     assert done(["x"]) == 0
+
+
+def test_an_interruption_that_comes_out_as_another_error(capsys: pytest.CaptureFixture) -> None:
+    """As in the import of a native library; what the cleanup reports is not hidden."""
+
+    def interrupted_by(error: Exception, cause: Exception | None = None) -> int:
+        @command
+        def main(argv: object = None) -> None:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.pause()
+            except KeyboardInterrupt:
+                raise error from cause
+
+        return main()
+
+    assert interrupted_by(RecursionError()) == INTERRUPTED
+    assert interrupted_by(UserError("install it"), ImportError()) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n" * 2
+    assert interrupted_by(UserError("disk full"), OSError()) == FAILED
+    assert capsys.readouterr().err == "error: disk full\n"
+
+
+def test_ctrl_c_before_the_command_begins(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def interrupted(argv: object = None) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.program()
+    assert stop.value.code == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"

@@ -53,7 +53,6 @@ def test_models_have_the_fields_of_the_document(document, own: type[BaseModel], 
 def test_words_are_those_of_the_server():
     assert set(get_args(module.State)) == {state.value for state in JobState}
     assert set(get_args(module.Kind)) == {kind.value for kind in JobKind}
-    assert set(module.FINAL) == {state.value for state in JobState if state.is_final}
 
 
 # Calls that use each operation with all of its parameters.
@@ -139,6 +138,24 @@ def test_a_stream_that_is_cut_off_goes_on(monkeypatch):
     with Client(transport=httpx.MockTransport(serve)) as client:
         assert [job.state for job in client.follow(JOB_ID)] == ["running", "done"]
     assert seen == [None, "1", "1"]
+
+
+@pytest.mark.parametrize("status", [200, 302, 502])
+@pytest.mark.parametrize("content", [b"<html>log in</html>", b"", b"[]", b"{}", b'{"job": 1}', b"\xff"])
+def test_an_answer_of_another_service(tmp_path: Path, status: int, content: bytes) -> None:
+    """Such as a proxy's: one line of error, whatever is asked for."""
+    (tmp_path / "video.mp4").write_bytes(b"video")
+    video = tmp_path / "video.mp4"
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, content=content))
+    with Client("http://server", transport=transport) as client:
+        for ask in (
+            lambda: client.submit(video, video), lambda: client.submit_batch([{"video": video}]),
+            lambda: client.people(video), lambda: client.get(JOB_ID), client.list, lambda: client.cancel(JOB_ID),
+            lambda: client.retry(JOB_ID), client.models, client.health, client.ready,
+        ):  # fmt: skip
+            with pytest.raises(ClientError) as caught:
+                ask()
+            assert "\n" not in str(caught.value) and caught.value.status == status
 
 
 def test_a_live_server(tmp_path, media):

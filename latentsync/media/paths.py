@@ -53,7 +53,7 @@ _IMAGE_FORMATS = tuple(plugin.format for plugin in _IMAGE_PLUGINS if plugin.form
 # What Pillow raises for files that are damaged or not images of these formats.
 IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
-    Image.DecompressionBombError,
+    RuntimeError, Image.DecompressionBombError,
 )  # fmt: skip
 # Characters that the image demuxer takes for a numbered sequence or a wildcard; such files are passed opened.
 _PATTERN_CHARACTERS = frozenset("%*?[]{}")

@@ -7,9 +7,9 @@ Exit codes: 0 success, 1 an error that the user can fix (described in one line o
 import logging
 import math
 import os
-import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +17,7 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 from latentsync.utils.errors import UserError, one_line
+from latentsync.utils.streams import lasting_streams, take_loss
 
 Main = Callable[[Sequence[str] | None], int | None]
 FAILED = 1
@@ -39,35 +40,45 @@ def command(
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        stop_on_signals()
-        try:
-            code = main(argv) or 0
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            return code
-        except BrokenPipeError:
-            if not _stdout_is_broken():
-                raise
-            return FAILED
-        except UserError as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            return FAILED
-        except KeyboardInterrupt:
-            if interrupted:
-                print(interrupted, file=sys.stderr)
-            return interrupted_code
+        with lasting_streams() as output:
+            code = _run(main, argv, interrupted, interrupted_code)
+            output.flush()
+            if (reason := take_loss(output)) is None:
+                return code
+            if reason:
+                print(f"error: standard output cannot be written ({reason})", file=sys.stderr)
+            return code or FAILED
 
     return run
 
 
-def _stdout_is_broken() -> bool:
-    """Whether the reader of standard output has exited, as in `| head`; the rest of the output is then discarded."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    is_broken = any(event & select.POLLERR for _, event in poll.poll(0))
-    if is_broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return is_broken
+def _run(main: Main, argv: Sequence[str] | None, interrupted: str | None, interrupted_code: int) -> int:
+    stop = stop_on_signals()
+    try:
+        _check_folder()
+        return main(argv) or 0
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or (stop.is_set() and _is_of_an_interruption(error)):
+            if interrupted:
+                print(interrupted, file=sys.stderr)
+            return interrupted_code
+        if not isinstance(error, UserError):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _is_of_an_interruption(error: Exception) -> bool:
+    """An interrupted import of a native library ends in any error, which may have been reported as a UserError."""
+    return not isinstance(error, UserError) or isinstance(error.__cause__, ImportError)
+
+
+def _check_folder() -> None:
+    """Native libraries end the process when the current folder is gone."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder cannot be reached ({error.strerror}); change to another") from error
 
 
 def exit_now(code: int) -> NoReturn:
@@ -90,18 +101,19 @@ def size(text: str) -> float:
     return value
 
 
-def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP stop the program as Ctrl-C does, by KeyboardInterrupt.
+def stop_on_signals() -> threading.Event:
+    """Let SIGTERM and SIGHUP stop the program as Ctrl-C does, by KeyboardInterrupt. Returns whether one has arrived.
 
     Signals that arrive within `GRACE_SECONDS` of one are ignored, so that a second Ctrl-C does not cut the cleanup
     short. Signals that the parent process had ignored (nohup) stay ignored. Does nothing outside the main thread.
     """
-    last = -GRACE_SECONDS
+    last, arrived = -GRACE_SECONDS, threading.Event()
 
     def stop(signal_number: int, frame: object) -> None:
         nonlocal last
         if time.monotonic() - last >= GRACE_SECONDS:
             last = time.monotonic()
+            arrived.set()
             raise KeyboardInterrupt
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -110,4 +122,5 @@ def stop_on_signals() -> None:
             try:
                 signal.signal(number, stop)
             except ValueError:  # not the main thread
-                return
+                break
+    return arrived

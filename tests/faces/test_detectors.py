@@ -97,7 +97,7 @@ def test_an_upside_down_face_is_followed(detector, portrait):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (3, 2), (40, 40), (200, 300)])
-def test_pictures_without_a_face(detector, shape):
+def test_images_without_a_face(detector, shape):
     assert detector.detect(np.full((*shape, 3), 127, np.uint8)) == []
 
 

@@ -190,3 +190,15 @@ def test_a_full_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(audio.tempfile, "TemporaryFile", Full)
     with pytest.raises(UserError, match="No space left"):
         SpooledAudio(path)
+
+
+def test_an_image_decoder_that_fails_in_its_own_way(tmp_path, monkeypatch):
+    """Pillow's AVIF plugin raises RuntimeError for damaged data, also when only the orientation is asked for."""
+
+    def broken(image):
+        raise RuntimeError("Failed to decode image: Not implemented")
+
+    path = tmp_path / "still.png"
+    Image.new("RGB", (64, 48)).save(path)
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    assert probe_video(path).orientation == 1

@@ -26,7 +26,7 @@ from recipes.distill.task import DistillTask
 from tests.tiny_model import PROJECT_ROOT, RESOLUTION, UNET, TinyFiles
 from tests.training.tiny_unet import FRAMES, TinyPerceptual, frozen_components, tiny_sync, write_clips
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_charts")
 
 STEPS, HELD_OUT, SAMPLES = 2, 2, 6
 CONFIGS = sorted((PROJECT_ROOT / "recipes" / "distill" / "configs").glob("*.yaml"))

@@ -31,6 +31,7 @@ from PIL import Image
 from tests.media.synthetic import tone, write_audio, write_clip, write_frames
 from tests.media.untrusted import write_raw_wav
 from tests.pipelines.scenes import head, picture
+from tests.scripts.odd_media import odd_sounds, odd_videos
 from tests.tiny_model import TinyFiles, write_tiny_model
 
 HANG_SECONDS = 300
@@ -94,7 +95,7 @@ def write_stream(
     sound: bool = False,
     **options: str,
 ) -> Path:
-    """A video of pictures (H, W, 3) with any codec, pixel format, rate and stamps (in frames)."""
+    """A video of images (H, W, 3) with any codec, pixel format, rate and stamps (in frames)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = pictures[0].shape[:2]
@@ -194,6 +195,7 @@ def videos(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     yield "audio alone", bench.folder / "only.m4a", (REFUSED,)
     yield "subtitles alone", bench.file("a.srt", "1\n00:00:00,000 --> 00:00:02,000\nhello\n"), (REFUSED,)
     yield "a stream without a frame", _silent_stream(bench.folder / "header.mkv"), (REFUSED,)
+    yield from odd_videos(bench.folder, write_stream)
 
 
 def _silent_stream(path: Path) -> Path:
@@ -242,6 +244,7 @@ def sounds(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     yield "an image", bench.face, (REFUSED,)
     clip = write_clip(bench.folder / "mute.mp4", 3)
     yield "a video without audio", clip, (REFUSED,)
+    yield from odd_sounds(bench.folder)
 
 
 def names(bench: Bench) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:

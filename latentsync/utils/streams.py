@@ -1,0 +1,81 @@
+"""Standard output and error that never stop a program: closed, full, or without a reader."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+
+class LastingStream:
+    """A text stream that discards what is written to it after the first failure, which it keeps as `error`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self.error is not None:
+            return
+        try:
+            act()
+        except OSError as error:
+            self.error = error
+            # The interpreter flushes what is left at its exit, which would fail again.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+@contextmanager
+def lasting_streams() -> Iterator[LastingStream]:
+    """Make sys.stdout and sys.stderr lasting ones; yields standard output."""
+    _open_closed_ones()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _lasting(stream)) for stream in before)
+    try:
+        yield cast(LastingStream, sys.stdout)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def take_loss(stream: LastingStream) -> str | None:
+    """Why some of the output was lost, told once: None if nothing was, empty if its reader has exited as in `| head`."""
+    error, stream.error = stream.error, None
+    if error is None:
+        return None
+    return "" if error.errno == errno.EPIPE else str(error.strerror)
+
+
+def _lasting(stream: TextIO) -> TextIO | LastingStream:
+    return stream if isinstance(stream, LastingStream) else LastingStream(stream)
+
+
+def _open_closed_ones() -> None:
+    """Connect closed standard streams to the null device.
+
+    Otherwise the next file that is opened, such as a result, would get the number of standard error, and libraries
+    would write their messages into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
