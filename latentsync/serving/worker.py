@@ -278,6 +278,11 @@ def run_until_signal(worker: Worker) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup and in background jobs of scripts
             signal.signal(number, stop)
+    def log_unraisable(ignored: sys.UnraisableHookArgs) -> None:
+        if not issubclass(ignored.exc_type, JobStopped):  # which the next report of progress raises again
+            sys.__unraisablehook__(ignored)
+
+    sys.unraisablehook = log_unraisable
     signal.signal(signal.SIGUSR1, lambda *_: worker.end_job())
     worker.interrupt = lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
     worker.run()
