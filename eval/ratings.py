@@ -1,4 +1,4 @@
-"""Blind comparisons by people: what is shown to whom, the saved votes, and their summary."""
+"""Blind comparisons by people: who sees which results, the saved votes, and their summary."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""How well data processing keeps true voices and drops foreign ones: `python -m eval.sync_roc --videos_dir FOLDER`.
+"""How well data processing keeps true voices and drops other ones: `python -m eval.sync_roc --videos_dir FOLDER`.
 
 Every clip is scored with its own audio and with that of other clips (dubbed). A clip is kept if its offset is within
 the limit, both halves have the same offset, and its preference reaches the threshold, see
@@ -8,8 +8,9 @@ clips.csv and roc.png. Exit codes: 0 done, 1 invalid input, 2 wrong usage.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 
 from eval.reconstruction import longest_track
 from eval.videos import find_videos
-from latentsync.metrics.clip_sync import SCORERS, ClipSync, open_sync_scorer
+from latentsync.metrics.clip_sync import SCORERS, ClipSync, ClipSyncScorer, open_sync_scorer
 from latentsync.metrics.sync import offset_score
 from latentsync.metrics.sync_gate import Evidence, gather
 from latentsync.utils.commands import command
@@ -30,11 +31,12 @@ RESOLUTION = 256  # of the aligned faces that are scored
 MAX_OFFSET = 6  # frames, of data processing
 MAX_FRAMES = 125  # five seconds, as in data processing
 THRESHOLDS = np.round(np.arange(0.5, 1.0001, 0.01), 2)
+SHOWN = (0.8, 0.85, 0.9, 0.95, 0.98)  # of the thresholds, in the summary
 COLUMNS = ("video", "voice", "true", "offset", "confidence", "preference", "first_half", "second_half")
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredPair:
     """A video with the audio of `voice`, its own if they are equal."""
 
     video: Path
@@ -58,42 +60,56 @@ class Judged:
         return self.video, self.voice, int(self.is_true), self.offset, *numbers
 
 
-def judge(video: Path, voice: Path, vision: np.ndarray, audio: np.ndarray) -> Judged:
-    """Judge the windows of a video with those of an audio; the longer of the two is cut."""
+def score_pair(video: Path, voice: Path, vision: np.ndarray, audio: np.ndarray) -> ScoredPair:
+    """Score the windows of a video against those of an audio; the longer of the two is cut."""
     count = min(len(vision), len(audio))
     vision, audio = vision[:count], audio[:count]
     score = offset_score(torch.from_numpy(vision), torch.from_numpy(audio))
-    return Judged(video, voice, score.offset, score.confidence, gather(vision, audio, score.offset))
+    return ScoredPair(video, voice, score.offset, score.confidence, gather(vision, audio, score.offset))
 
 
-def score_all(videos: Sequence[Path], scorer: str, device: str) -> dict[Path, ClipSync]:
+def score_all(videos: Sequence[Path], scorer: ClipSyncScorer) -> dict[Path, ClipSync]:
     """Embeddings of each clip that can be scored; the others are reported."""
-    opened, found = open_sync_scorer(scorer, device), {}
+    found = {}
     for video in videos:
         try:
-            found[video] = opened.score_faces(*longest_track(video, RESOLUTION, MAX_FRAMES))
+            found[video] = scorer.score_faces(*longest_track(video, RESOLUTION, MAX_FRAMES))
         except UserError as error:
             print(f"skipped: {one_line(error)}", file=sys.stderr)
     return found
 
 
-def judge_all(clips: dict[Path, ClipSync], dubs: int, seed: int = 0) -> Iterator[Judged]:
+def score_pairs(clips: dict[Path, ClipSync], dubs: int, seed: int = 0) -> Iterator[ScoredPair]:
     """Each clip with its own audio and with that of `dubs` others, drawn at random."""
     rng = np.random.default_rng(seed)
     for video, clip in clips.items():
         others = [path for path in clips if path != video]
         for index in rng.permutation(len(others))[:dubs]:
-            yield judge(video, others[index], clip.vision, clips[others[index]].audio)
-        yield judge(video, video, clip.vision, clip.audio)
+            yield score_pair(video, others[index], clip.vision, clips[others[index]].audio)
+        yield score_pair(video, video, clip.vision, clip.audio)
 
 
-def roc(found: Sequence[Judged]) -> list[tuple[float, float, float]]:
+def roc(found: Sequence[ScoredPair]) -> list[tuple[float, float, float]]:
     """(threshold, share of true clips kept, share of dubbed ones kept) for each threshold."""
+    return [(float(each), *shares(found, partial(ScoredPair.is_kept, threshold=each))) for each in THRESHOLDS]
 
-    def share(is_true: bool, threshold: float) -> float:
-        return float(np.mean([item.is_kept(threshold) for item in found if item.is_true == is_true]))
 
-    return [(float(threshold), share(True, threshold), share(False, threshold)) for threshold in THRESHOLDS]
+def shares(found: Sequence[ScoredPair], is_kept: Callable[[ScoredPair], bool]) -> tuple[float, float]:
+    """Shares of true and of dubbed clips that a test keeps."""
+    true, dubbed = (np.mean([is_kept(item) for item in found if item.is_true == kind]) for kind in (True, False))
+    return float(true), float(dubbed)
+
+
+def simpler_tests(found: Sequence[ScoredPair], least_confidence: float) -> dict[str, tuple[float, float]]:
+    """`shares` of what the preference is added to."""
+
+    def is_near(item: ScoredPair) -> bool:
+        return item.confidence >= least_confidence and abs(item.offset) <= MAX_OFFSET
+
+    return {
+        "confidence and offset alone": shares(found, is_near),
+        "and one offset in both halves": shares(found, lambda item: is_near(item) and item.evidence.agrees),
+    }
 
 
 def draw(rates: Sequence[tuple[float, float, float]], path: Path) -> None:
@@ -103,7 +119,7 @@ def draw(rates: Sequence[tuple[float, float, float]], path: Path) -> None:
     axes = figure.subplots()
     axes.plot([dubbed for *_, dubbed in rates], [true for _, true, _ in rates], marker=".")
     for threshold, true, dubbed in rates:
-        if threshold in (0.8, 0.9, 0.95):
+        if threshold in SHOWN:
             axes.annotate(f"{threshold:g}", (dubbed, true), textcoords="offset points", xytext=(6, -12))
     axes.set(xlabel="dubbed clips kept", ylabel="true clips kept", ylim=(0, 1.02))
     figure.savefig(path)
@@ -112,29 +128,30 @@ def draw(rates: Sequence[tuple[float, float, float]], path: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval.sync_roc", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--videos_dir", type=Path, required=True, help="real clips in which the speaker is heard")
+    add("--videos_dir", type=Path, required=True, help="real clips with the voice of the person shown")
     add("--output_dir", type=Path, default=Path("output/sync_roc"), help="folder of the results (default: %(default)s)")
     add("--scorer", choices=SCORERS, default="auto", help="sync scorer (default: %(default)s)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--dubs", type=int, default=8, help="foreign voices for each clip (default: %(default)s)")
+    add("--dubs", type=int, default=8, help="other voices for each clip (default: %(default)s)")
     return parser
 
 
 def run(args: argparse.Namespace) -> str:
-    """Judge all clips, write the files; returns a summary."""
-    clips = score_all(find_videos(args.videos_dir), args.scorer, args.device)
+    """Score all pairs and write the files; returns a summary."""
+    scorer = open_sync_scorer(args.scorer, args.device)
+    clips = score_all(find_videos(args.videos_dir), scorer)
     if len(clips) < 2:
         raise UserError(f"{args.videos_dir}: at least two clips that can be scored are needed, see above")
-    found = list(judge_all(clips, args.dubs))
+    found = list(score_pairs(clips, args.dubs))
     rates = roc(found)
     write_csv(args.output_dir / "clips.csv", COLUMNS, (item.cells() for item in found))
     write_csv(args.output_dir / "roc.csv", ("preference", "true_kept", "dubbed_kept"), rates)
     draw(rates, args.output_dir / "roc.png")
-    lines = [f"{len(clips)} true clips, {len(found) - len(clips)} dubbed ones"]
-    lines += [
-        f"preference {t:.2f}: {true:.1%} of the true and {dub:.1%} of the dubbed are kept" for t, true, dub in rates
-    ]
-    return "\n".join([lines[0], *lines[-11:]])
+    kept = simpler_tests(found, scorer.default_threshold)
+    kept |= {f"preference {threshold:.2f}": (true, dubbed) for threshold, true, dubbed in rates if threshold in SHOWN}
+    lines = [f"{len(clips)} true clips, {len(found) - len(clips)} dubbed ones; kept of the true and of the dubbed:"]
+    lines += [f"{name}: {true:.1%}, {dubbed:.1%}" for name, (true, dubbed) in kept.items()]
+    return "\n".join(lines)
 
 
 @command

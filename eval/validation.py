@@ -1,6 +1,6 @@
 """Metrics of a model in training: its validation video, and the mouth it reconstructs with the real one hidden.
 
-The sync judge is that of the evaluation, not the network of the sync loss: a model that is trained against a SyncNet
+The sync scorer is that of the evaluation, not the network of the sync loss: a model that is trained against a SyncNet
 scores well with it even where others disagree.
 
 Legend: T frames, N samples, R pixels.
@@ -51,7 +51,7 @@ class Validation:
     Args:
         video, audio: what the results are made from.
         num_frames: frames of a chunk.
-        loss_weights: weights of the SyncNet that is the loss, to warn if it is the judge as well.
+        loss_weights: weights of the SyncNet of the sync loss, to warn if it is the scorer as well.
         models: networks of the metrics, which several videos share; see `validation_models`.
     """
 
@@ -77,20 +77,20 @@ class Validation:
         self.models.settings = replace(self.models.settings, resolution=pipeline.resolution)
 
     @cached_property
-    def _judge(self) -> ClipSyncScorer:
-        judge = self.models.sync
-        logger.info("validation: sync is judged by %s", judge.name)
-        if self.loss_weights is not None and self.loss_weights.resolve() in {path.resolve() for path in judge.files}:
+    def _scorer(self) -> ClipSyncScorer:
+        scorer = self.models.sync
+        logger.info("validation: sync is scored by %s", scorer.name)
+        if self.loss_weights is not None and self.loss_weights.resolve() in {path.resolve() for path in scorer.files}:
             logger.warning(
-                "validation: the network that judges sync is also the sync loss, so that its confidence rises anyway; "
+                "validation: the network that scores sync is also the sync loss, so its confidence rises in any case; "
                 "for an independent one, run `%s auxiliary`",
                 DOWNLOAD_COMMAND,
             )
-        return judge
+        return scorer
 
     def _sync(self, result: Path, wave: np.ndarray) -> dict[str, float]:
         try:
-            score = self._judge.score_video(result, wave)[0]
+            score = self._scorer.score_video(result, wave)[0]
         except UserError as error:
             logger.warning("validation without sync: %s", error)
             return {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from latentsync.utils.cores import set_thread_budget
 from latentsync.utils.errors import UserError
-from latentsync.utils.memory import keep_freed_memory
+from latentsync.utils.memory import collection_paused, keep_freed_memory
 
 set_thread_budget()
 keep_freed_memory()
@@ -19,7 +19,8 @@ keep_freed_memory()
 def __getattr__(name: str) -> Any:
     """Import these on first use, since their libraries take a second or two."""
     if name in ("LipsyncPipeline", "load_pipeline"):
-        from latentsync import loading
+        with collection_paused():
+            from latentsync import loading
 
         return getattr(loading, name)
     if name == "GenerationOptions":

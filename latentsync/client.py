@@ -24,7 +24,6 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 Kind = Literal["lipsync", "interpolate"]
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
-FINAL = ("done", "failed", "cancelled")
 RECONNECT_SECONDS = 2.0
 MAX_RECONNECTS = 30  # in a row
 SCAN_SECONDS = 600.0  # for a video to be searched for people

@@ -53,7 +53,6 @@ Enhancer = Literal["realesrgan", "gfpgan"]
 LengthMode = Literal["bounce", "loop", "freeze", "cut", "remap", "silence", "keep_tail", "error"]
 Silence = Literal["rest", "original", "model"]
 PasteMask = Literal["contour", "box"]
-SOLVERS: tuple[str, ...] = get_args(Solver)
 DETECTORS: tuple[str, ...] = get_args(Detector)
 ENHANCERS: tuple[str, ...] = get_args(Enhancer)
 # Former names, still accepted everywhere.

@@ -18,6 +18,7 @@ import torch
 from latentsync.utils.cores import threads_each, worker_environment
 from latentsync.utils.errors import UserError
 from latentsync.utils.memory import GIB, default_limit, resident_bytes
+from latentsync.utils.processes import exit_with_parent
 from preprocess.manifest import SourceRecord
 from preprocess.remote_tools import Networks, RemoteTools
 from preprocess.source_work import Job, crashed, process_source
@@ -187,7 +188,7 @@ class _Worker:
 def _work(pipe: multiprocessing.connection.Connection, job: Job, workers: int) -> None:
     """Main function of a worker process: process files from the pipe until it is closed."""
     limit_threads(workers)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     with Tools(job.settings) as tools:
         while True:
             try:
@@ -217,14 +218,6 @@ def _exit_beyond(limit: int) -> None:
     """Exit when this process uses more than `limit` bytes of memory."""
     while resident_bytes(os.getpid()) <= limit:
         time.sleep(CHECK_SECONDS)
-    os._exit(1)
-
-
-def _exit_with_parent() -> None:
-    """Exit when the parent process dies, so that no worker keeps writing after the run was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 

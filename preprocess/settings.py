@@ -19,7 +19,6 @@ from latentsync.utils.errors import UserError
 VERSION = 2
 
 ALWAYS = ("probe", "resample", "segments")
-OPTIONAL = ("shots", "faces", "face_size", "alignment", "sync", "quality")
 STEPS = ("probe", "resample", "shots", "segments", "faces", "face_size", "alignment", "sync", "quality")
 DEFAULT_STEPS = ("probe", "resample", "shots", "segments", "faces", "sync", "quality")
 NEED_FACES = ("face_size", "alignment", "sync", "quality")

@@ -7,7 +7,7 @@ from latentsync.metrics.clip_sync import ClipSyncScorer, open_sync_scorer
 from latentsync.metrics.image_quality import QualityMetric, open_quality_metric
 from preprocess.settings import ProcessSettings
 
-SECOND_JUDGE = "embedded"
+SECOND_SCORER = "embedded"
 
 
 class Tools:
@@ -56,11 +56,11 @@ class Tools:
 
     @property
     def second_scorer(self) -> ClipSyncScorer | None:
-        """The shipped SyncNet where another one judges sync; None where it is the only one."""
-        if self.scorer.name == SECOND_JUDGE:
+        """The shipped SyncNet if another network scores sync; None if it is the only scorer."""
+        if self.scorer.name == SECOND_SCORER:
             return None
         if self._second_scorer is None:
-            self._second_scorer = open_sync_scorer(SECOND_JUDGE, self._settings.device)
+            self._second_scorer = open_sync_scorer(SECOND_SCORER, self._settings.device)
         return self._second_scorer
 
     @property

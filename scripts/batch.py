@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import OptionError, parse_options
-from latentsync.serving.settings import GIB, ServingSettings, add_service_arguments
+from latentsync.serving.settings import add_service_arguments, service_settings
 from latentsync.utils.commands import command
 from latentsync.utils.errors import one_line
 from latentsync.utils.progress import duration
@@ -115,17 +115,9 @@ def run(options: argparse.Namespace, parser: OptionParser) -> int:
     from latentsync.serving.service import JobService
 
     rows, origin = read_rows(options, parser)
-    settings = ServingSettings(
-        options.workspace or origin.with_name(f"{origin.stem}.work"),
-        workers=max(1, options.workers),
-        devices=tuple(options.devices),
-        dtype=options.dtype,
-        weights=options.weights,
-        compile=options.compile,
-        unload_after_minutes=options.unload_after_minutes,
-        job_timeout_seconds=options.job_timeout_seconds,
-        worker_memory_bytes=int(options.worker_memory_gb * GIB),
-    )
+    options.workers = max(1, options.workers)
+    workspace = options.workspace or origin.with_name(f"{origin.stem}.work")
+    settings = service_settings(options, workspace, job_timeout_seconds=options.job_timeout_seconds)
     if options.repair:
         repair(settings.workspace)
     display = Display(len(rows), options.report or origin.with_name(f"{origin.stem}.{REPORT}"), shown=not options.quiet)

@@ -27,6 +27,7 @@ from latentsync.options import (
 from latentsync.options import parse_options as parse_generation
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, did_you_mean
+from latentsync.utils.memory import collection_paused
 from latentsync.utils.paths import PROJECT_ROOT
 
 # The libraries take seconds to load. They are imported where they are needed, so that wrong usage is reported at once.
@@ -167,10 +168,11 @@ def check_report_path(report: Path | None, others: Sequence[Path]) -> None:
 
 def generate(options: argparse.Namespace) -> Path:
     """Load the model and run it; the options have been checked."""
-    import torch
-    from tqdm.contrib.logging import logging_redirect_tqdm
+    with collection_paused():
+        import torch
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from latentsync.loading import ModelPaths, load_pipeline
+        from latentsync.loading import ModelPaths, load_pipeline
 
     given = options.generation
     model = None if given.model == AUTO else given.model

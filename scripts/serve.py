@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentsync.options import AUTO
-from latentsync.serving.settings import GIB, MIB, ServingSettings, add_service_arguments
+from latentsync.serving.settings import GIB, MIB, ServingSettings, add_service_arguments, service_settings
 from latentsync.utils.commands import command, exit_now, size
 from latentsync.utils.errors import UserError
 from latentsync.utils.logs import FORMATS, configure_server_logging
@@ -82,14 +82,9 @@ def build_settings(options: argparse.Namespace) -> ServingSettings:
     from latentsync.serving.models import find_model
 
     find_model(options.model)
-    return ServingSettings(
-        workspace=options.workspace,
-        workers=options.workers,
-        devices=tuple(options.devices),
-        dtype=options.dtype,
-        weights=options.weights,
-        compile=options.compile,
-        unload_after_minutes=options.unload_after_minutes,
+    return service_settings(
+        options,
+        options.workspace,
         model=options.model,
         max_models=options.max_models,
         max_queue=options.max_queue,
@@ -97,7 +92,6 @@ def build_settings(options: argparse.Namespace) -> ServingSettings:
         max_video_seconds=options.max_video_seconds,
         max_audio_seconds=options.max_audio_seconds,
         job_timeout_seconds=options.job_timeout_seconds,
-        worker_memory_bytes=int(options.worker_memory_gb * GIB),
         keep_results_hours=options.keep_results_hours,
         quota_bytes=int(options.quota_gb * GIB),
         ray_address=options.ray_address,

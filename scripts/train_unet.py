@@ -8,6 +8,7 @@ modules and with losses on decoded frames. The same command resumes an interrupt
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,16 +18,28 @@ from eval.pairs import read_pairs
 from eval.validation import Validation, validation_models
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
+from latentsync.loading import pick_device, pick_dtype
 from latentsync.models.syncnets import SYNCNET_SCHEMAS
 from latentsync.models.unet_config import UNetConfig
+from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.training.export import means
 from latentsync.training.loop import run_training, train_and_report
-from latentsync.training.unet_setup import build_dataset, check_start, load_frozen_components, load_loss_networks
+from latentsync.training.task import Share
+from latentsync.training.unet_setup import (
+    build_dataset,
+    check_start,
+    load_export,
+    load_frozen_components,
+    load_loss_networks,
+)
 from latentsync.training.unet_task import UNetTask
+from latentsync.training.unet_validation import UNetValidation
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import project_path
 
 logger = logging.getLogger("train_unet")
+Given = Mapping[str, Path | None]  # files that replace those of ckpt.base_model, by part
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,8 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_validations(config: UNetFileConfig) -> list[Validation]:
-    """The validation videos of a config with their metrics.
+def make_validations(config: UNetFileConfig, device: str) -> list[Validation]:
+    """The validation videos of a config with their metrics, computed on a device.
 
     Raises:
         UserError: a file is missing, or the list cannot be read.
@@ -54,7 +67,7 @@ def make_validations(config: UNetFileConfig) -> list[Validation]:
     if config.run.use_syncnet and config.data.syncnet_config_path:
         syncnet = load_syncnet_config(project_path(config.data.syncnet_config_path), *SYNCNET_SCHEMAS)
         loss_weights = project_path(syncnet.ckpt.inference_ckpt_path)
-    models = validation_models("cuda" if torch.cuda.is_available() else "cpu")
+    models = validation_models(device)
     return [Validation(video, audio, config.data.num_frames, loss_weights, models) for video, audio in files]
 
 
@@ -80,15 +93,36 @@ def _require(key: str, path: Path) -> None:
         raise UserError(f"data.{key}: {path} does not exist; give a file, or set run.validate to false")
 
 
+def validate_export(
+    config: UNetFileConfig, config_path: Path, given: Given, export: Path, step: int, folder: Path
+) -> dict[str, float]:
+    """Metrics of an export on `run.validation_device`; the videos are written to `folder`.
+
+    Raises:
+        UserError: a file is missing or does not fit, or there is no such device.
+    """
+    device = pick_device(config.run.validation_device)
+    components, _ = load_frozen_components(config, config_path, given)
+    unet = load_export(config, export)
+    pipeline = LipsyncPipeline(components.codec, components.audio, unet, components.scheduler, config.data.resolution)
+    pipeline.to(device, pick_dtype(device))
+    videos = make_validations(config, str(device))
+    return means([UNetValidation(config, components, videos).measure(unet, step, folder, Share())])
+
+
 def train(args: argparse.Namespace) -> Path:
     """Build the task and run it; returns the exported weights."""
     config = load_unet_config(args.unet_config_path, UNetConfig)
     check_start(config)
+    pick_device(config.run.validation_device or None)  # raises here instead of at the first export
     given = {"vae": args.vae_path, "whisper": args.whisper_path, "scheduler_config": args.scheduler_config_path}
     components, files = load_frozen_components(config, args.unet_config_path, given)
     networks = load_loss_networks(config, components.audio.num_layers)
     make_dataset = partial(build_dataset, config, components.codec, files.vae, files.whisper, networks.needs_mel)
-    task = UNetTask(config, components, networks, make_dataset, make_validations(config))
+    validations = make_validations(config, "cuda" if torch.cuda.is_available() else "cpu")
+    elsewhere = bool(validations and config.run.validation_device)
+    in_background = partial(validate_export, config, args.unet_config_path, given) if elsewhere else None
+    task = UNetTask(config, components, networks, make_dataset, validations, in_background)
     return run_training(task, config, dry_run=args.dry_run)
 
 

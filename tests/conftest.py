@@ -49,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
+def no_charts() -> Iterator[None]:
     """Training draws no charts, which take most of the time of a tiny run; test_report.py looks at them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("latentsync.training.report._open_tensorboard", lambda folder, step: None)

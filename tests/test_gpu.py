@@ -108,6 +108,21 @@ def test_faces_in_8_bits_are_close(tiny_files):
     assert 0 < (found - expected).abs().mean() < 10
 
 
+@pytest.mark.parametrize("weights, most", [("host", 0.1), ("fp8", 10.0)])
+@pytest.mark.parametrize("deepcache", [False, True])
+def test_weights_in_less_memory(tiny_files, weights, most, deepcache):
+    given = np.full((2, 64, 64, 3), 90, np.uint8), torch.zeros(2, 30, 32)
+    options = {"inference_steps": 4, "guidance_scale": 1.5, "enable_deepcache": deepcache, "vram_efficient": True}
+    faces, sizes = [], []
+    for stored in ("full", weights):
+        pipeline = load_pipeline(ModelPaths(**vars(tiny_files)), "cuda", weights=stored)
+        pipeline.speak(*given, **options)  # the order of the layers is recorded first
+        faces.append(pipeline.speak(*given, **options))
+        sizes.append(sum(weight.nbytes for weight in pipeline.unet.parameters() if weight.is_cuda))
+    assert (faces[0] - faces[1]).abs().mean() <= most
+    assert sizes[1] < 0.7 * sizes[0]
+
+
 def test_as_many_chunks_as_fit(tiny_files):
     pipeline = load_pipeline(ModelPaths(**vars(tiny_files)), "cuda")
     assert 1 <= pipeline._prepare(None, chunk_batch_size=0).chunks_at_once <= MAX_CHUNKS

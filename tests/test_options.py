@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,9 +20,9 @@ from latentsync.options import (
     ENHANCERS,
     FACE_VALUES,
     OPTIONS,
-    SOLVERS,
     GenerationOptions,
     OptionError,
+    Solver,
     parse_options,
     read_stored,
 )
@@ -216,7 +216,7 @@ def test_choices_are_the_same_everywhere(page_form):
 
 def test_names_declared_here_are_those_that_are_implemented():
     assert set(ENHANCERS) == set(enhancers._OPENERS)
-    assert set(SOLVERS) == {sampling.DDIM, sampling.DPM_PLUS_PLUS}
+    assert set(get_args(Solver)) == {sampling.DDIM, sampling.DPM_PLUS_PLUS}
     with pytest.raises(UserError):
         create_detector("none")
     create_detector(DETECTORS[1]).close()

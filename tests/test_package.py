@@ -45,11 +45,11 @@ def test_lock_files_cover_what_is_declared() -> None:
 
 
 def test_repackaged_packages_are_locked_in_the_same_release() -> None:
-    runtime = locked("requirements.txt")
+    versions = locked("requirements.txt") | locked("requirements-dev.txt")
     for folder in (path.parent for path in (PROJECT_ROOT / "packages").glob("*/pyproject.toml")):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         assert project["name"] == folder.name
-        assert project["version"] == f"{runtime[folder.name]}+relaxed"
+        assert project["version"] == f"{versions[folder.name]}+relaxed"
 
 
 def test_project_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--levers", choices=[EAGER, COMPILED], help="networks, gpu: only the eager or the compiled model")
     tiny = "networks, gpu, precisions: a tiny model, also without a GPU, to try the benchmark"
     add("--tiny", action="store_true", help=tiny)
-    add(
-        "--journal", type=Path, metavar="FILE", help="networks, gpu: figures so far; a new run measures what is missing"
-    )
+    journal = "networks, gpu, training: figures so far; a new run measures what is missing"
+    add("--journal", type=Path, metavar="FILE", help=journal)
     add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     add("--markdown", type=Path, metavar="FILE", help="write the figures as a Markdown table")
     return parser
@@ -127,7 +126,7 @@ def _startup(options: Options, folder: Path) -> list[Figure]:
 def _training(options: Options, folder: Path) -> list[Figure]:
     from tools.benchmarks import training
 
-    return training.measure(folder)
+    return training.measure(folder, journal=Journal(options.journal))
 
 
 def _modes(options: Options) -> list[str]:

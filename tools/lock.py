@@ -80,8 +80,9 @@ def main() -> None:
     project = read_project(ROOT)
     extras = project["optional-dependencies"]
     runtime, fixed = requirements([*project["dependencies"], *extras["serve"], *extras["train"], *BUILD])
-    everything = compile_lock([*runtime, *extras["dev"]], preferred)
-    everything |= compile_lock(fixed, preferred, "--no-deps")
+    development, fixed_development = requirements(extras["dev"])
+    everything = compile_lock([*runtime, *development], preferred)
+    everything |= compile_lock([*fixed, *fixed_development], preferred, "--no-deps")
     pins = "".join(everything.values())
     production = compile_lock(runtime, pins) | compile_lock(fixed, pins, "--no-deps")
     cuda = {name: block for name, block in production.items() if OF_CUDA.match(name)}

@@ -93,6 +93,8 @@ class RunConfig(RunSection):
     cache_latents: encode every clip once, see data.latent_cache_dir; otherwise frames are encoded in each step.
     audio_dropout: share of samples trained without audio, which classifier-free guidance needs.
     validate: lip-sync data.val_video_path to data.val_audio_path, and data.val_pairs, at every checkpoint.
+    validation_device: cpu, cuda or cuda:N, on which a process of its own validates while training continues; empty to
+        let the training processes validate, each its share, while training waits.
     decode_region: part of the face that is decoded for the losses on frames; the rest is the real frame.
     decode_frames: frames of a sample that are decoded, evenly spaced; 0 for all, as losses over time need.
     sync_max_timestep: losses on the one-step estimate count only samples at or below this timestep.
@@ -120,6 +122,7 @@ class RunConfig(RunSection):
     cache_latents: bool = False
     audio_dropout: float = 0.1
     validate: bool = True
+    validation_device: str = ""
     decode_region: Literal["whole", "lower_half", "mouth"] = "whole"
     decode_frames: int = 0
     sync_max_timestep: int = 1000
@@ -140,6 +143,10 @@ class RunConfig(RunSection):
         )
         require(not self.few_steps or self.guidance_scale == 1, "few_steps needs guidance_scale 1")
         require(0 <= self.audio_dropout < 1, f"audio_dropout must be at least 0 and below 1, got {self.audio_dropout}")
+        require(
+            not (self.validation_device and self.validation_steps),
+            "validation_device validates exports, and between checkpoints there is none; set validation_steps to 0",
+        )
         require(self.recon_loss_weight > 0, "recon_loss_weight must be above 0: the other losses only refine it")
         require(
             not (self.decode_frames and self.pixel_space_supervise and self.trepa_loss_weight),

@@ -77,7 +77,7 @@ class Sighting:
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """A frame with its index, the aligned face if it is to be replaced, and what was seen of the person."""
+    """A frame with its index, the aligned face if it is to be replaced, and the appearance of the person."""
 
     index: int
     frame: VideoFrame

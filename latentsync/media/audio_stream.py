@@ -194,7 +194,7 @@ def _check_format(path: Path, sample_rate: int, channels: int) -> None:
 
 
 def _check_frame(path: Path, frame: av.AudioFrame) -> None:
-    """What a decoder delivers may differ from what the header says, from frame to frame."""
+    """Decoded frames may differ from the header, and from each other."""
     channels = frame.layout.nb_channels
     _check_format(path, frame.sample_rate, channels)
     if frame.layout.name == f"{channels} channels" and channels not in DEFAULT_LAYOUTS:

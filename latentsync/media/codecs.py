@@ -18,14 +18,12 @@ class VideoCodec:
         name: libav's name of the encoder.
         suffixes: containers that can hold it.
         pixel_formats: of its input, by that of the frames.
-        has_crf: whether it takes a quality; else it is lossless or nearly so.
         tag: code of the codec in .mp4 and .mov, if not libav's choice.
     """
 
     name: str
     suffixes: tuple[str, ...]
     pixel_formats: dict[str, str]
-    has_crf: bool = True
     tag: str | None = None
 
     def options(self, crf: float, preset: str, pixel_format: str) -> dict[str, str]:
@@ -47,8 +45,8 @@ ALL_SUFFIXES = (".mp4", ".mov", ".mkv")
 VIDEO_CODECS = {
     "h264": VideoCodec("libx264", ALL_SUFFIXES, _SAME),
     "hevc": VideoCodec("libx265", ALL_SUFFIXES, _SAME, tag="hvc1"),  # the tag that Apple's players ask for
-    "prores": VideoCodec("prores_ks", (".mov", ".mkv"), {TEN_BIT: "yuv422p10le"}, has_crf=False),
-    "ffv1": VideoCodec("ffv1", (".mkv",), _SAME, has_crf=False),
+    "prores": VideoCodec("prores_ks", (".mov", ".mkv"), {TEN_BIT: "yuv422p10le"}),
+    "ffv1": VideoCodec("ffv1", (".mkv",), _SAME),
 }
 
 

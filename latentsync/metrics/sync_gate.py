@@ -31,7 +31,7 @@ class Evidence:
 
     @property
     def agrees(self) -> bool:
-        """Whether the halves have one offset, as far as that can be told."""
+        """Whether the halves have the same offset; True if they are too short to measure."""
         return self.halves is None or abs(self.halves[0] - self.halves[1]) <= AGREEMENT
 
 

@@ -1,4 +1,4 @@
-"""Compiled parts of networks, which run uncompiled where the compiler fails and where a caller asks for it."""
+"""Compiled parts of networks, which run uncompiled if the compiler fails or the caller requests it."""
 
 import logging
 from collections.abc import Callable, Iterator

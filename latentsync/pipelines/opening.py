@@ -90,11 +90,11 @@ def _open_voice(opened: Opened, audio: AudioInput | Files | None) -> Clip:
     if options.length_mode == REST_TAIL:  # also where pauses keep the original frames
         np.maximum(speaker.weights, fade_out(~spoken), out=speaker.weights)
 
-    def audio() -> AudioSource:
+    def mix() -> AudioSource:
         seconds = min(Fraction(len(wave), SAMPLE_RATE), fit.count / fps)
         mixer = Mixer(source, options.mix_original, opened.folder)
         if keeps_tail:
             return mixer.until(voice, seconds, fit.count / fps)
         return mixer.under(voice.cut(seconds) if options.length_mode == "cut" else voice, seconds, fps)
 
-    return Clip(source, fps, fit, (speaker,), audio)
+    return Clip(source, fps, fit, (speaker,), mix)

@@ -166,7 +166,7 @@ def _open_scorer(device: str) -> "EmbeddedScorer":
 def _sound(source: VideoSource) -> SpooledAudio:
     path, part = source.info.path, source.part
     if path == IN_MEMORY or source.info.is_still or not has_audio(path):
-        raise UserError(f"{path}: the video has no audio that tells who speaks; choose the face by name or place")
+        raise UserError(f"{path}: the video has no audio to find the speaker by; choose the face by name or position")
     return SpooledAudio(select_audio(path, None, path, part.start, part.end), SAMPLE_RATE)
 
 

@@ -1,4 +1,4 @@
-"""Progress of a run: what is left, from measured speeds of its parts, as a progress bar and to a callback."""
+"""Progress of a run: the time left, from measured speeds of its stages, as a progress bar and for a callback."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ PREPARING, LIPSYNC, FINISHING = "preparing", "lip-sync", "finishing"
 FADING = 0.7  # weight of earlier measurements when a new one arrives
 DECODE_TO_ENCODE = 1.2  # time of decoding over that of encoding both images of a frame, until it is measured
 BAR = "{desc} {percentage:3.0f}%|{bar}|"
-Speeds = dict[str, float]  # part of the work -> seconds per frame
+Speeds = dict[str, float]  # stage -> seconds per frame
 
 
 class Watch:
@@ -31,8 +31,8 @@ class Watch:
 
 
 @dataclass
-class Part:
-    """A part of the work on each frame, and its measured speed. `known`: seconds per frame in earlier runs."""
+class Stage:
+    """A stage of the work on each frame, and its measured speed. `known`: seconds per frame in earlier runs."""
 
     known: float | None = None
     _seconds: float = 0.0
@@ -69,7 +69,7 @@ class Work:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self.parts = {name: Part(self.speeds.get(name)) for name in ("read", "first", "step", "last", "write")}
+        self.stages = {name: Stage(self.speeds.get(name)) for name in ("read", "first", "step", "last", "write")}
         self.delivered = self.written = 0
         self._batch = self._step = self._to_measure = 0
         self._begun, self._load = 0, 1.0
@@ -77,20 +77,20 @@ class Work:
 
     def begin(self, frames: int) -> None:
         if self._mark is not None:  # before the first batch, decoders and detectors start, which happens once
-            self.parts["read"].add(self._lap(), frames)
+            self.stages["read"].add(self._lap(), frames)
         self._lap()
         self._begun += frames
         self._batch, self._step, self._to_measure = frames, 0, frames
 
     def step(self, frames: int) -> None:
-        self.parts["step" if self._step else "first"].add(self._lap(), frames)
+        self.stages["step" if self._step else "first"].add(self._lap(), frames)
         self._step += 1
 
     def deliver(self) -> None:
         """A frame is delivered; the first one of a batch includes the decoding of all."""
         seconds = self._lap()
         if self._to_measure:
-            self.parts["last"].add(seconds, self._to_measure)
+            self.stages["last"].add(seconds, self._to_measure)
             self._to_measure = 0
         self.delivered += 1
         self._batch = max(0, self._batch - 1)
@@ -98,13 +98,13 @@ class Work:
             self._load = self._begun / self.delivered
 
     def write(self, seconds: float) -> None:
-        self.parts["write"].add(seconds, 1)
+        self.stages["write"].add(seconds, 1)
         self.written += 1
 
     def seconds_left(self) -> float | None:
         """Estimate; None as long as there is no measurement of the steps."""
-        first, step = self.parts["first"].pace, self.parts["step"].pace if self.steps > 1 else 0.0
-        last, read, write = (self.parts[name].pace for name in ("last", "read", "write"))
+        first, step = self.stages["first"].pace, self.stages["step"].pace if self.steps > 1 else 0.0
+        last, read, write = (self.stages[name].pace for name in ("last", "read", "write"))
         write = write or 0.0
         unwritten = (self.total - self.written) * write
         if self.delivered >= self.total:
@@ -121,7 +121,7 @@ class Work:
 
     def remember(self) -> None:
         """Store the measured speeds for the next run."""
-        self.speeds.update({name: part.pace for name, part in self.parts.items() if part.pace is not None})
+        self.speeds.update({name: stage.pace for name, stage in self.stages.items() if stage.pace is not None})
 
     def _lap(self) -> float:
         now = self.clock()

@@ -29,7 +29,7 @@ class PassedRange:
 
 
 class FrameLog:
-    """Collects what was passed through, and writes a line a frame to a file, if one is given.
+    """Collects the frames that were passed through, and writes a line per frame to a file if one is given.
 
     Args:
         fps: rate of the generated frames.

@@ -57,11 +57,11 @@ def open_scripted(opened: Opened, script: Path, files: Files | None) -> Clip:
     faces = dict.fromkeys(line.face for line in lines)
     speakers = tuple(_speaker(opened, [line for line in lines if line.face == face], fit.count) for face in faces)
 
-    def audio() -> AudioSource:
+    def mix() -> AudioSource:
         mixer = Mixer(opened.source, opened.options.mix_original, opened.folder)
         return mixer.around([_layer(line) for line in lines], [(line.start, line.end) for line in lines], seconds)
 
-    return Clip(opened.source, opened.fps, fit, speakers, audio)
+    return Clip(opened.source, opened.fps, fit, speakers, mix)
 
 
 def _lines(opened: Opened, cues: Sequence[Cue], folder: Path, files: Files | None) -> list[Line]:

@@ -40,7 +40,7 @@ class Download:
 
 
 class SideStream:
-    """A second CUDA stream: what is queued on it overlaps with what is queued on the main stream afterwards.
+    """A second CUDA stream: work queued on it overlaps with work queued on the main stream afterwards.
 
     Without `enabled`, and on other devices, there is only the main stream.
     """

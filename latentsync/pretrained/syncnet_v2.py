@@ -12,7 +12,6 @@ from latentsync.checkpoints.loading import load_checkpoint, load_into
 WINDOW_FRAMES = 5
 FACE_SIZE = 224
 MFCC_COLUMNS = 20  # four per frame
-MFCC_ROWS = 13
 
 
 class SyncNetV2(nn.Module):

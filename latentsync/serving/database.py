@@ -11,7 +11,7 @@ from latentsync.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 BUSY_SECONDS = 30.0
-# Raise it when a column or the set of generation options changes; tests/serving/test_database.py tells how.
+# Raise it when a column or the set of generation options changes; see tests/serving/test_database.py.
 SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (

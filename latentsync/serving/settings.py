@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from latentsync.options import AUTO, COMPILE_HELP, DTYPES, WEIGHTS, WEIGHTS_HELP, Weights
 from latentsync.utils.errors import UserError
@@ -114,4 +115,19 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repair", action="store_true", help="if the job queue is damaged, move it aside and start an empty one"
+    )
+
+
+def service_settings(options: argparse.Namespace, workspace: Path, **more: Any) -> ServingSettings:
+    """Settings from the arguments of `add_service_arguments`, and `more` of them by name."""
+    return ServingSettings(
+        workspace,
+        workers=options.workers,
+        devices=tuple(options.devices),
+        dtype=options.dtype,
+        weights=options.weights,
+        compile=options.compile,
+        unload_after_minutes=options.unload_after_minutes,
+        worker_memory_bytes=int(options.worker_memory_gb * GIB),
+        **more,
     )

@@ -1,4 +1,4 @@
-"""Adversarial supervision: a PatchGAN that tells made mouths from real ones, and losses on pairs of frames."""
+"""Adversarial supervision: a PatchGAN that separates generated from real mouths, and losses on pairs of frames."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from latentsync.config.sections import TrainingConfig
+from latentsync.training.background import BackgroundValidation
 from latentsync.training.distributed import any_process, from_all, is_sharded, together
 from latentsync.training.report import Report
 from latentsync.training.selection import keep_best
@@ -70,7 +71,11 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 class Exporter:
-    """Exports and validates the model of a run, with the averaged weights where there are any."""
+    """Exports and validates the model of a run, with the averaged weights where there are any.
+
+    Where the task has a `validate_export`, a process of its own validates, and `collect` adds the rows. Otherwise the
+    training processes validate, each its share, and training waits.
+    """
 
     def __init__(
         self,
@@ -83,6 +88,9 @@ class Exporter:
     ) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
         self.model, self.ema, self.report = model, ema, report
+        validate = task.validate_export
+        self.in_background = validate is not None
+        self.background = BackgroundValidation(validate) if validate and accelerator.is_main_process else None
 
     def is_exported(self, step: int) -> bool:
         """Whether a step has been exported and validated."""
@@ -99,7 +107,35 @@ class Exporter:
         if self.accelerator.is_main_process:
             logger.info("exported %s", path)
         self.report.pause(time.monotonic() - began)
-        self.validate(step)
+        if self.in_background:
+            together(self.accelerator, lambda: self._start(path, step), main_only=True)
+        else:
+            self.validate(step)
+
+    def _start(self, path: Path, step: int) -> None:
+        assert self.background is not None
+        folder = self._folder(step)
+        _create(folder)
+        self.background.start(path, step, folder)
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Add the rows of validations in the background that have ended, or with `wait` of all.
+
+        Raises:
+            UserError: in all processes, when the disk is full or fails.
+        """
+        if self.in_background:
+            together(self.accelerator, lambda: self._collect(wait), main_only=True)
+
+    def _collect(self, wait: bool) -> None:
+        assert self.background is not None
+        for step, folder, metrics in self.background.finished(wait=wait):
+            self._write_validation(step, metrics, folder)
+
+    def close(self) -> None:
+        """End the process of the background."""
+        if self.background is not None:
+            self.background.close()
 
     def _whole_state(self) -> dict[str, Tensor]:
         """All weights in the main process, with the bare model's names."""
@@ -115,7 +151,7 @@ class Exporter:
             UserError: in all processes.
         """
         began = time.monotonic()
-        folder = Path(self.config.data.train_output_dir) / "validation" / f"step_{step:08d}"
+        folder = self._folder(step)
         together(self.accelerator, lambda: _create(folder), main_only=True)
         values = together(self.accelerator, lambda: self._values(step, folder))
         found = from_all(self.accelerator, values or {})
@@ -129,6 +165,10 @@ class Exporter:
         return max(
             (path for path in found if _step_in(path) is not None), key=lambda path: _step_in(path) or 0, default=None
         )
+
+    def _folder(self, step: int) -> Path:
+        """Where the videos of a validation are."""
+        return Path(self.config.data.train_output_dir) / "validation" / f"step_{step:08d}"
 
     def _values(self, step: int, folder: Path) -> dict[str, list[float]]:
         """What this process's share of the validation finds."""

@@ -196,7 +196,9 @@ class Trainer:
                 self.report.add(values, self.waited)
                 self._log_and_save()
             self.store.wait()
+            self.exporter.collect(wait=True)
         finally:
+            self.exporter.close()
             self.report.close()
 
     def _restore(self) -> None:
@@ -345,6 +347,7 @@ class Trainer:
         step, run = self.progress.step, self.config.run
         due = self._is_milestone()
         if due or step % run.log_steps == 0:
+            self.exporter.collect()
             advice = self.task.advise(step, self.report.write_row(step))
             if advice and self.accelerator.is_main_process:
                 logger.warning("%s", advice)

@@ -65,7 +65,7 @@ def windows_per_item(config: SyncNetFileConfig) -> int:
 
 
 class GradientCache(nn.Module):
-    """A SyncNet for large contrastive batches on one device: it sees the batch in chunks, the loss sees all of it.
+    """A SyncNet for large contrastive batches on one device: it computes in chunks, the loss takes the whole batch.
 
     Gradient caching (Gao et al. 2021): all chunks are embedded without a graph; the loss of all embeddings gives a
     gradient for each of them; then each chunk is embedded once more, with a graph, and takes its share of that
@@ -151,6 +151,7 @@ class SyncNetTask:
     """
 
     name = "syncnet"
+    validate_export = None
 
     def __init__(
         self, config: SyncNetFileConfig, data: SyncNetData, codec: LatentCodec | None = None, world_size: int = 1

@@ -1,6 +1,6 @@
 """The interface between a trainer and the loop: a task defines model, data and losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 T = TypeVar("T")
+# An export, its step and a folder for videos -> metrics by name. A function of a module, or a `partial` of one: it is
+# sent to another process.
+ValidateExport = Callable[[Path, int, Path], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Task(Protocol):
         discriminators: networks trained beside it by optimizers of their own; {} for none. `step` returns
             `<name>_loss` for each. They are not wrapped: use them as they are in `self.discriminators`.
             Gradients of "loss" in them are discarded; their own are averaged over processes by the loop.
+        validate_export: validates exports in a process of its own in place of `validate`; None for `validate`.
     """
 
     name: str
@@ -41,6 +45,9 @@ class Task(Protocol):
 
     @property
     def discriminators(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def validate_export(self) -> ValidateExport | None: ...
 
     def dataset(self) -> Dataset:
         """Items for `latentsync.data.sampler`: `dataset[SampleId]` is a pure function of the id and the seed."""

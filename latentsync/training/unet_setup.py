@@ -22,7 +22,7 @@ from latentsync.data.file_lists import open_clips
 from latentsync.data.unet_dataset import LatentClipDataset, UNetDataset
 from latentsync.faces.mask import load_mask
 from latentsync.loading import load_scheduler
-from latentsync.models.lora import add_lora
+from latentsync.models.lora import add_lora, load_lora
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, SyncNetConfig, make_syncnet
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.vae import LatentCodec
@@ -96,6 +96,20 @@ def build_unet(config: UNetFileConfig) -> UNet3DConditionModel:
         choose_trainable(unet, run.trainable_modules)
     unet.enable_gradient_checkpointing(run.enable_gradient_checkpointing)
     return unet.train()
+
+
+def load_export(config: UNetFileConfig, export: Path) -> UNet3DConditionModel:
+    """The network of an export of a run, for inference, on the CPU; an adapter is merged into the initial weights.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    lora = bool(config.run.lora_rank)
+    weights = project_path(config.ckpt.resume_ckpt_path) if lora else export
+    unet, _ = UNet3DConditionModel.from_pretrained(config.model, weights)
+    if lora:
+        load_lora(unet, export.with_suffix(".safetensors"))
+    return unet.eval().requires_grad_(False)
 
 
 def choose_trainable(unet: nn.Module, modules: tuple[str, ...]) -> None:

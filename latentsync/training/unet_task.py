@@ -4,13 +4,11 @@ Legend: B samples, K of them counted by losses on the one-step estimate, F frame
 h latent cells, S audio tokens, D width.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -29,28 +27,13 @@ from latentsync.pipelines.denoise import decode_frames, encode_frames, unet_inpu
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.training.losses import Estimate, LossNetworks, build_losses, crop, region_box
 from latentsync.training.recipe import last_timestep_sampler, recipe_of
-from latentsync.training.task import Share
+from latentsync.training.task import Share, ValidateExport
 from latentsync.training.unet_setup import FrozenComponents, build_unet
+from latentsync.training.unet_validation import UNetValidation, ValidationVideo
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
 
-logger = logging.getLogger(__name__)
 DECODE_MARGIN = 2  # latent cells decoded around a region, so that its edge sees its neighbors
-
-
-class ValidationVideo(Protocol):
-    """A validation video, the audio that drives it, and the metrics by name; `eval.validation` has them."""
-
-    video: Path
-    audio: Path
-
-    def result_metrics(self, pipeline: LipsyncPipeline, result: Path) -> Mapping[str, float]:
-        """Of the lip-synced video."""
-        ...
-
-    def reconstruction_metrics(self, pipeline: LipsyncPipeline) -> Mapping[str, float]:
-        """Of the video's own mouth, reconstructed by the pipeline."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -71,6 +54,7 @@ class UNetTask:
         networks: frozen networks of the losses, see `load_loss_networks`.
         make_dataset: builds the dataset when it is first needed, see `build_dataset`.
         validations: the validation videos.
+        validate_export: see `Task`.
 
     Raises:
         UserError: components and config do not fit each other, or the checkpoint to start from does not.
@@ -85,6 +69,7 @@ class UNetTask:
         networks: LossNetworks,
         make_dataset: Callable[[], ClipDataset],
         validations: Sequence[ValidationVideo] = (),
+        validate_export: ValidateExport | None = None,
     ):
         self.config, self.run = config, config.run
         self.codec, self.audio, self.scheduler = components.codec, components.audio, components.scheduler
@@ -118,7 +103,8 @@ class UNetTask:
             self._draw_timesteps = own or partial(uniform_timesteps, self.scheduler.config.num_train_timesteps)
         self._make_dataset = make_dataset
         self._dataset: ClipDataset | None = None
-        self._validations = validations
+        self._validation = UNetValidation(config, components, validations)
+        self.validate_export = validate_export
         self._device, self._dtype = torch.device("cpu"), torch.float32
 
     def dataset(self) -> ClipDataset:
@@ -218,47 +204,8 @@ class UNetTask:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
     def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
-        """Metrics of the validation videos; the lip-synced ones are written to `folder`."""
-        if not self._validations:
-            return {}
-        pipeline = LipsyncPipeline(
-            self.codec,
-            self.audio,
-            cast(UNet3DConditionModel, model),
-            deepcopy(self.scheduler),
-            self.config.data.resolution,
-            num_inference_steps=self.run.inference_steps,
-            guidance_scale=self.run.guidance_scale,
-            one_step=self.run.one_step,
-            few_steps=self.run.few_steps,
-        )
-        several = len(self._validations) > 1
-        work: list[Callable[[], Mapping[str, float]]] = []
-        for number, each in enumerate(self._validations, start=1):
-            name = f"step_{step}_{number}.mp4" if several else f"step_{step}.mp4"
-            work.append(partial(self._lip_sync, pipeline, each, folder / name))
-        work += [partial(each.reconstruction_metrics, pipeline) for each in self._validations]
-        values: dict[str, list[float]] = {}
-        for part in share.of(work):
-            try:
-                metrics = part()
-            except UserError as error:  # early in training there may be no face in the result; training continues
-                logger.error("validation at step %d failed: %s", step, error)
-                continue
-            for name, value in metrics.items():
-                values.setdefault(name, []).append(value)
-        return values
-
-    def _lip_sync(self, pipeline: LipsyncPipeline, validation: ValidationVideo, result: Path) -> Mapping[str, float]:
-        pipeline(
-            validation.video,
-            validation.audio,
-            result,
-            num_frames=self.config.data.num_frames,
-            video_fps=self.config.data.video_fps,
-            generator=torch.Generator().manual_seed(self.run.seed),
-        )
-        return validation.result_metrics(pipeline, result)
+        """See `UNetValidation.measure`."""
+        return self._validation.measure(cast(UNet3DConditionModel, model), step, folder, share)
 
     def export(self, state_dict: dict[str, Tensor], step: int, path: Path) -> None:
         """Published format; of a LoRA run the adapter alone, as safetensors with the same stem."""

@@ -1,8 +1,9 @@
 """The classes of diffusers that a lip-sync run needs, without its other models, loaders and optional dependencies."""
 
+import importlib.metadata
 from typing import TYPE_CHECKING
 
-from latentsync.utils.light_imports import import_light
+from latentsync.utils.light_imports import import_light, replaced_function
 
 if TYPE_CHECKING:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 else:
-    # torch._dynamo imports sympy; diffusers uses it only for a decorator and works without it.
-    import_light("diffusers", absent=("torch._dynamo",))
+    # torch._dynamo imports sympy; diffusers uses it only for a decorator and works without it. It also reads the file
+    # lists of all installed packages, only for the versions of three that are not used here.
+    with replaced_function(importlib.metadata, "packages_distributions", dict):
+        import_light("diffusers.utils", absent=("torch._dynamo",))
     _autoencoder = import_light(
         "diffusers.models.autoencoders.autoencoder_kl",
         bare=("diffusers.models.autoencoders", "diffusers.models.unets", "diffusers.models.transformers"),

@@ -11,7 +11,7 @@ A library that is already imported, or whose layout has changed, is imported nor
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -47,6 +47,17 @@ def import_light(
     if forget:
         _forget(before, forget)
     return imported
+
+
+@contextmanager
+def replaced_function(module: ModuleType, name: str, other: Callable[..., Any]) -> Iterator[None]:
+    """Replace a function of a module inside the block."""
+    before = getattr(module, name)
+    setattr(module, name, other)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 class _Placeholder(ModuleType):

@@ -52,7 +52,7 @@ def lasting_streams() -> Iterator[LastingStream]:
 
 
 def take_loss(stream: LastingStream) -> str | None:
-    """Why some output was lost, told once: None if nothing was, empty if the reader has exited as in `| head`."""
+    """Why some output was lost, reported once: None if nothing was, empty if its reader has exited as in `| head`."""
     error, stream.error = stream.error, None
     if error is None:
         return None

@@ -21,9 +21,9 @@ def sync(clip: Clip, settings: ProcessSettings, tools: Tools) -> Clip:
     """Shift the audio by the offset found, in whole frames; ends without a counterpart are cut off.
 
     Figures: `offset` (frames by which the audio was early, see `latentsync.metrics.sync`), `confidence`,
-    `preference`, `offset_halves` (see `latentsync.metrics.sync_gate`), `sync_scorer`, and with a second judge
+    `preference`, `offset_halves` (see `latentsync.metrics.sync_gate`), `sync_scorer`, and with a second scorer
     `offset_second`. Dropped: silence, too short to score, confidence or preference below its threshold, offset too
-    large, or not the same in both halves or by a second judge that is sure. A clip without audio is left unchanged.
+    large, or not the same in both halves or by a second scorer that is certain. A clip without audio is left unchanged.
     """
     if clip.wave is None:
         return clip
@@ -72,7 +72,7 @@ def _halves(evidence: Evidence) -> str:
 
 
 def _ask_second(clip: Clip, second: ClipSyncScorer, offset: int) -> tuple[Clip, str | None]:
-    """The clip with the second judge's offset, and the problem if that judge is sure of another one."""
+    """The clip with the second scorer's offset, and the problem if it is certain of another one."""
     if clip.wave is None or clip.num_frames < second.min_frames:
         return clip, None
     found = second.score_faces(clip.kept_faces, clip.wave)

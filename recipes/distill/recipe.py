@@ -38,6 +38,10 @@ class Recipe(recipe.Recipe):
         run = config.run
         require(run.few_steps, "the recipe distills to run.inference_steps; set run.few_steps to true")
         require(
+            not run.validation_device,
+            "run.validation_device: the distance to the teacher is computed in the training processes; leave it empty",
+        )
+        require(
             run.pixel_space_supervise or not self.adversarial_loss_weight,
             "recipe.adversarial_loss_weight needs decoded frames; set run.pixel_space_supervise to true as well",
         )

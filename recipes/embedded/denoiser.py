@@ -6,6 +6,7 @@ Legend: B samples, F frames, C latent channels, h cells of a side, R pixels of a
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -27,7 +28,7 @@ from latentsync.training.sync_losses import cosine_loss
 from latentsync.utils.threads import prefetch
 from recipes.embedded.autoencoder import edges, hinge
 from recipes.embedded.perceptual import PerceptualDistance
-from recipes.embedded.samples import Sample, SampleMaker
+from recipes.embedded.samples import SILENT, Sample, SampleMaker
 from recipes.embedded.training import Meter, Stage, random_states
 
 logger = logging.getLogger("train")
@@ -54,6 +55,8 @@ class DenoiserSettings:
         none. The gradient of the adversarial term does not reach the detail that the UNet predicts: patterns of the
         decoder's linear part in teeth are the easiest way to deceive a discriminator.
     exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
+    keep_weight: of the difference to what the UNet predicted before this stage, which replaces the true latents of
+        samples with speech; 0 for none.
     """
 
     shares: Mapping[str, float]
@@ -71,6 +74,7 @@ class DenoiserSettings:
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     temporal_weight: float = 0.0
+    keep_weight: float = 0.0
     decay: float = 0.99
     seed: int = 31
 
@@ -157,7 +161,6 @@ class DenoiserTraining:
         perceptual: for the losses on decoded frames.
         path: checkpoint file.
         seconds: budget of wall time.
-        discriminator: as an earlier stage left it; None for a new one.
     """
 
     def __init__(
@@ -169,11 +172,11 @@ class DenoiserTraining:
         path: Path,
         seconds: float,
         settings: DenoiserSettings,
-        discriminator: PatchDiscriminator | None = None,
     ) -> None:
         self.model, self.samples, self.syncnet, self.perceptual = model, samples, syncnet, perceptual
-        self.settings, self.discriminator = settings, discriminator or PatchDiscriminator(32, 3)
+        self.settings, self.discriminator = settings, PatchDiscriminator(32, 3)
         model.autoencoder.requires_grad_(False)
+        self.before = deepcopy(model).eval().requires_grad_(False) if settings.keep_weight else None
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
         if settings.is_decoded:
@@ -227,12 +230,11 @@ class DenoiserTraining:
                     prediction[index], latents[index], teacher, self.model.cell_mask[0], self.weights
                 )
             else:
-                loss = (
-                    self.settings.latent_weight
-                    * sample.weight
-                    * reconstruction_loss(
-                        prediction[index], latents[index], self.cells[0], self.weights, self.settings.motion_weight
-                    )
+                wanted, weight = latents[index], self.settings.latent_weight * sample.weight
+                if self.before is not None and sample.kind not in SILENT:
+                    wanted, weight = self._predict_before(sample), self.settings.keep_weight
+                loss = weight * reconstruction_loss(
+                    prediction[index], wanted, self.cells[0], self.weights, self.settings.motion_weight
                 )
             terms[sample.kind] = terms.get(sample.kind, 0) + loss / len(samples)
         if self.syncnet is not None and self.settings.sync_weight:
@@ -247,6 +249,11 @@ class DenoiserTraining:
             self.stage.update("discriminator", hinge(real, fake))
         self.stage.average()
         return {name: float(term.detach()) for name, term in terms.items()}
+
+    @torch.no_grad()
+    def _predict_before(self, sample: Sample) -> Tensor:
+        """(C, F, h, h), of a sample."""
+        return self.before(sample.target[None], sample.reference[None], sample.tokens[None])[0][0]
 
     def _sync_loss(self, prediction: Tensor, tokens: Tensor, samples: list[Sample]) -> Tensor:
         heard = [index for index, sample in enumerate(samples) if sample.is_heard]

@@ -96,7 +96,7 @@ class Evaluation:
         sheets.mkdir(parents=True, exist_ok=True)
 
     def _silence(self) -> Tensor:
-        """Tokens (T, S, D) of digital silence before speech, as Whisper hears it there."""
+        """Tokens (T, S, D) of digital silence before speech, as Whisper encodes it there."""
         spoken = next(clip for clip in self.pack.clips if clip.has_audio)
         seconds = MAX_FRAMES / FPS + 1
         states = Audio2Feature(EMBEDDED_WHISPER.location()).wave2feat(

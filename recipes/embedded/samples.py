@@ -38,9 +38,10 @@ HUE, SATURATION = 0.12, (0.5, 1.4)  # radians
 MOVED_LEVELS = (4.0, 12.0)  # differences of 255 that count as none and as movement
 APART, NEAREST = 8, 6  # frames
 LEAST_MOTION = 0.08  # standard deviation of the openings of a window that is worth a guess at its audio
-WEIGHTS = {"retrieved": 0.5, "closed": 4.0}  # the audio of the first is a guess; the second must overcome a habit
+RETRIEVED_WEIGHT = 0.5  # their audio is a guess
 LEAST_SMILE = 0.2  # mean relative opening of a window in which closed lips differ from the clip's own
 KINDS = ("teacher", "real", "retrieved", "silent", "closed")
+SILENT = ("silent", "closed")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def turned_colors(hue: float, saturation: float) -> np.ndarray:
 
 
 def with_other_mouth(face: np.ndarray, other: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """A face (R, R, 3) with what has moved in `other` taken from there, and the rest to the pixel its own.
+    """A face (R, R, 3) whose moving pixels are taken from `other`; all others are unchanged.
 
     In inference the reference is the frame itself: cheeks and jaw are in place, the mouth is not. Such a twin shows a
     model that it may take texture from the reference, and no lips.
@@ -299,8 +300,7 @@ class SampleMaker:
         known = np.array(list(closed))
         frames = known[np.abs(frames[:, None] - known).argmin(1)]  # the nearest where the mouth is open too wide
         look = Look.draw(self.pack.resolution, rng)
-        target, reference = self._show(frames, closed, look), self._show(frames, faces, look)
-        return Sample("closed", target, reference, self._quiet(rng), weight=WEIGHTS["closed"])
+        return Sample("closed", self._show(frames, closed, look), self._show(frames, faces, look), self._quiet(rng))
 
     def _same_pose(self, clip: PackedClip, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """For each frame one of another moment in which the head is held alike and the mouth is rather not."""
@@ -334,4 +334,4 @@ class SampleMaker:
         else:
             reference = self._show(others, faces, look)
         target = self._show(shown, faces, look)
-        return Sample(kind, target, reference, tokens, weight=WEIGHTS.get(kind, 1.0))
+        return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)

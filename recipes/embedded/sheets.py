@@ -1,4 +1,4 @@
-"""Contact sheets: what the model makes of people it has never seen, beside the source. Legend: F frames."""
+"""Contact sheets: results for unseen people next to the source. Legend: F frames."""
 
 import logging
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Train the SyncNet that trains the UNet: on the old latent channels of the lower half of a face, and Whisper states.
 
-The SyncNet that judges the model is another one, see `configs/syncnet/embedded.yaml`.
+The SyncNet that scores the model is another one, see `configs/syncnet/embedded.yaml`.
 Legend: B runs, F frames of a run, T frames of a clip, C old latent channels.
 """
 

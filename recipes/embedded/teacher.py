@@ -18,7 +18,7 @@ from latentsync.data.audio import frame_tokens
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.pipelines.denoise import denoise_latents, encode_frames, shared_noise
-from recipes.embedded.pack import Pack, PackedClip
+from recipes.embedded.pack import Pack
 
 logger = logging.getLogger("train")
 
@@ -53,7 +53,7 @@ class Voices:
         self.clips = [clip.name for clip in pack.clips if clip.has_audio and clip.length >= FRAMES]
 
     def tokens(self, name: str, start: int, frames: int = FRAMES) -> Tensor:
-        """(F, S, D) float32: what the frames from `start` on hear of a voice."""
+        """(F, S, D) float32: the audio of the frames from `start` on, from a recording."""
         return self.window(self.states[name], start, frames)
 
     @staticmethod
@@ -115,8 +115,3 @@ def read_chunks(folder: Path) -> list[TeacherChunk]:
             first, start, voice = name.split("|", 2)
             chunks.append(TeacherChunk(int(first), voice, int(start), latents))
     return chunks
-
-
-def clip_of(pack: Pack, frame: int) -> PackedClip:
-    """The clip that a frame of the pack belongs to."""
-    return next(clip for clip in pack.clips if clip.first <= frame < clip.first + clip.length)

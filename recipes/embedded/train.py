@@ -7,7 +7,7 @@ teacher      results of the 128 px model with other audio, to learn from
 syncnet      the SyncNet that trains the UNet
 distill      the UNet: the 128 px model's guided four steps in one, and real clips
 refine       UNet and decoder together, with silence, by what the decoded mouth looks like
-close        the same at a lower learning rate, with smiles that silence closes
+close        the UNet: silence closes smiles, speech stays as it is
 export       the files that inference loads, in OUTPUT/model
 """
 
@@ -15,7 +15,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +25,6 @@ from latentsync.checkpoints.loading import load_checkpoint
 from latentsync.config.unet import load_unet_config
 from latentsync.models.framewise_syncnet import FramewiseSyncNet
 from latentsync.models.patch_autoencoder import PatchAutoencoder
-from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.utils.commands import command
@@ -53,36 +51,29 @@ MINUTES = {
     "syncnet": 7.0,
     "distill": 9.0,
     "refine": 190.0,
-    "close": 60.0,
+    "close": 30.0,
     "export": 0.0,
 }
-REFINE = DenoiserSettings(
-    {"teacher": 0.28, "real": 0.38, "retrieved": 0.22, "silent": 0.12},
-    lr=3e-4,
-    decoder_lr=5e-4,
-    discriminator_lr=4e-4,
-    teacher_weight=1.2,
-    latent_weight=0.15,
-    sync_weight=1.5,
-    pixel_weight=1.0,
-    exact_weight=1.0,
-    perceptual_weight=0.8,
-    adversarial_weight=0.08,
-    temporal_weight=1.0,
-    decay=0.99,
-    seed=33,
-)
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
-    "refine": REFINE,
-    "close": replace(
-        REFINE,
-        shares={"teacher": 0.14, "real": 0.38, "retrieved": 0.18, "silent": 0.05, "closed": 0.25},
-        lr=2e-4,
-        decoder_lr=2e-4,
-        discriminator_lr=2e-4,
-        adversarial_weight=0.12,
-        seed=37,
+    "refine": DenoiserSettings(
+        {"teacher": 0.28, "real": 0.38, "retrieved": 0.22, "silent": 0.12},
+        lr=3e-4,
+        decoder_lr=5e-4,
+        discriminator_lr=4e-4,
+        teacher_weight=1.2,
+        latent_weight=0.15,
+        sync_weight=1.5,
+        pixel_weight=1.0,
+        exact_weight=1.0,
+        perceptual_weight=0.8,
+        adversarial_weight=0.08,
+        temporal_weight=1.0,
+        decay=0.99,
+        seed=33,
+    ),
+    "close": DenoiserSettings(
+        {"real": 0.3, "retrieved": 0.2, "silent": 0.1, "closed": 0.4}, lr=4e-4, keep_weight=1.0, seed=37
     ),
 }
 
@@ -136,8 +127,7 @@ class Recipe:
         judge = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"
-        settings, discriminator = DENOISER[name], self._load_discriminator(before=name)
-        DenoiserTraining(model, samples, judge, perceptual, path, seconds, settings, discriminator).run()
+        DenoiserTraining(model, samples, judge, perceptual, path, seconds, DENOISER[name]).run()
         sheets.draw(model.eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
 
     def _load_syncnet(self) -> nn.Module | None:
@@ -147,21 +137,6 @@ class Recipe:
         network = FramewiseSyncNet(syncnet.SyncNetSettings().network)
         network.load_state_dict(torch.load(path, weights_only=True)["averages"]["syncnet"])
         return network.eval().requires_grad_(False)
-
-    def _found(self, before: str | None) -> list[Path]:
-        """Checkpoints of the UNet's stages so far, of those before one."""
-        names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
-        return [path for name in names if (path := self.output / f"{name}.pt").is_file()]
-
-    def _load_discriminator(self, before: str) -> PatchDiscriminator | None:
-        """The last stage's, so that the next one does not begin with one that knows nothing."""
-        found = self._found(before)
-        state = torch.load(found[-1], weights_only=True)["modules"].get("discriminator") if found else None
-        if state is None:
-            return None
-        network = PatchDiscriminator(32, 3)
-        network.load_state_dict(state)
-        return network
 
     def load_autoencoder(self) -> PatchAutoencoder:
         """The trained one, or as far as its training is."""
@@ -175,7 +150,9 @@ class Recipe:
     def load_model(self, before: str | None = None) -> OneStep:
         """The results of the last stage that has any, of those before one."""
         first = load_unet_config(teacher.CONFIG, UNetConfig).model
-        found, network = self._found(before), self.load_autoencoder()
+        names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
+        found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
+        network = self.load_autoencoder()
         if not found:
             state = load_checkpoint(self.first / "unet.safetensors").state_dict
             return OneStep(inflate(state, first, CHANNELS).to(memory_format=torch.channels_last), network)

@@ -108,6 +108,7 @@ def test_base_is_relative_and_lists_are_replaced(tmp_path):
 
 # The file's text, and what the message says.
 REFUSED = [
+    ("model: {}\nrun: {validation_device: cpu, validation_steps: 5}\n", "between checkpoints there is none"),
     ("model: {}\ndata:\n  batch_sze: 2\n", r"own.yaml, line 3: data.batch_sze: unknown key; did you mean 'batch_size'"),
     ("model: {}\ntraining: {}\n", r"own.yaml, line 2: training: unknown key"),
     (

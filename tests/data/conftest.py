@@ -33,7 +33,7 @@ def audio(tiny_files: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> Au
 
 @pytest.fixture
 def broken(tmp_path: Path, clips: list[Clip]) -> Clip:
-    """A clip whose header is whole and whose pictures are not."""
+    """A clip whose header is whole and whose images are not."""
     data = bytearray(clips[0].path.read_bytes())
     begin = data.index(b"mdat") + 4
     data[begin : data.index(b"moov")] = bytes(data.index(b"moov") - begin)

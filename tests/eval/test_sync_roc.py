@@ -20,6 +20,8 @@ def clip(number: int) -> ClipSync:
 
 
 class Scorer:
+    default_threshold = 0.15
+
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
         if not len(faces):
             raise UserError("too short")
@@ -50,6 +52,19 @@ def test_true_voices_are_kept_and_foreign_ones_dropped(videos, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 20 and all((row["video"] == row["voice"]) == (row["true"] == "1") for row in rows)
     assert (videos / "out" / "roc.png").stat().st_size > 5000
+
+
+def test_the_summary_names_what_each_test_adds(videos, capsys):
+    """Of twenty clips: what is near and confident, what of these agrees in both halves, by the written values."""
+    sync_roc.main(["--videos_dir", str(videos), "--output_dir", str(videos / "out"), "--dubs", "3"])
+    summary = dict(line.split(": ") for line in capsys.readouterr().out.splitlines()[1:])
+    with (videos / "out" / "clips.csv").open(newline="") as file:
+        dubbed = [row for row in csv.DictReader(file) if row["true"] == "0"]
+    near = [row for row in dubbed if float(row["confidence"]) >= 0.15 and abs(int(row["offset"])) <= 6]
+    both = [row for row in near if row["first_half"] and abs(int(row["first_half"]) - int(row["second_half"])) <= 1]
+    assert summary["confidence and offset alone"] == f"100.0%, {len(near) / 15:.1%}"
+    assert summary["and one offset in both halves"] == f"100.0%, {len(both) / 15:.1%}"
+    assert list(summary)[2:] == [f"preference {each:.2f}" for each in sync_roc.SHOWN]
 
 
 def test_one_clip_is_too_few(videos, capsys):

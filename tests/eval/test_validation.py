@@ -101,7 +101,7 @@ def test_a_silent_source_has_no_reconstruction(judge, pipeline, tmp_path, voice,
     assert caplog.text.count("validation without a reconstruction") == 1
 
 
-def test_the_loss_as_its_own_judge_is_named(judge, pipeline, source, voice, tmp_path, caplog):
+def test_the_loss_as_its_own_scorer_is_named(judge, pipeline, source, voice, tmp_path, caplog):
     judge.files = (tmp_path / "syncnet.safetensors",)
     Validation(source, voice, 4, tmp_path / "other.pt").result_metrics(pipeline, source)
     assert "is also the sync loss" not in caplog.text

@@ -24,7 +24,7 @@ CASE = Path(__file__).parents[1] / "conformance" / "align_restore_256.npz"
 
 
 def waves(height: int, width: int) -> np.ndarray:
-    """The picture of the conformance case: sums of sine waves, (height, width, 3) uint8."""
+    """The image of the conformance case: sums of sine waves, (height, width, 3) uint8."""
     x, y = np.arange(width)[None, :], np.arange(height)[:, None]
     channels = [127 + 90 * np.sin(x / 17 + k) + 35 * np.cos(y / (11 + k)) for k in range(3)]
     return np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)

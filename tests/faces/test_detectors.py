@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from latentsync.faces.mediapipe_detector import CHECK_INTERVAL, MediaPipeDetecto
 from latentsync.faces.mediapipe_graphs import import_mediapipe
 from latentsync.faces.tracking import FaceTracker
 from latentsync.utils.errors import UserError
+from tests.waiting import HANG_SECONDS
 
 PORTRAIT = Path(__file__).parents[2] / "assets" / "demo_portrait.png"
 # By eye on the 512x512 portrait: middle of both brows and of the nose bridge's lower half.
@@ -96,7 +98,7 @@ def test_an_upside_down_face_is_followed(detector, portrait):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (3, 2), (40, 40), (200, 300)])
-def test_pictures_without_a_face(detector, shape):
+def test_images_without_a_face(detector, shape):
     assert detector.detect(np.full((*shape, 3), 127, np.uint8)) == []
 
 
@@ -219,6 +221,22 @@ def test_insightface_gets_bgr_and_needs_no_models_with_an_app(tmp_path):
     assert face.score == pytest.approx(0.9)
     detector.reset()
     detector.close()
+
+
+def test_insightface_has_several_images_of_a_batch_in_work(tmp_path):
+    """Each of the first four waits until all four have begun; the results are in the order of the images."""
+    begun = threading.Barrier(4)
+
+    class App:
+        def get(self, image):
+            if image[0, 0, 2] < 4:
+                begun.wait(HANG_SECONDS)
+            return [hit((100, 50, 200, 190), score=0.6 + image[0, 0, 2] / 100)]
+
+    detector = InsightFaceDetector(model_root=tmp_path, app=App())
+    found = detector.detect_batch([np.full((4, 4, 3), level, np.uint8) for level in range(7)])
+    detector.close()
+    assert [faces[0].score for faces in found] == pytest.approx([0.6 + level / 100 for level in range(7)])
 
 
 def test_insightface_without_models_says_what_to_do(tmp_path, monkeypatch):

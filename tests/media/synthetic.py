@@ -23,7 +23,7 @@ def numbered_rgb(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.nd
 
 
 def read_number(luma: np.ndarray) -> int:
-    """The number shown in a luma plane (or gray picture) made from `numbered_rgb`."""
+    """The number shown in a luma plane (or gray image) made from `numbered_rgb`."""
     number = 0
     for bit in range(_BITS):
         row, column = divmod(bit, WIDTH // _CELL)

@@ -24,7 +24,7 @@ from tests.media.synthetic import numbers_of, write_clip
 
 
 class Told:
-    """Gives a gray picture of the time asked for, and remembers how often it was asked."""
+    """Gives a gray image of the time asked for, and remembers how often it was asked."""
 
     name = "told"
 
@@ -51,7 +51,7 @@ def shifted(picture: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def frames_of(levels: list[int]) -> list[VideoFrame]:
-    """Pictures with a gradient, so that neighbors are alike, at given brightness."""
+    """Images with a gradient, so that neighbors are alike, at given brightness."""
     gradient = np.linspace(0, 60, 64)[None, :, None] + np.zeros((48, 1, 3))
     return [VideoFrame.from_rgb(gradient + level) for level in levels]
 
@@ -137,7 +137,7 @@ def test_motion_of_a_part_is_the_same_as_in_the_whole_frame():
     assert np.array_equal(made[1].planes[0][:100], made[0].planes[0][:100])
 
 
-def test_neighbors_of_the_same_scene_are_told_on_either_side():
+def test_neighbors_of_the_same_scene_are_reported_on_either_side():
     alike = [VideoFrame.from_rgb(shifted(texture(1), 2 * index)) for index in range(4)]
     told = Told()
     converter = FrameRateConverter(told, Fraction(25), Fraction(50))
@@ -165,7 +165,7 @@ def test_flow_follows_motion_where_blending_doubles_it():
     assert np.square(quarter[inner].astype(float) - shifted(texture(), 1.5)[inner]).mean() < error(blended) / 10
 
 
-def test_flow_knows_motion_that_speeds_up_from_four_pictures():
+def test_flow_knows_motion_that_speeds_up_from_four_images():
     places = [0.5 * time**2 for time in (4, 5, 6, 7, 8)]  # pixels, of which 5, 6 and 7 are first, middle and second
     first, middle, second = (shifted(texture(), places[i]).astype(float) for i in (1, 2, 3))
     before, after = (shifted(texture(), 0.5 * time**2) for time in (3, 9))
@@ -311,7 +311,7 @@ def test_rife_comes_near_any_time_by_halving(rife, monkeypatch):
         assert abs(rife.between(black, white, t).mean() / 255 - t) <= 1 / 32 + 0.01
 
 
-def test_large_pictures_are_done_in_tiles_without_seams(rife, monkeypatch):
+def test_large_images_are_done_in_tiles_without_seams(rife, monkeypatch):
     monkeypatch.setattr(rife, "net", lambda a, b, scale: (a + b) / 2)
     monkeypatch.setattr(interpolation, "TILE", 64)
     monkeypatch.setattr(interpolation, "OVERLAP", 16)
@@ -320,7 +320,7 @@ def test_large_pictures_are_done_in_tiles_without_seams(rife, monkeypatch):
     assert abs(made.astype(float) - (first.astype(float) + second) / 2).max() <= 1
 
 
-def test_away_from_the_seams_tiles_give_the_same_picture(rife, monkeypatch):
+def test_away_from_the_seams_tiles_give_the_same_image(rife, monkeypatch):
     first = np.tile(texture(1), (1, 4, 1))[:64, :640]
     second = shifted(first, 3)
     whole = rife.between(first, second, 0.5).astype(int)

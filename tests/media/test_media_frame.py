@@ -58,7 +58,7 @@ def test_crop_and_blend_are_inverse(tags, box):
         assert np.abs(before.astype(int) - after).max() <= 1
 
 
-def test_crop_equals_a_cut_of_the_whole_picture():
+def test_crop_equals_a_cut_of_the_whole_image():
     frame = random_frame()
     np.testing.assert_array_equal(frame.crop_rgb(13, 7, 50, 33), frame.rgb()[7:33, 13:50])
 
@@ -109,7 +109,7 @@ def test_half_covered_chroma_cell_is_weighted_by_alpha():
     assert edited.planes[2][0, 1] == 128
 
 
-def test_box_may_reach_outside_the_picture():
+def test_box_may_reach_outside_the_image():
     frame = random_frame()
     white = np.full((40, 40, 3), 255.0, np.float32)
     edited = frame.blend_rgb(-15, -11, white, np.ones((40, 40), np.float32))

@@ -85,7 +85,7 @@ def test_sound_alone(tmp_path):
         probe_video(path)
 
 
-def test_cover_picture_is_no_video(tmp_path):
+def test_cover_image_is_no_video(tmp_path):
     path = tmp_path / "a.mp3"
     with av.open(str(path), "w") as container:
         sound = container.add_stream("libmp3lame", rate=16000, layout="mono")

@@ -1,4 +1,4 @@
-"""Flicker: nothing for motion of steady pictures, the level of the noise where there is noise."""
+"""Flicker: nothing for motion of steady images, the level of the noise where there is noise."""
 
 import math
 

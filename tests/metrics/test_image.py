@@ -1,4 +1,4 @@
-"""Image similarity and sharpness: known identities, and scikit-image as an independent implementation."""
+"""Image similarity and sharpness: known identities, and scikit-image on whole images."""
 
 import math
 

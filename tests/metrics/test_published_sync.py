@@ -1,4 +1,4 @@
-"""Windows of sound and picture, offset and confidence of the published measure."""
+"""Windows of sound and image, offset and confidence of the published measure."""
 
 import json
 from pathlib import Path

@@ -83,7 +83,7 @@ def test_other_shapes_are_refused():
         ({"frame_widths": [8, 8]}, "frame_widths"),
     ],
 )
-def test_wrong_configs_are_told(changes, message):
+def test_wrong_configs_are_reported(changes, message):
     with pytest.raises(UserError, match=message):
         tiny(**changes)
 

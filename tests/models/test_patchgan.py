@@ -39,7 +39,7 @@ def test_weights_are_spectrally_normalized():
     assert slope.item() == pytest.approx(1, abs=0.05)
 
 
-def test_too_small_images_are_told():
+def test_too_small_images_are_reported():
     with pytest.raises(ValueError, match="needs images of 32 pixels"):
         PatchDiscriminator(4, 3)(torch.zeros(1, 3, 20, 40))
     with pytest.raises(ValueError, match="no PatchGAN for images of 7 x 20"):

@@ -173,7 +173,7 @@ def test_gradient_checkpointing_runs_layers_twice(tiny_config):
     assert len(calls) == 2
 
 
-def test_bad_inputs_are_told_apart(tiny_config):
+def test_bad_inputs_are_reported_apart(tiny_config):
     unet, (sample, audio) = make_unet(tiny_config), make_inputs(tiny_config)
     with pytest.raises(UserError, match="takes 9 input channels, got 8"):
         unet(sample[:, :8], 1, audio)

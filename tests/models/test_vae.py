@@ -59,7 +59,7 @@ def test_gradients_pass_to_the_latents():
 
 
 def decoded_bytes_kept(codec: LatentCodec, latents: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """What a decode keeps for its gradient, the pictures, and the gradient of their squares."""
+    """What a decode keeps for its gradient, the images, and the gradient of their squares."""
     latents, kept = latents.clone().requires_grad_(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
         pictures = codec.decode(latents)

@@ -1,4 +1,4 @@
-"""Small pictures and clips with a real face (the shipped portrait) at chosen places."""
+"""Small images and clips with a real face (the shipped portrait) at chosen places."""
 
 from collections.abc import Callable
 from functools import cache
@@ -36,7 +36,7 @@ def picture(places: Places = ((20, 0),), background: tuple[int, int, int] = BACK
 
 
 def clip(path: Path, count: int, draw: Callable[[int], np.ndarray] | None = None, **options) -> Path:
-    """A clip of `count` pictures; by default of a head that sways."""
+    """A clip of `count` images; by default of a head that sways."""
     draw = draw or (lambda index: picture(((16 + index % 8, 0),)))
     pictures = [draw(index) for index in range(count)]
     height, width = pictures[0].shape[:2]

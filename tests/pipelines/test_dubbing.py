@@ -1,4 +1,4 @@
-"""Dubbing: length modes, a part of the video, scripts with several people, pauses, the original sound."""
+"""Dubbing: length modes, a part of the video, scripts with several people, pauses, the original audio."""
 
 import json
 from fractions import Fraction
@@ -161,13 +161,13 @@ def test_two_people_speak_in_one_pass(run, two, written, tmp_path):
 
 
 def test_the_sound_of_a_script_is_exact(tmp_path, two, pipeline):
-    """Each voice at its place, sample by sample, and the original sound where nobody speaks."""
+    """Each voice at its place, sample by sample, and the original audio where nobody speaks."""
     voice = (0.25 * np.sign(tone(16000, 0.4, 300))).astype(np.float32)
     write_audio(tmp_path / "a.wav", voice, codec="pcm_f32le")
     script = write_script(tmp_path, {"start": 0.2, "face": "left", "audio": "a.wav"})
     options = GenerationOptions(script=script)
     with open_clip(two, None, options, pipeline.audio_encoder) as opened:
-        mix = load_audio(opened.sound().path)
+        mix = load_audio(opened.audio().path)
         speaker = opened.speakers[0]
         assert len(mix) == 30 * 640 and opened.fit.count == 30 and len(opened.speakers) == 1
         assert np.flatnonzero(speaker.weights).tolist() == list(range(5, 15))
@@ -182,7 +182,7 @@ def test_a_script_in_a_part_of_the_video(two, tmp_path, pipeline):
     script = write_script(tmp_path, {"start": 0.2, "face": "left", "audio": "a.wav"})
     with open_clip(two, None, GenerationOptions(script=script, start=0.4, end=0.8), pipeline.audio_encoder) as opened:
         assert np.flatnonzero(opened.speakers[0].weights).tolist() == list(range(5))
-        assert opened.fit.count == 10 and len(load_audio(opened.sound().path)) == 6400
+        assert opened.fit.count == 10 and len(load_audio(opened.audio().path)) == 6400
     with pytest.raises(UserError, match="no cue is within"):
         with open_clip(two, None, GenerationOptions(script=script, start=0.8), pipeline.audio_encoder):
             pass
@@ -247,7 +247,7 @@ def test_crossfades():
     np.testing.assert_allclose(fade_in(spoken)[4:11], [0, 0.2, 0.4, 0.6, 0.4, 0.2, 0], atol=1e-6)
 
 
-# The original sound
+# The original audio
 
 
 def test_the_original_sound_is_matched_to_the_voice(tmp_path):

@@ -281,7 +281,7 @@ def test_short_video(run, media, written, tmp_path):
     assert not (tmp_path / "error.mp4").exists()
 
 
-def test_still_picture(run, media, written, tmp_path):
+def test_still_image(run, media, written, tmp_path):
     result = run(PORTRAIT, media / "voice.wav", tmp_path / "out.mp4")
     assert result.faces == result.num_frames == len(written) == 10
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -371,7 +371,7 @@ def test_wrong_settings(run, media, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_not_numbers_are_told(pipeline, run, media, tmp_path, monkeypatch):
+def test_weights_that_are_not_numbers_are_reported(pipeline, run, media, tmp_path, monkeypatch):
     monkeypatch.setattr(face_generator, "regenerate_faces", lambda *args: torch.full_like(args[3], math.nan))
     with pytest.raises(UserError, match="the model output is not finite"):
         run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4")
@@ -413,7 +413,7 @@ def test_progress_tells_stage_and_frames(run, media, tmp_path):
     assert fractions == sorted(fractions) and 0 <= fractions[0] and fractions[-1] <= 1
 
 
-def test_progress_is_told_after_each_denoising_step(run, media, tmp_path):
+def test_progress_is_reported_after_each_denoising_step(run, media, tmp_path):
     told: list[Progress] = []
     run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", num_inference_steps=4, on_progress=told.append)
     before = [progress for progress in told if progress.done == 0 and progress.stage == "lip-sync"]
@@ -433,7 +433,7 @@ def test_an_exception_in_on_progress_stops_the_run(run, media, tmp_path, stage):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".m4a"])
-def test_a_preview_ends_early_in_picture_and_sound(run, media, tmp_path, suffix):
+def test_a_preview_ends_early_in_video_and_audio(run, media, tmp_path, suffix):
     """m4a is copied packet by packet, wav encoded anew."""
     voice = media / "voice.wav"
     if suffix != ".wav":

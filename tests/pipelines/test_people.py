@@ -93,7 +93,7 @@ def test_faces_by_name_and_by_place_at_a_time(two):
             resolve_faces(["person3"], source)
         with pytest.raises(UserError, match="no face at 9 s"):
             resolve_faces(["10,10@9"], source)
-        with pytest.raises(UserError, match="no sound that tells who speaks"):
+        with pytest.raises(UserError, match="no audio to find the speaker by"):
             resolve_faces(["speaker"], source)
 
 

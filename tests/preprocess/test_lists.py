@@ -1,4 +1,4 @@
-"""Which kept clips are trained on, which are judged by, and what is kept for its pictures alone."""
+"""Which kept clips are trained on, which are judged by, and what is kept for its images alone."""
 
 import csv
 

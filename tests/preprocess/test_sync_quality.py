@@ -103,7 +103,7 @@ def test_halves_of_a_clip_must_agree():
     assert sync(two, replace(SETTINGS, min_preference=0.0), tools(FixedScorer())).drop is None
 
 
-def test_a_second_judge_vetoes_only_if_it_is_sure():
+def test_a_second_scorer_vetoes_only_if_it_is_sure():
     made = clip(0, 40)
     agreed = sync(made, SETTINGS, tools(FixedScorer(), FixedScorer(off=1)))
     assert agreed.drop is None and agreed.figures["offset_second"] == 1

@@ -87,7 +87,7 @@ def test_features_of_an_aligned_face_come_where_arcface_has_them(resolution):
         assert found == pytest.approx(wanted.tolist(), abs=1.5)
 
 
-def test_files_that_do_not_fit_are_told(tmp_path):
+def test_files_that_do_not_fit_are_reported(tmp_path):
     with pytest.raises(UserError, match="latentsync download --model face_recognition"):
         FaceEmbedder.from_pretrained(tmp_path / "none.onnx")
     (tmp_path / "noise.onnx").write_bytes(b"\xff" * 100)

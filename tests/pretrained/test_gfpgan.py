@@ -62,7 +62,7 @@ def test_the_modulated_convolution_is_that_of_each_image_alone():
     assert both.shape == (2, 6, 10, 10) and torch.allclose(both[1:], alone, atol=1e-5)
 
 
-def test_the_picture_follows_the_input_and_is_the_same_every_time(small):
+def test_the_image_follows_the_input_and_is_the_same_every_time(small):
     faces = torch.rand(2, 3, 64, 64) * 2 - 1
     made = small(faces)
     assert made.shape == (2, 3, 64, 64) and torch.equal(made, small(faces))  # the noise is the stored one

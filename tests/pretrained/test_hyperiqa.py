@@ -24,7 +24,7 @@ def test_layout(net):
 
 
 @torch.no_grad()
-def test_each_picture_has_a_judge_of_its_own(net):
+def test_each_image_has_a_scorer_of_its_own(net):
     pictures = seeded_input("pictures", (2, 3, 224, 224))
     both = net(pictures)
     assert both.shape == (2,)

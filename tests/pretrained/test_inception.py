@@ -20,7 +20,7 @@ def net() -> FIDInception:
 
 
 def test_features_agree_with_torch_fidelity(net):
-    """The case: its FeatureExtractorInceptionV3 in eval mode, `fill_` weights, two random pictures of 32 x 32."""
+    """The case: its FeatureExtractorInceptionV3 in eval mode, `fill_` weights, two random images of 32 x 32."""
     case = np.load(CASE)
     found = frame_features(net, case["pixels"].transpose(0, 2, 3, 1))
     assert found.shape == (2, 2048) and found.dtype == np.float32

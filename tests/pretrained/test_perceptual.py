@@ -64,7 +64,7 @@ def test_random_trunk_depends_on_its_seed_alone(lpips):
     assert not torch.equal(LPIPS(random_trunk=True, seed=2)(x, y), lpips(x, y))
 
 
-def test_worse_pictures_are_further_away(lpips):
+def test_worse_images_are_further_away(lpips):
     x, _ = pictures(32)
     x = F.avg_pool2d(x, 3, 1, 1)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def test_worse_pictures_are_further_away(lpips):
     assert torch.equal(lpips(x, x), torch.zeros(2, 1, 1, 1))
 
 
-def test_gradient_descent_on_pixels_approaches_the_other_picture(lpips):
+def test_gradient_descent_on_pixels_approaches_the_other_image(lpips):
     x, y = pictures()
     x.requires_grad_()
     optimizer = torch.optim.SGD([x], lr=2000.0)
@@ -88,7 +88,7 @@ def test_gradient_descent_on_pixels_approaches_the_other_picture(lpips):
     assert values[-1] < 0.7 * values[0]
 
 
-def test_flat_pictures_have_finite_gradients(lpips):
+def test_flat_images_have_finite_gradients(lpips):
     x = torch.zeros(1, 3, 16, 16, requires_grad=True)
     lpips(x, pictures()[0][:1]).sum().backward()
     assert x.grad.isfinite().all()
@@ -102,12 +102,12 @@ def test_half_precision_is_close(lpips):
     torch.testing.assert_close(value, lpips(x, y), rtol=0.05, atol=0)
 
 
-def test_too_small_pictures_are_told(lpips):
+def test_too_small_images_are_reported(lpips):
     with pytest.raises(ValueError, match="at least 16 pixels"):
         lpips(*pictures(8))
 
 
-def test_a_missing_lpips_package_is_told(monkeypatch):
+def test_a_missing_lpips_package_is_reported(monkeypatch):
     monkeypatch.setattr("latentsync.pretrained.perceptual.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps lpips"):
         LPIPS(random_trunk=True)

@@ -37,7 +37,7 @@ def test_faces_keep_their_range_and_do_not_depend_on_each_other(small):
 
 
 @pytest.mark.parametrize("side", [24, 37])
-def test_tiles_make_the_same_picture(small, monkeypatch, side):
+def test_tiles_make_the_same_image(small, monkeypatch, side):
     upscale, faces = FaceUpscaler(small), torch.rand(1, 3, side, side) * 2 - 1
     whole = upscale(faces)
     monkeypatch.setattr(rrdbnet, "TILE", 12)

@@ -38,7 +38,7 @@ def test_without_offsets_the_anchors_come_back():
     assert moved[0, 0] == pytest.approx(-24 + 6.4)  # a tenth of the anchor
 
 
-def test_detect_gives_pixels_of_the_picture_and_drops_doubles(net, monkeypatch):
+def test_detect_gives_pixels_of_the_image_and_drops_doubles(net, monkeypatch):
     boxes = torch.tensor([[[0.1, 0.2, 0.3, 0.5], [0.1, 0.2, 0.31, 0.5], [0.6, 0.2, 0.8, 0.5], [0.4, 0.4, 0.5, 0.5]]])
     scores = torch.tensor([[0.95, 0.99, 0.92, 0.5]])
     seen = []

@@ -26,7 +26,7 @@ from recipes.distill.task import DistillTask
 from tests.tiny_model import PROJECT_ROOT, RESOLUTION, UNET, TinyFiles
 from tests.training.tiny_unet import FRAMES, TinyPerceptual, frozen_components, tiny_sync, write_clips
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_charts")
 
 STEPS, HELD_OUT, SAMPLES = 2, 2, 6
 CONFIGS = sorted((PROJECT_ROOT / "recipes" / "distill" / "configs").glob("*.yaml"))
@@ -262,6 +262,7 @@ def test_configs(path: Path):
     [
         ({"few_steps": False}, "set run.few_steps to true"),
         ({"guidance_scale": 1.5}, "few_steps needs guidance_scale 1"),
+        ({"validation_device": "cpu"}, "run.validation_device: .*leave it empty"),
     ],
 )
 def test_settings_that_contradict_each_other(tmp_path: Path, tiny_files: TinyFiles, changed: dict, message: str):

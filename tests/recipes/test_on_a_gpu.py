@@ -57,6 +57,21 @@ def test_every_part_runs_once(call):
     assert call().returncode == 0 and len(call.calls) == len(PARTS)
 
 
+def test_all_tests_that_need_a_gpu_are_run(call):
+    call()
+    named = set(re.findall(r"tests/\S+\.py", call.calls[0]))
+    root = SCRIPT.parents[1]
+    marked = [path for path in root.glob("tests/**/test_*.py") if "pytest.mark.gpu" in path.read_text()]
+    assert named == {str(path.relative_to(root)) for path in marked if path != Path(__file__)}
+
+
+def test_wheels_are_installed_once(call, tmp_path):
+    (tmp_path / "wheels").mkdir()
+    for _ in range(2):
+        call(WHEELS=str(tmp_path / "wheels"))
+    assert sum("pip install" in line for line in call.calls) == 1
+
+
 def test_the_benchmarks_take_the_options(call):
     call()
     call("--tiny")

@@ -95,7 +95,7 @@ def write_stream(
     sound: bool = False,
     **options: str,
 ) -> Path:
-    """A video of pictures (H, W, 3) with any codec, pixel format, rate and stamps (in frames)."""
+    """A video of images (H, W, 3) with any codec, pixel format, rate and stamps (in frames)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = pictures[0].shape[:2]

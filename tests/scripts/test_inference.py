@@ -444,7 +444,7 @@ def test_odd_audios(cli, tmp_path, rate, layout, channels):
         assert (stream.rate, stream.codec_context.channels) == (rate, channels)
 
 
-def test_sound_that_is_silent_not_finite_or_clipped_is_told(cli, tmp_path, caplog):
+def test_sound_that_is_silent_not_finite_or_clipped_is_reported(cli, tmp_path, caplog):
     broken = tone(16000, 0.4)
     broken[100:200] = np.nan
     for sound, message in (

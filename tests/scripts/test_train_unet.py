@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from latentsync.checkpoints.loading import load_checkpoint
+from latentsync.checkpoints.loading import load_checkpoint, save_checkpoint
 from latentsync.checkpoints.registry import resolve
 from latentsync.config.unet import load_unet_config
 from latentsync.media.probe import probe_video
@@ -16,9 +16,9 @@ from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.training.unet_setup import build_unet, load_frozen_components
 from latentsync.utils.errors import UserError
 from latentsync.utils.paths import PROJECT_ROOT
-from scripts.train_unet import main, validation_files
+from scripts.train_unet import main, validate_export, validation_files
 from tests.tiny_model import RESOLUTION, UNET, TinyFiles
-from tests.training.tiny_unet import FRAMES, write_clips
+from tests.training.tiny_unet import FRAMES, Watched, write_clips
 
 
 def options(folder: Path, files: TinyFiles, **run) -> list[str]:
@@ -100,6 +100,22 @@ def test_the_debug_config_fits_the_embedded_model_and_its_clips():
     clips = (PROJECT_ROOT / config.data.train_fileslist).parent.glob("*.mp4")
     sizes = {(info.width, info.height) for info in map(probe_video, clips)}
     assert sizes == {(config.data.resolution, config.data.resolution)}
+
+
+def test_an_export_is_validated_by_itself(tmp_path, tiny_files, media, shared_detector, monkeypatch):
+    """As the process of `run.validation_device` does."""
+    words = options(tmp_path, tiny_files, validation_device="cpu", inference_steps=1, guidance_scale=1.0)
+    config = load_unet_config(tmp_path / "config.yaml", UNetConfig)
+    given = {"vae": tiny_files.vae, "whisper": tiny_files.whisper, "scheduler_config": tiny_files.scheduler_config}
+    save_checkpoint(tmp_path / "unet-2.pt", build_unet(config).state_dict(), 2)
+    videos = [Watched(media / "clip.mp4", media / "voice.wav", 20.0)]
+    monkeypatch.setattr("scripts.train_unet.make_validations", lambda config, device: videos)
+    found = validate_export(config, tmp_path / "config.yaml", given, tmp_path / "unet-2.pt", 2, tmp_path)
+    assert found == {"made": 1.0, "psnr_mouth": 20.0} and (tmp_path / "step_2.mp4").is_file()
+    write_clips(tmp_path)
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(config_file.read_text().replace("validation_device: cpu", "validation_device: cuda:99"))
+    assert main(words) == 1  # at once, not at the first export
 
 
 def test_validation_videos_of_a_config(tmp_path):

@@ -24,7 +24,7 @@ return (e.getAttribute('aria-label') || described || label || e.textContent || e
 
 
 class Browser:
-    """`driver` is Selenium's; elements are named by CSS selectors. `shot` keeps pictures in `folder`."""
+    """`driver` is Selenium's; elements are named by CSS selectors. `shot` keeps images in `folder`."""
 
     def __init__(self, driver, folder: Path) -> None:
         self.driver, self.folder = driver, folder
@@ -106,7 +106,7 @@ class Browser:
 
 @contextmanager
 def chromium(address: str, folder: Path) -> Iterator[Browser]:
-    """A browser at `address`, or the test is skipped. Pictures go to LATENTSYNC_SCREENSHOTS, else to `folder`."""
+    """A browser at `address`, or the test is skipped. Images go to LATENTSYNC_SCREENSHOTS, else to `folder`."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra [dev]")
     program, driver_program = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if program is None or driver_program is None:

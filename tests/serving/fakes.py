@@ -22,7 +22,7 @@ Files = dict[str, tuple[str, Path]]
 
 
 def write_files(folder: Path) -> Files:
-    """A picture and a short sound, as `submit` takes them."""
+    """An image and short audio, as `submit` takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "face.png")
     write_clip(folder / "voice.mp4", 10, size=(64, 64), tone_seconds=0.4)

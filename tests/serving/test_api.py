@@ -365,7 +365,7 @@ def test_pages_of_other_sites_are_refused(client):
     assert error_of(client.post("/v1/jobs", headers={"Origin": "http://evil.example"})) == (403, "cross_origin")
 
 
-def test_a_full_queue_is_told_before_the_upload(tmp_path, media):
+def test_a_full_queue_is_reported_before_the_upload(tmp_path, media):
     service = make_service(tmp_path / "workspace", max_queue=1)
     with serving(service) as client:
         first = submit(client, media)

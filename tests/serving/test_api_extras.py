@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.api.webhooks import DELAYS, WebhookSender, sign
 from latentsync.serving.jobs import JobState
 from latentsync.serving.service import JobService
+from latentsync.serving.supervisor import Slot
 from tests.pipelines.scenes import clip, picture
 from tests.serving.live import error_of, make_service, serving
 from tests.serving.test_api import events_of, finish, submit
@@ -172,6 +174,22 @@ def test_every_response_has_a_request_id(client):
     assert own.headers["x-request-id"] == "from-a-proxy.1"
     made = [client.get("/nothing", headers={"X-Request-ID": bad}).headers["x-request-id"] for bad in ("", "a b")]
     assert len(set(made)) == 2 and all(len(value) == 32 for value in made)
+
+
+def test_readiness_tells_why_not(tmp_path, media):
+    service = make_service(tmp_path / "workspace", max_queue=1, model="latentsync-1.6")
+    dead = Slot("cpu", deaths=2, code=-9, not_before=time.monotonic() + 50)
+    service._supervisor.slots.append(dead)
+    with serving(service) as client:
+        client.post("/v1/jobs", files=files_of(media), data={"model": "embedded"}).raise_for_status()
+        problems = client.get("/readyz").json()["problems"]
+    reasons = (
+        "the worker for cpu ended with code -9 (2 times in a row)",
+        "the queue is full: 1 jobs wait",
+        "latentsync-1.6",
+    )
+    assert len(problems) == len(reasons)
+    assert all(reason in problem for reason, problem in zip(reasons, problems, strict=True)), problems
 
 
 def test_a_stream_goes_on_after_the_last_event_that_was_received(client, service, media):

@@ -103,7 +103,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("width, height", [(10_000, 10_000), (100_000, 10_000), (2**31 - 1, 2**31 - 1)])
-def test_pictures_that_are_too_large(client, media, width, height):
+def test_images_that_are_too_large(client, media, width, height):
     response = post(client, huge_png(width, height), (media / "voice.wav").read_bytes(), "bomb.png")
     assert error_of(response) == (422, "invalid_input")
 

@@ -221,7 +221,7 @@ def damage(path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["garbage", "truncated", "empty", "zeros"])
-def test_a_damaged_database_is_told_in_one_line_and_moved_aside_on_request(service, tmp_path, capsys, how):
+def test_a_damaged_database_is_reported_in_one_line_and_moved_aside_on_request(service, tmp_path, capsys, how):
     job_id = submit(service, tmp_path)
     with sqlite3.connect(service.workspace.database) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

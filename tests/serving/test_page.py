@@ -1,5 +1,6 @@
 """The page: what it says, its face picker, and what becomes of its forms. `test_page_browser` uses it as people do."""
 
+import html
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from latentsync.options import OPTIONS, GenerationOptions, parse_options  # noqa
 from latentsync.serving.jobs import Job, JobKind, JobState  # noqa: E402
 from latentsync.serving.page.app import build_page, serve_page  # noqa: E402
 from latentsync.serving.page.compare import compare_html  # noqa: E402
+from latentsync.serving.page.downloads import download_html  # noqa: E402
 from latentsync.serving.page.errors import report_errors  # noqa: E402
 from latentsync.serving.page.faces import FaceFinder  # noqa: E402
 from latentsync.serving.page.frames_tab import FramesTab  # noqa: E402
@@ -34,8 +36,8 @@ from tests.serving.fakes import FakeRunner, service_in, wait_for, working, write
 
 
 def job(state: JobState, **values) -> Job:
-    values = {"inputs": {"video": "a.mp4", "audio": "b.wav"}, "created": 0.0} | values
-    return Job("0" * 32, JobKind.LIPSYNC, state, GenerationOptions(), **values)
+    values = {"inputs": {"video": "a.mp4", "audio": "b.wav"}, "created": 0.0, "options": GenerationOptions()} | values
+    return Job("0" * 32, JobKind.LIPSYNC, state, **values)
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def service(tmp_path):
         (job(JobState.DONE, started=1.0, finished=5.0), "Done in 4 s."),
         (job(JobState.DONE, expired=True), "Its files have expired."),
         (job(JobState.FAILED, error="no face"), "Failed: no face"),
-        (job(JobState.CANCELLED), "Cancelled."),
+        (job(JobState.CANCELLED), "Canceled."),
     ],
 )
 def test_what_is_said_of_a_job(shown, text):
@@ -65,10 +67,13 @@ def test_what_is_said_of_a_job(shown, text):
 
 
 def test_texts_of_users_are_no_markup():
-    html = status_html(job(JobState.FAILED, error="<script>alert(1)</script>"))
-    assert "<script" not in html and "&lt;script" in html
+    shown = status_html(job(JobState.FAILED, error="<script>alert(1)</script>"))
+    assert "<script" not in shown and "&lt;script" in shown
     said = caption(job(JobState.DONE))
     assert said.startswith("done · ") and said.endswith(" · a.mp4 with b.wav")
+    spoken = job(JobState.DONE, inputs={"video": "a.mp4"}, options=GenerationOptions(text="Good morning. " * 9))
+    assert caption(spoken).endswith('a.mp4 says "Good morning. Good morning. Good..."')
+    assert caption(job(JobState.DONE, inputs={"video": "a.mp4", "script": "c.csv"})).endswith("a.mp4 with c.csv")
     assert tile(job(JobState.FAILED), None).shape == (180, 320, 3)
 
 
@@ -128,15 +133,40 @@ def test_a_script_with_several_voices(service, tmp_path):
     values = {name: field.value for name, field in lipsync.form.fields.items()}
     submit, video = lipsync._submitter({}), str(files["video"][1])
     with pytest.raises(UserError, match="need a script"):
-        submit(video, None, voices, *values.values())
+        submit("", video, None, voices, *values.values())
     values["script"] = str(script)
     with pytest.raises(UserError, match="there is no audio 'ben.mp4'"):
-        submit(video, voices[0], None, *values.values())
+        submit("", video, voices[0], None, *values.values())
     with pytest.raises(UserError, match="at most 8"):
-        submit(video, None, voices * 5, *values.values())
+        submit("", video, None, voices * 5, *values.values())
     for audio, more in ((None, voices), (voices[0], voices[1:])):
-        made = service.get(submit(video, audio, more, *values.values())[lipsync.panel.job_id])
+        made = service.get(submit("", video, audio, more, *values.values())[lipsync.panel.job_id])
         assert made.inputs["audio"] == "anna.mp4" and made.inputs["audio2"] == "ben.mp4"
+
+
+def test_the_settings_of_a_job_with_a_script_are_used_again(service, tmp_path):
+    """With all of its files, under their own names."""
+    files = write_files(tmp_path / "in")
+    voices = [str(shutil.copy(files["audio"][1], tmp_path / name)) for name in ("anna.mp4", "ben.mp4")]
+    script = tmp_path / "cues.csv"
+    script.write_text("start,face,audio\n0,left,anna.mp4\n0,right,ben.mp4\n")
+    lipsync, results = tabs_of(service)
+    values = {name: field.value for name, field in lipsync.form.fields.items()} | {"script": str(script)}
+    submit = lipsync._submitter({})
+    first = submit("", str(files["video"][1]), None, voices, *values.values())[lipsync.panel.job_id]
+    video, audio, more, *fields, reused, _ = results.fill_in(first)
+    again = service.get(submit(reused, video, audio, more, *fields)[lipsync.panel.job_id])
+    assert again.id != first and again.inputs == service.get(first).inputs | {"script": "script.json"}
+    assert service.input_path(again.id, "script").read_text() == service.input_path(first, "script").read_text()
+    for name in ("video", "audio", "audio2"):
+        service.input_path(first, name).unlink()
+    assert results.fill_in(first)[:3] == [None, None, None]  # not what is there by chance
+
+
+def tabs_of(service) -> tuple[LipsyncTab, ResultsTab]:
+    with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("x") as tab:
+        lipsync = LipsyncTab(service, page, gr.State(""))
+        return lipsync, ResultsTab(service, page, tab, gr.State(""), lipsync, tabs)
 
 
 def test_errors_become_messages_without_the_inside(caplog):
@@ -157,17 +187,16 @@ def test_errors_become_messages_without_the_inside(caplog):
 
 def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     files = write_files(tmp_path / "in")
-    with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("x") as tab:
-        lipsync = LipsyncTab(service, page, gr.State(""))
-        results = ResultsTab(service, page, tab, gr.State(""), lipsync, tabs)
+    lipsync, results = tabs_of(service)
+    with gr.Blocks() as page:
         frames = FramesTab(service, page, gr.State(""))
     values = {name: field.value for name, field in lipsync.form.fields.items()} | {"face": " left "}
     submit = lipsync._submitter({"max_seconds": 2.0})
     with pytest.raises(UserError, match="a video or an image"):
-        submit(None, str(files["audio"][1]), None, *values.values())
+        submit("", None, str(files["audio"][1]), None, *values.values())
     with pytest.raises(UserError, match="Choose audio first"):
-        submit(str(files["video"][1]), None, None, *values.values())
-    updates = submit(str(files["video"][1]), str(files["audio"][1]), None, *values.values())
+        submit("", str(files["video"][1]), None, None, *values.values())
+    updates = submit("", str(files["video"][1]), str(files["audio"][1]), None, *values.values())
     job_id = updates[lipsync.panel.job_id]
     made = service.get(job_id)
     assert (made.options.face, made.options.max_seconds, made.options.guidance_scale) == ("left", 2.0, None)
@@ -182,13 +211,13 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     assert listed[results.ids] == [job_id] and "done" in listed[results.gallery]["value"][0][1]
     opened = results.open([job_id], SimpleNamespace(index=0))
     download = opened[results.panel.download]
-    assert download["visible"] and Path(download["value"]) == service.get(job_id).result
+    assert download["visible"] and f"{job_id}/result.mp4?download=face_voice_2s.mp4" in download["value"]
     assert opened[results.delete]["visible"]
     assert "<td>left</td>" in opened[results.settings]["value"]
     told = json.loads(Path(opened[results.report]["value"]).read_text())
     assert told["options"]["face"] == "left" and datetime.fromisoformat(told["created"]).tzinfo is not None
     assert results.listing(listed[results.shown])[results.ids] == gr.skip()  # nothing has changed
-    video, audio, *fields, _ = results.fill_in(job_id)
+    video, audio, _, *fields, _, _ = results.fill_in(job_id)
     assert (Path(video).name, Path(audio).name) == ("video.png", "audio.mp4")
     read, _ = lipsync.form.read(tuple(fields))
     assert read == made.options
@@ -207,7 +236,7 @@ def test_a_running_job_is_found_again_and_can_be_cancelled(service, tmp_path):
     again = panel.refresh(made.id)
     assert again[panel.cancel]["visible"] and again[panel.timer].active
     stopped = panel.stop(made.id)
-    assert "Cancelled" in stopped[panel.status] and not stopped[panel.timer].active
+    assert "Canceled" in stopped[panel.status] and not stopped[panel.timer].active
 
 
 def test_the_page_is_built_without_public_functions(service):
@@ -227,11 +256,21 @@ def test_the_page_shows_no_other_files_and_answers_to_no_other_site(service, mon
             assert client.get("/rest/v1/jobs").json() == {"jobs": []}
             for path in (PROJECT_ROOT / "README.md", service.workspace.database, "/etc/passwd"):
                 assert client.get(f"/gradio_api/file={path}").status_code == 403, path
+            own = service.workspace.folder("0" * 32) / "result.mp4"
+            own.parent.mkdir()
+            own.write_bytes(b"video")
+            saved = client.get("/" + download_link(own, "an&na_\N{SNOWMAN}.mp4"))
+            assert saved.content == b"video"
+            assert saved.headers["content-disposition"] == "attachment; filename*=UTF-8''an%26na_%E2%98%83.mp4"
             assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
             assert client.get("/", headers={"Origin": "https://evil.example"}).status_code == 403
             assert client.get("/rest/v1/jobs", headers={"Origin": "https://evil.example"}).status_code == 403
     finally:
         pages[0].close()
+
+
+def download_link(path: Path, name: str) -> str:
+    return html.unescape(re.search(r'href="([^"]+)"', download_html(path, name))[1])
 
 
 def test_the_api_beside_a_page_with_a_password_needs_a_key(service, monkeypatch, capsys):

@@ -101,6 +101,11 @@ def _choose(browser: Browser) -> None:
         time.sleep(1)
         return "," in browser.driver.find_element("css selector", "#face input").get_property("value")
 
+    browser.script("document.querySelector('#given video').currentTime = 0.8")
+    browser.click("#set-end")
+    end = browser.find("#end input, #end textarea")
+    browser.until(lambda: end.get_property("value") == "0.8", "the end is not that of the player")
+    end.clear()
     browser.click("#find-people")
     browser.click("#people button.thumbnail-item")
     face = browser.driver.find_element("css selector", "#face input")
@@ -145,6 +150,14 @@ def _preview(browser: Browser, service: JobService) -> None:
     source = browser.find(".compare video.source")
     apart = "return Math.abs(arguments[0].currentTime - arguments[1].currentTime)"
     browser.until(lambda: browser.script(apart, video, source) < 0.2, "source and result are not in sync")
+    seek = browser.find(".compare .seek")
+    browser.script("arguments[0].pause()", video)
+    for key in (Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT):
+        seek.send_keys(key)
+    moved = "return Math.abs(arguments[0].currentTime - 0.08) < 0.001"
+    browser.until(lambda: browser.script(moved, video), "the arrow keys do not move by a frame")
+    browser.find(".compare [data-property=loop]").send_keys(Keys.ENTER)
+    browser.until(lambda: browser.script("return arguments[0].loop", video), "it does not repeat")
     wipe = browser.find(".compare .wipe")
     wipe.send_keys(Keys.HOME)
     browser.until(lambda: "inset(0px 100%" in source.value_of_css_property("clip-path"), "the wipe does not move")
@@ -159,7 +172,7 @@ def _cancel(browser: Browser, service: JobService, scene: Path) -> None:
     browser.click("#speak")
     browser.until(lambda: service.list()[0].state is JobState.RUNNING, "the second job does not run")
     browser.click(".cancel")
-    browser.until(lambda: "Cancelled" in browser.text(".status"), "it was not cancelled")
+    browser.until(lambda: "Canceled" in browser.text(".status"), "it was not canceled")
     assert [job.state for job in service.list()] == [JobState.CANCELLED, JobState.DONE]
 
 
@@ -173,6 +186,7 @@ def _results(browser: Browser, service: JobService, downloads: Path) -> None:
     browser.shot("opened")
     browser.click(".download")
     saved = browser.until(lambda: list(downloads.glob("*.mp4")), "nothing is downloaded")
+    assert saved[0].name.endswith("_demo_voice_2s.mp4")
     assert saved[0].read_bytes() == service.list()[1].result.read_bytes()
     browser.click("#smooth")
     browser.until(lambda: len(browser.all(TILES)) == 3, "the new job is not listed")
@@ -200,7 +214,7 @@ def _frames(browser: Browser, scene: Path, service: JobService) -> None:
     browser.tab("Frame interpolation")
     browser.find(RESULT)
     browser.tab("Lip-sync")
-    browser.until(lambda: "Cancelled" in browser.text(".status"), "the first tab forgot its job")
+    browser.until(lambda: "Canceled" in browser.text(".status"), "the first tab forgot its job")
 
 
 def _example(browser: Browser, service: JobService) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+import gradio_app
 from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind, JobState
 from latentsync.serving.service import JobService
-from latentsync.serving.settings import ServingSettings
+from latentsync.serving.settings import ServingSettings, service_settings
 from latentsync.utils.memory import resident_bytes
+from scripts import batch, serve
 from tests.pipelines.scenes import clip
 from tests.serving.fakes import Files, wait_for
 from tests.waiting import HANG_SECONDS, eventually
@@ -64,6 +66,15 @@ def test_the_memory_of_a_process_and_its_limit(tmp_path):
     limits = [ServingSettings(tmp_path, workers=workers).worker_memory_limit for workers in (1, 4)]
     assert limits[0] > 2**28 and limits[1] == pytest.approx(limits[0] / 4, rel=0.01)
     assert ServingSettings(tmp_path, worker_memory_bytes=5).worker_memory_limit == 5
+
+
+@pytest.mark.parametrize("parser", [gradio_app.build_parser(), batch.build_parser(), serve.build_parser()])
+def test_every_command_takes_the_settings_of_its_workers(parser, tmp_path):
+    words = "--workers 2 --worker_memory_gb 3 --devices cpu cuda --dtype float16 --compile --unload_after_minutes 5"
+    settings = service_settings(parser.parse_args(words.split()), tmp_path, max_queue=7)
+    assert (settings.workers, settings.worker_memory_bytes, settings.devices) == (2, 3 * 2**30, ("cpu", "cuda"))
+    assert (settings.dtype, settings.compile, settings.unload_after_minutes) == ("float16", True, 5)
+    assert settings.max_queue == 7
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def test_sigterm_in_one_process_stops_both(tmp_path):
     assert (tmp_path / "checkpoints/step_00000003").is_dir()
 
 
-def test_a_full_disk_is_told_by_both(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_by_both(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -210,7 +210,7 @@ def test_killed_process_and_start_again(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_failing_validation_is_told_by_both(tmp_path):
+def test_failing_validation_is_reported_by_both(tmp_path):
     class Failing(TinyTask):
         def validate(self, model, step, folder, share):
             if share.index == 1:

@@ -23,7 +23,7 @@ from latentsync.utils.locks import exclusive_folder
 from tests.training.forked import run_forked
 from tests.training.tiny_run import TinyTask, arm, run_config, saved_state, saved_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_charts")
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_ignored_signals_stay_ignored():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_what_changed_since_the_checkpoint_is_told(tmp_path, caplog):
+def test_what_changed_since_the_checkpoint_is_reported(tmp_path, caplog):
     run_training(TinyTask(), run_config(tmp_path, max_train_steps=2))
     run_training(TinyTask(), run_config(tmp_path, max_train_steps=3, lr=2e-2, batch_size=3))
     told = [record.message for record in caplog.records if "changed since then" in record.message]

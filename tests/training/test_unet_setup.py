@@ -9,8 +9,9 @@ import yaml
 
 from latentsync.checkpoints.loading import save_checkpoint
 from latentsync.config.unet import UNetFileConfig
+from latentsync.models.lora import save_lora
 from latentsync.training.losses import LossNetworks
-from latentsync.training.unet_setup import load_loss_networks
+from latentsync.training.unet_setup import build_unet, load_export, load_loss_networks
 from latentsync.utils.errors import UserError
 from recipes.embedded.first_generation.losses import TrunkEmbedding
 from recipes.embedded.first_generation.recipe import Recipe
@@ -49,6 +50,26 @@ def test_what_is_asked_for_is_loaded(tmp_path):
     assert networks.lpips and set(extra.discriminator_losses) == {"discriminator"}
     assert isinstance(extra.terms["identity"].loss.compare.embedder, TrunkEmbedding)
     assert networks.trepa is None and not networks.sync and not networks.needs_mel
+
+
+def test_an_export_is_loaded_for_inference(tmp_path):
+    """The whole network, or the initial weights with the adapter merged."""
+    pytest.importorskip("peft")
+    config = tiny_config(tmp_path)
+    whole = build_unet(config).state_dict()
+    save_checkpoint(tmp_path / "unet-1.pt", whole, 1)
+    loaded = load_export(config, tmp_path / "unet-1.pt")
+    assert not loaded.training and all(torch.equal(whole[name], value) for name, value in loaded.state_dict().items())
+    config = tiny_config(tmp_path, lora_rank=2, lora_alpha=4.0, lora_target=("to_q",))
+    config = replace(config, ckpt=replace(config.ckpt, resume_ckpt_path=str(tmp_path / "unet-1.pt")))
+    adapted = build_unet(config)
+    state = adapted.state_dict()
+    (first, *_) = [name.removesuffix(".lora_B.default.weight") for name in state if ".lora_B." in name]
+    state[f"{first}.lora_B.default.weight"].fill_(1.0)
+    save_lora(adapted, tmp_path / "unet-2.safetensors", state=state)
+    added = 2 * state[f"{first}.lora_A.default.weight"].sum(0)  # alpha / rank times ones (O, 2) @ A
+    found = load_export(config, tmp_path / "unet-2.pt").state_dict()[f"{first}.weight"]
+    torch.testing.assert_close(found - whole[f"{first}.weight"], added.expand_as(found), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("latent", [False, True])

@@ -1,7 +1,6 @@
 """The UNet's task: every loss, what is frozen, samples that do not depend on their batch, stage 1 to stage 2."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from recipes.embedded.first_generation.recipe import Recipe
 from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_unet import (
     TinyPerceptual,
+    Watched,
     fixed_batch,
     frozen_components,
     short_sync,
@@ -236,21 +236,6 @@ def test_copier_starts_from_the_reference(tmp_path, parts):
     config = replace(config, model=replace(config.model, block_out_channels=(64, 64), norm_num_groups=4))
     task = UNetTask(config, replace(parts, scheduler=copier), LossNetworks(), lambda: None)
     assert task.model.conv_out.weight.abs().sum() > 0
-
-
-class Watched:
-    """A validation video whose metrics are whether its result exists, and a constant of its own."""
-
-    def __init__(self, video: Path, audio: Path, quality: float):
-        self.video, self.audio, self.quality = video, audio, quality
-
-    def result_metrics(self, pipeline, result: Path) -> dict[str, float]:
-        return {"made": float(result.is_file())}
-
-    def reconstruction_metrics(self, pipeline) -> dict[str, float]:
-        if self.quality < 0:
-            raise UserError("no face in view")
-        return {"psnr_mouth": self.quality}
 
 
 def test_validation_makes_videos_each_process_its_share(tmp_path, parts, media, shared_detector, caplog):

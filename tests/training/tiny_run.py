@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
-from latentsync.checkpoints.loading import save_checkpoint
+from latentsync.checkpoints.loading import load_state_dict, save_checkpoint
 from latentsync.config.sections import CkptSection, DataSection, OptimizerSection, RunSection, TrainingConfig
 from latentsync.data.sampler import SampleId, item_rng, sample_generators
 from latentsync.training import checkpoints
 from latentsync.training.loop import run_training
 from latentsync.training.task import Share
+from latentsync.utils.errors import UserError
+from tests.waiting import eventually
 
 
 class TinyDataset(torch.utils.data.Dataset):
@@ -61,6 +63,7 @@ class TinyTask:
         self.discriminators = {"critic": nn.Linear(1, 1)} if with_discriminator else {}
         self.bad, self.nan = set(bad), set(nan)
         self.hook = lambda step: None
+        self.validate_export = None
         self.seen: list[int] = []
         self.validated: list[int] = []
 
@@ -97,6 +100,23 @@ class TinyTask:
 
     def advise(self, step: int, means: dict[str, float]) -> str | None:
         return None
+
+
+def validate_when_told(told: Path, export: Path, step: int, folder: Path) -> dict[str, float]:
+    """Waits until the file `told` is there; the sum of the export's weights as a metric that chooses the best one."""
+    assert eventually(told.is_file)
+    (folder / "made.txt").touch()
+    state = load_state_dict(export)
+    return {"sync_confidence": sum(tensor.abs().sum().item() for tensor in state.values())}
+
+
+def fail_to_validate(export: Path, step: int, folder: Path) -> dict[str, float]:
+    """An error at step 2, a process that dies at step 4, and no metrics at the end."""
+    if step == 2:
+        raise UserError("the validation video is gone")
+    if step == 4:
+        kill()
+    return {}
 
 
 def kill() -> None:

@@ -19,6 +19,7 @@ from latentsync.pretrained.videomae import VideoMAE, VideoMAEConfig
 from latentsync.training.sync_losses import SyncSupervision
 from latentsync.training.unet_setup import FrozenComponents
 from latentsync.trepa.loss import TREPALoss
+from latentsync.utils.errors import UserError
 from latentsync.whisper.audio2feature import Audio2Feature
 from tests.conformance.seeded import fill_
 from tests.media.synthetic import write_clip
@@ -165,3 +166,18 @@ def _item(seed: int, key: int, pixels: bool) -> dict[str, torch.Tensor]:
         return item | {"masked_pixel_values": frames[:FRAMES] * 0.5, "ref_pixel_values": frames[FRAMES:]}
     latents = torch.randn(3, FRAMES, 4, 8, 8, generator=rng)
     return item | dict(zip(("latents", "masked_latents", "ref_latents"), latents, strict=True))
+
+
+class Watched:
+    """A validation video whose metrics are whether its result exists, and a constant of its own."""
+
+    def __init__(self, video: Path, audio: Path, quality: float):
+        self.video, self.audio, self.quality = video, audio, quality
+
+    def result_metrics(self, pipeline, result: Path) -> dict[str, float]:
+        return {"made": float(result.is_file())}
+
+    def reconstruction_metrics(self, pipeline) -> dict[str, float]:
+        if self.quality < 0:
+            raise UserError("no face in view")
+        return {"psnr_mouth": self.quality}

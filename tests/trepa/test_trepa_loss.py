@@ -120,12 +120,12 @@ def test_missing_weights_are_named_with_their_source_and_the_way_out(tmp_path):
         assert part in str(caught.value)
 
 
-def test_another_network_is_told(tmp_path):
+def test_another_network_is_reported(tmp_path):
     torch.save({"module": {"head.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="other.pth: not the weights of VideoMAEv2"):
         TREPALoss("cpu", tmp_path / "other.pth", True, SMALL)
 
 
-def test_another_number_of_frames_is_told(loss):
+def test_another_number_of_frames_is_reported(loss):
     with pytest.raises(UserError, match="clips of 4 frames, not 3; set data.num_frames"):
         loss(*clips(frames=3))

@@ -1,11 +1,13 @@
-"""The memory that a process keeps for its next blocks."""
+"""The memory that a process keeps for its next blocks, and the garbage collector."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
 
+from latentsync.utils.memory import collection_paused
 from latentsync.utils.paths import PROJECT_ROOT
 
 COUNT = """
@@ -51,3 +53,15 @@ def page_faults(setup: str) -> int:
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT_ROOT)
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_paused_and_left_as_it_was(enabled):
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ValueError), collection_paused():
+            assert not gc.isenabled()
+            raise ValueError
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,20 @@ MAX_ERROR = 120  # characters
 
 @dataclass(frozen=True)
 class Lever:
-    """A way of running the pipeline. kernels: list those that take longest. compiled: worth minutes of compilation."""
+    """A way of running the pipeline.
+
+    Args:
+        options: of the generation.
+        kernels: list those that take longest.
+        compiled: worth minutes of compilation.
+        change: of the model, which cannot be undone: it is made on a pipeline of its own.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     kernels: bool = False
     compiled: bool = False
+    change: Callable[[LipsyncPipeline], LipsyncPipeline] | None = None
 
 
 LEVERS = (
@@ -63,10 +72,22 @@ LEVERS = (
     Lever("deepcache", {"enable_deepcache": True}),
     Lever("chunk_batch_size 0", {"chunk_batch_size": 0}),
     Lever("vram_efficient", {"vram_efficient": True}),
+    Lever(
+        "vram_efficient, weights fp8",
+        {"vram_efficient": True},
+        change=partial(LipsyncPipeline.store_weights, weights="fp8"),
+    ),
+    Lever(
+        "vram_efficient, weights host",
+        {"vram_efficient": True},
+        change=partial(LipsyncPipeline.store_weights, weights="host"),
+    ),
+    Lever("quantize", compiled=True, change=LipsyncPipeline.quantize),
 )
 TINY_LEVERS = (
     Lever("2 steps", {"inference_steps": 2}, kernels=True),
     Lever("preset fast", {"preset": "fast", "inference_steps": 4}),
+    Lever("weights host", {"inference_steps": 2}, change=partial(LipsyncPipeline.store_weights, weights="host")),
 )
 
 
@@ -139,28 +160,52 @@ def _measure(
 ) -> list[Figure]:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     video = make_clip(folder / f"clip{layout.resolution}.mp4", layout.frame, layout.crop_width, seconds)
-    bench = Bench(layout, random_pipeline(layout, device, dtype), video, folder, seconds)
-    figures = journal.measure(f"{layout.resolution} px", lambda: _stages(bench)) if EAGER in modes else []
+
+    def make() -> Bench:
+        return Bench(layout, random_pipeline(layout, device, dtype), video, folder, seconds)
+
+    figures = _measure_plain(make(), [lever for lever in levers if lever.change is None], modes, journal)
+    for mode, lever in product(modes, [lever for lever in levers if lever.change is not None]):
+        if lever.compiled or mode == EAGER:
+            name = f"{layout.resolution} px, {mode}, {lever.name}"
+            figures += journal.measure(name, partial(_try_lever, partial(_changed, make, lever, mode), lever, name))
+    return figures
+
+
+def _measure_plain(bench: Bench, levers: Sequence[Lever], modes: Sequence[str], journal: Journal) -> list[Figure]:
+    """The stages, and the levers that need no pipeline of their own."""
+    side = f"{bench.layout.resolution} px"
+    figures = list(journal.measure(side, lambda: _stages(bench))) if EAGER in modes else []
     for mode in modes:
         if mode == COMPILED:
             bench.pipeline.compile()
         for lever in levers:
             if lever.compiled or mode == EAGER:
-                name = f"{layout.resolution} px, {mode}, {lever.name}"
-                figures = figures + journal.measure(name, partial(_try_lever, bench, lever, name))
+                name = f"{side}, {mode}, {lever.name}"
+                figures += journal.measure(name, partial(_try_lever, lambda: bench, lever, name))
     return figures
 
 
-def _try_lever(bench: Bench, lever: Lever, name: str) -> list[Figure]:
+def _changed(make: Callable[[], Bench], lever: Lever, mode: str) -> Bench:
+    """A bench with the change of a lever."""
+    bench = make()
+    assert lever.change is not None
+    lever.change(bench.pipeline)
+    if mode == COMPILED:
+        bench.pipeline.compile()
+    return bench
+
+
+def _try_lever(make: Callable[[], Bench], lever: Lever, name: str) -> list[Figure]:
     """`_lever`; a failure, such as too little memory, becomes a figure: the others are still worth measuring."""
     print(f"  {name} ...", file=sys.stderr, flush=True)
     try:
-        return _lever(bench, lever, name)
+        return _lever(make(), lever, name)
     except (RuntimeError, UserError) as error:
         return [Figure("gpu", name, None, "", None, one_line(error)[:MAX_ERROR])]
     finally:
         gc.collect()
-        if bench.device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 

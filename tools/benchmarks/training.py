@@ -7,6 +7,7 @@ training, so that the time spent waiting for data is realistic.
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -36,7 +37,7 @@ from latentsync.whisper.audio2feature import Audio2Feature
 from preprocess.write import write_faces
 from tools.benchmarks.full_size import VAE_LAYOUT
 from tools.benchmarks.inputs import FPS, PORTRAIT, SAMPLE_RATE, SPEECH
-from tools.benchmarks.report import Figure
+from tools.benchmarks.report import Figure, Journal
 
 # Of configs/unet/.
 CONFIGS = ("stage2", "stage2_512", "stage2_efficient", "fine_tune_lora", "stage1", "stage1_512")
@@ -52,25 +53,28 @@ class TimedTrainer(Trainer):
             self.report.write_row(self.progress.step)
 
 
-def measure(folder: Path, names: Sequence[str] = CONFIGS) -> list[Figure]:
+def measure(folder: Path, names: Sequence[str] = CONFIGS, journal: Journal | None = None) -> list[Figure]:
     """Steps per second, peak memory and time spent waiting for data, for each config of `configs/unet/`."""
     if not torch.cuda.is_available():
         return [Figure("training", "full-size UNet", None, "", None, "no CUDA device")]
+    journal = journal or Journal()
+    return [figure for name in names for figure in journal.measure(name, partial(_measure, folder, name))]
+
+
+def _measure(folder: Path, name: str) -> list[Figure]:
     weights = folder / "videomae.pt"
-    save_checkpoint(weights, VideoMAE(VIT_G).state_dict())
-    figures = []
-    for name in names:
-        config = make_config(folder / name, weights, name)
-        what = f"{name}.yaml"
-        gc.collect()  # the components of the previous run are in reference cycles
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            timings = time_run(make_task(config), config)
-            figures += as_figures(what, config, timings, torch.cuda.max_memory_allocated())
-        except torch.OutOfMemoryError:
-            figures.append(Figure("training", what, None, "", None, "the GPU has too little memory"))
-    return figures
+    if not weights.is_file():
+        save_checkpoint(weights, VideoMAE(VIT_G).state_dict())
+    config = make_config(folder / name, weights, name)
+    what = f"{name}.yaml"
+    gc.collect()  # the components of the previous run are in reference cycles
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        timings = time_run(make_task(config), config)
+        return as_figures(what, config, timings, torch.cuda.max_memory_allocated())
+    except torch.OutOfMemoryError:
+        return [Figure("training", what, None, "", None, "the GPU has too little memory")]
 
 
 def as_figures(what: str, config: UNetFileConfig, timings: Mapping[str, float], peak: int) -> list[Figure]:

@@ -39,7 +39,7 @@ class ApiKeys:
         """
         given, found = key.encode("latin-1", "replace"), []
         for name, known in ((None, self.main), *self.named.items()):
-            # All are compared, so that the time tells nothing.
+            # All are compared, so that the time reveals nothing.
             if known is not None and hmac.compare_digest(given, known.encode()):
                 found.append(name)
         if not found:

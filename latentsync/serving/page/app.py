@@ -11,6 +11,7 @@ from latentsync.serving.api.access import LOOPBACK_NAMES, BrowserGuard, check_po
 from latentsync.serving.page.api_tab import MOUNT, ApiTab
 from latentsync.serving.page.compare import CSS as COMPARE_CSS
 from latentsync.serving.page.compare import HEAD
+from latentsync.serving.page.downloads import NamedDownloads
 from latentsync.serving.page.frames_tab import FramesTab
 from latentsync.serving.page.job_panel import remembered_job
 from latentsync.serving.page.lipsync_tab import LipsyncTab
@@ -72,6 +73,13 @@ CSS = (
 #examples .grid-wrap, #people .grid-wrap { overflow-y: visible !important; }
 #api .token { color: inherit !important; background: none !important; }
 #audio .component-wrapper, #audio .component-wrapper * { color: var(--body-text-color-subdued); }
+.download a.button {
+    display: block; padding: var(--button-large-padding); border-radius: var(--button-large-radius);
+    background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color) !important;
+    font-size: var(--button-large-text-size); font-weight: var(--button-large-text-weight);
+    text-align: center; text-decoration: none !important;
+}
+.download a.button:hover { background: var(--button-secondary-background-fill-hover); }
 #results-actions { flex-wrap: wrap; } #results-actions button { min-width: max-content; }
 .status { margin: 0.25rem 0; }
 .status.failed { color: #b42318; }
@@ -90,14 +98,14 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
 }
 #jobs .caption-label {
     opacity: 1 !important; max-width: 100%; white-space: normal; overflow-wrap: anywhere; padding-bottom: 0;
-    display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
+    display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3;
 }
 @media (max-width: 600px) {
     .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
     #api, #api * { min-width: 0; max-width: calc(100vw - 1rem); overflow-wrap: anywhere; }
     #api pre, #api code { white-space: pre-wrap !important; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
-    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem 0; -webkit-line-clamp: 3; }
+    #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem 0; }
     button[role=tab] { padding: 0 0.4rem !important; font-size: 0.85rem !important; }
 }
 #given video { width: 100%; height: 14rem; background: #000; } /* a fixed height: what follows does not jump */
@@ -156,11 +164,11 @@ def serve_page(
     check_port(port)
     serves_api = api_key is not None or (login is None and not share)
     page = build_page(service, serves_api=serves_api, needs_key=api_key is not None)
-    guards, hosts = [], None
+    middleware, hosts = [Middleware(NamedDownloads)], None
     if login is None and not share and is_loopback(host):
         # Without a login, a page of another site could reach this one through a name that leads here.
         hosts = (*LOOPBACK_NAMES, host)
-        guards.append(Middleware(BrowserGuard, hosts=hosts))
+        middleware.append(Middleware(BrowserGuard, hosts=hosts))
     try:
         app, url, _ = page.launch(
             server_name=host,
@@ -170,7 +178,7 @@ def serve_page(
             theme=THEME,
             css=CSS,
             head=HEAD + PHONE,
-            app_kwargs={"middleware": guards},
+            app_kwargs={"middleware": middleware},
             allowed_paths=[str(service.workspace.jobs)],
             max_file_size=service.settings.max_upload_bytes,
             show_error=True,

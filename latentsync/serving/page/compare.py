@@ -17,8 +17,8 @@ SCRIPT = """
   });
   const box = event => event.target.closest && event.target.closest('.compare');
   const clock = seconds => {
-    const whole = Math.max(0, Math.floor(seconds || 0));
-    return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')}`;
+    const hundredths = Math.max(0, Math.round(100 * (seconds || 0)));
+    return `${Math.floor(hundredths / 6000)}:${(hundredths % 6000 / 100).toFixed(2).padStart(5, '0')}`;
   };
   const follow = found => {
     const {source, result, play, seek, time} = parts(found);
@@ -55,11 +55,16 @@ SCRIPT = """
   });
   document.addEventListener('click', event => {
     const found = box(event);
-    if (!found || !event.target.matches('.play, .result, .source, .mute')) return;
+    if (!found || !event.target.matches('.play, .result, .source, .switch, .full')) return;
     const {result} = parts(found);
-    if (event.target.matches('.mute')) {
-      result.muted = !result.muted;
-      event.target.setAttribute('aria-pressed', result.muted);
+    if (event.target.matches('.switch')) { // loop or muted, a property of the video
+      const name = event.target.dataset.property;
+      result[name] = !result[name];
+      event.target.setAttribute('aria-pressed', result[name]);
+    } else if (event.target.matches('.full')) {
+      if (document.fullscreenElement) document.exitFullscreen();
+      else if (found.requestFullscreen) found.requestFullscreen();
+      else if (result.webkitEnterFullscreen) result.webkitEnterFullscreen(); // on iPhones, only videos can
     } else if (result.paused) result.play(); else result.pause();
   });
 })();
@@ -78,9 +83,14 @@ CSS = """
 .compare .controls button { border: 1px solid var(--border-color-primary); border-radius: 0.3rem;
     padding: 0.3rem 0.8rem; min-width: 4.5rem; color: var(--body-text-color);
     background: var(--button-secondary-background-fill); }
-.compare .mute[aria-pressed=true] { text-decoration: line-through; }
+.compare .controls button.small { min-width: 0; font-size: 0.85rem; padding: 0.3rem 0.6rem; }
+.compare .switch[aria-pressed=true] { background: var(--primary-600); border-color: var(--primary-600); color: #fff; }
+.compare .time { font-variant-numeric: tabular-nums; }
+.compare:fullscreen { display: flex; flex-direction: column; padding: 0.5rem; background: var(--body-background-fill); }
+.compare:fullscreen .stage { flex: 1; min-height: 0; }
+.compare:fullscreen .stage > * { max-height: 100%; min-height: 0; }
 .compare input[type=range] { flex: 1 1 8rem; min-width: 6rem; height: 1.5rem; accent-color: var(--primary-600); }
-.compare label { display: flex; flex: 1 1 100%; gap: 0.5rem; align-items: center; }
+.compare label { display: flex; flex: 1 1 10rem; gap: 0.5rem; align-items: center; }
 .compare :focus-visible { outline: 2px solid var(--primary-500); outline-offset: 2px; }
 .compare.alone .source, .compare.alone .edge, .compare.alone .tag, .compare.alone label { display: none; }
 """
@@ -91,10 +101,10 @@ def file_url(path: Path) -> str:
     return f"gradio_api/file={quote(str(path))}"
 
 
-def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: str = "bounce") -> str:
+def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: str = "bounce", fps: float = 25.0) -> str:
     """The player. A source that browsers cannot show, or None, is left out; `start` is the first used second of it.
 
-    mode: what the job does where the source is shorter than the audio.
+    mode: what the job does where the source is shorter than the audio. fps: of the result; arrow keys move by a frame.
     """
     suffix = "" if source is None else source.suffix.lower()
     before = ""
@@ -110,11 +120,15 @@ def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: st
 </div>
 <div class="controls">
 <button type="button" class="play">Play</button>
-<input type="range" class="seek" min="0" max="1" step="0.01" value="0" aria-label="Position">
+<input type="range" class="seek" min="0" max="1" step="{1 / fps:.4f}" value="0" aria-label="Position">
 <span class="time">0:00</span>
-<button type="button" class="mute" aria-pressed="false">Sound</button>
+</div>
+<div class="controls">
 <label>Wipe <input type="range" class="wipe" min="0" max="100" value="50"
     aria-label="Wipe between before and after"></label>
+<button type="button" class="switch small" data-property="loop" aria-pressed="false">Loop</button>
+<button type="button" class="switch small" data-property="muted" aria-pressed="false">Mute</button>
+<button type="button" class="full small">Full screen</button>
 </div></div>"""
 
 

@@ -1,14 +1,19 @@
 """The panel that follows a job: its progress, a button to cancel it, source and result in one player, a download."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from latentsync.constants import FPS
+from latentsync.media.probe import probe_video
 from latentsync.serving.jobs import Job, JobNotFound, JobState
 from latentsync.serving.page.compare import compare_html
+from latentsync.serving.page.downloads import download_html
 from latentsync.serving.page.errors import report_errors
-from latentsync.serving.page.views import status_html
+from latentsync.serving.page.views import download_name, status_html
 from latentsync.serving.service import JobService
+from latentsync.utils.errors import UserError
 
 REFRESH_SECONDS = 1.0
 SECRET = "latentsync"  # encrypts the job id that the browser stores; the id is not secret
@@ -30,7 +35,7 @@ class JobPanel:
         self.status = gr.HTML(status_html(None))
         self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_classes="cancel")
         self.player = gr.HTML("", visible=False, elem_classes="player")
-        self.download = gr.DownloadButton("Download", visible=False, elem_classes="download")
+        self.download = gr.HTML("", visible=False, elem_classes="download")
         self.timer = gr.Timer(REFRESH_SECONDS, active=False)
         self.outputs = [self.job_id, self.status, self.cancel, self.player, self.download, self.timer]
 
@@ -75,7 +80,7 @@ class JobPanel:
         }
 
     def _no_media(self) -> dict:
-        return {self.player: gr.update(visible=False, value=""), self.download: gr.update(visible=False, value=None)}
+        return {self.player: gr.update(visible=False, value=""), self.download: gr.update(visible=False, value="")}
 
     def _media(self, job: Job) -> dict:
         if job.state is not JobState.DONE or job.result is None:
@@ -87,6 +92,16 @@ class JobPanel:
         start = float(getattr(job.options, "start", None) or 0.0)
         mode = str(getattr(job.options, "length_mode", "bounce"))
         return {
-            self.player: gr.update(visible=True, value=compare_html(source, job.result, start, mode)),
-            self.download: gr.update(visible=True, value=str(job.result)),
+            self.player: gr.update(visible=True, value=compare_html(source, job.result, start, mode, _fps(job.result))),
+            self.download: gr.update(
+                visible=True, value=download_html(job.result, download_name(job, job.result.suffix))
+            ),
         }
+
+
+def _fps(result: Path) -> float:
+    """Frame rate of a result; any, if it cannot be read."""
+    try:
+        return float(probe_video(result).fps)
+    except UserError:
+        return float(FPS)

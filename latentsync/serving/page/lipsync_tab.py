@@ -9,7 +9,7 @@ import numpy as np
 from gradio.data_classes import FileData
 
 from latentsync.serving.inspection import inspect_file
-from latentsync.serving.jobs import AUDIO_ROLES, JobKind
+from latentsync.serving.jobs import AUDIO_ROLES, JobKind, JobNotFound
 from latentsync.serving.page.compare import player_html
 from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.examples import chosen_example, example_gallery
@@ -25,6 +25,10 @@ PREVIEW_SECONDS = 2.0
 TRIM = ("start", "end")
 SPOKEN, SCRIPT = ("text", "voice"), ("script",)
 FIRST = ("preset",)
+CURRENT = """second => {
+    const video = document.querySelector('#given video');
+    return video ? String(Math.round(1000 * video.currentTime) / 1000) : second;
+}"""
 LARGEST = "largest"
 PRIVATE = {"api_visibility": "private"}
 SEEK = """second => {
@@ -46,8 +50,10 @@ class LipsyncTab:
                 self.examples = example_gallery()
                 self.player = gr.HTML("", visible=False, elem_id="given")
                 self.form = OptionsForm(service.settings)
-                with gr.Group(visible=False, elem_id="trim") as self.trim:
+                with gr.Column(visible=False, elem_id="trim") as self.trim:
                     self.form.build(TRIM)
+                    with gr.Row():
+                        self.marks = [gr.Button(f"Set {name} here", size="sm", elem_id=f"set-{name}") for name in TRIM]
                 self.preview_image = gr.Image(
                     label="Which face? Click to choose",
                     visible=False,
@@ -75,7 +81,7 @@ class LipsyncTab:
                     self.speak = gr.Button("3. Make it speak", variant="primary", elem_id="speak")
                     self.preview = gr.Button(f"Preview of {PREVIEW_SECONDS:g} s", elem_id="preview")
                 self.panel = JobPanel(service, job_id)
-        self.seen = gr.State(None)
+        self.seen, self.reused = gr.State(None), gr.State("")  # reused: id of the job whose settings were copied
         with gr.Accordion("Options", open=False, elem_id="options"):
             self.form.build_rest()
         self.face = self.form.fields["face"]
@@ -89,13 +95,14 @@ class LipsyncTab:
         for new_video in (self.video.upload, self.video.clear):
             new_video(lambda: LARGEST, None, self.face, **PRIVATE)
         self.examples.select(self.use_example, None, [self.video, self.audio, self.face], **PRIVATE)
-        for name in TRIM:
-            if name in self.form.fields:  # the player shows the second that is chosen
-                self.form.fields[name].change(None, self.form.fields[name], None, js=SEEK, **PRIVATE)
+        for name, mark in zip(TRIM, self.marks, strict=True):
+            field = self.form.fields[name]
+            field.change(None, field, None, js=SEEK, **PRIVATE)  # the player shows the second that is chosen
+            mark.click(None, field, field, js=CURRENT, **PRIVATE)
         self.preview_image.select(
             report_errors(self.choose_face), self.seen, [self.preview_image, self.face], **PRIVATE
         )
-        inputs = [self.video, self.audio, self.more_audio, *self.form.fields.values()]
+        inputs = [self.reused, self.video, self.audio, self.more_audio, *self.form.fields.values()]
         for button, preview in ((self.speak, {}), (self.preview, {"max_seconds": PREVIEW_SECONDS})):
             button.click(report_errors(self._submitter(preview)), inputs, self.panel.outputs, **PRIVATE)
         page.load(report_errors(self.form.refresh), None, self.form.refreshed, show_progress="hidden", **PRIVATE)
@@ -125,7 +132,7 @@ class LipsyncTab:
             seen,
             image,
             gr.update(visible=is_video, value=player if is_video else ""),
-            gr.update(visible=is_video and any(name in self.form.fields for name in TRIM)),
+            gr.update(visible=is_video),
             *self.people.offered(is_video),
         )
 
@@ -137,7 +144,9 @@ class LipsyncTab:
         return seen.marked(number), seen.option(number)
 
     def _submitter(self, preview: dict[str, float]) -> Callable[..., dict]:
-        def submit(video: str | None, audio: str | None, more_audio: list[str] | None, *values: Any) -> dict:
+        def submit(
+            reused: str, video: str | None, audio: str | None, more_audio: list[str] | None, *values: Any
+        ) -> dict:
             if not video:
                 raise UserError("Choose a video or an image of a person first.")
             options, more = self.form.read(values, **preview)
@@ -145,10 +154,23 @@ class LipsyncTab:
             given |= script_audio(more_audio or [], given, has_script="script" in more)
             if not audio and options.text is None and "script" not in more:
                 raise UserError("Choose audio first: a file or a recording, a text, or a script.")
-            files = {role: (Path(path).name, Path(path)) for role, path in given.items()}
-            return self.panel.follow(self.service.submit(JobKind.LIPSYNC, files | more, options))
+            if audio and options.text is not None:
+                gr.Info("The text is spoken; the audio is not used.")
+            files = {role: (Path(path).name, Path(path)) for role, path in given.items()} | more
+            named = {role: (self._name(role, path, reused), path) for role, (_, path) in files.items()}
+            return self.panel.follow(self.service.submit(JobKind.LIPSYNC, named, options))
 
         return submit
+
+    def _name(self, role: str, path: Path, reused: str) -> str:
+        """Name of a file that was given: the original one if it was copied from the job `reused`."""
+        try:
+            kept = self.service.input_path(reused, role)
+            original = self.service.get(reused).inputs[role]
+            is_copy = kept.name == path.name and kept.stat().st_size == path.stat().st_size
+        except (JobNotFound, OSError):
+            return path.name
+        return original if is_copy and original.endswith(path.suffix) else path.name  # a script is stored as JSON
 
 
 def unprobed_audio(label: str, elem_id: str) -> gr.Audio:

@@ -1,6 +1,6 @@
 """The options of a lip-sync job as form fields, generated from their declarations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,11 @@ class OptionsForm:
                         if option.is_file:  # such a field has no place for it
                             gr.Markdown(option.help, elem_classes="help")
 
-    def values_of(self, options: GenerationOptions) -> list[Any]:
-        """Values of the fields, in their order, that stand for these options."""
-        return [shown_value(OPTIONS[name], getattr(options, name)) for name in self.fields]
+    def values_of(self, options: GenerationOptions, files: Mapping[str, str]) -> list[Any]:
+        """Values of the fields, in their order, that stand for these options and files by role."""
+        own = {name: files.get(role) for name, role in FILE_ROLES.items()}
+        values = {name: shown_value(OPTIONS[name], getattr(options, name)) for name in self.fields}
+        return list((values | own).values())
 
     def _choices(self) -> dict[str, Choices]:
         """Options whose values depend on the files that are present."""
@@ -157,9 +159,7 @@ def _placeholder(option: Option) -> str:
 
 
 def shown_value(option: Option, value: Any) -> Any:
-    """The value of the field of an option; files are given anew for each job."""
-    if option.is_file:
-        return None
+    """The value of the field of an option."""
     if option.default is None and option.type in (int, float):
         return EMPTY if value is None else f"{value:g}"
     return EMPTY if value is None else value

@@ -1,18 +1,19 @@
 """The tab with all jobs of the service, newest first."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from latentsync.options import GenerationOptions
-from latentsync.serving.jobs import Job, JobKind, JobNotFound, JobState
+from latentsync.serving.jobs import AUDIO_ROLES, Job, JobKind, JobNotFound, JobState
 from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.lipsync_tab import LipsyncTab
 from latentsync.serving.page.report import settings_html, write_report
-from latentsync.serving.page.views import caption, tile
+from latentsync.serving.page.views import caption, download_name, tile
 from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
@@ -86,7 +87,8 @@ class ResultsTab:
         self.smooth.click(report_errors(self.interpolate), job_id, everything, **PRIVATE)
         self.again.click(report_errors(self.retry), job_id, everything, **PRIVATE)
         self.delete.click(report_errors(self.remove), job_id, everything, js=CONFIRM, **PRIVATE)
-        filled = [self.lipsync.video, self.lipsync.audio, *self.lipsync.form.fields.values(), self.tabs]
+        first = self.lipsync
+        filled = [first.video, first.audio, first.more_audio, *first.form.fields.values(), first.reused, self.tabs]
         self.reuse.click(report_errors(self.fill_in), job_id, filled, **PRIVATE)
         self.panel.timer.tick(report_errors(self.offered), job_id, self.actions, queue=False, **PRIVATE)
 
@@ -129,20 +131,20 @@ class ResultsTab:
     def fill_in(self, job_id: str) -> list[Any]:
         """Copy the inputs, as far as they are there, and the settings of a job to the fields of the first tab."""
         job = self.service.get(job_id)
-        files: list[Any] = []
-        for role in ("video", "audio"):
-            try:
-                files.append(str(self.service.input_path(job_id, role)))
-            except JobNotFound:
-                files.append(gr.skip())
-        return [*files, *self.lipsync.form.values_of(job.options), gr.Tabs(selected=LIPSYNC)]
+        files = {}
+        for role in job.inputs:
+            with suppress(JobNotFound):  # it has expired
+                files[role] = str(self.service.input_path(job_id, role))
+        more_audio = [files[role] for role in AUDIO_ROLES[1:] if role in files]
+        fields = self.lipsync.form.values_of(job.options, files)
+        return [files.get("video"), files.get("audio"), more_audio or None, *fields, job_id, gr.Tabs(selected=LIPSYNC)]
 
     def interpolate(self, job_id: str) -> dict:
         """Queue frame interpolation of the result."""
         job = self.service.get(job_id)
         if job.result is None:
             raise UserError("The result has expired. Run the job again first.")
-        name = f"{Path(job.inputs.get('video', 'result')).stem}_{SMOOTH_FPS}fps{job.result.suffix}"
+        name = download_name(job, job.result.suffix)
         options = GenerationOptions(interpolate=SMOOTH_FPS, crf=job.options.crf)
         return self._show(self.service.submit(JobKind.INTERPOLATE, {"video": (name, job.result)}, options))
 

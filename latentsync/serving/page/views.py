@@ -3,6 +3,7 @@
 import html
 import time
 from pathlib import Path
+from textwrap import shorten
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ STAGES = {
     "interpolation": "interpolating frames",
     "finishing": "writing the file",
 }
+NAMES = {JobState.CANCELLED: "canceled"}  # where they differ from the values in the API
 COLORS = {
     JobState.QUEUED: (120, 120, 120),
     JobState.RUNNING: (60, 100, 170),
@@ -27,6 +29,7 @@ COLORS = {
     JobState.FAILED: (170, 60, 60),
     JobState.CANCELLED: (100, 100, 100),
 }
+MAX_QUOTE = 40  # characters of a text that is spoken
 IDLE = '<p class="status">Nothing is running.</p>'
 
 
@@ -58,14 +61,34 @@ def sentence(job: Job) -> str:
         return "Its files have expired." if job.expired else f"Done{took}."
     if job.state is JobState.FAILED:
         return f"Failed: {job.error or 'for an unknown reason'}"
-    return "Cancelled."
+    return "Canceled."
+
+
+def state_name(job: Job) -> str:
+    """The state of a job in a word."""
+    return "expired" if job.expired else NAMES.get(job.state, job.state.value)
+
+
+def download_name(job: Job, suffix: str) -> str:
+    """Name for a saved result, from those of the inputs: `anna_speech.mp4`."""
+    parts = [Path(job.inputs[role]).stem for role in ("video", "audio") if role in job.inputs]
+    if job.options.interpolate is not None:
+        parts.append(f"{job.options.interpolate:g}fps")
+    if job.options.max_seconds is not None:
+        parts.append(f"{job.options.max_seconds:g}s")
+    return "_".join(parts or ["result"]) + suffix
 
 
 def caption(job: Job) -> str:
     """The caption of a job in the list: state, date, inputs."""
     name = job.inputs.get("video", "")
-    what = "frame interpolation" if job.kind is JobKind.INTERPOLATE else f"with {job.inputs.get('audio', '')}"
-    state = "expired" if job.expired else job.state.value
+    if job.kind is JobKind.INTERPOLATE:
+        what = "frame interpolation"
+    elif job.options.text is not None:
+        what = f'says "{shorten(job.options.text, MAX_QUOTE, placeholder="...")}"'
+    else:
+        what = f"with {job.inputs.get('script') or job.inputs.get('audio', '')}"
+    state = state_name(job)
     preview = f", first {job.options.max_seconds:g} s" if job.options.max_seconds else ""
     when = time.strftime("%d %b %H:%M", time.localtime(job.created))
     return f"{state}{preview} · {when} · {name} {what}"
@@ -76,7 +99,7 @@ def tile(job: Job, thumbnail: Path | None) -> str | np.ndarray:
     if thumbnail is not None:
         return str(thumbnail)
     card = np.full((180, 320, 3), COLORS[job.state], np.uint8)
-    text = "expired" if job.expired else job.state.value
+    text = state_name(job)
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 2)
     place = ((320 - width) // 2, (180 + height) // 2)
     return cv2.putText(card, text, place, cv2.FONT_HERSHEY_SIMPLEX, 1.0, (255, 255, 255), 2, cv2.LINE_AA)

@@ -190,7 +190,7 @@ def _silence(resnet: nn.Module) -> None:
 
 
 def _spare(layer: nn.Conv2d, channels: int) -> None:
-    """Keep the first output channels free of what the layer would write there."""
+    """Zero the first output channels of the layer."""
     layer.weight[:channels] = 0
     layer.bias[:channels] = 0
 

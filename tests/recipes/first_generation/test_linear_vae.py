@@ -13,7 +13,7 @@ CHANNELS = 6
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Smooth random pictures (8, 3, 64, 64), which patches of few components describe well."""
+    """Smooth random images (8, 3, 64, 64), which patches of few components describe well."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(8, 3, 4, 4, generator=generator) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
@@ -42,7 +42,7 @@ def test_encoder_computes_the_patch_code(vae, code, images):
 
 
 @torch.no_grad()
-def test_encoding_is_linear_in_the_picture(vae, images):
+def test_encoding_is_linear_in_the_image(vae, images):
     zero = vae.encode(torch.zeros_like(images[:1])).latent_dist.mean
     whole, half = (vae.encode(factor * images[:1]).latent_dist.mean - zero for factor in (1.0, 0.5))
     assert (whole - 2 * half).abs().max() < 4e-3
@@ -65,7 +65,7 @@ def test_components_are_ordered_and_whitened(images):
     assert torch.allclose(((patches - white.mean) @ white.basis.T).std(dim=0), torch.ones(CHANNELS), atol=1e-2)
 
 
-def test_more_components_keep_more_of_the_picture(images):
+def test_more_components_keep_more_of_the_image(images):
     patches = to_patches(images)
     errors = []
     for channels in (2, 6, 12):

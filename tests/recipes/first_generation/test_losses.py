@@ -152,7 +152,7 @@ def test_a_batch_is_the_mean_of_its_clips():
     torch.testing.assert_close(loss(made, real), torch.stack(clips).mean())
 
 
-def test_a_single_frame_is_told():
+def test_a_single_frame_is_reported():
     with pytest.raises(ValueError, match="at least 2"):
         FlowConsistencyLoss()(moving(1), moving(1))
 
@@ -187,7 +187,7 @@ class Loudness(nn.Module):
 
 
 def sync_case(columns: Fraction = Fraction(2)) -> tuple[Tensor, Tensor]:
-    """Pictures of 8 frames whose brightness follows the loudness of the sound, and the sound (1, 1, 5, 16)."""
+    """Images of 8 frames whose brightness follows the loudness of the sound, and the sound (1, 1, 5, 16)."""
     loudness = torch.tensor([0.0, 1, 2, 0, -2, 0, 2, 1])
     pictures = loudness.repeat_interleave(3)[None, :, None, None].expand(1, 24, 8, 8)
     return pictures.clone(), loudness.repeat_interleave(2).expand(1, 1, 5, 16).clone()
@@ -229,7 +229,7 @@ def test_windows_cover_the_run():
         WindowedSyncLoss(Loudness(Fraction(2)), 4, Fraction(80, 25))(torch.zeros(1, 6, 4, 4), torch.zeros(1, 1, 80, 7))
 
 
-def test_coarse_pictures_keep_shape_and_lose_detail():
+def test_coarse_images_keep_shape_and_lose_detail():
     fine = noise(1, 3, 16, 16)
     coarse = blur(fine, 4)
     assert coarse.shape == fine.shape and coarse.std() < 0.4 * fine.std()
