@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latentsync.models.compiled import use_channels_last
-from latentsync.models.lora import ALL_LAYERS, find_projections, load_lora
 from latentsync.models.quantized import quantize_linear_layers
 from latentsync.models.storage import store_in_fp8, store_on_host
 from latentsync.models.unet import UNet3DConditionModel
@@ -26,6 +25,7 @@ from latentsync.pipelines.components import (
     pick_dtype,
     pick_enhancer,
 )
+from latentsync.pipelines.lora_adapters import LoraMixin
 from latentsync.pipelines.presets import preset_adapter
 from latentsync.pipelines.progress import Speeds
 from latentsync.pipelines.sampling import few_step_schedule
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 DEEPCACHE_INTERVAL = 3
 
 
-class PipelineBase:
+class PipelineBase(LoraMixin):
     """Holds the networks of a model. Methods that change the configuration return the pipeline itself.
 
     Args:
@@ -90,8 +90,7 @@ class PipelineBase:
         self.one_step, self.few_steps = one_step, few_steps
         self.name = "custom"
         self._enhancers: dict[str | None, FaceEnhancer] = {}
-        self._original_weights: dict[str, Tensor] = {}
-        self._original_sampling: dict[str, Any] = {}
+        self._original_weights, self._original_sampling = {}, {}
         self._vram_efficient = self._is_quantized = False
         self._weights: Weights = "full"
         self._compile_options: dict[str, Any] | None = None  # if compiled
@@ -363,51 +362,6 @@ class PipelineBase:
         if self._compile_options is not None:
             other.compile(**self._compile_options)
         return other
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0) -> Self:
-        """Merge a LoRA adapter into the UNet. Can be called repeatedly to merge several adapters.
-
-        An adapter of a distillation to a few steps (recipes/distill) also makes the pipeline sample in these steps.
-
-        Raises:
-            UserError: not an adapter, or an adapter of another architecture.
-        """
-        if self._is_quantized:
-            raise UserError(f"{path}: adapters must be loaded before the model is quantized; load the model again")
-        self._check_weights("given an adapter")
-        weights = {name: self.unet.get_parameter(f"{name}.weight") for name in find_projections(self.unet, ALL_LAYERS)}
-        original = {name: weight.data for name, weight in weights.items()}
-        info = load_lora(self.unet, path, scale)
-        for name, weight in original.items():  # merging replaces modified tensors
-            if self.unet.get_parameter(f"{name}.weight").data_ptr() != weight.data_ptr():
-                self._original_weights.setdefault(name, weight.cpu())
-        logger.info("LoRA adapter %s (step %d), scale %g", path, info.step, scale)
-        if info.few_steps:
-            self._sample_in_few_steps(info.few_steps)
-        return self
-
-    def _sample_in_few_steps(self, steps: int) -> None:
-        changed = {
-            "scheduler": few_step_schedule(self.scheduler),
-            "num_inference_steps": steps,
-            "guidance_scale": 1.0,
-            "few_steps": True,
-        }
-        for name, value in changed.items():
-            self._original_sampling.setdefault(name, getattr(self, name))
-            setattr(self, name, value)
-
-    def unload_lora_weights(self) -> Self:
-        """Restore the weights of the UNet, and its sampling, before the first `load_lora_weights`."""
-        self._check_weights("restored")
-        for name, weight in self._original_weights.items():
-            parameter = self.unet.get_parameter(f"{name}.weight")
-            parameter.data = weight.to(parameter.device, parameter.dtype)
-        self._original_weights.clear()
-        for name, value in self._original_sampling.items():
-            setattr(self, name, value)
-        self._original_sampling.clear()
-        return self
 
     @contextmanager
     def _modes(self, options: GenerationOptions) -> Iterator[None]:
