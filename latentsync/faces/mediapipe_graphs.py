@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -156,6 +157,7 @@ class _LazyMediapipe(ModuleType):
         return value
 
 
+@cache
 def import_mediapipe() -> dict[str, ModuleType]:
     """Import `MODULES`, without mediapipe's drawing and audio packages, and return them by name. Sets the log level.
 

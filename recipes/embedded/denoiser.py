@@ -54,7 +54,8 @@ class DenoiserSettings:
     pixel_weight, perceptual_weight, adversarial_weight, temporal_weight: of the losses on decoded frames, all 0 for
         none. The gradient of the adversarial term does not reach the detail that the UNet predicts: patterns of the
         decoder's linear part in teeth are the easiest way to deceive a discriminator.
-    exact_weight: of the decoder's error on true latents. sync_weight: of the SyncNet's.
+    decoder_lr: 0 for a decoder that stays as it is. exact_weight: of its error on true latents. sync_weight: of the
+        SyncNet's.
     keep_weight: of the difference to what the UNet predicted before this stage, which replaces the true latents of
         samples with speech; 0 for none.
     """
@@ -62,7 +63,7 @@ class DenoiserSettings:
     shares: Mapping[str, float]
     batch: int = 2
     lr: float = 2e-4
-    decoder_lr: float = 1e-4
+    decoder_lr: float = 0.0
     discriminator_lr: float = 2e-4
     teacher_weight: float = 1.0
     latent_weight: float = 1.0
@@ -180,13 +181,15 @@ class DenoiserTraining:
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
         if settings.is_decoded:
+            modules["discriminator"] = self.discriminator
+        if settings.decoder_lr:
             # The linear part stays the encoder's inverse: else it learns to sharpen what the UNet has blurred, and with
             # it what was sharp.
             decoder = model.autoencoder.decoder.requires_grad_(True)
             decoder.linear.requires_grad_(False)
             trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
             groups.append({"params": trained, "lr": settings.decoder_lr})
-            modules |= {"autoencoder": model.autoencoder, "discriminator": self.discriminator}
+            modules["autoencoder"] = model.autoencoder
         optimizers = {
             "model": torch.optim.AdamW(groups, settings.lr, (0.9, 0.99), weight_decay=1e-3),
             "discriminator": torch.optim.AdamW(self.discriminator.parameters(), settings.discriminator_lr, (0.5, 0.99)),

@@ -8,6 +8,7 @@ syncnet      the SyncNet that trains the UNet
 distill      the UNet: the 128 px model's guided four steps in one, and real clips
 refine       UNet and decoder together, with silence, by what the decoded mouth looks like
 close        the UNet: silence closes smiles, speech stays as it is
+settle       the same, by what the decoded mouth looks like
 export       the files that inference loads, in OUTPUT/model
 """
 
@@ -52,6 +53,7 @@ MINUTES = {
     "distill": 9.0,
     "refine": 190.0,
     "close": 30.0,
+    "settle": 30.0,
     "export": 0.0,
 }
 DENOISER = {
@@ -74,6 +76,18 @@ DENOISER = {
     ),
     "close": DenoiserSettings(
         {"real": 0.3, "retrieved": 0.2, "silent": 0.1, "closed": 0.4}, lr=4e-4, keep_weight=1.0, seed=37
+    ),
+    "settle": DenoiserSettings(
+        {"real": 0.3, "retrieved": 0.15, "silent": 0.1, "closed": 0.45},
+        lr=2e-4,
+        decoder_lr=0.0,
+        discriminator_lr=4e-4,
+        pixel_weight=1.0,
+        perceptual_weight=0.8,
+        adversarial_weight=0.08,
+        temporal_weight=1.0,
+        keep_weight=1.0,
+        seed=41,
     ),
 }
 
@@ -156,11 +170,12 @@ class Recipe:
         if not found:
             state = load_checkpoint(self.first / "unet.safetensors").state_dict
             return OneStep(inflate(state, first, CHANNELS).to(memory_format=torch.channels_last), network)
-        averages = torch.load(found[-1], weights_only=True)["averages"]
+        for path in found:  # not every stage trains the decoder
+            averages = torch.load(path, weights_only=True)["averages"]
+            if "autoencoder" in averages:
+                network.load_state_dict(averages["autoencoder"])
         unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
         unet.load_state_dict(averages["unet"])
-        if "autoencoder" in averages:
-            network.load_state_dict(averages["autoencoder"])
         logger.info("starting from %s", found[-1])
         return OneStep(unet.to(memory_format=torch.channels_last), network)
 

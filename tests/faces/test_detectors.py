@@ -14,6 +14,7 @@ from latentsync.faces.detector import Face, is_plausible, overlap
 from latentsync.faces.factory import create_detector
 from latentsync.faces.insightface_detector import InsightFaceDetector, anchors_from_landmarks, faces_from_hits
 from latentsync.faces.mediapipe_detector import CHECK_INTERVAL, MediaPipeDetector
+from latentsync.faces.mediapipe_graphs import import_mediapipe
 from latentsync.faces.tracking import FaceTracker
 from latentsync.utils.errors import UserError
 from tests.waiting import HANG_SECONDS
@@ -272,3 +273,8 @@ def test_overlap():
     assert overlap(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])) == pytest.approx(1 / 3)
     assert overlap(np.array([0, 0, 1, 1]), np.array([5, 5, 6, 6])) == 0
     assert overlap(np.zeros(4), np.zeros(4)) == 0
+
+
+def test_modules_are_imported_once():
+    """A second import registers everything again and leaves the first in cycles, with the memory of its graphs."""
+    assert import_mediapipe() is import_mediapipe()

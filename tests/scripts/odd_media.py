@@ -38,7 +38,7 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
         yield f"pixels of {ratio}", _pixels(folder / "sar.mkv", ratio), EITHER
     for width, height in ((1, 120), (120, 1), (2, 2), (6000, 16), (16, 6000)):
         still = [np.full((height, width, 3), 90, np.uint8)] * 3
-        path = write_stream(folder / "size.mkv", still, "png", "rgb24")
+        path = write_stream(folder / "size.mov", still, "png", "rgb24")
         yield f"{width}x{height}", path, REFUSED
     clip = write_clip(folder / "named.mp4", 6, pictures=SHOWN, size=(160, 120))
     for name in ("clip.png", "clip.wav", "clip.txt", "clip", "clip.mp4.exe", ".mp4", "clip.ffconcat", "-clip.mp4"):

@@ -63,7 +63,7 @@ def test_a_person_with_a_browser(address, tmp_path):
     service = service_in(tmp_path / "ws")
     with chromium(address, tmp_path) as browser:
         browser.click("#speak")
-        browser.until(lambda: "choose a video" in browser.text("body"), "no message")
+        browser.until(lambda: "Choose a video" in browser.text("body"), "no message")
         browser.shot("message")
         browser.script("document.querySelectorAll('.toast-close').forEach(button => button.click())")
         _give(browser, scene)

@@ -12,7 +12,7 @@ from latentsync.training.loop import run_training
 from tests.training.forked import run_forked
 from tests.training.tiny_run import TinyTask, fail_to_validate, run_config, saved_weights, validate_when_told
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_charts")
 
 
 def validation_rows(output) -> dict[int, dict[str, str]]:

@@ -80,6 +80,7 @@ CSS = """
     background: rgb(0 0 0 / 75%); color: #fff; font-size: 0.8rem; pointer-events: none; }
 .compare .tag.before { left: 0.4rem; } .compare .tag.after { right: 0.4rem; }
 .compare .controls { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: center; margin-top: 0.4rem; }
+.compare .controls > * { margin: 0 !important; } /* Gradio has one for the last of any element */
 .compare .controls button { border: 1px solid var(--border-color-primary); border-radius: 0.3rem;
     padding: 0.3rem 0.8rem; min-width: 4.5rem; color: var(--body-text-color);
     background: var(--button-secondary-background-fill); }
