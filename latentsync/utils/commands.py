@@ -17,7 +17,7 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 from latentsync.utils.errors import UserError, one_line
-from latentsync.utils.streams import lasting_streams, take_loss
+from latentsync.utils.streams import robust_streams, take_loss
 
 Main = Callable[[Sequence[str] | None], int | None]
 FAILED = 1
@@ -40,7 +40,7 @@ def command(
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        with lasting_streams() as output:
+        with robust_streams() as output:
             code = _run(main, argv, interrupted, interrupted_code)
             output.flush()
             if (reason := take_loss(output)) is None:

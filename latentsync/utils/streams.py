@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 
-class LastingStream:
+class RobustStream:
     """A text stream that discards what is written to it after the first failure, which it keeps as `error`."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -33,34 +33,34 @@ class LastingStream:
         except OSError as error:
             self.error = error
             # The interpreter flushes what is left at its exit, which would fail again.
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self._stream.fileno())
 
 
 @contextmanager
-def lasting_streams() -> Iterator[LastingStream]:
-    """Make sys.stdout and sys.stderr lasting ones; yields standard output."""
+def robust_streams() -> Iterator[RobustStream]:
+    """Make sys.stdout and sys.stderr robust; yields standard output."""
     _open_closed_ones()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, _lasting(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast(TextIO, _robust(stream)) for stream in before)
     try:
-        yield cast(LastingStream, sys.stdout)
+        yield cast(RobustStream, sys.stdout)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
 
 
-def take_loss(stream: LastingStream) -> str | None:
-    """Why some output was lost, reported once: None if nothing was, empty if its reader has exited as in `| head`."""
+def take_loss(stream: RobustStream) -> str | None:
+    """Reason of lost output; the call clears it. None if nothing was lost, empty if the reader exited (`| head`)."""
     error, stream.error = stream.error, None
     if error is None:
         return None
     return "" if error.errno == errno.EPIPE else str(error.strerror)
 
 
-def _lasting(stream: TextIO) -> TextIO | LastingStream:
-    return stream if isinstance(stream, LastingStream) else LastingStream(stream)
+def _robust(stream: TextIO) -> TextIO | RobustStream:
+    return stream if isinstance(stream, RobustStream) else RobustStream(stream)
 
 
 def _open_closed_ones() -> None:
