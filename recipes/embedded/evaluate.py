@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentsync.checkpoints.files import EMBEDDED_WHISPER
@@ -37,6 +38,7 @@ from recipes.embedded.teacher import FRAMES, Voices
 
 logger = logging.getLogger("evaluate")
 
+CONFIG = "configs/unet/embedded.yaml"
 MAX_FRAMES = 64
 SHOWN = (5, 21, 37, 53)
 
@@ -44,21 +46,26 @@ Speaker = Callable[[Tensor, Tensor], Tensor]
 
 
 def load_speaker(pipeline: LipsyncPipeline) -> Speaker:
-    """A function of faces (T, 3, R, R) in [-1, 1] and tokens (T, S, D): the faces speaking, pasted softly."""
+    """A function of faces (T, 3, R, R) in [-1, 1] and tokens (T, S, D): the faces speaking, pasted softly.
+
+    A model for smaller faces speaks with reduced ones, and its result is enlarged.
+    """
 
     @torch.inference_mode()
     def speak(faces: Tensor, tokens: Tensor) -> Tensor:
-        mask = load_mask(pipeline.resolution)
+        mask, side = load_mask(pipeline.resolution), faces.shape[-1]
+        seen = F.avg_pool2d(faces, side // pipeline.resolution)
         noise = shared_noise(pipeline.codec, pipeline.resolution, torch.Generator().manual_seed(1247))
         steps, guidance = pipeline.num_inference_steps, pipeline.guidance_scale
         parts = [
             regenerate_faces(
                 pipeline.unet, pipeline.codec, pipeline.scheduler, x[None], y[None], mask, noise, steps, guidance
             )[0]
-            for x, y in zip(faces.split(FRAMES), tokens.split(FRAMES), strict=True)
+            for x, y in zip(seen.split(FRAMES), tokens.split(FRAMES), strict=True)
         ]
-        weight = torch.from_numpy(blend_weight(mask, INSET))
-        return torch.lerp(faces, torch.cat(parts), weight).clamp(-1, 1)
+        weight = torch.from_numpy(blend_weight(load_mask(side), INSET))
+        spoken = F.interpolate(torch.cat(parts), size=(side, side), mode="bicubic")  # the same where the sides are
+        return torch.lerp(faces, spoken, weight).clamp(-1, 1)
 
     return speak
 
@@ -146,11 +153,11 @@ class Evaluation:
         cv2.imwrite(str(self.sheets / f"{clip.name}.png"), np.concatenate([image(x[shown]) for x in (faces, result)]))
 
 
-def load(model: Path | None) -> LipsyncPipeline:
-    """The model of a folder that `recipes.embedded.export` wrote, or None for the shipped one."""
+def load(model: Path | None, config: str | Path = CONFIG) -> LipsyncPipeline:
+    """The model of a folder with unet.safetensors and vae/, and its config; or None for the shipped one."""
     if model is None:
         return load_pipeline("embedded", "cpu")
-    paths = ModelPaths(model / "unet.safetensors", "configs/unet/embedded.yaml", model / "vae", base="embedded")
+    paths = ModelPaths(model / "unet.safetensors", config, model / "vae", base="embedded")
     return load_pipeline(paths, "cpu")
 
 
@@ -168,13 +175,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder written by recipes.embedded.prepare")
     parser.add_argument("--model", type=Path, help="folder of an exported model (default: the shipped one)")
+    parser.add_argument("--config", default=CONFIG, help="its config (default: %(default)s)")
     parser.add_argument("--trunk", type=Path, required=True, help="weights of torchvision's mobilenet_v2 (.pth)")
     parser.add_argument("--output", type=Path, required=True, help="folder for figures.json and contact sheets")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     pack = Pack(args.data / "held_out.safetensors")
     voices = Voices(pack, args.data / "voices.safetensors")
-    evaluation = Evaluation(pack, voices, load_speaker(load(args.model)), args.trunk, args.output)
+    evaluation = Evaluation(pack, voices, load_speaker(load(args.model, args.config)), args.trunk, args.output)
     rows = {}
     for number, clip in enumerate(clip for clip in pack.clips if clip.length >= 2 * FRAMES):
         rows[clip.name] = evaluation.clip(clip, number) | evaluation.silent(clip, number)
