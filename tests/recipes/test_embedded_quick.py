@@ -37,7 +37,7 @@ def test_every_stage_runs_and_the_result_loads(data: Path, tmp_path: Path, monke
     write_first_generation(tmp_path / "first")
     places = {"data": data, "first": tmp_path / "first", "output": output, "trunk": tmp_path / "trunk.pth"}
     words = [word for name, path in places.items() for word in (f"--{name}", str(path))]
-    monkeypatch.setattr(sys, "argv", ["train", *words, "--quick"])
+    monkeypatch.setattr(sys, "argv", ["train", *words, "--quick", "--stages", *train.MINUTES])
     assert train.main() == 0
     model = output / "model"
     paths = ModelPaths(model / "unet.safetensors", "configs/unet/embedded.yaml", model / "vae", base="embedded")
