@@ -278,6 +278,7 @@ def run_until_signal(worker: Worker) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup and in background jobs of scripts
             signal.signal(number, stop)
+
     def log_unraisable(ignored: "sys.UnraisableHookArgs") -> None:
         if not issubclass(ignored.exc_type, JobStopped):  # which the next report of progress raises again
             sys.__unraisablehook__(ignored)
