@@ -36,6 +36,13 @@ def mouth_opening(points: np.ndarray) -> float:
     return float(gap @ axis / (axis @ axis))
 
 
+def aligned_mesh(mesh: MeshNet, face: np.ndarray, wanted: list[int]) -> np.ndarray | None:
+    """Mesh points (len(wanted), 2) of an aligned face (R, R, 3), in its pixels; None where no face is detected."""
+    side = len(face)
+    points = mesh.points(face, Region(np.array(REGION_CENTER) * side, REGION_SIDE * side, 0.0), POINTS)
+    return None if points is None else mesh.points(face, region_from_mesh(points), wanted)
+
+
 class MouthMeter:
     """Measures mouth opening with MediaPipe's mesh. Stateless: equal images give equal results."""
 
@@ -48,10 +55,7 @@ class MouthMeter:
         return np.array([self._opening(face) for face in faces])
 
     def _opening(self, face: np.ndarray) -> float:
-        side = len(face)
-        points = self._mesh.points(face, Region(np.array(REGION_CENTER) * side, REGION_SIDE * side, 0.0), POINTS)
-        if points is not None:
-            points = self._mesh.points(face, region_from_mesh(points), MESH_POINTS)
+        points = aligned_mesh(self._mesh, face, MESH_POINTS)
         return math.nan if points is None else mouth_opening(points)
 
     def close(self) -> None:

@@ -127,7 +127,7 @@ def prepare(path: Path) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a database file; None if it is intact or absent."""
+    """Describe the damage of a database file; None if it is intact or absent."""
     if not path.exists():
         return None
     folders = path.parent / "jobs"

@@ -9,7 +9,7 @@ from typing import Any, TextIO, cast
 
 
 class RobustStream:
-    """A text stream that discards what is written to it after the first failure, which it keeps as `error`."""
+    """A text stream that discards all output after the first failed write; `error` holds the exception."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -32,7 +32,7 @@ class RobustStream:
             act()
         except OSError as error:
             self.error = error
-            # The interpreter flushes what is left at its exit, which would fail again.
+            # The interpreter flushes the remaining output at exit, which would fail again.
             with open(os.devnull, "w") as null:
                 os.dup2(null.fileno(), self._stream.fileno())
 

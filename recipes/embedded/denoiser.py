@@ -276,7 +276,7 @@ class DenoiserTraining:
         samples: list[Sample],
         rng: np.random.Generator,
     ) -> dict[str, Tensor]:
-        """Mouths of a few neighboring frames of each sample: `result`, `real` and `exact`, decoded from the true
+        """Mouths of a few neighboring frames of each sample: `result`, `real` and, if it counts, `exact` from the true
         latents, (B * n, 3, H, W); `judged`, some of `result` for the adversarial term; `paired` (B * n): whose result
         should equal the real one."""
         start = int(rng.integers(prediction.shape[2] - DECODED_FRAMES + 1))
@@ -285,17 +285,19 @@ class DenoiserTraining:
         result = self.model.decode_mouth(latents)
         real = self.model.crop_mouth(target[:, frames]).flatten(0, 1)
         paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(DECODED_FRAMES)
-        exact = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
+        shown = {"result": result, "real": real, "paired": paired}
+        if self.settings.exact_weight:
+            shown["exact"] = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
         coarse, fine = latents[::JUDGED].split([OLD_CHANNELS, latents.shape[1] - OLD_CHANNELS], dim=1)
-        judged = self.model.decode_mouth(torch.cat([coarse, fine.detach()], dim=1))
-        return {"result": result, "real": real, "exact": exact, "judged": judged, "paired": paired}
+        return shown | {"judged": self.model.decode_mouth(torch.cat([coarse, fine.detach()], dim=1))}
 
     def _pixel_terms(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings, paired = self.settings, shown["paired"]
         terms = {
             "adversarial": -settings.adversarial_weight * self.discriminator(shown["judged"]).mean(),
-            "exact": settings.exact_weight * pixel_distance(shown["exact"], shown["real"]),
         }
+        if "exact" in shown:
+            terms["exact"] = settings.exact_weight * pixel_distance(shown["exact"], shown["real"])
         if paired.any():
             result, real = shown["result"][paired], shown["real"][paired]
             share = len(result) / len(paired)

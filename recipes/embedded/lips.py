@@ -6,9 +6,8 @@ Legend: R pixels of a side of an aligned face.
 import cv2
 import numpy as np
 
-from latentsync.faces.mediapipe_detector import POINTS, region_from_mesh
-from latentsync.faces.mediapipe_graphs import MeshNet, Region
-from latentsync.faces.mouth import CHIN, REGION_CENTER, REGION_SIDE
+from latentsync.faces.mediapipe_graphs import MeshNet
+from latentsync.faces.mouth import CHIN, aligned_mesh
 
 # MediaPipe mesh indices of the inner lip contour, from corner to corner.
 UPPER = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308]
@@ -32,20 +31,16 @@ class LipCloser:
         """Face (R, R, 3) uint8 with its mouth closed; None where there is no face or its mouth is open too wide."""
         for _ in range(PASSES):
             found = self._find(face)
-            if found is None or _gap(*found[:2]) > WIDEST * len(face):
+            if found is None or (gap := _gap(*found[:2])) > WIDEST * len(face):
                 return None
-            if _gap(*found[:2]) < CLOSED:
+            if gap < CLOSED:
                 break
             face = cv2.remap(face, closing_map(*found, len(face)), None, cv2.INTER_CUBIC, None, cv2.BORDER_REPLICATE)
         return face
 
     def _find(self, face: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float] | None:
         """Upper and lower contour (n, 2), rows of nose and chin."""
-        side = len(face)
-        points = self._mesh.points(face, Region(np.array(REGION_CENTER) * side, REGION_SIDE * side, 0.0), POINTS)
-        if points is None:
-            return None
-        points = self._mesh.points(face, region_from_mesh(points), [*UPPER, *LOWER, NOSE, CHIN])
+        points = aligned_mesh(self._mesh, face, [*UPPER, *LOWER, NOSE, CHIN])
         if points is None:
             return None
         return points[: len(UPPER)], points[len(UPPER) : -2], float(points[-2, 1]), float(points[-1, 1])

@@ -58,23 +58,26 @@ MINUTES = {
 }
 NOT_SHIPPED = ("close", "settle")  # their result is not better in all respects, see README.md
 SHIPPED = [stage for stage in MINUTES if stage not in NOT_SHIPPED]
+ON_PIXELS = {
+    "discriminator_lr": 4e-4,
+    "sync_weight": 1.5,
+    "pixel_weight": 1.0,
+    "perceptual_weight": 0.8,
+    "adversarial_weight": 0.08,
+    "temporal_weight": 1.0,
+}
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
     "refine": DenoiserSettings(
         {"teacher": 0.28, "real": 0.38, "retrieved": 0.22, "silent": 0.12},
         lr=3e-4,
         decoder_lr=5e-4,
-        discriminator_lr=4e-4,
         teacher_weight=1.2,
         latent_weight=0.15,
-        sync_weight=1.5,
-        pixel_weight=1.0,
         exact_weight=1.0,
-        perceptual_weight=0.8,
-        adversarial_weight=0.08,
-        temporal_weight=1.0,
         decay=0.99,
         seed=33,
+        **ON_PIXELS,
     ),
     "close": DenoiserSettings(
         {"real": 0.3, "retrieved": 0.2, "silent": 0.1, "closed": 0.4},
@@ -87,14 +90,9 @@ DENOISER = {
         {"real": 0.3, "retrieved": 0.15, "silent": 0.1, "closed": 0.45},
         lr=2e-4,
         decoder_lr=0.0,
-        discriminator_lr=4e-4,
-        sync_weight=1.5,
-        pixel_weight=1.0,
-        perceptual_weight=0.8,
-        adversarial_weight=0.08,
-        temporal_weight=1.0,
         keep_weight=1.0,
         seed=41,
+        **ON_PIXELS,
     ),
 }
 

@@ -55,7 +55,7 @@ def test_true_voices_are_kept_and_foreign_ones_dropped(videos, capsys):
 
 
 def test_the_summary_names_what_each_test_adds(videos, capsys):
-    """Of twenty clips: what is near and confident, what of these agrees in both halves, by the written values."""
+    """Counts from the written values of twenty clips: confident near offsets, and equal offsets in both halves."""
     sync_roc.main(["--videos_dir", str(videos), "--output_dir", str(videos / "out"), "--dubs", "3"])
     summary = dict(line.split(": ") for line in capsys.readouterr().out.splitlines()[1:])
     with (videos / "out" / "clips.csv").open(newline="") as file:

@@ -52,7 +52,7 @@ def test_layers_are_stored_in_8_bits(unet):
 
 @pytest.mark.parametrize("deepcache", [False, True])
 def test_every_layer_is_copied_when_it_runs(unet, monkeypatch, deepcache):
-    """On a CPU nothing is copied: here, what is not on the device is not a number."""
+    """Offloading to the CPU itself copies nothing, so weights that are not on the device are set to NaN."""
     if deepcache:
         unet.enable_deepcache()
     expected = steps(unet)

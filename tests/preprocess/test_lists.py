@@ -1,4 +1,4 @@
-"""Which kept clips are trained on, which are judged by, and what is kept for its images alone."""
+"""Which kept clips are for training, which for validation, and which for their images alone."""
 
 import csv
 

@@ -81,7 +81,7 @@ def situations(bench: Bench, disk: Path | None) -> Iterator[Situation]:
 
 
 def interruptions(bench: Bench) -> Iterator[tuple[str, str, str]]:
-    """(name, outcome, what was printed) for signals at moments spread over the CPU time of a run."""
+    """(name, outcome, output) for signals at moments spread over the CPU time of a run."""
     words = bench.infer("--max_seconds=1", video=bench.folder / "source.mp4", audio=bench.folder / "long.wav")
     line = [sys.executable, "-m", "latentsync", *words]
     whole = _cpu_seconds(subprocess.Popen(line, cwd=bench.folder, **_quiet()), float("inf"))
