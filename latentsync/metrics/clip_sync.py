@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 SCORERS = ("auto", "syncnet_v2", "embedded")
 PUBLISHED_THRESHOLD = 3.0  # smallest confidence of training clips in the reference
-EMBEDDED_THRESHOLD = 0.15  # 0.2 to 0.9 for real clips like its training data, 0.05 to 0.15 for shuffled audio
+EMBEDDED_THRESHOLD = 0.15  # most real clips are above it, and half of the dubbed ones: see `latentsync.metrics.sync_gate`
 EMBEDDED_PREFERENCE = 0.9  # by `eval.sync_roc`, see docs/data_processing.md
 EMBEDDED_CONFIG = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
 
