@@ -43,7 +43,9 @@ logger = logging.getLogger(__name__)
 
 SCORERS = ("auto", "syncnet_v2", "embedded")
 PUBLISHED_THRESHOLD = 3.0  # smallest confidence of training clips in the reference
-EMBEDDED_THRESHOLD = 0.15  # most real clips are above it, and half of the dubbed ones: see `latentsync.metrics.sync_gate`
+EMBEDDED_THRESHOLD = (
+    0.15  # most real clips are above it, and half of the dubbed ones: see `latentsync.metrics.sync_gate`
+)
 EMBEDDED_PREFERENCE = 0.9  # by `eval.sync_roc`, see docs/data_processing.md
 EMBEDDED_CONFIG = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
 
@@ -162,7 +164,9 @@ class PublishedScorer:
                 raise UserError(f"{path}: the face {face} is not in view for {MIN_FRAMES} frames; leave it out")
             tracks = [track]
         audio = [_audio_of(wave, track.start, len(track.boxes)) for track in tracks]
-        heard = [pair for pair in zip(tracks, audio, strict=True) if len(pair[1]) >= self.min_frames * SAMPLES_PER_FRAME]
+        heard = [
+            pair for pair in zip(tracks, audio, strict=True) if len(pair[1]) >= self.min_frames * SAMPLES_PER_FRAME
+        ]
         if not heard:
             raise UserError(f"{path}: no face is in view for {self.min_frames} frames with audio; leave it out")
         return [self._score_track(info, *pair) for pair in heard]
