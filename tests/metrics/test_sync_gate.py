@@ -61,7 +61,7 @@ def test_offsets_with_too_few_pairs_do_not_count():
 
 
 def test_a_still_mouth_prefers_no_audio():
-    """One face for three seconds, with noise: a real voice fits it no better than other audio, so the clip is dropped."""
+    """One face for three seconds, with noise: its real voice fits it no better than other audio."""
     scorer = EmbeddedScorer()
     faces, wave = longest_track(PROJECT_ROOT / "assets" / "demo_video.mp4", scorer.scorer.resolution, 75)
     noise = np.random.default_rng(0).normal(0, 3, faces.shape)
