@@ -32,7 +32,7 @@ def normalized(requirement: str) -> str:
     return re.split(r"[\[<>=! @]", requirement)[0].lower().replace("_", "-")
 
 
-def test_lock_files_cover_what_is_declared() -> None:
+def test_lock_files_cover_all_declared_dependencies() -> None:
     runtime, cuda, development = (locked(name) for name in LOCKS)
     extras = PROJECT["optional-dependencies"]
     for requirement in [*PROJECT["dependencies"], *extras["serve"], *extras["train"]]:

@@ -91,7 +91,7 @@ def test_bare_legacy_half_precision_and_wrapped_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["unet.safetensors", "unet.pt"])
-def test_others_may_read_what_is_written(tmp_path, name):
+def test_saved_checkpoints_have_default_permissions(tmp_path, name):
     plain = tmp_path / "plain"
     plain.touch()
     save_checkpoint(tmp_path / name, weights())

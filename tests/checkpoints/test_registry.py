@@ -34,7 +34,7 @@ def put(root: Path, name: str, unet_name: str | None = None) -> None:
         target.write_bytes(bytes(file.size or 1))
 
 
-def test_table_is_sound() -> None:
+def test_the_registry_is_consistent() -> None:
     for name, item in REGISTRY.items():
         assert item.licence and item.summary and item.files, name
         for file in item.files:

@@ -104,7 +104,7 @@ def test_the_outline_covers_the_landmarks_and_the_beginning_of_the_arm():
     assert cv2.contourArea(outline) < 4 * 50**2
 
 
-def test_the_networks_rest_while_nothing_moves_and_look_when_a_hand_comes(net, portrait):
+def test_the_networks_run_only_while_something_moves(net, portrait):
     finder = HandFinder()
     for _ in range(2 * IDLE_INTERVAL):
         assert finder.find(portrait, FACE) == ()
@@ -132,7 +132,7 @@ def test_a_lost_hand_stays_for_some_frames(net, portrait):
     [placed(225, 150, 20.0), placed(225, 260, 8.0), placed(420, 300)],
     ids=["a false detection inside the face", "too small", "beside the face"],
 )
-def test_what_is_no_hand_in_front_of_the_face_is_ignored(net, portrait, points):
+def test_detections_that_are_no_hand_in_front_of_the_face_are_ignored(net, portrait, points):
     net.found = [points]
     assert HandFinder().find(portrait, FACE) == ()
 

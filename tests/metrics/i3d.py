@@ -1,4 +1,4 @@
-"""A stand-in for I3D: TorchScript with the call of the published file, whose features tell which frames it saw."""
+"""A stand-in for I3D: TorchScript with the call of the published file, whose features identify its input frames."""
 
 from pathlib import Path
 

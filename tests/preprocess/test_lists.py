@@ -17,7 +17,7 @@ from preprocess.settings import ProcessSettings
 from preprocess.source_work import person_of, process_source
 from preprocess.tools import Tools
 from tests.media.synthetic import write_clip
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 
 def kept(person: str, number: int, has_sound: int = 1, folder: str = "") -> dict:
@@ -80,7 +80,7 @@ def test_images_and_silent_videos_are_used_for_faces(tmp_path, monkeypatch, dete
     )
     folder = tmp_path / "in" / "all"
     folder.mkdir(parents=True)
-    large = cv2.resize(picture(), None, fx=2, fy=2)
+    large = cv2.resize(draw_scene(), None, fx=2, fy=2)
     Image.fromarray(large).save(folder / "eve.png")
     Image.fromarray(np.full_like(large, 90)).save(folder / "wall_1.png")
     clip(folder / "bob_1.mp4", 15, lambda index: large)
@@ -127,7 +127,7 @@ def test_person_pattern(tmp_path):
         ProcessSettings(person_pattern="(")
 
 
-def test_the_report_tells_what_is_known_of_the_sync_step():
+def test_the_report_describes_the_sync_step():
     rows = [{"sync_scorer": "embedded"}, {"sync_scorer": "embedded"}, {}]
     assert "97.5 %" in (_gate(rows) or "") and "eval.sync_roc" not in (_gate(rows) or "")
     assert "have not been measured: run `python -m eval.sync_roc`" in (_gate([{"sync_scorer": "syncnet_v2"}]) or "")

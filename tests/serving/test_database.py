@@ -171,7 +171,7 @@ def test_background_threads_survive_anything_and_report_it(caplog):
     assert eventually(lambda: failures.append(task.failure) or len(calls) > 4)
     task.stop()
     assert task.failure is None and "MemoryError: no room" in failures
-    assert caplog.text.count("sweeper failed") == 1  # told once, not at each attempt
+    assert caplog.text.count("sweeper failed") == 1  # reported once, not at each attempt
 
 
 def test_the_service_tells_which_thread_fails(service, monkeypatch):
