@@ -86,7 +86,7 @@ def options_of_model(
 
 
 def log_progress() -> None:
-    """Log what the run does, and only warnings of everything else."""
+    """Log the progress of the run, and only warnings of everything else."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
 

@@ -17,7 +17,7 @@ class PairedTest:
     """Two methods compared on the clips that both have.
 
     Args:
-        metric, first, second: what is compared.
+        metric, first, second: the compared metric and methods.
         count: number of clips.
         difference: mean of first minus second.
         low, high: 95 % bootstrap interval of the difference.

@@ -97,7 +97,7 @@ def read_rows(options: argparse.Namespace, parser: OptionParser) -> tuple[list["
     try:
         parse_options(defaults)
     except OptionError as error:
-        if error.names:  # otherwise a row may add what is missing
+        if error.names:  # otherwise a row may add the missing option
             raise
     if (options.list is None) == (options.videos is None):
         parser.error("give either --list or --videos")

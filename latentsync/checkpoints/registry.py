@@ -82,7 +82,7 @@ class ModelSettings:
 class Entry:
     """One name of the table.
 
-    summary: what it is, and the options that need it.
+    summary: description, and the options that need it.
     model: settings of a lip-sync model; None for other networks.
     note: how to get files that cannot be downloaded.
     insightface_pack: InsightFace's model pack with the files.
@@ -215,7 +215,7 @@ def entry(name: str) -> Entry:
 
 
 def require_file(path: str | Path, name: str, otherwise: str = "") -> None:
-    """Raise UserError unless a file of the entry `name` exists; `otherwise` says what works without it."""
+    """Raise UserError unless a file of the entry `name` exists; `otherwise` names the alternative."""
     if not Path(path).is_file():
         alternative = f", or {otherwise}" if otherwise else ""
         raise UserError(f"{path}: missing weights: {entry(name).summary}; run `{DOWNLOAD_COMMAND} {name}`{alternative}")

@@ -62,7 +62,7 @@ class AlignedFace:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What was seen of the selected person in a frame.
+    """The selected person in a frame.
 
     Args:
         box: (4,) x0, y0, x1, y1 in frame pixels; None if the person was not found.

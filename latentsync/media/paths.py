@@ -50,7 +50,7 @@ _IMAGE_PLUGINS = (
     AvifImagePlugin.AvifImageFile,
 )  # fmt: skip
 _IMAGE_FORMATS = tuple(plugin.format for plugin in _IMAGE_PLUGINS if plugin.format in Image.OPEN)
-# What Pillow raises for files that are damaged or not images of these formats.
+# Pillow raises these for files that are damaged or not images of these formats.
 IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
     RuntimeError, Image.DecompressionBombError,

@@ -292,7 +292,7 @@ class Batch:
         return RowResult(row, DONE, seconds=seconds)
 
     def _key(self, row: BatchRow) -> str:
-        """What identifies a row: the same with other weights is another one."""
+        """Identity of a row; equal rows with other weights differ."""
         if row.kind is not JobKind.LIPSYNC:
             return row.key()
         chosen, settings = (row.options.model, row.options.lora), self.service.settings

@@ -1,4 +1,4 @@
-"""Interface of storages, and what they share."""
+"""Interface of storages, and their common code."""
 
 import contextlib
 import hashlib

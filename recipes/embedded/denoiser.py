@@ -36,9 +36,9 @@ logger = logging.getLogger("train")
 OLD_CHANNELS = 16
 WHISPER_LAYERS = 5
 LAST_TIMESTEP = 999
-OUTSIDE_WEIGHT = 0.1  # of what the pipeline takes from the frame anyway, in distillation
+OUTSIDE_WEIGHT = 0.1  # of pixels that the pipeline takes from the frame anyway, in distillation
 SAME_MOUTH = 0.06  # squared error of the old channels up to which a cell's texture is taken to be the reference's
-DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: what the losses on pixels see, of 16 cells a side
+DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: the region of the losses on pixels, of 16 cells a side
 MARGIN = 1
 DECODED_FRAMES = 6  # neighbors, of each sample
 JUDGED = 2  # every second of them
@@ -183,8 +183,8 @@ class DenoiserTraining:
         if settings.is_decoded:
             modules["discriminator"] = self.discriminator
         if settings.decoder_lr:
-            # The linear part stays the encoder's inverse: else it learns to sharpen what the UNet has blurred, and with
-            # it what was sharp.
+            # The linear part stays the encoder's inverse: else it learns to sharpen the UNet's blur, and
+            # also oversharpens sharp regions.
             decoder = model.autoencoder.decoder.requires_grad_(True)
             decoder.linear.requires_grad_(False)
             trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]

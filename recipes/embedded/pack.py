@@ -99,7 +99,7 @@ class PackWriter:
 
 
 class Pack:
-    """Reads what `PackWriter` wrote; the file is memory-mapped.
+    """Reads a pack of `PackWriter`; the file is memory-mapped.
 
     Raises:
         UserError: the file is missing.

@@ -49,7 +49,7 @@ class Sample:
     """`kind` is one of `KINDS`. Target and reference faces (F, 3, R, R) in [-1, 1]; tokens (F, S, D).
 
     teacher: latents (F, C, h, h) of the first generation in place of the target, None for other kinds.
-    weight: of the reconstruction. is_heard: the tokens are what the target says, for a sync loss.
+    weight: of the reconstruction. is_heard: the tokens are the speech of the target, for a sync loss.
     """
 
     kind: str

@@ -31,7 +31,7 @@ CHUNKS_PER_FILE = 8
 
 @dataclass(frozen=True)
 class TeacherChunk:
-    """What the first generation makes of frames `first`... of the pack with the audio `voice` from frame `start` on.
+    """The first generation's result for frames `first`... of the pack with the audio `voice` from frame `start` on.
 
     latents: (F, C, h, h) float16.
     """

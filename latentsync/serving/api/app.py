@@ -58,7 +58,7 @@ def create_app(
         allowed_hosts: accepted names in the Host header; None for any. Without a key on a loopback address, pass
             `access.LOOPBACK_NAMES`, or a page of another site could reach the server through a name that leads here.
         fetcher: downloads inputs given as URLs; None rejects them.
-        limits: limits on what a client may ask for.
+        limits: limits on the requests of a client.
         webhooks: calls the webhooks of jobs, started and stopped by the caller; None accepts none.
         closing: set by the server when it begins to stop, so that event streams end.
     """

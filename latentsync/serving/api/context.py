@@ -28,7 +28,7 @@ class ApiContext:
     streams: int = 0
 
     def __post_init__(self) -> None:
-        # Separate thread limits for what may take seconds, so that reading jobs never waits for it.
+        # Separate thread limits for slow requests, so that reading jobs never waits for them.
         self.probes = anyio.CapacityLimiter(self.limits.parallel_probes)
         self.scans = anyio.CapacityLimiter(self.limits.parallel_scans)
         self.deletions = anyio.CapacityLimiter(self.limits.parallel_deletions)

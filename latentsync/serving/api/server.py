@@ -1,4 +1,4 @@
-"""Uvicorn with what the API needs: event streams end when it stops, and clients that stall are disconnected."""
+"""Uvicorn for the API: event streams end when it stops, and clients that stall are disconnected."""
 
 import asyncio
 import signal

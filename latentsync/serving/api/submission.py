@@ -155,7 +155,7 @@ def parse_json(model: type[M], text: bytes | str, what: str = "the body") -> M:
 
 
 def describe_job(error: ValidationError) -> str:
-    """One line about what is wrong with a job."""
+    """One line about the error of a job."""
     options = [problem for problem in error.errors() if problem["loc"][:1] == ("options",)]
     if options:
         return describe_problems([{**problem, "loc": problem["loc"][1:]} for problem in options])

@@ -105,7 +105,7 @@ def file_url(path: Path) -> str:
 def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: str = "bounce", fps: float = 25.0) -> str:
     """The player. A source that browsers cannot show, or None, is left out; `start` is the first used second of it.
 
-    mode: what the job does where the source is shorter than the audio. fps: of the result; arrow keys move by a frame.
+    mode: length mode of the job. fps: of the result; arrow keys move by a frame.
     """
     suffix = "" if source is None else source.suffix.lower()
     before = ""
