@@ -21,9 +21,7 @@ USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python gradio_app.py", description="The web UI of LatentSync.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="latentsync app", description="The web UI of LatentSync.", allow_abbrev=False)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on; anything but a loopback address needs a password")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # text, so that an invalid value is a usage error

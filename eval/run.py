@@ -41,7 +41,7 @@ logger = logging.getLogger("eval")
 
 def build_parser() -> OptionParser:
     parser = OptionParser(
-        prog="python -m eval.run",
+        prog="latentsync eval run",
         usage="%(prog)s --pairs CSV --output_dir DIR [--option value ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -80,7 +80,7 @@ def run_ray(
 
     gpus: share of a GPU that each worker gets for networks of its own.
     gpu_actors: actors with a whole GPU each, which run the networks of all workers; workers then get no GPU.
-    memory_bytes: of an actor; one that needs more ends itself. 0: the share of its machine, by cores, of 80 %.
+    memory_bytes: of an actor; one that needs more ends itself. 0: the share of its machine, by cores, of 80%.
 
     Raises:
         UserError: Ray is not installed.

@@ -34,7 +34,7 @@ BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} rows{postfix}"
 
 def build_parser() -> OptionParser:
     parser = OptionParser(
-        prog="python -m scripts.batch",
+        prog="latentsync batch",
         usage="%(prog)s (--list CSV | --videos VIDEO ... --audio AUDIO --out FOLDER) [--option value ...]",
         description="Lip-sync many videos. The generation options given here apply to rows that leave them empty.",
     )

@@ -39,7 +39,7 @@ DEMO_OUT = Path("outputs") / "demo.mp4"
 
 def build_parser() -> OptionParser:
     parser = OptionParser(
-        prog="python -m scripts.inference",
+        prog="latentsync infer",
         usage="%(prog)s [--option value ...], all optional; --help lists them",
         description="Lip-sync a video or a still image to speech.",
     )

@@ -19,7 +19,7 @@ from latentsync.utils.logs import FORMATS, configure_server_logging
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.serve",
+        prog="latentsync serve",
         usage="%(prog)s [--option value ...], all optional; --help lists them",
         description="REST API for lip-sync jobs. Its key is read from LATENTSYNC_API_KEY.",
         allow_abbrev=False,

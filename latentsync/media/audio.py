@@ -40,7 +40,7 @@ def load_audio(path: str | os.PathLike, sample_rate: int = 16000, max_seconds: f
     16-bit mono input at `sample_rate` gives exactly int16 / 32768. Channels are mixed by swresample's weights, scaled
     to add up to 1 (stereo: the mean of both; 5.1: mostly the center). Gaps in the recording are filled with silence,
     samples that are not finite become 0, and those beyond full scale are clipped. The log warns about samples that are
-    not finite, and about a recording of which more than 0.1 % reaches full scale.
+    not finite, and about a recording of which more than 0.1% reaches full scale.
 
     Args:
         path: the file.
@@ -122,7 +122,7 @@ def _decoded_samples(source: AudioSource, sample_rate: int, max_seconds: float |
         found = length / sample_rate
         raise UserError(f"{path}: only {found:.2f} s of audio; at least {MIN_AUDIO_SECONDS} s are needed")
     if clipped > _CLIPPED_SHARE * length:
-        logger.warning("%s: the audio is clipped (%.1f %% of its samples)", path, 100 * clipped / length)
+        logger.warning("%s: the audio is clipped (%.1f%% of its samples)", path, 100 * clipped / length)
 
 
 def audio_duration(path: str | os.PathLike) -> float:

@@ -26,7 +26,7 @@ class ServingSettings:
         None for never.
     max_queue: maximum number of queued jobs.
     max_upload_bytes: of one file. max_audio_seconds, max_video_seconds, max_pixels (of a frame): limits on its content.
-    worker_memory_bytes: of a worker; its job fails beyond it. 0: its share of 80 % of the machine's memory.
+    worker_memory_bytes: of a worker; its job fails beyond it. 0: its share of 80% of the machine's memory.
     job_timeout_seconds: time limit of one attempt. max_attempts: how often a job is started if its worker dies.
     lease_seconds: a job whose worker gives no sign of life for this long is lost and queued again.
     keep_results_hours: after this time, files of finished jobs are deleted. quota_bytes: of the workspace; if it is
@@ -101,7 +101,7 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
         "--worker_memory_gb",
         type=float,
         default=0,
-        help="memory of a process in GiB, beyond which its job fails (default: its share of 80 %% of the machine's)",
+        help="memory of a process in GiB, beyond which its job fails (default: its share of 80%% of the machine's)",
     )
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
     add("--dtype", choices=DTYPES, help="precision of the models (default: by device and model)")

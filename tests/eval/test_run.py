@@ -221,7 +221,7 @@ def test_silence_shows_leakage_from_the_source(call, folder):
 
 
 def test_opening_in_silence_relative_to_the_source():
-    """In silence the source opens by 4 % of the face's height in three of four frames, the result evenly."""
+    """In silence the source opens by 4% of the face's height in three of four frames, the result evenly."""
     wave = np.concatenate([tone(16000, 0.8), np.zeros(16 * 640)]).astype(np.float32)
     faces = clip_metrics.FaceMetrics(metrics.MetricModels(metrics.MetricSettings()), 36, compared=False)
     faces._openings["source"] = np.where(np.arange(36) % 4, 0.05, 0.01)

@@ -129,7 +129,7 @@ def test_person_pattern(tmp_path):
 
 def test_the_report_describes_the_sync_step():
     rows = [{"sync_scorer": "embedded"}, {"sync_scorer": "embedded"}, {}]
-    assert "97.5 %" in (_gate(rows) or "") and "eval.sync_roc" not in (_gate(rows) or "")
+    assert "97.5%" in (_gate(rows) or "") and "eval.sync_roc" not in (_gate(rows) or "")
     assert "have not been measured: run `python -m eval.sync_roc`" in (_gate([{"sync_scorer": "syncnet_v2"}]) or "")
     assert _gate([{}]) is None
 
