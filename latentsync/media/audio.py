@@ -10,6 +10,7 @@ from functools import partial
 import av
 import numpy as np
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.media.audio_stream import AudioSource, decoded_frames, first_audio_stream, has_audio
 from latentsync.media.paths import check_input_path
 from latentsync.media.samples import SlicedSamples
@@ -34,7 +35,7 @@ _FULL_SCALE = 32767 / 32768
 _CLIPPED_SHARE = 0.001  # lossy decoders overshoot a little on loud audio; that is normal
 
 
-def load_audio(path: str | os.PathLike, sample_rate: int = 16000, max_seconds: float | None = None) -> np.ndarray:
+def load_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, max_seconds: float | None = None) -> np.ndarray:
     """Decode the default audio stream of an audio or video file to mono float32 (samples,) in [-1, 1].
 
     16-bit mono input at `sample_rate` gives exactly int16 / 32768. Channels are mixed by swresample's weights, scaled
@@ -64,7 +65,7 @@ class SpooledAudio(SlicedSamples):
     """
 
     def __init__(
-        self, source: str | os.PathLike | AudioSource, sample_rate: int = 16000, max_seconds: float | None = None
+        self, source: str | os.PathLike | AudioSource, sample_rate: int = SAMPLE_RATE, max_seconds: float | None = None
     ) -> None:
         """Decode. Arguments and errors as of `load_audio`; also UserError when the temporary folder is full."""
         source = audio_source(source)

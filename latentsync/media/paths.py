@@ -24,9 +24,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from latentsync.constants import OUTPUT_SUFFIXES
 from latentsync.utils.errors import UserError
-
-OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv")
 
 # Demuxers that read one file and refer to no other. libav checks the list before the demuxer reads the header, and
 # passes it on to anything that a demuxer opens itself.

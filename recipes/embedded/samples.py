@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.data.clip_dataset import draw_start_and_reference
 from latentsync.faces.mask import load_mask
 from latentsync.faces.mouth import closed_opening
@@ -220,7 +221,7 @@ class SampleMaker:
 
     def _silence(self, audio: Audio2Feature, clip: PackedClip) -> Tensor:
         """Whisper states of silence, then the clip's audio, then silence."""
-        return audio.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * 16000)))
+        return audio.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * SAMPLE_RATE)))
 
     @property
     def kinds(self) -> tuple[str, ...]:
