@@ -89,7 +89,7 @@ class Entry:
     """
 
     summary: str
-    licence: str
+    license: str
     files: tuple[CheckpointFile, ...]
     model: ModelSettings | None = None
     note: str = ""
@@ -116,7 +116,7 @@ class ResolvedModel:
     unet_config: Path
     scheduler_config: Path
     resolution: int
-    licence: str
+    license: str
     blend_inset: float = 0.0
     match_color: bool = False
     match_detail: bool = False
@@ -268,7 +268,7 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
         unet_config=PROJECT_ROOT / model.unet_config,
         scheduler_config=model.scheduler.location(checkpoints) if model.scheduler else SCHEDULER_CONFIG,
         resolution=model.resolution,
-        licence=item.licence,
+        license=item.license,
         blend_inset=model.blend_inset,
         match_color=model.match_color,
         match_detail=model.match_detail,

@@ -36,7 +36,7 @@ def put(root: Path, name: str, unet_name: str | None = None) -> None:
 
 def test_the_registry_is_consistent() -> None:
     for name, item in REGISTRY.items():
-        assert item.licence and item.summary and item.files, name
+        assert item.license and item.summary and item.files, name
         for file in item.files:
             assert not Path(file.path).is_absolute()
             assert bool(file.repo) == bool(file.repo_path)

@@ -229,7 +229,7 @@ def test_a_truncated_file_yields_its_intact_frames(tmp_path, monkeypatch, caplog
         list(open_timeline(path, 4.0, FPS, "error"))
 
 
-def test_edit_list_is_honoured(tmp_path):
+def test_edit_list_is_applied(tmp_path):
     """Frames before the edit's start are decoded but not shown, forward and backward."""
     path = write_clip(tmp_path / "a.mp4", 40, stamps=[i - 8 for i in range(40)], options={**B_FRAMES, "g": "20"})
     frames = numbers_of(open_timeline(path, 3.2, FPS))

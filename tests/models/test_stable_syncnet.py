@@ -151,7 +151,7 @@ def test_configs_that_are_refused(changes, message):
 
 
 def test_centered_frames_hide_constant_features():
-    config = {**tiny(), "centred_frames": 3}
+    config = {**tiny(), "centered_frames": 3}
     net = StableSyncNet(config).eval()
     images, mel = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
     person, room = torch.randn(2, 1, 2, 4, 4).expand(-1, 3, -1, -1, -1).flatten(1, 2), torch.randn(2, 6, 4, 1)
@@ -160,5 +160,5 @@ def test_centered_frames_hide_constant_features():
     plain = StableSyncNet(tiny()).eval()
     plain.load_state_dict(net.state_dict())
     assert not torch.allclose(plain.embed_images(images), plain.embed_images(images + person), atol=1e-3)
-    with pytest.raises(UserError, match="centred_frames 4 is neither 0 nor the number of frames"):
-        StableSyncNet({**tiny(), "centred_frames": 4})
+    with pytest.raises(UserError, match="centered_frames 4 is neither 0 nor the number of frames"):
+        StableSyncNet({**tiny(), "centered_frames": 4})

@@ -56,7 +56,7 @@ def test_patterns_match_names_and_paths():
     assert choose(rows, ListOptions(hold_out=("anna",))).held_out == []
 
 
-def test_clips_without_audio_do_not_count_towards_the_limit():
+def test_clips_without_audio_do_not_count_toward_the_limit():
     rows = [kept("anna", index) for index in range(6)] + [kept("anna", 10, 0), kept("anna", 11)]
     lists = choose(rows, ListOptions(4, ignore_audio=("anna_011",)))
     assert [row["clip"][-12:-9] for row in lists.train] == ["000", "002", "003", "005"]
