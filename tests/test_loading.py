@@ -79,7 +79,7 @@ def test_missing_components_come_from_the_base_model(tiny_files, monkeypatch):
 
 
 def resolved(files: TinyFiles) -> components.ResolvedModel:
-    return components.ResolvedModel("tiny", **vars(files), resolution=64, licence="")
+    return components.ResolvedModel("tiny", **vars(files), resolution=64, license="")
 
 
 def test_an_adapter_is_merged(tiny_files, tmp_path, caplog):
