@@ -128,6 +128,7 @@ def test_gradient_removes_flicker():
     loss, real = FlowConsistencyLoss(), moving()
     flickering = real + 0.3 * noise(1, 4, 1, 1, 1)
     calmer, values = descend(lambda made: loss(made, real), flickering, 30.0, 20)
+    # 0.10 to 0.41 over 4 seeds, alike on 1 and 2 threads and three instruction sets.
     assert values[-1] < 0.5 * values[0]
     assert torch.equal(calmer[..., :8, :], flickering[..., :8, :])  # far from the mouth nothing is touched
 
@@ -199,6 +200,7 @@ def test_out_of_sync_costs_and_the_gradient_mends_it():
     late = images.roll(6, dims=1)
     assert loss(late, audio) > 3 * loss(images, audio)
     _, values = descend(lambda made: loss(made, audio), late, 100.0, 10)
+    # 0.27 over 4 seeds, alike on 1 and 2 threads and three instruction sets.
     assert values[-1] < 0.5 * values[0]
 
 
@@ -254,6 +256,7 @@ def test_another_face_costs_more_than_the_same_one_moved(identity):
 def test_gradient_brings_the_face_closer(identity):
     real, made = texture(32)[None, None], 0.3 * texture(32, seed=1)[None, None] + 0.5
     _, values = descend(lambda frames: identity(frames, real), made, 500.0, 5)
+    # 0.41 to 0.50 over 4 seeds, alike on 1 and 2 threads and three instruction sets.
     assert values[-1] < 0.8 * values[0]
     real.requires_grad_()
     identity(made.requires_grad_(), real).backward()
