@@ -33,7 +33,7 @@ CRASHED = "crashed the worker"
 ENDED = "crashed the worker, or needed more than its memory"  # Ray does not say which
 STALLED_SECONDS = 600.0  # for a segment of a source, which is then given up
 STALLED = "a segment took longer than {seconds:g} s"
-CHECK_SECONDS = 0.5  # between looks at the memory of the workers
+CHECK_SECONDS = 0.5  # between checks of the workers' memory
 TOO_LARGE = "needed more than the allowed {gib:.1f} GiB of memory"
 
 

@@ -143,10 +143,10 @@ class Recipe:
     def _denoise(self, name: str, seconds: float) -> None:
         model = self.load_model(before=name)
         samples = SampleMaker(self.pack, self.voices, self.output / "teacher", WHISPER)
-        judge = self._load_syncnet() if DENOISER[name].sync_weight else None
+        sync_net = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"
-        DenoiserTraining(model, samples, judge, perceptual, path, seconds, DENOISER[name]).run()
+        DenoiserTraining(model, samples, sync_net, perceptual, path, seconds, DENOISER[name]).run()
         sheets.draw(model.eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
 
     def _load_syncnet(self) -> nn.Module | None:

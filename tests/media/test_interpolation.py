@@ -13,7 +13,7 @@ from latentsync.media import interpolation
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter, is_cut
 from latentsync.media.interpolation import RifeInterpolator, change_frame_rate, load_rife, open_interpolator
-from latentsync.media.optical_flow import FlowInterpolator, FlowMeter
+from latentsync.media.optical_flow import FlowEstimator, FlowInterpolator
 from latentsync.media.probe import probe_video
 from latentsync.media.reader import VideoReader
 from latentsync.utils.errors import UserError
@@ -202,7 +202,7 @@ def test_occluded_pixels_come_from_the_other_neighbor():
 
 
 def test_flow_of_a_pair_is_measured_once():
-    meter = FlowMeter()
+    meter = FlowEstimator()
     first, second, third = (shifted(texture(), pixels) for pixels in (0, 2, 4))
     known = meter.both_ways(first, second)
     meter.both_ways(second, third)

@@ -32,7 +32,7 @@ def test_each_image_has_a_scorer_of_its_own(net):
     assert both[0] != both[1]
 
 
-def test_loading_is_strict_and_the_meter_takes_any_size(net, tmp_path):
+def test_loading_is_strict_and_the_metric_takes_any_size(net, tmp_path):
     path = tmp_path / "koniq_pretrained.pkl"
     torch.save(net.state_dict(), path)
     image = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8).numpy()
