@@ -33,7 +33,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address.split("%")[0]).is_loopback for address in found)
 
 
-class HeadGuard:
+class HeaderGuard:
     """ASGI middleware that rejects heads of more than MAX_HEAD_BYTES, and bodies with two lengths.
 
     The HTTP parser limits only heads that arrive in pieces. It prefers Transfer-Encoding to Content-Length; a proxy in

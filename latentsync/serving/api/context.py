@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.limits import ApiLimits
-from latentsync.serving.api.uploads import UploadDesk
+from latentsync.serving.api.uploads import UploadReceiver
 from latentsync.serving.api.webhooks import WebhookSender
 from latentsync.serving.service import JobService
 
@@ -21,7 +21,7 @@ class ApiContext:
 
     service: JobService
     limits: ApiLimits
-    desk: UploadDesk
+    uploads: UploadReceiver
     fetcher: Fetcher | None
     closing: threading.Event
     webhooks: WebhookSender | None = None
