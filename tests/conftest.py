@@ -1,4 +1,4 @@
-"""What all tests share: threads and signals, a tiny model as files, a clip with speech, one face detector."""
+"""Shared fixtures: threads and signals, a tiny model as files, a clip with speech, one face detector."""
 
 import os
 import signal

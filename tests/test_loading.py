@@ -1,4 +1,4 @@
-"""Pipelines from names and files: what fits, what is refused, and which parts a base lends."""
+"""Pipelines from names and files: valid and refused combinations, and components from a base model."""
 
 import hashlib
 import json

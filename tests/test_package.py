@@ -1,4 +1,4 @@
-"""The installable package: what the lock files and the wheel hold, and an installation into an empty environment."""
+"""The installable package: contents of lock files and wheel, and an installation into an empty environment."""
 
 import importlib.metadata
 import os

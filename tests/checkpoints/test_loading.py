@@ -1,4 +1,4 @@
-"""Checkpoints: every format read, every tolerated difference named, everything else one clear line."""
+"""Checkpoints: supported formats, tolerated differences, one-line errors for everything else."""
 
 import logging
 import math

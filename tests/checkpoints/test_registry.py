@@ -1,4 +1,4 @@
-"""The checkpoint table: what is found, what is chosen, what is said when something is absent."""
+"""The checkpoint registry: lookup, choice of the default, messages about missing files."""
 
 import hashlib
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Checkpoints in several files, and folders that hold something else."""
+"""Sharded checkpoints, and folders without one."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A result's faces beside its source's."""
+"""Faces of a result paired with those of its source."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`AlignRestore` against the reference's figures, and its geometry where no figures exist."""
+"""`AlignRestore` against the reference's figures, and its geometry."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny clips made on the spot: frames that carry their own number, tones, and ways to damage a file."""
+"""Tiny synthetic clips: frames that encode their number, tones, and ways to damage a file."""
 
 from collections.abc import Iterable
 from fractions import Fraction

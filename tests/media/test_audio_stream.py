@@ -1,4 +1,4 @@
-"""Choosing audio streams, and where their samples are in time."""
+"""Choice of audio streams, and the times of their samples."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""Frames in between: exact times, untouched originals, cuts, motion; whole files; RIFE's layout."""
+"""Frame interpolation: exact times, unchanged source frames, cuts, motion; whole files; RIFE's layout."""
 
 import importlib.util
 from fractions import Fraction

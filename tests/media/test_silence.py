@@ -1,4 +1,4 @@
-"""What counts as silence and what as speech."""
+"""Detection of silence and speech."""
 
 import numpy as np
 

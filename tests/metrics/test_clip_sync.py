@@ -1,4 +1,4 @@
-"""One interface to both scorers: signs, faces of a video, what cannot be scored."""
+"""One interface to both scorers: signs, faces of a video, unusable videos."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Offsets and preferences on made-up embeddings, and the scorer around a network that sees and hears one number."""
+"""Offsets and preferences on made-up embeddings, and the scorer with a network that reads brightness and loudness."""
 
 import numpy as np
 import pytest

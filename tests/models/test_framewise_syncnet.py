@@ -1,4 +1,4 @@
-"""FramewiseSyncNet: windows of a run, what is refused, and that it learns."""
+"""FramewiseSyncNet: windows of a sequence, refused inputs, learning."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: what is trained, what the file holds, that merging equals the trained network, what is refused."""
+"""LoRA adapters: trained parameters, the file, merging, refused files."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""StableSyncNet against the reference's figures, and what no figure pins: other inputs, refusals, gradients."""
+"""StableSyncNet against the reference's figures, other inputs, refusals, gradients."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights in less memory: which ones are stored how, what it costs, and what excludes it."""
+"""Weights in less memory: storage of each layer, accuracy, incompatible options."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Overlapping chunks: the cross-fade, and what a run makes of it."""
+"""Overlapping chunks: the cross-fade alone and in a run."""
 
 from itertools import count
 

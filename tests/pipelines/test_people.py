@@ -1,4 +1,4 @@
-"""The people in a video: found across shots, chosen by name or by a place at a time."""
+"""The people in a video: found across shots, chosen by name or by position and time."""
 
 from fractions import Fraction
 

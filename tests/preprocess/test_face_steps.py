@@ -1,4 +1,4 @@
-"""Faces of a segment, their size and place: one clip a person, gaps and cuts end it."""
+"""Faces of a segment, their size and place: one clip per person; gaps and cuts end it."""
 
 from dataclasses import replace
 from fractions import Fraction

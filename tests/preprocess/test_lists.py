@@ -1,4 +1,4 @@
-"""Which kept clips are for training, which for validation, and which for their images alone."""
+"""Lists of kept clips: for training, for validation, and for images alone."""
 
 import csv
 

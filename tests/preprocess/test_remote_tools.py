@@ -1,4 +1,4 @@
-"""Networks in an actor give the workers what networks of their own would; the actor is called directly here."""
+"""Networks in an actor give the same results as in the worker; the actor is called directly here."""
 
 from collections.abc import Sequence
 from dataclasses import replace

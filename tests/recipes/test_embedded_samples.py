@@ -1,4 +1,4 @@
-"""Samples of the embedded model's UNet: what is target, reference and audio of each kind; the losses on latents."""
+"""Samples of the embedded model's UNet: target, reference and audio of each kind; the losses on latents."""
 
 from itertools import cycle
 

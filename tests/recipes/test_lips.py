@@ -1,4 +1,4 @@
-"""Lips that are moved together: drawn ones, and the broad smile of the demo's portrait."""
+"""Closing of lips: drawn ones, and the broad smile of the demo's portrait."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Count what the command lines make of odd and hostile inputs: `python -m tests.scripts.odd_inputs`.
+"""Count the outcomes of the command lines for odd and hostile inputs: `python -m tests.scripts.odd_inputs`.
 
 Writes one input of each kind, runs the command on it, with random models small enough to run in milliseconds, and
 prints a table. Exit code 1 if a command raises, prints more than one line of error, takes longer than `HANG_SECONDS`,

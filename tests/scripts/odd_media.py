@@ -1,4 +1,4 @@
-"""More odd media for `odd_inputs`: containers, geometry, codecs, and files that are not what their name says."""
+"""More odd media for `odd_inputs`: containers, geometry, codecs, and files with misleading names."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -61,7 +61,7 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
 
 
 def odd_audio(folder: Path) -> Made:
-    """Codecs, channels, and files that are not what their name says."""
+    """Codecs, channels, and files with misleading names."""
     voice = tone(16000, 0.3)
     for name, codec, rate in (
         ("ms.wav", "adpcm_ms", 16000), ("ima.wav", "adpcm_ima_wav", 16000), ("a.aac", "aac", 16000),

@@ -1,4 +1,4 @@
-"""Count how `infer` ends where its surroundings are odd: `python -m tests.scripts.odd_situations`.
+"""Count the outcomes of `infer` in odd environments: `python -m tests.scripts.odd_situations`.
 
 Runs the command as a process of its own, with closed, full or unread standard streams, full and read-only disks, few
 resources, results named as inputs, and signals at moments spread over a run. Exit code 1 if one ends in a traceback, in

@@ -1,4 +1,4 @@
-"""The HTTP API on a live server; jobs are queued, and where one must end it is ended by hand."""
+"""The HTTP API on a live server; jobs are queued and, where necessary, finished by the test."""
 
 import json
 import os

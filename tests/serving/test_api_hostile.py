@@ -1,4 +1,4 @@
-"""Input that means harm: nothing fails inside, nothing is written outside, nothing hangs."""
+"""Hostile input: no internal error, no file outside the workspace, no hang."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Lists of jobs: what is refused with its line, what is done once, what is done again."""
+"""Lists of jobs: errors with line numbers, rows that are skipped and repeated."""
 
 import shutil
 import subprocess

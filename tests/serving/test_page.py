@@ -1,4 +1,4 @@
-"""The page: what it says, its face picker, and what becomes of its forms. `test_page_browser` uses it as people do."""
+"""The page: its texts, face picker and forms. `test_page_browser` uses it in a browser."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""`python -m scripts.serve`: what it refuses, and a real server with a real worker, used by the examples."""
+"""`python -m scripts.serve`: refusals, and a real server with a real worker, used by the examples."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The job service: what is taken, in which order it is done, how jobs end, and what is left on the disk."""
+"""The job service: accepted jobs, their order, how they end, and the files they leave."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""The queue on disk: claims, leases, and what late workers can no longer do."""
+"""The queue on disk: claims, leases, and late workers."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The download tool against a hub of its own on this machine."""
+"""The download tool against a local hub."""
 
 import hashlib
 import threading

@@ -1,4 +1,4 @@
-"""Evaluation of the embedded model: the list that it makes, and its summary against targets."""
+"""Evaluation of the embedded model: its list, and its summary against targets."""
 
 import csv
 from pathlib import Path

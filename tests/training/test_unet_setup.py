@@ -1,4 +1,4 @@
-"""Loading what the losses look through: what a config asks for, and what to do where it is missing."""
+"""Loading the networks of the losses: those that a config needs, and the remedy for missing ones."""
 
 from dataclasses import replace
 from pathlib import Path

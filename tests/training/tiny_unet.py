@@ -1,4 +1,4 @@
-"""What tests of UNet training share: a tiny config, clips with audio, tiny loss networks."""
+"""Shared by tests of UNet training: a tiny config, clips with audio, tiny loss networks."""
 
 from dataclasses import replace
 from fractions import Fraction

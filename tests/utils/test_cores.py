@@ -1,4 +1,4 @@
-"""The thread budget: affinity, quotas of control groups, what is set already, and shares of workers."""
+"""The thread budget: affinity, quotas of control groups, existing settings, and shares of workers."""
 
 import subprocess
 import sys

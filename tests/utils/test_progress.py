@@ -1,4 +1,4 @@
-"""The time left: how it follows measured speeds, and that it never jumps."""
+"""The time left follows measured speeds and never jumps."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The optional losses: each is higher for what it is about, and its gradient mends that."""
+"""The optional losses: each penalizes its defect, and its gradient reduces it."""
 
 from collections.abc import Callable
 from fractions import Fraction

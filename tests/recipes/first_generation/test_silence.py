@@ -1,4 +1,4 @@
-"""Silent runs: a mouth at rest back and forth, silence around speech, and a reference beside the pause."""
+"""Silent windows: a resting mouth played back and forth, silence around speech, and a reference outside the pause."""
 
 from fractions import Fraction
 
