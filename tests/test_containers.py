@@ -1,4 +1,4 @@
-"""The container files: limits of the services; the files and options they name exist. hadolint checks the Dockerfiles."""
+"""The container files: limits of the services; their files and options exist. hadolint checks the Dockerfiles."""
 
 import json
 import os
