@@ -61,7 +61,7 @@ class Vote:
 class Preference:
     """Votes on two methods. `share`: of `first`, ties counted half; p: two-sided sign test without ties.
 
-    low, high: 95 % Wilson interval of the share among the votes that are not ties; 0 and 1 without any. Votes of one
+    low, high: 95% Wilson interval of the share among the votes that are not ties; 0 and 1 without any. Votes of one
     rater are not independent of each other: with few raters the interval is too narrow.
     """
 

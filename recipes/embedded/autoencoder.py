@@ -51,7 +51,7 @@ def build(pack: Pack, first_generation: Path, channels: int, seed: int) -> Patch
 
 
 def edges(x: Tensor) -> Tensor:
-    """What a 3x3 blur takes away: twice the weight of L1 for fine texture."""
+    """The residual of a 3x3 blur: doubles the weight of L1 for fine texture."""
     return x - F.avg_pool2d(x, 3, 1, 1)
 
 

@@ -36,12 +36,12 @@ logger = logging.getLogger("train")
 OLD_CHANNELS = 16
 WHISPER_LAYERS = 5
 LAST_TIMESTEP = 999
-OUTSIDE_WEIGHT = 0.1  # of what the pipeline takes from the frame anyway, in distillation
+OUTSIDE_WEIGHT = 0.1  # of pixels that the pipeline takes from the frame anyway, in distillation
 SAME_MOUTH = 0.06  # squared error of the old channels up to which a cell's texture is taken to be the reference's
-DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: what the losses on pixels see, of 16 cells a side
+DECODED_CELLS = (7, 15, 2, 14)  # top, bottom, left, right: the region of the losses on pixels, of 16 cells a side
 MARGIN = 1
 DECODED_FRAMES = 6  # neighbors, of each sample
-JUDGED = 2  # every second of them
+DISCRIMINATED = 2  # every second of them, for the discriminator
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class DenoiserTraining:
     Args:
         model: changed in place.
         samples: where they come from.
-        syncnet: looks at the old channels; None for no sync loss.
+        syncnet: sees the old channels; None for no sync loss.
         perceptual: for the losses on decoded frames.
         path: checkpoint file.
         seconds: budget of wall time.
@@ -187,8 +187,8 @@ class DenoiserTraining:
         if settings.is_decoded:
             modules["discriminator"] = self.discriminator
         if settings.decoder_lr:
-            # The linear part stays the encoder's inverse: else it learns to sharpen what the UNet has blurred, and with
-            # it what was sharp.
+            # The linear part stays the encoder's inverse: else it learns to sharpen the UNet's blur, and
+            # also oversharpens sharp regions.
             decoder = model.autoencoder.decoder.requires_grad_(True)
             decoder.linear.requires_grad_(False)
             trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
@@ -288,9 +288,9 @@ class DenoiserTraining:
         samples: list[Sample],
         rng: np.random.Generator,
     ) -> dict[str, Tensor]:
-        """Mouths of a few neighboring frames of each sample: `result`, `real` and, if it counts, `exact` from the true
-        latents, (B * n, 3, H, W); `judged`, some of `result` for the adversarial term; `paired` (B * n): whose result
-        should equal the real one."""
+        """Mouths of a few neighboring frames of each sample, (B * n, 3, H, W): `result`, `real` and, if it counts,
+        `exact` from the true latents; `discriminated`, some of `result` for the adversarial term; `paired` (B * n):
+        whose result should equal the real one."""
         start = int(rng.integers(prediction.shape[2] - DECODED_FRAMES + 1))
         frames = slice(start, start + DECODED_FRAMES)
         latents = prediction[:, :, frames].transpose(1, 2).flatten(0, 1)
@@ -301,13 +301,13 @@ class DenoiserTraining:
         shown = {"result": result, "real": real, "paired": paired}
         if self.settings.exact_weight:
             shown["exact"] = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))
-        coarse, fine = latents[::JUDGED].split([OLD_CHANNELS, latents.shape[1] - OLD_CHANNELS], dim=1)
-        return shown | {"judged": self.model.decode_mouth(torch.cat([coarse, fine.detach()], dim=1))}
+        coarse, fine = latents[::DISCRIMINATED].split([OLD_CHANNELS, latents.shape[1] - OLD_CHANNELS], dim=1)
+        return shown | {"discriminated": self.model.decode_mouth(torch.cat([coarse, fine.detach()], dim=1))}
 
     def _pixel_terms(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings, paired = self.settings, shown["paired"]
         terms = {
-            "adversarial": -settings.adversarial_weight * self.discriminator(shown["judged"]).mean(),
+            "adversarial": -settings.adversarial_weight * self.discriminator(shown["discriminated"]).mean(),
         }
         if "exact" in shown:
             terms["exact"] = settings.exact_weight * pixel_distance(shown["exact"], shown["real"])

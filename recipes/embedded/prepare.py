@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentsync.constants import SAMPLE_RATE
-from latentsync.faces.mouth import MouthMeter
+from latentsync.faces.mouth import OpeningEstimator
 from latentsync.media.audio import load_audio
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
@@ -116,18 +116,18 @@ def cut_faces(source: SourceFile) -> list[CutClip]:
         many_faces="largest",
         keep_silent=True,
     )
-    meter, clips = MouthMeter(), []
+    estimator, clips = OpeningEstimator(), []
     with Tools(settings) as tools:
         for clip in _clips(source, settings, tools):
             if clip.drop is not None:
                 logger.info("%s: dropped: %s", source.path.name, clip.drop.reason)
                 continue
-            openings = meter.openings(clip.faces)
+            openings = estimator.openings(clip.faces)
             jpegs = [encode_face(face) for face in clip.faces]
             name = f"{source.path.stem}-{clip.segment}-{clip.start}"
             wave = clip.wave if source.has_audio else None
             clips.append(CutClip(name, source, jpegs, openings, wave))
-    meter.close()
+    estimator.close()
     return clips
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.data.clip_dataset import draw_start_and_reference
 from latentsync.faces.mask import load_mask
 from latentsync.faces.mouth import closed_opening
@@ -51,7 +52,7 @@ class Sample:
     (F, S, D).
 
     teacher: latents (F, C, h, h) of the first generation in place of the target, None for other kinds.
-    weight: of the reconstruction. is_heard: the tokens are what the target says, for a sync loss.
+    weight: of the reconstruction. is_heard: the tokens are the speech of the target, for a sync loss.
     """
 
     kind: str
@@ -80,7 +81,7 @@ def relative_openings(openings: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Look:
+class FaceAugmentation:
     """How the faces of a sample are changed, target and reference alike: few people become many.
 
     Other proportions and colors of lips and skin leave no way to know a person but the reference.
@@ -96,7 +97,7 @@ class Look:
     colors: np.ndarray
 
     @classmethod
-    def draw(cls, side: int, rng: np.random.Generator) -> "Look":
+    def draw(cls, side: int, rng: np.random.Generator) -> "FaceAugmentation":
         matrix = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(-5, 5), 1 + rng.uniform(-0.05, 0.08))
         matrix[0] *= rng.choice([-1.0, 1.0]) * rng.uniform(0.93, 1.03)
         center = matrix @ [side / 2, side / 2, 1]
@@ -231,7 +232,7 @@ class SampleMaker:
 
     def _silence(self, clip: PackedClip) -> Tensor:
         """Whisper states of silence, then the clip's audio, then silence."""
-        return self.pack.whisper.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * 16000)))
+        return self.pack.whisper.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * SAMPLE_RATE)))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -247,8 +248,10 @@ class SampleMaker:
         """Faces of the pack by frame, each decoded once."""
         return {frame: self.pack.face(frame) for frame in {int(frame) for frame in frames}}
 
-    def _show(self, frames: Sequence[int], faces: Mapping[int, np.ndarray], look: Look | None) -> Tensor:
-        shown = faces if look is None else {frame: look(faces[frame]) for frame in {int(frame) for frame in frames}}
+    def _show(self, frames: Sequence[int], faces: Mapping[int, np.ndarray], augment: FaceAugmentation | None) -> Tensor:
+        shown = (
+            faces if augment is None else {frame: augment(faces[frame]) for frame in {int(frame) for frame in frames}}
+        )
         return self._to_tensor([shown[int(frame)] for frame in frames])
 
     @staticmethod
@@ -311,8 +314,10 @@ class SampleMaker:
             return self._draw_silent(rng)
         known = np.array(list(closed))
         frames = known[np.abs(frames[:, None] - known).argmin(1)]  # the nearest where the mouth is open too wide
-        look = Look.draw(self.pack.resolution, rng)
-        return Sample("closed", self._show(frames, closed, look), self._show(frames, faces, look), self._quiet(rng))
+        augment = FaceAugmentation.draw(self.pack.resolution, rng)
+        return Sample(
+            "closed", self._show(frames, closed, augment), self._show(frames, faces, augment), self._quiet(rng)
+        )
 
     def _same_pose(self, clip: PackedClip, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """For each frame one of another moment in which the head is held alike and the mouth is rather not."""
@@ -334,16 +339,16 @@ class SampleMaker:
     def _pair(
         self, kind: str, clip: PackedClip, frames: np.ndarray, other: int, tokens: Tensor, rng: np.random.Generator
     ) -> Sample:
-        look = Look.draw(self.pack.resolution, rng)
+        augment = FaceAugmentation.draw(self.pack.resolution, rng)
         is_twin = rng.random() < TWIN_SHARE
         shown = clip.first + frames
         others = clip.first + (self._same_pose(clip, frames, rng) if is_twin else np.arange(other, other + FRAMES))
         faces = self._decode([*shown, *others])
         if is_twin:
             pairs = zip(shown, others, strict=True)
-            twins = [look(with_other_mouth(faces[int(own)], faces[int(new)], self._kept)) for own, new in pairs]
+            twins = [augment(with_other_mouth(faces[int(own)], faces[int(new)], self._kept)) for own, new in pairs]
             reference = self._to_tensor(twins)
         else:
-            reference = self._show(others, faces, look)
-        target = self._show(shown, faces, look)
+            reference = self._show(others, faces, augment)
+        target = self._show(shown, faces, augment)
         return Sample(kind, target, reference, tokens, weight=RETRIEVED_WEIGHT if kind == "retrieved" else 1.0)

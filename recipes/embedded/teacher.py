@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentsync.constants import FPS
 from latentsync.data.audio import frame_tokens
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.loading import ModelPaths, load_pipeline
@@ -24,14 +25,13 @@ logger = logging.getLogger("train")
 
 CONFIG = Path(__file__).parent / "first_generation" / "configs" / "unet.yaml"
 FRAMES = 16
-FPS = 25
 AUDIO_FRAMES = (2, 2)
 CHUNKS_PER_FILE = 8
 
 
 @dataclass(frozen=True)
 class TeacherChunk:
-    """What the first generation makes of frames `first`... of the pack with the audio `voice` from frame `start` on.
+    """The first generation's result for frames `first`... of the pack with the audio `voice` from frame `start` on.
 
     latents: (F, C, h, h) float16.
     """

@@ -6,9 +6,9 @@ autoencoder  the decoder, on crops of faces
 teacher      results of the 128 px model with other audio, to learn from
 syncnet      the SyncNet that trains the UNet
 distill      the UNet: the 128 px model's guided four steps in one, and real clips
-refine       UNet and decoder together, with silence, by what the decoded mouth looks like
+refine       UNet and decoder together, with silence; losses on the decoded mouth
 close        the UNet: silence closes smiles, speech stays as it is
-settle       the same, by what the decoded mouth looks like
+settle       the same; losses on the decoded mouth
 export       the files that inference loads, in OUTPUT/model
 """
 
@@ -125,7 +125,7 @@ class Recipe:
         self.pack = Pack(data / "train.safetensors")
 
     def run(self, stage: str, seconds: float) -> None:
-        """Run a stage, or what is left of it."""
+        """Run a stage, or the rest of it."""
         if stage in DENOISER:
             self._denoise(stage, seconds)
         else:
@@ -157,10 +157,10 @@ class Recipe:
     def _denoise(self, name: str, seconds: float) -> None:
         model = self.load_model(before=name)
         samples = SampleMaker(self.pack, self.voices, self.output / "teacher")
-        judge = self._load_syncnet() if DENOISER[name].sync_weight else None
+        sync_net = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"
-        DenoiserTraining(model, samples, judge, perceptual, path, seconds, DENOISER[name], self.machine).run()
+        DenoiserTraining(model, samples, sync_net, perceptual, path, seconds, DENOISER[name], self.machine).run()
         sheets.draw(model.cpu().eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
 
     def _load_syncnet(self) -> nn.Module | None:

@@ -71,7 +71,7 @@ def random_states(seed: int, step: int) -> tuple[np.random.Generator, torch.Gene
 
 @dataclass
 class Stage:
-    """What is trained, and how far it is.
+    """The trained modules and their progress.
 
     Args:
         path: checkpoint file.

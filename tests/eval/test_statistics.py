@@ -9,7 +9,7 @@ from eval.statistics import bootstrap_interval, paired_test
 
 
 def test_intervals_have_their_nominal_coverage():
-    """Of 60 samples of 30 normal numbers, 95 % nominal: with probability > 0.9999 at least 45 cover the mean."""
+    """Of 60 samples of 30 normal numbers, 95% nominal: with probability > 0.9999 at least 45 cover the mean."""
     rng = np.random.default_rng(0)
     intervals = [bootstrap_interval(rng.normal(3, 1, 30)) for _ in range(60)]
     assert 45 <= sum(low <= 3 <= high for low, high in intervals)

@@ -87,7 +87,7 @@ def test_an_inflated_unet_computes_the_same_in_the_old_channels():
     assert torch.allclose(found[:, old:], torch.tensor(2.0).sigmoid() * parts[2][:, old:], atol=1e-5)
 
 
-def test_a_pack_gives_back_what_was_written(tmp_path: Path):
+def test_a_pack_reads_back_equal(tmp_path: Path):
     rng = np.random.default_rng(0)
     smooth = np.linspace(0, 255, 32)[:, None, None] * np.ones((32, 32, 3))
     faces = [(smooth * share).astype(np.uint8) for share in (0.5, 1.0, 0.25)]

@@ -1,4 +1,4 @@
-"""Samples of the embedded model's UNet: what is target, reference and audio of each kind; the losses on latents."""
+"""Samples of the embedded model's UNet: target, reference and audio of each kind; the losses on latents."""
 
 from itertools import cycle
 
@@ -51,7 +51,7 @@ def test_a_reference_of_the_same_pose_is_of_another_moment(maker: SampleMaker):
     assert np.abs(found - frames).min() >= APART
 
 
-def test_a_twin_has_the_other_mouth_and_its_own_skin():
+def test_a_twin_has_the_other_mouth_and_the_skin_of_the_target():
     rng = np.random.default_rng(0)
     face = np.full((256, 256, 3), 120, np.uint8) + rng.integers(0, 5, (256, 256, 3), np.uint8)  # skin with texture
     other, kept = face[::-1].copy(), np.zeros((256, 256), np.float32)
@@ -89,7 +89,7 @@ def test_where_the_teacher_moves_nothing_the_frame_is_the_target():
     assert distillation_loss(wanted, latents, teacher, mask[0], weights) < 1e-6
 
 
-def test_reconstruction_counts_what_changes_between_frames():
+def test_reconstruction_measures_changes_between_frames():
     latents = seeded_input("latents", (OLD_CHANNELS + 8, 3, 4, 4))
     cells, weights = torch.ones(1, 1, 1, 4, 4), channel_weights(OLD_CHANNELS + 8, 1.0)
     shifted, trembling = latents + 0.1, latents.clone()

@@ -1,4 +1,4 @@
-"""recipes/on_a_gpu.sh with an interpreter that only writes down what it is told to run."""
+"""recipes/on_a_gpu.sh with an interpreter that only records its commands."""
 
 import re
 import shlex

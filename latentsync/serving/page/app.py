@@ -108,7 +108,7 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem 0; }
     button[role=tab] { padding: 0 0.4rem !important; font-size: 0.85rem !important; }
 }
-#given video { width: 100%; height: 14rem; background: #000; } /* a fixed height: what follows does not jump */
+#given video { width: 100%; height: 14rem; background: #000; } /* a fixed height, so that the page does not jump */
 table.settings { font-size: 0.85rem; } table.settings th { text-align: left; padding-right: 1rem; font-weight: 600; }
 """
 )
