@@ -64,6 +64,11 @@ class Browser:
 
         self.until(clicked, f"{selector} could not be clicked")
 
+    def confirm(self, *, accept: bool) -> None:
+        """Answer the question that the browser asks."""
+        alert = self.until(lambda: self.driver.switch_to.alert, "nothing was asked")
+        alert.accept() if accept else alert.dismiss()
+
     def upload(self, selector: str, path: Path) -> None:
         """Give a file to the (hidden) input below `selector`."""
         field = f"{selector} input[type=file]"

@@ -195,9 +195,9 @@ def _results(browser: Browser, service: JobService, downloads: Path) -> None:
     assert smooth.kind is JobKind.INTERPOLATE and probe_video(smooth.result).fps == 50
     browser.until(lambda: "Done" in browser.text(".status") and browser.all("#delete"), "it is not shown as done")
     browser.click("#delete")
-    browser.driver.switch_to.alert.dismiss()  # asked first
+    browser.confirm(accept=False)
     browser.click("#delete")
-    browser.driver.switch_to.alert.accept()
+    browser.confirm(accept=True)
     browser.until(lambda: len(browser.all(TILES)) == 2, "the job is still listed")
     assert smooth.id not in [job.id for job in service.list()]
 
