@@ -106,6 +106,8 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     #api pre, #api code { white-space: pre-wrap !important; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
     #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem 0; }
+    #start textarea::placeholder, #end textarea::placeholder { font-size: 0.7rem; }
+    #speak, #preview { padding-inline: 0.4rem; font-size: 0.95rem; white-space: nowrap; }
     .tab-container button { padding: 0 0.3rem !important; font-size: 0.8rem !important; } /* all four fit */
 }
 #given video { width: 100%; height: 14rem; background: #000; } /* a fixed height: what follows does not jump */

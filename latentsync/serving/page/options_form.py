@@ -20,7 +20,16 @@ FILE_ROLES = {"mask_image_path": "mask", "script": "script"}  # options that are
 EMPTY = ""  # value of the choice that leaves an option unset
 UNITS = ("SECONDS", "PIXELS")  # metavars
 MAX_SLIDER_SPAN = 64  # wider ranges are typed
-ACRONYMS = {"crf": "CRF", "fps": "FPS", "lora": "LoRA", "vram": "VRAM", "deepcache": "DeepCache"}
+ACRONYMS = {
+    "crf": "CRF",
+    "fps": "FPS",
+    "lora": "LoRA",
+    "vram": "VRAM",
+    "deepcache": "DeepCache",
+    "hdr": "HDR",
+    "pix": "pixel",
+    "fmt": "format",
+}
 
 
 def model_choices(settings: ServingSettings) -> Choices:
