@@ -39,7 +39,7 @@ def synthesize(text: str, voice: str | None, path: str | Path) -> None:
     Raises:
         UserError: the voice or the package that speaks it is missing, or nothing of the text can be spoken.
     """
-    name = voice or _default_voice()
+    name = voice or default_voice()
     file = find_voice(name)
     samples, rate = _espeak().speak(text, name) if file is None else _speak_piper(text, file)
     if not len(samples):
@@ -76,7 +76,8 @@ def _voice_folders() -> list[Path]:
     return [VOICES_FOLDER, *packaged]
 
 
-def _default_voice() -> str:
+def default_voice() -> str:
+    """Name of the voice that speaks if none is chosen."""
     natural, synthetic = DEFAULT_VOICES
     return natural if find_voice(natural) and importlib.util.find_spec("piper") else synthetic
 

@@ -8,7 +8,7 @@ import pytest
 
 from latentsync.media.audio import load_audio
 from latentsync.pretrained import text_to_speech
-from latentsync.pretrained.text_to_speech import find_voice, synthesize, voice_names
+from latentsync.pretrained.text_to_speech import default_voice, find_voice, synthesize, voice_names
 from latentsync.utils.errors import UserError
 
 
@@ -39,11 +39,11 @@ def test_the_default_is_a_natural_voice_where_there_is_one(tmp_path, monkeypatch
     monkeypatch.setattr(text_to_speech, "VOICES_FOLDER", tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", installed.get)
     (tmp_path / "en_US-joe-medium.onnx").write_bytes(b"")
-    assert text_to_speech._default_voice() == "en-us"
+    assert default_voice() == "en-us"
     installed["piper"] = importlib.machinery.ModuleSpec("piper", None)
-    assert text_to_speech._default_voice() == "en_US-joe-medium"
+    assert default_voice() == "en_US-joe-medium"
     (tmp_path / "en_US-joe-medium.onnx").unlink()
-    assert text_to_speech._default_voice() == "en-us"
+    assert default_voice() == "en-us"
 
 
 def test_without_a_package_the_message_names_it(tmp_path, monkeypatch):

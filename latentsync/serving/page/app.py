@@ -92,6 +92,7 @@ progress::-moz-progress-bar { background: var(--primary-500); }
 progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate; }
 @keyframes waiting { to { opacity: 0.3; } }
 #faces img { cursor: pointer; }
+#faces .image-container { box-sizing: border-box; padding-top: 1.8rem; } /* below the label */
 #people .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #people .caption-label {
     opacity: 1 !important; max-width: 100%; white-space: normal; font-size: 0.65rem; padding: 0.1rem 0.3rem;
