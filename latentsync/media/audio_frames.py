@@ -8,12 +8,11 @@ import av
 import numpy as np
 from av.filter import Graph
 
-from latentsync.media.stamps import duration_of, time_of
+from latentsync.media.stamps import MAX_GAP_SECONDS, duration_of, time_of
 from latentsync.utils.errors import UserError
 
 # A larger jump between two time stamps is a gap in the recording; smaller steps are rounding or drift.
 GAP_SECONDS = Fraction(1, 25)
-MAX_GAP_SECONDS = 3600  # of all gaps together
 MAX_DRIFT_SECONDS = Fraction(1, 50)  # between samples and time stamps; beyond, samples are resampled to the stamps
 # aresample: always resample, by up to 1000 samples per second; never insert or drop.
 FOLLOW_STAMPS = "flags=res:async=1000:min_comp=0.005:min_hard_comp=1000000"
