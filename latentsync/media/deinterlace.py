@@ -9,8 +9,8 @@ from av.filter import Graph
 def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     """Yield the frames of one stream; those flagged as interlaced are deinterlaced.
 
-    Each one is computed from its neighbors too; the first and the last one have only one. Nothing is computed before the
-    first interlaced frame.
+    Each one is computed from its neighbors too; the first and the last one have only one. Frames before the first
+    interlaced one pass unchanged.
     """
     graph: Graph | None = None
     size: tuple[int, int, str] | None = None

@@ -175,6 +175,25 @@ def test_start_up_is_silent():
     assert result.stdout == ""
 
 
+def test_an_interruption_within_the_mesh_network_is_an_exception():
+    """And not the end of the process: the network runs in the thread that signals interrupt."""
+    code = (
+        "import signal, numpy as np\n"
+        "from latentsync.faces.mediapipe_graphs import MESH_SIDE, MeshNet\n"
+        "net, image, interrupted = MeshNet(), np.zeros((MESH_SIDE, MESH_SIDE, 3), np.uint8), 0\n"
+        "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "for number in range(60):\n"
+        "    try:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + number % 20))\n"
+        "        for _ in range(100): net._run(image)\n"
+        "    except KeyboardInterrupt: interrupted += 1\n"
+        "print(interrupted)\n"
+    )
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "60\n"), result.stderr
+
+
 def synthetic_landmarks() -> np.ndarray:
     """106 points far away but for the ones that matter, placed around known centers."""
     landmarks = np.full((106, 2), 1e4)
