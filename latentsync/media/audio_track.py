@@ -14,7 +14,13 @@ from av.container import OutputContainer
 
 from latentsync.media.audio import resampled
 from latentsync.media.audio_frames import GAP_SECONDS, trimmed
-from latentsync.media.audio_stream import AudioSource, decoded_frames, first_audible, first_audio_stream
+from latentsync.media.audio_stream import (
+    AudioSource,
+    decoded_frames,
+    first_audible,
+    first_audio_stream,
+    has_one_format,
+)
 from latentsync.media.paths import open_input
 from latentsync.media.stamps import MAX_GAP_SECONDS, duration_of, time_of
 
@@ -95,7 +101,9 @@ class AudioTrack:
         codec = stream.codec_context
         # Matroska states the delay of the codec, which is copied from sources that state it too; it has no edit list.
         priming = int(codec.delay) if suffix == ".mkv" else MAX_PRIMING
-        return hidden <= Fraction(priming, codec.sample_rate) + STAMP_ROUNDING
+        if hidden > Fraction(priming, codec.sample_rate) + STAMP_ROUNDING:
+            return False
+        return has_one_format(self._source.path, self._source.track, self._limit)  # the output states a single one
 
     def _encoded(self) -> Generator[av.Packet]:
         codec, source = self._stream.codec_context, self._source

@@ -12,7 +12,7 @@ from latentsync.media.audio_stream import select_audio
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import available_frames, open_timeline, pingpong_index
 from latentsync.media.writer import VideoWriter
-from tests.media.synthetic import numbered_rgb, numbers_of, write_clip
+from tests.media.synthetic import numbered_rgb, numbers_of, tone, write_audio, write_clip
 from tests.media.test_tone_map import combing, write_interlaced
 
 FPS = Fraction(25)
@@ -90,3 +90,34 @@ def test_the_default_video_stream_is_used(tmp_path):
     with open_timeline(path, Fraction(1, 25), FPS) as timeline:
         frames = list(timeline)
     assert frames[0].width == 128 and numbers_of(frames) == [8]
+
+
+def test_audio_whose_format_changes_is_not_copied(tmp_path):
+    """A container states rate and channels once; half of the audio would play at a wrong speed."""
+    parts = []
+    for index, (rate, layout) in enumerate(((44100, "mono"), (16000, "stereo"))):
+        samples = np.tile(tone(rate, 1.0), (1 + index, 1))
+        parts.append(write_audio(tmp_path / f"{index}.aac", samples, rate, layout=layout, codec="aac").read_bytes())
+    path = tmp_path / "joined.aac"
+    path.write_bytes(b"".join(parts))
+    frame = next(open_timeline(write_clip(tmp_path / "a.mp4", 1), Fraction(1), FPS))
+    with VideoWriter(tmp_path / "out.mp4", frame.width, frame.height, FPS, audio=select_audio(path)) as writer:
+        writer.write(frame)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        heard = [(item.sample_rate, item.samples) for item in container.decode(audio=0)]
+    assert {rate for rate, _ in heard} == {44100}
+    assert sum(samples for _, samples in heard) / 44100 == pytest.approx(2.0, abs=0.2)
+
+
+def test_audio_that_cannot_be_read_to_its_end_is_reported(tmp_path, caplog):
+    """libav does not follow a change of channels in Ogg."""
+    parts = []
+    for index, layout in enumerate(("mono", "stereo")):
+        samples = np.tile(tone(48000, 1.0), (1 + index, 1))
+        parts.append(
+            write_audio(tmp_path / f"{index}.opus", samples, 48000, layout=layout, codec="libopus").read_bytes()
+        )
+    path = tmp_path / "joined.opus"
+    path.write_bytes(b"".join(parts))
+    assert audio_duration(path) == pytest.approx(1.0, abs=0.1)
+    assert "joined.opus: reading the audio stopped early" in caplog.text
