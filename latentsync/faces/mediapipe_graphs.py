@@ -209,7 +209,7 @@ class MeshNet:
         # Bilinear sampling of a region much larger than the input would alias, so downscale by area averaging.
         factor = int(np.clip(round(region.side / MESH_SIDE), 1, 3))
         side = MESH_SIDE * factor
-        to_image = _crop_to_image(region, side)
+        to_image = crop_to_image(region, side)
         crop = cv2.warpAffine(image, to_image, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         if factor > 1:
             crop = cv2.resize(crop, (MESH_SIDE, MESH_SIDE), interpolation=cv2.INTER_AREA)
@@ -236,7 +236,7 @@ class MeshNet:
             self._graph = None
 
 
-def _crop_to_image(region: Region, side: int) -> np.ndarray:
+def crop_to_image(region: Region, side: int) -> np.ndarray:
     """Affine matrix (2, 3) from pixel centers of a `side`-square crop of the region to pixel centers of the image."""
     step = region.side / side
     cos, sin = np.cos(region.angle) * step, np.sin(region.angle) * step

@@ -97,6 +97,14 @@ def test_an_upside_down_face_is_followed(detector, portrait):
         assert face.up[1] > 0
 
 
+def test_a_face_that_turns_over_at_once_is_not_carried_on(detector, portrait):
+    """A cut in a part of the picture, which the detector of cuts does not see."""
+    over = np.ascontiguousarray(portrait[::-1, ::-1])
+    for image, down in [(portrait, 1), (over, -1), (over, -1), (portrait, 1), (over, -1)]:
+        (face,) = detector.detect(image)
+        assert face.up[1] * down < 0
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (3, 2), (40, 40), (200, 300)])
 def test_images_without_a_face(detector, shape):
     assert detector.detect(np.full((*shape, 3), 127, np.uint8)) == []
