@@ -2,8 +2,8 @@
 
 Within a clip, each face is tracked by running the mesh network on the region of the previous mesh (about 2 ms per
 face). The detection networks run when there is no tracked face, when one is lost or looks different at once, and every
-`CHECK_INTERVAL` frames to find new faces and to drop regions that no longer contain a face. After a face is lost, they run every second frame for
-a while, so that it is found again as soon as it is visible.
+`CHECK_INTERVAL` frames to find new faces and to drop regions that no longer contain a face. After a face is lost, they
+run every second frame for a while, so that it is found again as soon as it is visible.
 
 Faces are found at any roll. The detection networks report upside-down faces with low scores and often as upright, so
 hits with a low score are searched again in the image turned by 180 degrees. A mesh that contradicts the direction of
