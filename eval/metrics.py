@@ -52,7 +52,7 @@ METRICS = (
     Metric("offset", "|offset|", "frames", ZERO, "audio-visual offset with the smallest distance"),
     Metric("lmd_mouth", "LMD mouth", "%", LOWER, "distance of the lip landmarks, relative to the eye distance", True),
     Metric("lmd_face", "LMD face", "%", LOWER, "distance of all 468 landmarks, relative to the eye distance", True),
-    Metric("lip_score", "LipScore", "", HIGHER, "similarity of what a lip reader sees in result and source", True),
+    Metric("lip_score", "LipScore", "", HIGHER, "similarity of a lip reader's features of result and source", True),
     Metric("psnr", "PSNR face", "dB", HIGHER, "aligned face", True),
     Metric("psnr_mouth", "PSNR mouth", "dB", HIGHER, "mouth box", True),
     Metric("ssim", "SSIM face", "", HIGHER, "aligned face", True),

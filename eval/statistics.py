@@ -17,10 +17,10 @@ class PairedTest:
     """Two methods compared on the clips that both have.
 
     Args:
-        metric, first, second: what is compared.
+        metric, first, second: the compared metric and methods.
         count: number of clips.
         difference: mean of first minus second.
-        low, high: 95 % bootstrap interval of the difference.
+        low, high: 95% bootstrap interval of the difference.
         p: of Wilcoxon's signed-rank test, two-sided, not corrected for the number of tests.
     """
 
@@ -35,7 +35,7 @@ class PairedTest:
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """95 % bootstrap interval (BCa; Efron 1987) of the mean; None for fewer than six values. Deterministic."""
+    """95% bootstrap interval (BCa; Efron 1987) of the mean; None for fewer than six values. Deterministic."""
     values = np.asarray(values, float)
     if len(values) < MIN_CLIPS:
         return None

@@ -1,4 +1,4 @@
-"""One interface to both scorers: signs, faces of a video, what cannot be scored."""
+"""One interface to both scorers: signs, faces of a video, unusable videos."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from latentsync.metrics.clip_sync import EmbeddedScorer, PublishedScorer, open_s
 from latentsync.pretrained.syncnet_v2 import SyncNetV2
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def published_path(tmp_path_factory) -> Path:
 
 def with_sound(path: Path, frames: int) -> Path:
     """A clip of the test head, 150 pixels of face, with a tone."""
-    large = cv2.resize(picture(), (480, 360))
+    large = cv2.resize(draw_scene(), (480, 360))
     return clip(path, frames, lambda index: large, tone_seconds=frames / 25)
 
 
@@ -41,7 +41,7 @@ def test_which_scorer_is_opened(published_path, tmp_path, monkeypatch):
 
 
 def test_offsets_of_the_embedded_scorer_have_the_published_sign(monkeypatch):
-    """Embeddings that are the frame's number, on a circle: sound that comes three frames early."""
+    """Embeddings that are the frame's number, on a circle: audio that is three frames early."""
     scorer = EmbeddedScorer()
     angles = torch.linspace(0, 3, 60)
     circle = torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -65,7 +65,7 @@ def test_unusable_videos_are_refused(published_path, tmp_path):
     with pytest.raises(UserError, match="no face of 100 pixels is in view for 50 frames"):
         scorer.score_video(with_sound(tmp_path / "short.mp4", 12))
     with pytest.raises(UserError, match=r"no\.mp4"):
-        scorer.score_video(clip(tmp_path / "no.mp4", 12))  # no sound
+        scorer.score_video(clip(tmp_path / "no.mp4", 12))  # no audio
     with pytest.raises(UserError, match="sync needs 6 with audio"):
         scorer.score_faces(np.zeros((5, 64, 64, 3), np.uint8), np.zeros(6400, np.float32))
 

@@ -126,7 +126,7 @@ def test_sharpness_is_proportional_to_contrast_and_keeps_to_the_box():
     assert laplacian_ratio(half, source, box)[0] == pytest.approx(0.5, abs=0.02)
 
 
-def test_detail_is_what_a_local_mean_removes():
+def test_detail_is_the_difference_to_a_local_mean():
     """Against scipy's uniform filter."""
     from scipy.ndimage import uniform_filter
 
