@@ -32,7 +32,7 @@ def synthesize(text: str, voice: str | None, path: str | Path) -> None:
     """Speak a text into a WAV file (mono, 16 bits, at the voice's own rate).
 
     Args:
-        text: what to say.
+        text: text to speak.
         voice: name of a Piper voice (see `voice_names`), the path of one, or a language of eSpeak NG, such as en-us,
             de or fr-fr; None for US English.
 

@@ -17,6 +17,7 @@ from PIL import Image
 from latentsync.media.audio import first_audio_stream
 from latentsync.media.paths import IMAGE_ERRORS, check_input_path, open_image, open_input
 from latentsync.media.probe import first_video_stream
+from latentsync.media.stamps import MAX_GAP_SECONDS
 from latentsync.media.webp import read_animated_webp
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.script import Cue, read_script
@@ -27,7 +28,6 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.sandbox import call_limited
 
 MAX_SCRIPT_BYTES = 2**20
-MAX_GAP_SECONDS = 3600  # a longer jump of the timestamps is a restart of them, not a gap
 
 
 def inspect_files(
@@ -182,5 +182,5 @@ def _check_length(container: InputContainer, stream: AudioStream | VideoStream, 
             position += packet.duration or 0
             if position * time_base > most:
                 _check_seconds(path, position * time_base, most)
-    except av.error.FFmpegError:  # damaged from here on; the worker decodes what precedes it
+    except av.error.FFmpegError:  # damaged from here on; the worker decodes the part before
         return

@@ -46,7 +46,7 @@ class JobKind(StrEnum):
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a client says about a job. tags: words to find it by. webhook: URL to call when it has ended.
+    """A client's own data of a job. tags: words to find it by. webhook: URL to call when it has ended.
     idempotency_key: a second submission with the same key returns the first job."""
 
     tags: tuple[str, ...] = ()

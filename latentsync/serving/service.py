@@ -267,7 +267,7 @@ class JobService:
         return path if write_thumbnail(path.parent / row.result, path) else None
 
     def upload_folder(self) -> Path:
-        """Folder for uploads before they are submitted; what stays there expires."""
+        """Folder for uploads before they are submitted; unused ones expire."""
         return self.workspace.uploads
 
     # Statistics and retention

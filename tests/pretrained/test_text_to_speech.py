@@ -1,4 +1,4 @@
-"""Speech from text. The voices are optional packages, so a missing one must be said in one line."""
+"""Speech from text. The voices are optional packages; a missing one is reported in one line."""
 
 import importlib.machinery
 import importlib.util

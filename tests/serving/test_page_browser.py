@@ -18,7 +18,7 @@ from latentsync.serving.jobs import Job, JobKind, JobState
 from latentsync.serving.service import JobService
 from latentsync.utils.paths import PROJECT_ROOT
 from tests.media.synthetic import tone, write_audio
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 from tests.serving.browser import DOWNLOADS, SECONDS, Browser, chromium
 from tests.serving.fakes import service_in
 
@@ -30,7 +30,7 @@ HEADS = ((0, 0), (150, 0))  # of the scene: two people side by side
 TABS = ("Lip-sync", "Frame interpolation", "Results", "Use via API")
 RESULT = ".compare video.result"
 TILES = "#jobs button.thumbnail-item"
-HEARD = "#audio #waveform, #audio .waveform-container"
+WAVEFORM = "#audio #waveform, #audio .waveform-container"
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def address(tmp_path) -> Iterator[str]:
 def test_a_person_with_a_browser(address, tmp_path):
     # A name that is markup: wherever the page shows it, it must stay text.
     scene = clip(
-        tmp_path / "<img src=x onerror=alert(1)>.mp4", 25, lambda i: picture(HEADS, width=290), tone_seconds=1.0
+        tmp_path / "<img src=x onerror=alert(1)>.mp4", 25, lambda i: draw_scene(HEADS, width=290), tone_seconds=1.0
     )
     service = service_in(tmp_path / "ws")
     with chromium(address, tmp_path) as browser:
@@ -87,7 +87,7 @@ def _give(browser: Browser, scene: Path) -> None:
     browser.upload("#video", scene)
     browser.find("#faces img")
     browser.upload("#audio", VOICE)
-    browser.find(HEARD)
+    browser.find(WAVEFORM)
 
 
 def _choose(browser: Browser) -> None:
@@ -96,8 +96,8 @@ def _choose(browser: Browser) -> None:
 
     image = browser.find("#faces img")
     assert browser.script("return arguments[0].naturalWidth", image) == 290
-    scale = min(1, image.size["width"] / 290)  # small pictures are not enlarged
-    right = round(scale * (150 + 60 - 145))  # of the middle of the picture: the middle of the head on the right
+    scale = min(1, image.size["width"] / 290)  # small images are not enlarged
+    right = round(scale * (150 + 60 - 145))  # from the center of the image to that of the head on the right
     browser.click("#options button")
     browser.script("arguments[0].scrollIntoView({block: 'center'})", image)
 
@@ -119,7 +119,7 @@ def _choose(browser: Browser) -> None:
     _hurry(browser)
     browser.shot("given")
     names = browser.focused_names()
-    # Without a name is only the picture: what its faces are for, the field "Face" does by keyboard.
+    # Only the clickable image has no name; the field "Face" does the same by keyboard.
     assert names.count("") <= 1, "\n".join(names)
     order = [
         next(i for i, name in enumerate(names) if word in name)
@@ -233,7 +233,7 @@ def _example(browser: Browser, service: JobService) -> None:
     browser.until(lambda: len(browser.all("#examples button.thumbnail-item")) == 3, "not three examples")
     browser.until(lambda: browser.all("#examples button.thumbnail-item")[1].click() or True)
     browser.find("#faces img")
-    browser.find(HEARD)
+    browser.find(WAVEFORM)
     browser.click("#options button")
     _hurry(browser)
     browser.click("#preview")

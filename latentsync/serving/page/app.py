@@ -111,7 +111,7 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     #speak, #preview { padding-inline: 0.4rem; font-size: 0.95rem; white-space: nowrap; }
     .tab-container button { padding: 0 0.3rem !important; font-size: 0.8rem !important; } /* all four fit */
 }
-#given video { width: 100%; height: 14rem; background: #000; } /* a fixed height: what follows does not jump */
+#given video { width: 100%; height: 14rem; background: #000; } /* a fixed height, so that the page does not jump */
 table.settings { font-size: 0.85rem; } table.settings th { text-align: left; padding-right: 1rem; font-weight: 600; }
 """
 )

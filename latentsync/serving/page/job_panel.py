@@ -23,7 +23,7 @@ SECRET = "latentsync"  # encrypts the job id that the browser stores; the id is 
 def remembered_job(name: str) -> gr.BrowserState:
     """The id of a job, stored by the browser under this name, so that a reloaded page shows the job again.
 
-    To be created outside of tabs: what is in a hidden tab is created late, and would then overwrite the stored id.
+    Create it outside of tabs: Gradio creates components of a hidden tab late, which would overwrite the stored id.
     """
     return gr.BrowserState("", storage_key=name, secret=SECRET)
 

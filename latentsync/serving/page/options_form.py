@@ -43,7 +43,7 @@ def model_choices(settings: ServingSettings) -> Choices:
 
 
 def model_line(settings: ServingSettings) -> str:
-    """The model that jobs use unless they choose another, what it is good for, and where its weights are from."""
+    """The default model of jobs, its use, and the source of its weights."""
     name = best_model(settings)
     entry = REGISTRY.get(name)
     if entry is None or entry.model is None:
@@ -151,7 +151,7 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
         return gr.Textbox(EMPTY, lines=3, **common)
     if option.type is str:
         return _choice(option, choices, common)
-    if option.default is None:  # a number field would show 0, which is not what None stands for
+    if option.default is None:  # a number field would show 0, which differs from None
         return gr.Textbox(EMPTY, placeholder=_placeholder(option), **common)
     span = {"minimum": option.low, "maximum": option.high}
     is_int = option.type is int
@@ -162,7 +162,7 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
 
 
 def _placeholder(option: Option) -> str:
-    """What an empty field stands for, with the unit or the range of a number."""
+    """Meaning of an empty field, with the unit or the range of a number."""
     metavar = option.show.metavar
     return f"{option.show.unset} ({metavar.lower() if metavar in UNITS else option.range})"
 
