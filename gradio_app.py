@@ -9,22 +9,18 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from latentsync.options import AUTO
-from latentsync.serving.settings import MIB, add_service_arguments, service_settings
-from latentsync.utils.commands import command, exit_now, size
+from latentsync.serving.settings import add_server_arguments, server_settings
+from latentsync.utils.commands import command, exit_now
 from latentsync.utils.errors import UserError
-from latentsync.utils.logs import FORMATS, configure_server_logging
+from latentsync.utils.logs import configure_server_logging
 
 USER_VARIABLE, PASSWORD_VARIABLE = "LATENTSYNC_PAGE_USER", "LATENTSYNC_PAGE_PASSWORD"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python gradio_app.py", description="The web UI of LatentSync.", allow_abbrev=False
-    )
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(prog="latentsync app", description="The web UI of LatentSync.", allow_abbrev=False)
+    add = parser.add_argument_group("network").add_argument
     add("--host", default="127.0.0.1", help="address to listen on; anything but a loopback address needs a password")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # text, so that an invalid value is a usage error
     add("--port", type=int, default=port, help="0 for a free one (default: %(default)s)")
@@ -34,17 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="create a public link through Gradio's servers; anyone who has the link can use the page",
     )
-    add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
-    add("--model", default=AUTO, help="default model of jobs (default: the best present)")
-    add(
-        "--max_upload_mb",
-        type=size,
-        default=2048,
-        help="maximum size of an uploaded file in MiB (default: %(default)s)",
-    )
-    add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
-    parser.add_argument("--log_format", choices=FORMATS, help="format of the log lines (default: text)")
-    add_service_arguments(parser)
+    add_server_arguments(parser)
     return parser
 
 
@@ -77,17 +63,9 @@ def run(options: argparse.Namespace) -> None:
     check_exposure(options, login)
 
     from latentsync.serving.database import repair
-    from latentsync.serving.models import find_model
     from latentsync.serving.service import JobService
 
-    find_model(options.model)
-    settings = service_settings(
-        options,
-        options.workspace,
-        model=options.model,
-        max_upload_bytes=int(options.max_upload_mb * MIB),
-        ray_address=options.ray_address,
-    )
+    settings = server_settings(options)
     if options.repair:
         repair(settings.workspace)
     service = JobService(settings)

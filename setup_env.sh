@@ -52,7 +52,7 @@ torch_build() {
     fi
 }
 
-# Identifies what the environment was made from and where. Set up again when it changes.
+# Identifies sources and place of the environment. Set up again when it changes.
 wanted_stamp() {
     (cd -- "$ROOT" && pwd -P && torch_build && cat pyproject.toml requirements*.txt) | cksum
 }

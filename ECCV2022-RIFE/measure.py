@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a file
 
 from latentsync.media.interpolation import INTERPOLATORS, Interpolator, open_interpolator  # noqa: E402
-from latentsync.media.optical_flow import FlowMeter, enlarge, warp  # noqa: E402
+from latentsync.media.optical_flow import FlowEstimator, enlarge, warp  # noqa: E402
 from latentsync.media.probe import probe_video  # noqa: E402
 from latentsync.media.reader import VideoReader  # noqa: E402
 from latentsync.metrics.image import ssim  # noqa: E402
@@ -118,11 +118,11 @@ def ceiling(gaps: list[Gap]) -> Likeness:
 
     The remaining error is noise, changing light, and areas that neither neighbor shows.
     """
-    meter = FlowMeter()
+    estimator = FlowEstimator()
 
     def best(gap: Gap) -> np.ndarray:
         moved = [
-            warp(neighbor, enlarge(meter.both_ways(gap.real, neighbor)[0], gap.real.shape))
+            warp(neighbor, enlarge(estimator.both_ways(gap.real, neighbor)[0], gap.real.shape))
             for neighbor in (gap.first, gap.second)
         ]
         return np.clip(np.rint((moved[0] + moved[1]) / 2), 0, 255).astype(np.uint8)

@@ -31,7 +31,7 @@ Faces = Callable[[Path], Iterable[FaceChunk]]
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.eval_fvd",
+        prog="latentsync eval fvd",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

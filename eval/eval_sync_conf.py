@@ -26,7 +26,7 @@ WINDOW_COLUMNS = ("video", "face", "frame", "confidence")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval.eval_sync_conf", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="latentsync eval sync-conf", description=__doc__.split("\n")[0])
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--video_path", type=Path, help="one video")
     given.add_argument("--videos_dir", type=Path, help="a folder of videos, subfolders included")

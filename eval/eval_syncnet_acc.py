@@ -28,7 +28,7 @@ from latentsync.utils.paths import project_path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval.eval_syncnet_acc", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="latentsync eval syncnet-acc", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--config_path", type=Path, default=EMBEDDED_CONFIG, help="configs/syncnet/*.yaml (default: the embedded one)")
     add("--inference_ckpt_path", type=Path, help="weights (default: ckpt.inference_ckpt_path of the config)")

@@ -140,7 +140,7 @@ def open_pipeline(options: GenerationOptions, device: str | None) -> "LipsyncPip
 
 def build_parser() -> OptionParser:
     parser = OptionParser(
-        prog="python -m eval.inference_videos",
+        prog="latentsync eval videos",
         usage="%(prog)s --pairs CSV --output_dir DIR [--option value ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -54,7 +54,7 @@ class Shifted:
 
 
 def shift_clip(faces: np.ndarray, wave: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shift audio (N,) to be `shift` frames early relative to faces (T, ...); cut off what has no counterpart."""
+    """Shift audio (N,) to be `shift` frames early relative to faces (T, ...); cut off unpaired ends."""
     if shift >= 0:
         return faces[: len(faces) - shift], wave[shift * SAMPLES_PER_FRAME :]
     return faces[-shift:], wave[: len(wave) + shift * SAMPLES_PER_FRAME]

@@ -61,7 +61,7 @@ class Vote:
 class Preference:
     """Votes on two methods. `share`: of `first`, ties counted half; p: two-sided sign test without ties.
 
-    low, high: 95 % Wilson interval of the share among the votes that are not ties; 0 and 1 without any. Votes of one
+    low, high: 95% Wilson interval of the share among the votes that are not ties; 0 and 1 without any. Votes of one
     rater are not independent of each other: with few raters the interval is too narrow.
     """
 
@@ -179,7 +179,7 @@ def _preference(question: str, first: str, second: str, votes: Sequence[Vote]) -
 
 def table(found: Sequence[Preference]) -> str:
     """A Markdown table."""
-    lines = ["| question | methods | first | second | same | raters | share of the first | 95 % without ties | p |"]
+    lines = ["| question | methods | first | second | same | raters | share of the first | 95% without ties | p |"]
     lines.append("|---" * 9 + "|")
     for item in found:
         methods = f"{item.first} / {item.second}".replace("|", "\\|")

@@ -236,7 +236,7 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what could not be computed, such as a test between equal results, is null."""
+    """JSON has no NaN: values that could not be computed, such as a test between equal results, are null."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -41,7 +41,7 @@ logger = logging.getLogger("eval")
 
 def build_parser() -> OptionParser:
     parser = OptionParser(
-        prog="python -m eval.run",
+        prog="latentsync eval run",
         usage="%(prog)s --pairs CSV --output_dir DIR [--option value ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,7 +86,7 @@ def options_of_model(
 
 
 def log_progress() -> None:
-    """Log what the run does, and only warnings of everything else."""
+    """Log the progress of the run, and only warnings of everything else."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
 

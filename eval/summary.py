@@ -45,7 +45,7 @@ class Aggregate:
     Args:
         value: None if there is none; `note` gives the reason.
         count: number of clips; for FID and FVD, of samples.
-        low, high: 95 % bootstrap interval of a mean.
+        low, high: 95% bootstrap interval of a mean.
     """
 
     method: str

@@ -101,7 +101,7 @@ def shares(found: Sequence[ScoredPair], is_kept: Callable[[ScoredPair], bool]) -
 
 
 def simpler_tests(found: Sequence[ScoredPair], least_confidence: float) -> dict[str, tuple[float, float]]:
-    """`shares` of what the preference is added to."""
+    """`shares` of the score that the preference is added to."""
 
     def is_near(item: ScoredPair) -> bool:
         return item.confidence >= least_confidence and abs(item.offset) <= MAX_OFFSET

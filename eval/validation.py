@@ -49,7 +49,7 @@ class Validation:
     for twice the length of a chunk.
 
     Args:
-        video, audio: what the results are made from.
+        video, audio: inputs of the results.
         num_frames: frames of a chunk.
         loss_weights: weights of the SyncNet of the sync loss, to warn if it is the scorer as well.
         models: networks of the metrics, which several videos share; see `validation_models`.

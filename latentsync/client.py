@@ -48,7 +48,7 @@ class JobEnded(UserError):
 
 
 class Progress(BaseModel):
-    """stage: what is being done. done, total: frames. fraction: of the work, 0 to 1."""
+    """stage: current stage of the job. done, total: frames. fraction: of the work, 0 to 1."""
 
     stage: str
     done: int
@@ -341,7 +341,7 @@ class Client:
 
 
 def _understood(response: httpx.Response, read: Callable[[Any], T]) -> T:
-    """What a response contains. Raises ClientError for one of another service, such as the login page of a proxy."""
+    """Content of a response. Raises ClientError for one of another service, such as the login page of a proxy."""
     try:
         return read(response.json())
     except (ValueError, LookupError, TypeError) as error:

@@ -20,7 +20,10 @@ RGB = 3  # channels of a frame
 
 DEFAULT_SEED = 1247
 
-# Files that are taken for videos when a folder is searched.
+# Suffixes by which media files are found in folders.
 VIDEO_SUFFIXES = frozenset(
     ".mp4 .mov .mkv .webm .avi .mpg .mpeg .m4v .flv .wmv .ts .mts .m2ts .3gp .ogv .vob .mxf".split()
 )
+IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .webp .gif .bmp .tif .tiff .heic .avif".split())
+AUDIO_SUFFIXES = frozenset(".wav .mp3 .flac .ogg .opus .m4a .aac .wma".split())
+OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv")  # of written videos

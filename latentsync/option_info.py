@@ -33,7 +33,7 @@ class Show:
     Args:
         group: its heading.
         advanced: folded away on the page.
-        unset: what None stands for, in words, e.g. "the model's own".
+        unset: meaning of None in words, e.g. "the model's own".
         metavar: placeholder of its value in `--help`.
         expects: which texts are valid, for messages.
         suggestions: some of these texts, for the page.

@@ -27,9 +27,7 @@ from preprocess.storage import open_storage
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocess.data_processing_pipeline", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="latentsync preprocess", description=__doc__.split("\n")[0])
     add = parser.add_argument_group("files").add_argument
     add("--input_dir", required=True, help="folder of videos, or an fsspec address (s3://bucket/videos)")
     add("--output_dir", help="folder of clips, manifest.csv and lists (default: <input_dir>_processed)")
@@ -45,7 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--held_out_per_person", type=int, default=40, help="excess clips to hold out (default: %(default)s)")
     add(
         "--ignore_audio",
-        "--distrust_sound",  # former name
         nargs="+",
         default=[],
         metavar="PATTERN",
@@ -59,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         help="memory of a worker in GiB, beyond which its source is skipped"
-        " (default: its share of 80 %% of the machine's)",
+        " (default: its share of 80%% of the machine's)",
     )
     add("--per_gpu_num_workers", type=int, default=0, help="Ray workers that share a GPU; 0 for none")
     add(

@@ -33,7 +33,7 @@ CRASHED = "crashed the worker"
 ENDED = "crashed the worker, or needed more than its memory"  # Ray does not say which
 STALLED_SECONDS = 600.0  # for a segment of a source, which is then given up
 STALLED = "a segment took longer than {seconds:g} s"
-CHECK_SECONDS = 0.5  # between looks at the memory of the workers
+CHECK_SECONDS = 0.5  # between checks of the workers' memory
 TOO_LARGE = "needed more than the allowed {gib:.1f} GiB of memory"
 
 
@@ -80,7 +80,7 @@ def run_ray(
 
     gpus: share of a GPU that each worker gets for networks of its own.
     gpu_actors: actors with a whole GPU each, which run the networks of all workers; workers then get no GPU.
-    memory_bytes: of an actor; one that needs more ends itself. 0: the share of its machine, by cores, of 80 %.
+    memory_bytes: of an actor; one that needs more ends itself. 0: the share of its machine, by cores, of 80%.
 
     Raises:
         UserError: Ray is not installed.

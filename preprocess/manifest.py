@@ -237,7 +237,7 @@ def _cell(value: Figure) -> Figure:
 
 
 def _printable(value: Figure) -> Figure:
-    """Escape what is not UTF-8: file names may be any bytes."""
+    """Escape bytes that are not UTF-8: file names may be any bytes."""
     return os.fsencode(value).decode("utf-8", "backslashreplace") if isinstance(value, str) else value
 
 

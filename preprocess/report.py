@@ -45,8 +45,8 @@ HISTOGRAMS = (
 # Errors of the sync step with default settings, by scorer, measured with `eval.sync_roc`.
 GATE_FIGURES = {
     "embedded": (
-        "Of 119 clips in sync the defaults of the embedded SyncNet keep 97.5 %, of 952 clips dubbed with the audio of "
-        "another one 4.7 %; docs/data_processing.md has the details."
+        "Of 119 clips in sync the defaults of the embedded SyncNet keep 97.5%, of 952 clips dubbed with the audio of "
+        "another one 4.7%; docs/data_processing.md has the details."
     ),
 }
 UNKNOWN_GATE = (
@@ -100,7 +100,7 @@ def write_report(
 def _drops(rows: list[Row]) -> list[Row]:
     """For each kind and step, the most frequent reasons; the steps that drop most come first.
 
-    Reasons that differ only in what was measured count as one.
+    Reasons that differ only in their numbers count as one.
     """
     counters: dict[tuple[str, str], Counter] = {}
     seconds: Counter[tuple[str, str]] = Counter()
@@ -147,7 +147,7 @@ def _people(clips: list[Row]) -> list[Person]:
 
 
 def _gate(clips: list[Row]) -> str | None:
-    """What is known of the sync step's errors; None if it did not run."""
+    """Estimated errors of the sync step; None if it did not run."""
     scorers = {str(row["sync_scorer"]) for row in clips if row.get("sync_scorer")}
     return " ".join(GATE_FIGURES.get(name, UNKNOWN_GATE.format(name)) for name in sorted(scorers)) or None
 

@@ -34,7 +34,7 @@ BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} rows{postfix}"
 
 def build_parser() -> OptionParser:
     parser = OptionParser(
-        prog="python -m scripts.batch",
+        prog="latentsync batch",
         usage="%(prog)s (--list CSV | --videos VIDEO ... --audio AUDIO --out FOLDER) [--option value ...]",
         description="Lip-sync many videos. The generation options given here apply to rows that leave them empty.",
     )
@@ -97,7 +97,7 @@ def read_rows(options: argparse.Namespace, parser: OptionParser) -> tuple[list["
     try:
         parse_options(defaults)
     except OptionError as error:
-        if error.names:  # otherwise a row may add what is missing
+        if error.names:  # otherwise a row may add the missing option
             raise
     if (options.list is None) == (options.videos is None):
         parser.error("give either --list or --videos")

@@ -39,7 +39,7 @@ DEMO_OUT = Path("outputs") / "demo.mp4"
 
 def build_parser() -> OptionParser:
     parser = OptionParser(
-        prog="python -m scripts.inference",
+        prog="latentsync infer",
         usage="%(prog)s [--option value ...], all optional; --help lists them",
         description="Lip-sync a video or a still image to speech.",
     )
@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> Path:
     from latentsync.media.paths import check_input_path, check_output_path
     from latentsync.utils.files import parent_folders
 
-    # Check what is cheap to check before loading the model.
+    # Cheap checks before loading the model.
     if options.generation.model != AUTO:
         entry(options.generation.model)
     given = options.generation

@@ -18,7 +18,7 @@ from latentsync.utils.errors import UserError
 
 
 def build_parser() -> OptionParser:
-    parser = OptionParser(prog="python -m scripts.people", description="List the people in a video.")
+    parser = OptionParser(prog="latentsync people", description="List the people in a video.")
     add = parser.add_argument
     add("video", type=Path, help="video file")
     add("--strip", type=Path, help="image of the people to write, .jpg or .png")

@@ -10,16 +10,15 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentsync.options import AUTO
-from latentsync.serving.settings import GIB, MIB, ServingSettings, add_service_arguments, service_settings
+from latentsync.serving.settings import GIB, ServingSettings, add_server_arguments, server_settings
 from latentsync.utils.commands import command, exit_now, size
 from latentsync.utils.errors import UserError
-from latentsync.utils.logs import FORMATS, configure_server_logging
+from latentsync.utils.logs import configure_server_logging
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.serve",
+        prog="latentsync serve",
         usage="%(prog)s [--option value ...], all optional; --help lists them",
         description="REST API for lip-sync jobs. Its key is read from LATENTSYNC_API_KEY.",
         allow_abbrev=False,
@@ -32,17 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--allowed_hosts", nargs="+", metavar="NAME", help="accepted Host names (default: any with a key)")
     add("--allow_urls", action="store_true", help="also accept public URLs as inputs")
 
-    add = parser.add_argument_group("jobs").add_argument
-    add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
-    add("--model", default=AUTO, help="default model of jobs, see /v1/models (default: the best present)")
+    add = add_server_arguments(parser).add_argument
     add("--max_models", type=int, default=2, help="number of models a worker keeps loaded (default: %(default)s)")
     add("--max_queue", type=int, default=1000, help="maximum number of queued jobs (default: %(default)s)")
-    add(
-        "--max_upload_mb",
-        type=size,
-        default=2048,
-        help="maximum size of an uploaded file in MiB (default: %(default)s)",
-    )
     add("--max_video_seconds", type=float, default=14400, help="maximum duration of a video (default: %(default)s)")
     add("--max_audio_seconds", type=float, default=3600, help="maximum duration of audio (default: %(default)s)")
     add("--job_timeout_seconds", type=float, default=21600, help="time limit of a job (default: %(default)s)")
@@ -58,9 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=50,
         help="maximum size of the workspace in GiB; the oldest results are deleted first (default: %(default)s)",
     )
-    add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
-    parser.add_argument("--log_format", choices=FORMATS, help="format of the log lines (default: text)")
-    add_service_arguments(parser)
     return parser
 
 
@@ -79,22 +67,15 @@ def check_exposure(host: str, has_key: bool, no_auth: bool) -> bool:
 
 
 def build_settings(options: argparse.Namespace) -> ServingSettings:
-    from latentsync.serving.models import find_model
-
-    find_model(options.model)
-    return service_settings(
+    return server_settings(
         options,
-        options.workspace,
-        model=options.model,
         max_models=options.max_models,
         max_queue=options.max_queue,
-        max_upload_bytes=int(options.max_upload_mb * MIB),
         max_video_seconds=options.max_video_seconds,
         max_audio_seconds=options.max_audio_seconds,
         job_timeout_seconds=options.job_timeout_seconds,
         keep_results_hours=options.keep_results_hours,
         quota_bytes=int(options.quota_gb * GIB),
-        ray_address=options.ray_address,
     )
 
 

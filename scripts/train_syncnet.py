@@ -18,7 +18,7 @@ from latentsync.utils.commands import command
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="latentsync train syncnet", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--config_path", type=Path, required=True, help="training config, see configs/syncnet/")
     add("--dry_run", action="store_true", help="build everything, run one step, and save nothing")

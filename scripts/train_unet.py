@@ -43,7 +43,7 @@ Given = Mapping[str, Path | None]  # files that replace those of ckpt.base_model
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="latentsync train unet", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--unet_config_path", type=Path, required=True, help="training config, see configs/unet/")
     add("--dry_run", action="store_true", help="build everything, run one step, and save nothing")

@@ -1,4 +1,4 @@
-"""What all tests share: threads and signals, a tiny model as files, a clip with speech, one face detector."""
+"""Shared fixtures: threads and signals, a tiny model as files, a clip with speech, one face detector."""
 
 import os
 import signal
@@ -95,10 +95,10 @@ def shared_detector(detector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pipelines get the one detector."""
     from latentsync.faces import video
 
-    def lend(name: str, device: str, static: bool = False):
+    def create(name: str, device: str, static: bool = False):
         detector.reset()
         detector.static = static
         return detector
 
     monkeypatch.setattr(detector, "close", lambda: None)
-    monkeypatch.setattr(video, "create_detector", lend)
+    monkeypatch.setattr(video, "create_detector", create)

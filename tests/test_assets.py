@@ -1,4 +1,4 @@
-"""The demo input is what its README says."""
+"""The demo input matches its README."""
 
 import wave
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The `latentsync` command: dispatch, help, suggestions, and what every command line does alike."""
+"""The `latentsync` command: dispatch, help, suggestions, and the common behavior of all command lines."""
 
 import importlib.util
 import os

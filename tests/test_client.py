@@ -123,7 +123,7 @@ def answer(path: str) -> httpx.Response:
     }.get(path, JOB))  # fmt: skip
 
 
-def test_a_stream_that_is_cut_off_goes_on(monkeypatch):
+def test_an_interrupted_stream_resumes(monkeypatch):
     monkeypatch.setattr(module, "RECONNECT_SECONDS", 0.0)
     seen: list[str | None] = []
 

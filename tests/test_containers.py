@@ -1,4 +1,4 @@
-"""The container files: limits of the services, and that what they name exists. hadolint checks the Dockerfiles."""
+"""The container files: limits of the services; their files and options exist. hadolint checks the Dockerfiles."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_images_are_locked_and_unprivileged(name: str) -> None:
         assert all((ROOT / source).is_file() and source in allowed for source in line.split()[:-1])
 
 
-def test_builder_gets_what_the_package_is_made_of() -> None:
+def test_the_builder_gets_the_sources_of_the_package() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     needed = {*wheel["packages"], *wheel["force-include"], "pyproject.toml", "README.md", "LICENSE"}
     assert needed <= ignored_except()

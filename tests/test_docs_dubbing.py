@@ -1,4 +1,4 @@
-"""The first command of docs/dubbing.md works as it stands."""
+"""The first command of docs/dubbing.md works as pasted."""
 
 import re
 import shlex

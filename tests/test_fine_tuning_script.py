@@ -1,4 +1,4 @@
-"""fine_tuning.sh, with an interpreter that only writes down what it is asked to do; and the configs it picks."""
+"""fine_tuning.sh, with an interpreter that only records its commands; and the chosen configs."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What only a CUDA device shows: half precision, the loss scaler, networks and batches on one device, runs that go on.
+"""Tests that need a CUDA device: half precision, the loss scaler, networks and batches on one device, resuming.
 
 `python -m pytest -m gpu`.
 """
@@ -84,7 +84,7 @@ def test_denoising_gives_the_published_faces(case, tokens):  # noqa: F811
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 @pytest.mark.parametrize("cached, in_turn", [(False, False), (True, False), (False, True)])
-def test_a_compiled_unet_gives_what_it_gives_uncompiled(case, cached, in_turn, mode):  # noqa: F811
+def test_a_compiled_unet_equals_the_uncompiled_one(case, cached, in_turn, mode):  # noqa: F811
     unet = deepcopy(case["unet"]).to(CUDA, memory_format=torch.channels_last)
     if cached:
         unet.enable_deepcache()
@@ -129,7 +129,7 @@ def test_as_many_chunks_as_fit(tiny_files):
     assert all(0 < one < two for one, two in pipeline._chunk_memory.values())
 
 
-def test_sound_is_heard_alike(tiny_files):
+def test_audio_features(tiny_files):
     wave = (0.3 * np.random.default_rng(0).standard_normal(32000)).clip(-1, 1).astype(np.float32)
     here, there = (Audio2Feature(tiny_files.whisper, device).wave2feat(wave) for device in ("cpu", CUDA))
     assert there.device.type == "cpu" and distance(there, here) < 1e-4
@@ -167,7 +167,7 @@ def losses_on(device: torch.device, dtype: torch.dtype, folder, files) -> dict[s
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float16, 0.02), (torch.bfloat16, 0.1)], ids=str
 )
-def test_every_loss_is_what_it_is_on_the_cpu(tmp_path, tiny_files, dtype, tolerance):
+def test_every_loss_equals_that_on_the_cpu(tmp_path, tiny_files, dtype, tolerance):
     expected = losses_on(torch.device("cpu"), torch.float32, tmp_path, tiny_files)
     found = losses_on(CUDA, dtype, tmp_path, tiny_files)
     assert found.keys() == expected.keys()
@@ -176,7 +176,7 @@ def test_every_loss_is_what_it_is_on_the_cpu(tmp_path, tiny_files, dtype, tolera
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, precision):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, precision):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_training(TinyTask(dropout=0.2), run_config(whole, mixed_precision=precision))
     run_training(TinyTask(dropout=0.2), run_config(parts, mixed_precision=precision, max_train_steps=4))

@@ -1,4 +1,4 @@
-"""Importing and running the pipeline leaves heavy libraries out, and leaves those it enters usable by others."""
+"""Importing and running the pipeline leaves heavy libraries out, and those that are imported in part stay usable."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Pipelines from names and files: what fits, what is refused, and which parts a base lends."""
+"""Pipelines from names and files: valid and refused combinations, and components from a base model."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def test_audio_settings_come_from_the_config(tiny_files, tmp_path):
     assert encoder.audio_feat_length == (1, 3) and encoder.num_frames == 8
 
 
-def test_a_base_lends_what_is_not_given(tiny_files, monkeypatch):
+def test_missing_components_come_from_the_base_model(tiny_files, monkeypatch):
     """Steps and guidance are those of the config, here the base's."""
     with tiny_files.unet_config.open("a") as file:
         file.write("\nrun:\n  inference_steps: 7\n  guidance_scale: 2.5\n")
@@ -79,7 +79,7 @@ def test_a_base_lends_what_is_not_given(tiny_files, monkeypatch):
 
 
 def resolved(files: TinyFiles) -> components.ResolvedModel:
-    return components.ResolvedModel("tiny", **vars(files), resolution=64, licence="")
+    return components.ResolvedModel("tiny", **vars(files), resolution=64, license="")
 
 
 def test_an_adapter_is_merged(tiny_files, tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""The options of a generation: what is valid, what is said about the rest, and that no surface lacks one."""
+"""The options of a generation: valid values, error messages, and every option on every surface."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The installable package: what the lock files and the wheel hold, and an installation into an empty environment."""
+"""The installable package: contents of lock files and wheel, and an installation into an empty environment."""
 
 import importlib.metadata
 import os
@@ -32,7 +32,7 @@ def normalized(requirement: str) -> str:
     return re.split(r"[\[<>=! @]", requirement)[0].lower().replace("_", "-")
 
 
-def test_lock_files_cover_what_is_declared() -> None:
+def test_lock_files_cover_all_declared_dependencies() -> None:
     runtime, cuda, development = (locked(name) for name in LOCKS)
     extras = PROJECT["optional-dependencies"]
     for requirement in [*PROJECT["dependencies"], *extras["serve"], *extras["train"]]:

@@ -1,4 +1,4 @@
-"""setup_env.sh, inference.sh and the training scripts, with an interpreter that only writes down its orders."""
+"""setup_env.sh, inference.sh and the training scripts, with an interpreter that only records its commands."""
 
 import shutil
 import subprocess

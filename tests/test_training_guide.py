@@ -1,4 +1,4 @@
-"""docs/training.md: every command, config key, file and link in it is one that exists."""
+"""docs/training.md: every command, config key, file and link in it exists."""
 
 import re
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Waiting for something in another thread or process. No test measures by it how fast anything is."""
+"""Waiting for another thread or process; never used to measure speed."""
 
 import time
 from collections.abc import Callable

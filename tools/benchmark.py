@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--levers", choices=[EAGER, COMPILED], help="networks, gpu: only the eager or the compiled model")
     tiny = "networks, gpu, precisions: a tiny model, also without a GPU, to try the benchmark"
     add("--tiny", action="store_true", help=tiny)
-    journal = "networks, gpu, training: figures so far; a new run measures what is missing"
+    journal = "networks, gpu, training: figures so far; a new run measures the missing ones"
     add("--journal", type=Path, metavar="FILE", help=journal)
     add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     add("--markdown", type=Path, metavar="FILE", help="write the figures as a Markdown table")
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def sections() -> dict[str, Callable[[Options, Path], list[Figure]]]:
     """Benchmarks by name: functions of the options and a folder for their files.
 
-    Each imports what it measures, which may not be installed.
+    Each imports the packages it measures, which may be missing.
     """
     return {
         "geometry": _geometry,

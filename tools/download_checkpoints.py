@@ -63,7 +63,7 @@ def table(checkpoints: Path) -> str:
         missing = item.missing(None if checkpoints == CHECKPOINTS_DIR else checkpoints)
         state = "present" if not missing else "absent" if len(missing) == len(item.files) else "partial"
         size = f"{item.size / GB:.2f} GB" if item.size else "-"
-        rows.append(f"{name:<18}{state:<9}{size:>8}  {item.summary} ({item.licence})")
+        rows.append(f"{name:<18}{state:<9}{size:>8}  {item.summary} ({item.license})")
     return "\n".join(rows)
 
 
@@ -78,7 +78,7 @@ def fetch_entry(name: str, checkpoints: Path) -> None:
     if not missing:
         print(f"{name}: present")
         return
-    print(f"{name}: {item.summary}; license: {item.licence}")
+    print(f"{name}: {item.summary}; license: {item.license}")
     if item.insightface_pack:
         fetch_insightface_pack(name, item, checkpoints)
         return

@@ -1,7 +1,7 @@
 """Device memory of inference with the full-size models, computed: `python -m tools.inference_memory`.
 
 The networks run on the meta device, where tensors have a size and no content; their live bytes are added. Not counted:
-the CUDA context, workspaces of cuDNN, and what the allocator loses to fragments, a gigabyte or more together.
+the CUDA context, workspaces of cuDNN, and fragmentation of the allocator, a gigabyte or more together.
 """
 
 import sys
@@ -39,7 +39,7 @@ class LiveBytes(TorchDispatchMode):
     """Peak of the bytes of tensors made inside the block that live at the same time."""
 
     def __init__(self, *modules: torch.nn.Module) -> None:
-        """`modules`: their weights are not counted, but what replaces them is."""
+        """`modules`: their weights are not counted, but their replacements are."""
         super().__init__()
         self.peak = self._live = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()

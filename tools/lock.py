@@ -4,7 +4,7 @@ They list every package, with exact versions and the hashes of all its files. In
 resolution (`pip install --no-deps -r requirements.txt`), because packages/README.md corrects declared dependencies.
 
 requirements.txt       inference, serving, training and evaluation
-requirements-cuda.txt  what the CUDA build of PyTorch needs on Linux in addition
+requirements-cuda.txt  additional packages of PyTorch's CUDA build on Linux
 requirements-dev.txt   tests and checks, in addition
 """
 

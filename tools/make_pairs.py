@@ -1,6 +1,6 @@
 """Alter the lips of training clips: `python -m tools.make_pairs --fileslist train.txt --output_dir DIR`.
 
-Every clip gets a twin in which a trained model makes the person say what is said in another clip. Trained with the
+Every clip gets a twin in which a trained model makes the person speak the audio of another clip. Trained with the
 twin as condition and the clip itself as target (`data.pairs_dir`, `model.whole_condition`), a UNet learns to edit a
 frame without hiding the mouth. The clips are aligned faces, as data processing writes them, at the resolution of the
 model. Existing twins are kept, so an interrupted run resumes.
@@ -57,7 +57,7 @@ def make_pairs(pipeline: LipsyncPipeline, clips: Sequence[Clip], folder: Path) -
     """
     usable = examine_clips(clips, min_frames=2, resolution=pipeline.resolution)
     if len(usable) < 2:
-        raise UserError("pairs need at least two clips, since a twin says what is said in another one; give more")
+        raise UserError("pairs need at least two clips, since a twin speaks the audio of another one; give more")
     folder.mkdir(parents=True, exist_ok=True)
     made = 0
     for index, clip in enumerate(usable):

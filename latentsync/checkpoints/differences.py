@@ -91,7 +91,7 @@ def find_patches(expected: State, given: State, patches: Sequence[Patch]) -> tup
 
 
 def describe_difference(expected: State, given: State) -> str:
-    """One line: counts and the first few names of what is missing, unknown or of another shape."""
+    """One line: counts and the first few names of missing, unknown and differently shaped tensors."""
     shapes = [
         f"{name} {list(given[name].shape)} instead of {list(expected[name].shape)}"
         for name in mismatched(expected, given)

@@ -63,7 +63,7 @@ def load_into(
         build: called on the meta device first, so that a model that takes all its weights from the file never
             allocates them twice.
         network: name of the published network, for the message that the file holds something else.
-        config: what the model was built from, for the message that the weights do not fit.
+        config: file the model was built from, for error messages.
 
     Raises:
         UserError: the weights do not fit; the message names the tensors and the remedy.

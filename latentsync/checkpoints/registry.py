@@ -82,14 +82,14 @@ class ModelSettings:
 class Entry:
     """One name of the table.
 
-    summary: what it is, and the options that need it.
+    summary: description, and the options that need it.
     model: settings of a lip-sync model; None for other networks.
     note: how to get files that cannot be downloaded.
     insightface_pack: InsightFace's model pack with the files.
     """
 
     summary: str
-    licence: str
+    license: str
     files: tuple[CheckpointFile, ...]
     model: ModelSettings | None = None
     note: str = ""
@@ -116,7 +116,7 @@ class ResolvedModel:
     unet_config: Path
     scheduler_config: Path
     resolution: int
-    licence: str
+    license: str
     blend_inset: float = 0.0
     match_color: bool = False
     match_detail: bool = False
@@ -215,7 +215,7 @@ def entry(name: str) -> Entry:
 
 
 def require_file(path: str | Path, name: str, otherwise: str = "") -> None:
-    """Raise UserError unless a file of the entry `name` exists; `otherwise` says what works without it."""
+    """Raise UserError unless a file of the entry `name` exists; `otherwise` names the alternative."""
     if not Path(path).is_file():
         alternative = f", or {otherwise}" if otherwise else ""
         raise UserError(f"{path}: missing weights: {entry(name).summary}; run `{DOWNLOAD_COMMAND} {name}`{alternative}")
@@ -268,7 +268,7 @@ def resolve(name: str, checkpoints: Path | None = None, own: Mapping[str, Path] 
         unet_config=PROJECT_ROOT / model.unet_config,
         scheduler_config=model.scheduler.location(checkpoints) if model.scheduler else SCHEDULER_CONFIG,
         resolution=model.resolution,
-        licence=item.licence,
+        license=item.license,
         blend_inset=model.blend_inset,
         match_color=model.match_color,
         match_detail=model.match_detail,

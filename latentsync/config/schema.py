@@ -1,6 +1,6 @@
 """Plain mappings (YAML, JSON, keyword dicts) -> validated, frozen dataclasses, by pydantic.
 
-A schema is a dataclass with `@section`. Its type hints say what each key may hold; its `__post_init__` refuses
+A schema is a dataclass with `@section`. Its type hints define the values of each key; its `__post_init__` refuses
 combinations with `require`. Every problem is a `UserError` that names the key and the values it accepts.
 """
 

@@ -23,7 +23,7 @@ class AugmentConfig:
     """Random changes of training clips; all off by default.
 
     flip: probability of a mirrored clip. color: strength in [0, 1] of a change of brightness, contrast and tint.
-    affine: strength in [0, 1] of rotation, zoom and shift; 1 means up to 5 degrees, 5 % and 3 % of the side.
+    affine: strength in [0, 1] of rotation, zoom and shift; 1 means up to 5 degrees, 5% and 3% of the side.
     """
 
     flip: float = 0.0

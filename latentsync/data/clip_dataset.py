@@ -51,7 +51,7 @@ class ClipDataset(torch.utils.data.Dataset):
         return torch.from_numpy(counts[person] ** -0.5)
 
     def __getitem__(self, item: int | SampleId) -> dict:
-        """The sample; `key`, `video_path` and `failed_paths` beside what `make_item` gives.
+        """The sample; `key`, `video_path` and `failed_paths` beside the keys of `make_item`.
 
         Raises:
             UserError: 8 clips, or all there are, cannot be read; or a cache cannot be written.

@@ -124,7 +124,7 @@ class ClipEncoder:
         return entry, shapes["latents"][0], shapes["audio_states"][0]
 
     def jobs(self, clips: Sequence[Clip]) -> list[EncodingJob]:
-        """What `encode_all` is to do for clips as they are."""
+        """The default jobs of `encode_all`: clips without augmentation."""
         return [partial(self.encode, clip) for clip in clips]
 
     @torch.no_grad()

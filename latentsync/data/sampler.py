@@ -78,7 +78,7 @@ class StepBatchSampler(torch.utils.data.Sampler[list[SampleId]]):
             batch += 1
 
     def batch(self, number: int) -> list[SampleId]:
-        """Batch `number` (m above), independent of what was read before."""
+        """Batch `number` (m above), independent of earlier batches."""
         first = (number * self.world_size + self.rank) * self.batch_size
         return [SampleId(self.index_of(key), key) for key in range(first, first + self.batch_size)]
 

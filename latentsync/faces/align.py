@@ -46,7 +46,7 @@ def similarity_from_anchors(
         anchors: (3, 2) points in frame pixels.
         template: (3, 2) points in crop pixels.
         previous_bias: (2,) bias returned for the previous frame; None at the start of a clip or after a cut.
-        smooth: add a running bias, which pulls the third point (the nose) towards its template position.
+        smooth: add a running bias, which pulls the third point (the nose) toward its template position.
 
     Returns:
         matrix (2, 3) float64, frame pixels -> crop pixels, and the bias (2,) to pass to the next call

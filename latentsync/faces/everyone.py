@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 
+from latentsync.constants import FPS
 from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import BatchDetector, Face, FaceDetector, match_boxes
 from latentsync.faces.smoothing import AnchorSmoother
@@ -79,7 +80,7 @@ class PeopleTracker:
         smooth: smooth the anchors with a One-Euro filter.
     """
 
-    def __init__(self, detector: FaceDetector, resolution: int, fps: float = 25.0, smooth: bool = True):
+    def __init__(self, detector: FaceDetector, resolution: int, fps: float = FPS, smooth: bool = True):
         self.detector, self.resolution, self.fps, self.smooth = detector, resolution, fps, smooth
         self.most = 0
         self.gaps: list[Gap] = []

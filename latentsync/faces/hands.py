@@ -18,8 +18,8 @@ SIDE = 256  # pixels of the square
 THUMBNAIL_SIDE = 32  # pixels of its thumbnails, which show whether something has changed
 CHANGE = 14.0  # of 255: change of a thumbnail, averaged over 3 x 3 pixels, that is worth a look
 SKIN_CHROMA = 14  # of 255: largest difference of the chroma of a hand from that of the face
-CHANGED_INTERVAL = 3  # frames between looks while something changes
-IDLE_INTERVAL = 12  # frames between looks while nothing does
+CHANGED_INTERVAL = 3  # frames between runs of the networks while something changes
+IDLE_INTERVAL = 12  # frames between runs while nothing changes
 HOLD = 6  # frames for which a lost hand is assumed to stay
 PALM_RANGE = (0.12, 1.2)  # length of a palm in lengths of the face
 
@@ -32,20 +32,20 @@ OUTLINE_SIDE = 160  # pixels of the drawing from which the outline is taken
 
 
 class HandFinder:
-    """Finds the hands in front of one person's face in consecutive frames. Loads the networks at the first look.
+    """Finds the hands in front of one person's face in consecutive frames. Loads the networks when they first run.
 
-    `looks` counts the runs of the networks.
+    `runs` counts the runs of the networks.
     """
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.runs = 0
         self._net: HandNet | None = None
         self.reset()
 
     def reset(self) -> None:
         """Another person follows."""
-        self._seen: np.ndarray | None = None  # the thumbnail at the last look
-        self._since_look = IDLE_INTERVAL
+        self._seen: np.ndarray | None = None  # the thumbnail at the last run
+        self._since_run = IDLE_INTERVAL
         self._since_hand = HOLD
         self._outlines: tuple[np.ndarray, ...] = ()
 
@@ -55,11 +55,11 @@ class HandFinder:
         corner = face.center + (0, LOWER * face.size[1]) - side / 2
         to_square = np.column_stack([np.eye(2), -corner]) * (SIDE / side)
         square = cv2.warpAffine(image, to_square, (SIDE, SIDE), flags=cv2.INTER_LINEAR)
-        self._since_look += 1
+        self._since_run += 1
         self._since_hand += 1
         if self._is_due(square, cv2.transform(face.outline[None], to_square)[0]):
-            self._since_look = 0
-            hands = [points * (side / SIDE) + corner for points in self._look(square)]
+            self._since_run = 0
+            hands = [points * (side / SIDE) + corner for points in self._run_networks(square)]
             if outlines := [hand_outline(hand) for hand in hands if _is_in_front(hand, face)]:
                 self._outlines, self._since_hand = tuple(outlines), 0
         return self._outlines if self._since_hand < HOLD else ()
@@ -73,17 +73,17 @@ class HandFinder:
     def _is_due(self, square: np.ndarray, face: np.ndarray) -> bool:
         """Whether to look for hands. `face`: its outline in the square, whose inside changes in speech."""
         small = cv2.resize(square, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
-        due = self._seen is None or self._since_look >= IDLE_INTERVAL or self._since_hand <= HOLD
-        if self._seen is not None and not due and self._since_look >= CHANGED_INTERVAL:
+        due = self._seen is None or self._since_run >= IDLE_INTERVAL or self._since_hand <= HOLD
+        if self._seen is not None and not due and self._since_run >= CHANGED_INTERVAL:
             due = _has_come(small, self._seen, face * (THUMBNAIL_SIDE / SIDE))
         if due:
             self._seen = small
         return due
 
-    def _look(self, square: np.ndarray) -> list[np.ndarray]:
+    def _run_networks(self, square: np.ndarray) -> list[np.ndarray]:
         if self._net is None:
             self._net = HandNet()
-        self.looks += 1
+        self.runs += 1
         return self._net.detect(square)
 
 

@@ -43,7 +43,7 @@ def aligned_mesh(mesh: MeshNet, face: np.ndarray, wanted: list[int]) -> np.ndarr
     return None if points is None else mesh.points(face, region_from_mesh(points), wanted)
 
 
-class MouthMeter:
+class OpeningEstimator:
     """Measures mouth opening with MediaPipe's mesh. Stateless: equal images give equal results."""
 
     def __init__(self) -> None:

@@ -97,7 +97,7 @@ def soft_mask(
     edge = int(np.sqrt(valid.sum(dtype=np.float64))) // 20
     if edge == 0:
         return valid[_slices(part)]
-    # Erosion and blur reach up to 2 `edge` pixels: what is farther from the part does not matter.
+    # Erosion and blur reach up to 2 `edge` pixels: pixels farther from the part do not matter.
     left, top = max(part[0] - 2 * edge, 0), max(part[1] - 2 * edge, 0)
     near = valid[top : part[1] + part[3] + 2 * edge, left : part[0] + part[2] + 2 * edge]
     kernel = 2 * edge + 1

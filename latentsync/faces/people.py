@@ -7,6 +7,7 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
+from latentsync.constants import FPS
 from latentsync.faces.appearance import Appearance, appearance
 from latentsync.faces.cuts import CutDetector
 from latentsync.faces.detector import Face, FaceDetector, match_boxes
@@ -94,7 +95,7 @@ class PeopleFinder:
     """
 
     def __init__(
-        self, detector: FaceDetector, resolution: int | None = None, most: int = 0, fps: Fraction = Fraction(25)
+        self, detector: FaceDetector, resolution: int | None = None, most: int = 0, fps: Fraction = Fraction(FPS)
     ) -> None:
         self._detector, self._cuts = detector, CutDetector()
         self._resolution, self._most, self._fps = resolution, most, fps

@@ -8,7 +8,7 @@ from torch import Tensor
 from latentsync.faces.mask import mouth_slices
 
 _BLUR_SIGMA = 1.0
-DETAIL_SIGMA = 1.5 / 256  # of the side of a face: what a Gaussian of this width removes is detail
+DETAIL_SIGMA = 1.5 / 256  # of the side of a face: a Gaussian of this width removes the detail
 STRONGEST = 2.0  # of the detail; with more, teeth begin to glint
 MEMORY = 0.9  # weight of the frames before: about half a second
 

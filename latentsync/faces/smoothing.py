@@ -4,8 +4,8 @@ A low-pass filter whose cutoff rises with speed: little jitter at rest, little l
 one cutoff, set by the speed of the centroid, so that motion does not distort the triangle. Speeds are in brow distances
 per second, which makes the filter invariant to face size.
 
-Measured on 15 real clips at 25 fps: the jitter of a nearly still face drops from 0.17 % to 0.05 % of the brow distance
-(with sensor noise from 0.33 % to 0.055 %), at a lag of 0.35 frames on average and at most 0.5.
+Measured on 15 real clips at 25 fps: the jitter of a nearly still face drops from 0.17% to 0.05% of the brow distance
+(with sensor noise from 0.33% to 0.055%), at a lag of 0.35 frames on average and at most 0.5.
 """
 
 import math

@@ -14,6 +14,7 @@ from os import PathLike
 
 import numpy as np
 
+from latentsync.constants import FPS
 from latentsync.faces.align import frame_to_square, resize_to_square, shift_source, source_box, warp_to_crop
 from latentsync.faces.detector import FaceDetector
 from latentsync.faces.factory import create_detector
@@ -34,7 +35,7 @@ from latentsync.media.timeline import available_frames, open_timeline
 from latentsync.utils.affine_transform import AlignRestore
 
 DETECTION_SIDE = 960  # longer side for detection; the anchors stay accurate to well below a pixel
-DEFAULT_FPS = Fraction(25)
+DEFAULT_FPS = Fraction(FPS)
 OUTSIDE = "the face is outside the frame"
 NOT_SPEAKING = "nobody speaks"
 
@@ -62,7 +63,7 @@ class AlignedFace:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What was seen of the selected person in a frame.
+    """The selected person in a frame.
 
     Args:
         box: (4,) x0, y0, x1, y1 in frame pixels; None if the person was not found.

@@ -35,7 +35,7 @@ Place = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Visibility:
-    """What of a face may be replaced.
+    """The replaceable part of a face.
 
     Args:
         opacity: of the generated face, 0..1; 0 passes the frame through.

@@ -10,6 +10,7 @@ from functools import partial
 import av
 import numpy as np
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.media.audio_stream import AudioSource, decoded_frames, first_audio_stream, has_audio
 from latentsync.media.paths import check_input_path
 from latentsync.media.samples import SlicedSamples
@@ -34,13 +35,13 @@ _FULL_SCALE = 32767 / 32768
 _CLIPPED_SHARE = 0.001  # lossy decoders overshoot a little on loud audio; that is normal
 
 
-def load_audio(path: str | os.PathLike, sample_rate: int = 16000, max_seconds: float | None = None) -> np.ndarray:
+def load_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, max_seconds: float | None = None) -> np.ndarray:
     """Decode the default audio stream of an audio or video file to mono float32 (samples,) in [-1, 1].
 
     16-bit mono input at `sample_rate` gives exactly int16 / 32768. Channels are mixed by swresample's weights, scaled
     to add up to 1 (stereo: the mean of both; 5.1: mostly the center). Gaps in the recording are filled with silence,
     samples that are not finite become 0, and those beyond full scale are clipped. The log warns about samples that are
-    not finite, and about a recording of which more than 0.1 % reaches full scale.
+    not finite, and about a recording of which more than 0.1% reaches full scale.
 
     Args:
         path: the file.
@@ -64,7 +65,7 @@ class SpooledAudio(SlicedSamples):
     """
 
     def __init__(
-        self, source: str | os.PathLike | AudioSource, sample_rate: int = 16000, max_seconds: float | None = None
+        self, source: str | os.PathLike | AudioSource, sample_rate: int = SAMPLE_RATE, max_seconds: float | None = None
     ) -> None:
         """Decode. Arguments and errors as of `load_audio`; also UserError when the temporary folder is full."""
         source = audio_source(source)
@@ -122,7 +123,7 @@ def _decoded_samples(source: AudioSource, sample_rate: int, max_seconds: float |
         found = length / sample_rate
         raise UserError(f"{path}: only {found:.2f} s of audio; at least {MIN_AUDIO_SECONDS} s are needed")
     if clipped > _CLIPPED_SHARE * length:
-        logger.warning("%s: the audio is clipped (%.1f %% of its samples)", path, 100 * clipped / length)
+        logger.warning("%s: the audio is clipped (%.1f%% of its samples)", path, 100 * clipped / length)
 
 
 def audio_duration(path: str | os.PathLike) -> float:

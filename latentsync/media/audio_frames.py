@@ -58,7 +58,7 @@ class StampFollower:
         self._format: tuple[str, str, int] | None = None
 
     def push(self, frame: av.AudioFrame, clock: Clock) -> Iterator[av.AudioFrame]:
-        """Advance the clock by a frame; yield what it becomes."""
+        """Advance the clock by a frame; yield its converted parts."""
         found = (frame.format.name, frame.layout.name, frame.sample_rate)
         if found != self._format:
             yield from self.flush()

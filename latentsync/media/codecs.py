@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from latentsync.constants import OUTPUT_SUFFIXES
 from latentsync.utils.errors import UserError
 
 EIGHT_BIT, TEN_BIT = "yuv420p", "yuv420p10le"
@@ -41,10 +42,9 @@ class VideoCodec:
 
 
 _SAME = {EIGHT_BIT: EIGHT_BIT, TEN_BIT: TEN_BIT}
-ALL_SUFFIXES = (".mp4", ".mov", ".mkv")
 VIDEO_CODECS = {
-    "h264": VideoCodec("libx264", ALL_SUFFIXES, _SAME),
-    "hevc": VideoCodec("libx265", ALL_SUFFIXES, _SAME, tag="hvc1"),  # the tag that Apple's players ask for
+    "h264": VideoCodec("libx264", OUTPUT_SUFFIXES, _SAME),
+    "hevc": VideoCodec("libx265", OUTPUT_SUFFIXES, _SAME, tag="hvc1"),  # the tag that Apple's players ask for
     "prores": VideoCodec("prores_ks", (".mov", ".mkv"), {TEN_BIT: "yuv422p10le"}),
     "ffv1": VideoCodec("ffv1", (".mkv",), _SAME),
 }

@@ -52,7 +52,7 @@ class VideoFrame:
 
     @property
     def is_gray(self) -> bool:
-        """Whether the whole frame is black and white, up to what an encoder adds."""
+        """Whether the whole frame is black and white, up to encoding noise."""
         chroma = self._data[self.height :]
         return bool(chroma.max() <= 128 + GRAY_TOLERANCE and chroma.min() >= 128 - GRAY_TOLERANCE)
 

@@ -21,7 +21,7 @@ NOISE = 8.0  # mean squared difference of neighbors that is attributed to noise
 DOUBT = 0.3  # weight of the difference that remains between the warped frames
 
 
-class FlowMeter:
+class FlowEstimator:
     """Dense optical flow between two frames, cached for the last few pairs."""
 
     KEPT = 3  # before -> first -> second -> after: the next interval needs two of these again
@@ -54,7 +54,7 @@ class FlowInterpolator:
     name = "dis-flow"
 
     def __init__(self) -> None:
-        self._meter = FlowMeter()
+        self._flow = FlowEstimator()
 
     def between(
         self,
@@ -65,9 +65,9 @@ class FlowInterpolator:
         after: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `Interpolator.between`."""
-        earlier = None if before is None else self._meter.both_ways(before, first)[1]
-        forward, backward = self._meter.both_ways(first, second)
-        later = None if after is None else self._meter.both_ways(second, after)[0]
+        earlier = None if before is None else self._flow.both_ways(before, first)[1]
+        forward, backward = self._flow.both_ways(first, second)
+        later = None if after is None else self._flow.both_ways(second, after)[0]
         velocity = _velocity(forward, backward, t)
         bend = _bend(forward, backward, earlier, later, velocity, t)
         to_first, to_second = bend - t * velocity, bend + (1 - t) * velocity

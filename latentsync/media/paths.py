@@ -24,9 +24,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from latentsync.constants import OUTPUT_SUFFIXES
 from latentsync.utils.errors import UserError
-
-OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv")
 
 # Demuxers that read one file and refer to no other. libav checks the list before the demuxer reads the header, and
 # passes it on to anything that a demuxer opens itself.
@@ -50,7 +49,7 @@ _IMAGE_PLUGINS = (
     AvifImagePlugin.AvifImageFile,
 )  # fmt: skip
 _IMAGE_FORMATS = tuple(plugin.format for plugin in _IMAGE_PLUGINS if plugin.format in Image.OPEN)
-# What Pillow raises for files that are damaged or not images of these formats.
+# Pillow raises these for files that are damaged or not images of these formats.
 IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
     RuntimeError, Image.DecompressionBombError,

@@ -161,7 +161,7 @@ def decode_first_frame(container: InputContainer, stream: VideoStream, path: Pat
 
 
 def frame_rate(stream: VideoStream) -> Fraction:
-    """The rate of a stream: its nominal rate if the mean is within 1 % of it, otherwise the mean."""
+    """The rate of a stream: its nominal rate if the mean is within 1% of it, otherwise the mean."""
     average, nominal = stream.average_rate, stream.guessed_rate
     rate = average or nominal
     if average and nominal and abs(nominal / average - 1) < Fraction(1, 100):

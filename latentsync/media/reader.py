@@ -110,7 +110,7 @@ class VideoReader:
     def _progressive(self, from_start: bool) -> Iterator[av.VideoFrame]:
         """Decoded frames, deinterlaced, from the first complete one on."""
         frames = self._decoded()
-        if not from_start:  # what precedes the keyframe in display order may lack its references
+        if not from_start:  # frames before the keyframe in display order may lack their references
             frames = dropwhile(lambda frame: not frame.key_frame, frames)
         frames = deinterlaced(map(self._noted, frames))
         if self._is_interlaced and not from_start:

@@ -45,7 +45,7 @@ class SlicedSamples:
 
 
 class PlacedSamples(SlicedSamples):
-    """Signals at their places in silence of `length` samples. What reaches beyond the end is left out.
+    """Signals at their places in silence of `length` samples. Samples beyond the end are left out.
 
     parts: (first sample, signal), which must not overlap.
     """

@@ -105,7 +105,7 @@ def audio_file(audio: AudioInput) -> Iterator[str | PathLike]:
 
 @contextmanager
 def as_file(source: str | PathLike | IO[bytes], kind: str) -> Iterator[str | PathLike]:
-    """The path itself, or that of a temporary copy of what remains in a file object."""
+    """The path itself, or that of a temporary copy of the rest of a file object."""
     if isinstance(source, str | PathLike):
         yield source
         return

@@ -23,7 +23,7 @@ ON_SHORT_CHOICES = ("bounce", "loop", "freeze", "error")
 # Frames kept in memory while playing backward: this many bytes of 4:2:0 samples, within these counts.
 _WINDOW_BYTES = 128 * 2**20
 _WINDOW_FRAMES = (12, 128)
-SEARCHED_SECONDS = 2  # what precedes a part by less is decoded, not skipped
+SEARCHED_SECONDS = 2  # frames that precede a part by less are decoded, not skipped
 
 
 class Timed(Protocol):

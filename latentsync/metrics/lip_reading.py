@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from latentsync.pretrained.lip_reader import SIDE, LipReader
 
 # Rows and columns of the aligned face as fractions of its side: a square of 60.5 units of the template (75 x 100 units)
-# that ends at the chin, about what the lip reader was trained on, 88 pixels of a face whose pupils are 58 pixels apart.
+# that ends at the chin, close to the lip reader's training data, 88 pixels of a face whose pupils are 58 pixels apart.
 ROWS, COLUMNS = (0.395, 1.0), (0.0965, 0.9035)
 WINDOW = 250  # frames read at once, ten seconds
 MIN_FRAMES = 5  # of a track

@@ -1,9 +1,9 @@
 """A small SyncNet that encodes each frame separately, then the sequence of frame features.
 
-StableSyncNet stacks the frames of a window along the channels, so its first convolution must learn for each position in
-the window what a mouth looks like. Here one encoder is shared by all frames, and a second one encodes how its features
-change. In a sequence longer than a window each frame is encoded once for all windows that contain it. This network
-learns from less data and in fewer steps.
+StableSyncNet stacks the frames of a window along the channels, so its first convolution must learn the appearance of
+a mouth for each position in the window. Here one encoder is shared by all frames, and a second one encodes how its
+features change. In a sequence longer than a window, each frame is encoded once for all windows that contain it. This
+network learns from less data and in fewer steps.
 
 Legend: B sequences, R frames of a sequence, F frames of a window, W windows of a sequence, C channels, H W map,
 D widths, A values of an audio row.

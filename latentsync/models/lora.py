@@ -238,7 +238,7 @@ def _expected_shapes(unet: nn.Module, modules: Iterable[str], rank: int) -> dict
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str], step: int) -> tuple[LoraInfo, dict[str, Any]]:
-    """What the file says of the adapter, and the config of the model it was trained on."""
+    """Metadata of the adapter, and the config of the model it was trained on."""
     try:
         targets, config = json.loads(metadata["targets"]), dict(json.loads(metadata["model"]))
         settings = LoraSettings(int(metadata["rank"]), float(metadata["alpha"]), tuple(targets))

@@ -1,7 +1,7 @@
 """An autoencoder of image patches: a linear encoder, and a small convolutional decoder that suits a CPU.
 
 It has the interface of diffusers' `AutoencoderKL`. The encoder is a single convolution of non-overlapping patches. The
-decoder adds what a convolutional network finds to the linear reconstruction of each patch. Neither has norms or
+decoder adds the output of a convolutional network to the linear reconstruction of each patch. Neither has norms or
 attention, so a crop decodes as the whole image does, up to the receptive field.
 
 Legend: N images, C latent channels, P patch side, H W pixels, h w latent cells.
@@ -69,7 +69,7 @@ class PatchDecoder(nn.Module):
             self._initialize()
 
     def _initialize(self) -> None:
-        """Without norms, the layers have to keep the variance of what passes them. The output starts at zero."""
+        """Without norms, the layers have to keep the variance of their inputs. The output starts at zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -80,7 +80,7 @@ class PatchDecoder(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
 
     def cast_convolutions(self, dtype: torch.dtype) -> None:
-        """Compute what the convolutions add in `dtype`. The linear part, which is most of the image, keeps its own."""
+        """Compute the convolutions in `dtype`. The linear part, which is most of the image, keeps its own."""
         for module in (self.conv_in, self.levels, self.conv_out):
             module.to(dtype)
 

@@ -123,14 +123,14 @@ class StableSyncNet(nn.Module):
     def embed_images(self, image_sequences: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D) unit vectors."""
         self.config.check_visual_input(image_sequences.shape[1], tuple(image_sequences.shape[2:]))
-        if self.config.centred_frames:
-            frames = image_sequences.unflatten(1, (self.config.centred_frames, -1))
+        if self.config.centered_frames:
+            frames = image_sequences.unflatten(1, (self.config.centered_frames, -1))
             image_sequences = (frames - frames.mean(1, keepdim=True)).flatten(1, 2)
         return F.normalize(self.visual_encoder(image_sequences), dim=1)
 
     def embed_audio(self, audio_sequences: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D) unit vectors."""
         self.config.check_audio_input(audio_sequences.shape[1], tuple(audio_sequences.shape[2:]))
-        if self.config.centred_frames:
+        if self.config.centered_frames:
             audio_sequences = audio_sequences - audio_sequences.mean(-1, keepdim=True)
         return F.normalize(self.audio_encoder(audio_sequences), dim=1)

@@ -125,14 +125,14 @@ class InputChannels:
 class StableSyncNetConfig:
     """The two encoders, whose last width is that of the embedding.
 
-    centred_frames: number of frames stacked in the visual input, whose mean is subtracted, as is the mean of the audio
+    centered_frames: number of frames stacked in the visual input, whose mean is subtracted, as is the mean of the audio
         over time, so that motion counts and not the speaker's identity. 0, as in the published networks, subtracts
         nothing.
     """
 
     audio_encoder: EncoderConfig
     visual_encoder: EncoderConfig
-    centred_frames: int = 0
+    centered_frames: int = 0
     architecture: Literal["stable_syncnet"] = "stable_syncnet"
 
     @classmethod
@@ -147,10 +147,10 @@ class StableSyncNetConfig:
             f"audio_encoder ends in {audio} channels, visual_encoder in {vision}; their embeddings are compared,"
             " so make the last of block_out_channels equal",
         )
-        frames, channels = self.centred_frames, self.visual_encoder.in_channels
+        frames, channels = self.centered_frames, self.visual_encoder.in_channels
         require(
             frames >= 0 and (frames == 0 or channels % frames == 0),
-            f"centred_frames {frames} is neither 0 nor the number of frames in visual_encoder.in_channels {channels}",
+            f"centered_frames {frames} is neither 0 nor the number of frames in visual_encoder.in_channels {channels}",
         )
 
     @property

@@ -216,7 +216,7 @@ class UNet3DConditionModel(nn.Module):
         return UNet3DConditionOutput(prediction)
 
     def _predict(self, sample: Tensor, timesteps: Tensor, tokens: Tensor, branch: int) -> tuple[Tensor, Tensor]:
-        """All layers: the prediction (B, C_out, F, H, W), and what enters the layers outside of `branch` (N, C, H, W).
+        """All layers: the prediction (B, C_out, F, H, W), and the input of the layers outside of `branch` (N, C, H, W).
 
         sample (B, C_in, F, H, W), timesteps (B,), tokens (B, F, S, D).
         """

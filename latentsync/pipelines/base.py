@@ -95,7 +95,7 @@ class PipelineBase(LoraMixin):
         self._weights: Weights = "full"
         self._compile_options: dict[str, Any] | None = None  # if compiled
         self._copies: list[Self] = []  # on further devices
-        self._chunk_memory: dict[tuple, tuple[int, int]] = {}  # bytes of one and of two, by what they depend on
+        self._chunk_memory: dict[tuple, tuple[int, int]] = {}  # bytes of one and of two, by shape and modes
         self._speeds: dict[tuple, Speeds] = {}  # by the settings that they depend on
         check_compatibility(unet, self.codec, audio_encoder)
 

@@ -1,4 +1,4 @@
-"""The opened inputs of a run: frames, what each person says in which of them, and the audio of the output."""
+"""The opened inputs of a run: frames, the speech of each person, and the audio of the output."""
 
 import logging
 import tempfile
@@ -52,7 +52,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Opened:
-    """What all kinds of clips are made from; `stack` closes what they open. seconds: maximum duration, if any."""
+    """Inputs common to all kinds of clips; `stack` closes the files they open. seconds: maximum duration, if any."""
 
     stack: ExitStack
     source: VideoSource

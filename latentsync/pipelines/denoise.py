@@ -154,7 +154,7 @@ def regenerate_faces(
     """Lip-sync aligned faces (B, F, 3, R, R) in [-1, 1] to audio tokens (B, F, S, D); returns faces of the same shape.
 
     `mask` (1, 1, R, R): 0 = regenerate; all other pixels are returned unchanged. A UNet with `whole_condition`
-    sees what the mask covers, too.
+    also sees the masked pixels.
     `reference` (B, F, 3, R, R): reference frames for the identity; by default the unmasked frames themselves.
     `still`: see `encode_frames`. `decoding`: stream of the decoder, on which the result is; by default the main stream.
     `join(latents)`: joins the latents with those of other chunks; may drop the last frames, which are not decoded then.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.chunks import batch_chunks, split_chunks
 from latentsync.faces.color import match_color
 from latentsync.faces.mask import load_mask
@@ -30,7 +31,6 @@ from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16000
 NUM_FRAMES = 16
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.chunks import Chunk, batch_chunks, face_chunks
 from latentsync.faces.contour import ContourFinder
 from latentsync.faces.mask import blend_weight
@@ -27,7 +28,7 @@ from latentsync.media.sources import AudioInput, VideoInput, is_path
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.clip import Clip, Files
 from latentsync.pipelines.crossfade import CrossFade
-from latentsync.pipelines.face_generator import NUM_FRAMES, SAMPLE_RATE, FaceGenerator, PendingFaces
+from latentsync.pipelines.face_generator import NUM_FRAMES, FaceGenerator, PendingFaces
 from latentsync.pipelines.opening import open_clip
 from latentsync.pipelines.people import resolve_faces
 from latentsync.pipelines.progress import ProgressReport, Work

@@ -21,7 +21,7 @@ Speeds = dict[str, float]  # stage -> seconds per frame
 
 
 class Watch:
-    """What a run reports while it denoises a batch of chunks; this base class ignores it."""
+    """Receives reports while a batch of chunks is denoised; this base class ignores them."""
 
     def begin(self, frames: int) -> None:
         """A batch begins that delivers so many frames."""

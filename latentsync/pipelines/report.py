@@ -1,4 +1,4 @@
-"""What happened to each frame: the optional report file, and the ranges that were passed through."""
+"""The report on each frame: the optional file, and the ranges that were passed through."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -62,7 +62,7 @@ class FrameLog:
             self._file.write(f'\n], "passed": {json.dumps(ranges)}}}\n')
 
     def describe(self, total: int) -> str:
-        """What was passed through of `total` frames although someone speaks, in one line; empty if nothing was."""
+        """Frames of `total` that were passed through during speech, in one line; empty if there are none."""
         ranges = [each for each in self.passed if each.reason != NOT_SPEAKING]
         missing = sum(each.end - each.start for each in ranges)
         if not missing:

@@ -1,4 +1,4 @@
-"""Scripts: who says what and when, in one video.
+"""Scripts: the lines of several speakers in one video.
 
 A script is a CSV with the columns start, end, face, audio, text and voice, or a JSON array of objects with these keys.
 """

@@ -109,6 +109,6 @@ def _speaker(opened: Opened, lines: Sequence[Line], count: int) -> Speaker:
 
 def _layer(line: Line) -> Layer:
     """The voice of a line in the mix, from the first used frame on."""
-    early = min(line.start, Fraction(0))  # what precedes the used part is left out
+    early = min(line.start, Fraction(0))  # audio before the used part is left out
     source = replace(line.source, delay=line.source.delay + early).cut(line.end - max(line.start, Fraction(0)))
     return Layer(source, max(line.start, Fraction(0)))

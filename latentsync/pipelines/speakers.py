@@ -1,4 +1,4 @@
-"""What each person says, and in which frames of the output. Letters: T frames."""
+"""The speech of each person, and its frames in the output. Letters: T frames."""
 
 import logging
 from collections.abc import Sequence

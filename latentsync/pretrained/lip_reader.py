@@ -1,5 +1,6 @@
 """The encoder of Auto-AVSR's visual speech recognizer (Ma et al. 2023, "Auto-AVSR: Audio-Visual Speech Recognition with
-Automatic Labels"), whose features tell what lips say: a 3-D convolution, a ResNet-18 of each frame, and a conformer.
+Automatic Labels"): a 3-D convolution, a ResNet-18 of each frame, and a conformer. Its features describe the spoken
+words.
 
 Parameter names are those of the published `vsr_*_base.pth`; the files of 2023 have other names for the same tensors.
 The published file was not at hand: loading it reports every difference. Legend: B clips, T frames, C channels.

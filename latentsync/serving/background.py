@@ -14,7 +14,7 @@ class BackgroundTask:
 
     Args:
         name: of the thread, for messages.
-        step: what to call.
+        step: function to call.
         seconds: pause between two calls.
         at_end: called last, in the same thread.
         stopping: shared with other code; the task's own by default.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentsync.constants import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from latentsync.data.cache import file_digest
 from latentsync.media.paths import check_input_path, check_output_path
 from latentsync.options import OPTIONS, RENAMED, GenerationOptions, OptionError, parse_options, up_to_date
@@ -18,7 +19,6 @@ from latentsync.pipelines.script import audio_names, read_script
 from latentsync.serving.jobs import AUDIO_ROLES, InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
 from latentsync.serving.models import weights_of
 from latentsync.serving.service import JobService
-from latentsync.serving.workspace import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.files import staged_output, write_text
 from latentsync.utils.tables import read_csv
@@ -170,7 +170,7 @@ def _expand(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = _media(path, VIDEO_SUFFIXES)
+            matches = _media(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES)
         else:
             matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         if not matches:
@@ -292,7 +292,7 @@ class Batch:
         return RowResult(row, DONE, seconds=seconds)
 
     def _key(self, row: BatchRow) -> str:
-        """What identifies a row: the same with other weights is another one."""
+        """Identity of a row; equal rows with other weights differ."""
         if row.kind is not JobKind.LIPSYNC:
             return row.key()
         chosen, settings = (row.options.model, row.options.lora), self.service.settings

@@ -5,14 +5,14 @@ import sqlite3
 import time
 from pathlib import Path
 
+from latentsync.options import OPTIONS, RENAMED
 from latentsync.serving.workspace import Workspace
 from latentsync.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 BUSY_SECONDS = 30.0
-# Raise it when a column or the set of generation options changes; see tests/serving/test_database.py.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7  # raise it when a column changes
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -57,6 +57,7 @@ CREATE TABLE IF NOT EXISTS workers (
     beat REAL NOT NULL,
     boot TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS options (name TEXT PRIMARY KEY);
 """
 # Statements that turn a database of a version into one of the next.
 MIGRATIONS = {
@@ -80,6 +81,7 @@ MIGRATIONS = {
     ),
     4: (),  # other options
     5: (),  # other options
+    6: (),  # from here on, the table `options` has their names
 }
 SIDE_FILES = ("", "-wal", "-shm")
 
@@ -101,7 +103,7 @@ def prepare(path: Path) -> None:
     """Create the database, or check and migrate an existing one.
 
     Raises:
-        UserError: it is damaged, or a newer version of this program has written it.
+        UserError: it is damaged, or a newer version of this program has written it, with other columns or options.
     """
     problem = find_damage(path)
     if problem is not None:
@@ -111,19 +113,26 @@ def prepare(path: Path) -> None:
         db.execute("BEGIN IMMEDIATE")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if not 0 <= version <= SCHEMA_VERSION:
-            raise UserError(
-                f"{path}: written by another version of this program (schema {version}; this one reads up to "
-                f"{SCHEMA_VERSION}); use that version or choose another workspace"
-            )
+            raise _other_version(path, f"schema {version}; this one reads up to {SCHEMA_VERSION}")
         for earlier in range(max(version, 1), SCHEMA_VERSION) if version else ():
             for statement in MIGRATIONS[earlier]:
                 db.execute(statement)
         for statement in SCHEMA.split(";"):
             db.execute(statement)
+        stored = {row["name"] for row in db.execute("SELECT name FROM options")}
+        if unknown := stored - OPTIONS.keys() - RENAMED.keys():
+            raise _other_version(path, f"its jobs may have the option {min(unknown)}")
+        db.executemany("INSERT OR IGNORE INTO options VALUES (?)", ((name,) for name in OPTIONS))
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
     finally:
         db.close()
+
+
+def _other_version(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path}: written by another version of this program ({why}); use that version or choose another workspace"
+    )
 
 
 def find_damage(path: Path) -> str | None:

@@ -182,5 +182,5 @@ def _check_length(container: InputContainer, stream: AudioStream | VideoStream, 
             position += packet.duration or 0
             if position * time_base > most:
                 _check_seconds(path, position * time_base, most)
-    except av.error.FFmpegError:  # damaged from here on; the worker decodes what precedes it
+    except av.error.FFmpegError:  # damaged from here on; the worker decodes the part before
         return

@@ -267,7 +267,7 @@ class JobService:
         return path if write_thumbnail(path.parent / row.result, path) else None
 
     def upload_folder(self) -> Path:
-        """Folder for uploads before they are submitted; what stays there expires."""
+        """Folder for uploads before they are submitted; unused ones expire."""
         return self.workspace.uploads
 
     # Statistics and retention
@@ -344,6 +344,7 @@ class JobService:
             done=row.done,
             total=row.total,
             fraction=row.fraction if running else float(row.state is JobState.DONE),
+            canceling=running and row.cancel,
             eta_seconds=self._eta(row, position),
             error=row.error,
             result=result,

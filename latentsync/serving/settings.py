@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from latentsync.options import AUTO, COMPILE_HELP, DTYPES, WEIGHTS, WEIGHTS_HELP, Weights
+from latentsync.utils.commands import size
 from latentsync.utils.errors import UserError
+from latentsync.utils.logs import FORMATS
 from latentsync.utils.memory import GIB, default_limit
 
 MIB = 2**20
@@ -26,7 +28,7 @@ class ServingSettings:
         None for never.
     max_queue: maximum number of queued jobs.
     max_upload_bytes: of one file. max_audio_seconds, max_video_seconds, max_pixels (of a frame): limits on its content.
-    worker_memory_bytes: of a worker; its job fails beyond it. 0: its share of 80 % of the machine's memory.
+    worker_memory_bytes: of a worker; its job fails beyond it. 0: its share of 80% of the machine's memory.
     job_timeout_seconds: time limit of one attempt. max_attempts: how often a job is started if its worker dies.
     lease_seconds: a job whose worker gives no sign of life for this long is lost and queued again.
     keep_results_hours: after this time, files of finished jobs are deleted. quota_bytes: of the workspace; if it is
@@ -93,6 +95,24 @@ class ServingSettings:
         return asdict(self) | {"workspace": str(self.workspace), "devices": list(self.devices)}
 
 
+def add_server_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the arguments that API and web UI share, with those of `add_service_arguments`. Returns the group `jobs`."""
+    jobs = parser.add_argument_group("jobs")
+    add = jobs.add_argument
+    add("--workspace", type=Path, default=Path("workspace"), help="folder of jobs and results (default: %(default)s)")
+    add("--model", default=AUTO, help="default model of jobs (default: the best present)")
+    add(
+        "--max_upload_mb",
+        type=size,
+        default=2048,
+        help="maximum size of an uploaded file in MiB (default: %(default)s)",
+    )
+    add("--ray_address", help="address of a Ray cluster that runs the jobs, see docs/serving.md")
+    parser.add_argument("--log_format", choices=FORMATS, help="format of the log lines (default: text)")
+    add_service_arguments(parser)
+    return jobs
+
+
 def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that all commands with a job service share."""
     add = parser.add_argument_group("workers").add_argument
@@ -101,7 +121,7 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
         "--worker_memory_gb",
         type=float,
         default=0,
-        help="memory of a process in GiB, beyond which its job fails (default: its share of 80 %% of the machine's)",
+        help="memory of a process in GiB, beyond which its job fails (default: its share of 80%% of the machine's)",
     )
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
     add("--dtype", choices=DTYPES, help="precision of the models (default: by device and model)")
@@ -115,6 +135,21 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repair", action="store_true", help="if the job queue is damaged, move it aside and start an empty one"
+    )
+
+
+def server_settings(options: argparse.Namespace, **more: Any) -> ServingSettings:
+    """Settings from the arguments of `add_server_arguments`, and `more` of them by name."""
+    from latentsync.serving.models import find_model
+
+    find_model(options.model)
+    return service_settings(
+        options,
+        options.workspace,
+        model=options.model,
+        max_upload_bytes=int(options.max_upload_mb * MIB),
+        ray_address=options.ray_address,
+        **more,
     )
 
 

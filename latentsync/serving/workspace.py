@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from latentsync.constants import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from latentsync.serving.jobs import ROLES
 from latentsync.utils.errors import UserError
 
@@ -17,11 +18,6 @@ THUMBNAIL = "thumbnail.jpg"
 DATABASE = "jobs.sqlite"
 MARKER = ".latentsync-workspace"
 SCRIPT_SUFFIX = ".json"  # whatever was uploaded
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .mov .mkv .webm .avi .ts .m4v .gif .webp .png .jpg .jpeg .bmp .tif .tiff .heic .avif".split()
-)
-AUDIO_SUFFIXES = frozenset(".wav .mp3 .flac .ogg .opus .m4a .aac .wma".split())
-SAFE_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
 
 
 class Workspace:
@@ -113,7 +109,7 @@ class Workspace:
 def safe_suffix(name: str) -> str:
     """The lower-case suffix of a user's file name if it is a known one of a media file, else an empty string."""
     suffix = os.path.splitext(os.path.basename(name))[1].lower()
-    return suffix if suffix in SAFE_SUFFIXES else ""
+    return suffix if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES | AUDIO_SUFFIXES else ""
 
 
 def tree_size(root: Path) -> int:

@@ -49,7 +49,7 @@ class BackgroundValidation:
             yield step, folder, metrics
 
     def close(self) -> None:
-        """Drop what has not begun, and wait for the rest."""
+        """Drop queued calls, and wait for the running one."""
         self._pool.shutdown(cancel_futures=True)
 
 

@@ -28,7 +28,7 @@ MANIFEST = "complete.json"
 STEP_NAME = re.compile(r"step_(\d{8,})")
 UNFINISHED = ".step_*.tmp"
 BLOCK = 1 << 24
-# What torch, safetensors and Python raise when a disk is full or fails.
+# torch, safetensors and Python raise these when a disk is full or fails.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
@@ -56,7 +56,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, keep_last: int, accelerator: Accelerator, *, background: bool = False) -> None:
         self.folder, self.keep_last, self.accelerator = folder, keep_last, accelerator
-        # Of its own: what the thread exchanges must not mix with what training does. Any device's group can be slower.
+        # A separate group: the thread's messages must not mix with those of training. Any device's group can be slower.
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if accelerator.num_processes > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._unfinished: Future[Path] | None = None

@@ -171,7 +171,7 @@ class Exporter:
         return Path(self.config.data.train_output_dir) / "validation" / f"step_{step:08d}"
 
     def _values(self, step: int, folder: Path) -> dict[str, list[float]]:
-        """What this process's share of the validation finds."""
+        """Metrics of this process's share of the validation."""
         sharded, accelerator = is_sharded(self.model), self.accelerator
         model = self.model if sharded else accelerator.unwrap_model(self.model)
         share = Share() if sharded else Share(accelerator.process_index, accelerator.num_processes)

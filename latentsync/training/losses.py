@@ -94,7 +94,7 @@ class LossNetworks:
 
 @dataclass
 class ExtraLosses:
-    """What a recipe adds: terms, and discriminators, modules (made, real frames) -> loss with a `discriminator`."""
+    """Additions of a recipe: terms, and discriminators, modules (made, real frames) -> loss with a `discriminator`."""
 
     terms: dict[str, Term] = field(default_factory=dict)
     discriminator_losses: dict[str, nn.Module] = field(default_factory=dict)

@@ -37,7 +37,7 @@ def last_timestep_sampler(scheduler: DDIMScheduler) -> TimestepSampler:
 
 @section
 class Recipe:
-    """Training as published; subclasses override what they change."""
+    """Training as published; subclasses override parts of it."""
 
     def check_unet_config(self, config: UNetFileConfig) -> None:
         """Raise UserError for options that do not fit the rest of a UNet config."""

@@ -187,7 +187,7 @@ class Report:
 
 
 def _open_tensorboard(folder: Path, first_step: int) -> "SummaryWriter | None":
-    """A writer that discards what an earlier run wrote from `first_step` on; None without the package."""
+    """A writer that discards an earlier run's entries from `first_step` on; None without the package."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

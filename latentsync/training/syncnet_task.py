@@ -133,8 +133,8 @@ class PlateauWatch:
 
     def _guess_meaning(self) -> str:
         if math.isclose(self.guess, GUESS):
-            return "0.69 = ln 2 is what answering 0.5 to every pair costs"
-        return f"ln B = {self.guess:.2f} is what a guess among the B samples of the batch costs"
+            return "0.69 = ln 2 is the loss of answering 0.5 to every pair"
+        return f"ln B = {self.guess:.2f} is the loss of a random guess among the B samples of the batch"
 
 
 class SyncNetTask:

@@ -1,4 +1,4 @@
-"""Validation of a UNet in training: what it makes of a few videos, and their metrics."""
+"""Validation of a UNet in training: results for a few videos, and their metrics."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

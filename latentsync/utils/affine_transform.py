@@ -78,7 +78,7 @@ class AlignRestore:
         matrix: np.ndarray | torch.Tensor,
         weight: np.ndarray | None = None,
     ) -> tuple[Box, np.ndarray, np.ndarray]:
-        """What `restore_img` blends: box (x0, y0, x1, y1), rgb (h, w, 3) float32 0..255, alpha (h, w) float32 0..1.
+        """Inputs of the blend: box (x0, y0, x1, y1), rgb (h, w, 3) float32 0..255, alpha (h, w) float32 0..1.
 
         `frame_size` is (height, width); the box is clipped to it, empty if the face is outside. `weight`, (h, w)
         float32 in [0, 1], limits the blend to a part of the face.

@@ -26,7 +26,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def default_limit(workers: int) -> int:
-    """Bytes that each of `workers` processes may use: its share of 80 % of the machine's memory."""
+    """Bytes that each of `workers` processes may use: its share of 80% of the machine's memory."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return int(SHARE * machine) // max(1, workers)
 

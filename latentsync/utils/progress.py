@@ -15,7 +15,7 @@ UNFINISHED = 0.995  # largest fraction reported before the end
 class Progress(NamedTuple):
     """State of a job.
 
-    stage: what is being done. done, total: frames; total is 0 while it is unknown. fraction: of the work that is done,
+    stage: current stage. done, total: frames; total is 0 while it is unknown. fraction: of the work that is done,
     0 to 1, never decreasing. seconds_left: estimate, None while it is unknown.
     """
 

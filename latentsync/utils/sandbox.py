@@ -44,7 +44,7 @@ _OK, _USER_ERROR, _FAILURE = "ok", "user error", "failure"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a call may take: seconds of wall-clock and of CPU time, bytes of memory beyond the helper's, open files.
+    """Limits of a call: seconds of wall-clock and of CPU time, bytes of memory beyond the helper's, open files.
 
     file_bytes: size of a file that it may write, such as a temporary one of a library.
     """
@@ -72,7 +72,7 @@ def call_limited(function: Callable[..., T], path: str | os.PathLike, *args: Any
         limits: by default `Limits.for_file(path)`.
 
     Raises:
-        UserError: what the function raises, or a limit was exceeded, or the parser crashed on the file.
+        UserError: raised by the function, or a limit was exceeded, or the parser crashed on the file.
     """
     limits = limits or Limits.for_file(Path(path))
     request = pickle.dumps((function, (path, *args), limits))
@@ -85,7 +85,7 @@ def call_limited(function: Callable[..., T], path: str | os.PathLike, *args: Any
         raise UserError(f"{path}: cannot be examined: the decoder crashed on it; the file is damaged or malicious")
     try:
         outcome, value = _ResultUnpickler(io.BytesIO(answer)).load()
-    except Exception as error:  # what the child sent is not a result: anything can come out of that
+    except Exception as error:  # the child's bytes are not a result, so unpickling may raise anything
         logger.warning("%s: the process that examined it sent no result: %s", path, error)
         outcome, value = _FAILURE, str(error)
     if outcome == _OK:
@@ -102,7 +102,7 @@ def shut_down() -> None:
 
 
 class _ResultUnpickler(pickle.Unpickler):
-    """The child may have been taken over by the file it parsed: what it sends must not run anything here."""
+    """The child may have been taken over by the file it parsed: its bytes must not run anything here."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _RESULT_TYPES:

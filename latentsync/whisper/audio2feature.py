@@ -143,8 +143,8 @@ class Audio2Feature:
         width = 2 * self._window_rows
         if mel.num_frames > width:
             raise UserError(
-                f"a clip of {len(wave) / SAMPLE_RATE:.0f} s is longer than {self.window_seconds:g} s, what the audio "
-                "encoder takes at once; give shorter clips, or set data.whisper_on_device to false"
+                f"a clip of {len(wave) / SAMPLE_RATE:.0f} s exceeds the audio encoder's window of "
+                f"{self.window_seconds:g} s; give shorter clips, or set data.whisper_on_device to false"
             )
         frames = mel.frames(0, mel.num_frames)
         return torch.nn.functional.pad(frames, (0, width - frames.shape[1])), mel.num_frames // 2

@@ -1,4 +1,4 @@
-"""Interface of storages, and what they share."""
+"""Interface of storages, and their common code."""
 
 import contextlib
 import hashlib
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from latentsync.constants import VIDEO_SUFFIXES
+from latentsync.constants import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .webp .bmp .tif .tiff".split())
 WORK_FOLDER = ".work"  # unfinished files, and the lock of the run that writes them
 
 

@@ -1,4 +1,4 @@
-"""Arguments of both commands, and what they build from a config."""
+"""Arguments of both commands, and the objects they build from a config."""
 
 import argparse
 from dataclasses import dataclass

@@ -115,7 +115,7 @@ class DistillTask(UNetTask):
         return Estimate(estimate, target, estimate, frames, real, has_audio, audio, target)
 
     def validate(self, model: nn.Module, step: int, folder: Path, share: Share) -> dict[str, list[float]]:
-        """`teacher_distance` of the held-out samples, and what `UNetTask` measures."""
+        """`teacher_distance` of the held-out samples, and the metrics of `UNetTask`."""
         count = 0 if self._held_out is None else len(self._held_out)
         distances = [self.teacher_distance(model, index) for index in share.of(list(range(count)))]
         own = {"teacher_distance": distances} if distances else {}

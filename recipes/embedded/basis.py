@@ -1,7 +1,7 @@
 """The linear encoder of the embedded model: principal components of 16x16 patches that extend the first generation's.
 
 The first 16 channels are exactly the latents of the 128 px model: its 8x8 patches of the image at half the size. The
-others are principal components of what those leave, so that a UNet and SyncNets trained on the former keep their
+others are principal components of the residual, so that a UNet and SyncNets trained on the former keep their
 meaning. Legend: N images, C channels, P = 3 * 16 * 16 values of a patch, order color, row, column.
 """
 
@@ -50,7 +50,7 @@ def enlarged_basis(patches: nn.Conv2d, scale: float, shift: float) -> tuple[Tens
 
 @torch.no_grad()
 def residual_basis(images: Tensor, base: Tensor, channels: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Leading principal components of what `base` (C, P) leaves of the patches of images (N, 3, R, R) in [-1, 1].
+    """Leading principal components of the residual of `base` (C, P) on patches of images (N, 3, R, R) in [-1, 1].
 
     Each is divided by the root of its standard deviation, as the first generation's are: per unit of the image's
     energy, so that old and new channels count alike.

@@ -21,7 +21,7 @@ from torch import Tensor
 from latentsync.checkpoints.files import EMBEDDED_WHISPER
 from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.faces.mask import blend_weight, load_mask
-from latentsync.faces.mouth import MouthMeter, closed_opening
+from latentsync.faces.mouth import OpeningEstimator, closed_opening
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.metrics.clip_sync import EmbeddedScorer
 from latentsync.metrics.sync import SyncScore, offset_score
@@ -70,7 +70,7 @@ def load_speaker(pipeline: LipsyncPipeline) -> Speaker:
     return speak
 
 
-class Judge:
+class HeldOutSyncNet:
     """The SyncNet that had no part in the training."""
 
     def __init__(self) -> None:
@@ -89,8 +89,8 @@ def jitter(faces: Tensor) -> float:
     return float(detail.mouth(faces).diff(n=2, dim=0).abs().mean())
 
 
-def openings(meter: MouthMeter, faces: Tensor) -> np.ndarray:
-    return meter.openings(((faces.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
+def openings(estimator: OpeningEstimator, faces: Tensor) -> np.ndarray:
+    return estimator.openings(((faces.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
 
 
 class Evaluation:
@@ -98,7 +98,7 @@ class Evaluation:
 
     def __init__(self, pack: Pack, voices: Voices, speaker: Speaker, trunk: Path, sheets: Path) -> None:
         self.pack, self.voices, self.speaker, self.sheets = pack, voices, speaker, sheets
-        self.judge, self.meter, self.perceptual = Judge(), MouthMeter(), PerceptualDistance(trunk)
+        self.syncnet, self.estimator, self.perceptual = HeldOutSyncNet(), OpeningEstimator(), PerceptualDistance(trunk)
         self.silence = self._silence()
         sheets.mkdir(parents=True, exist_ok=True)
 
@@ -123,11 +123,11 @@ class Evaluation:
         }
         self._show(clip, faces, result)
         if count >= MAX_FRAMES // 2:
-            score = self.judge.score(result, self.voices.states[voice][8 : 8 + 2 * count])
+            score = self.syncnet.score(result, self.voices.states[voice][8 : 8 + 2 * count])
             values |= {"confidence": score.confidence, "offset": score.offset}
         if clip.has_audio:
             own = self.pack.states(clip)[: 2 * count]
-            values["real_confidence"] = self.judge.score(faces, own).confidence
+            values["real_confidence"] = self.syncnet.score(faces, own).confidence
             spoken = self.speaker(faces, self.voices.window(self.pack.states(clip), 0, count))
             mouths = [detail.mouth(x) for x in (spoken, faces)]
             values["perceptual"] = float(self.perceptual(*mouths))
@@ -138,8 +138,8 @@ class Evaluation:
         """Opening in silence as a share of that in speech."""
         count = min(clip.length, MAX_FRAMES // 2)
         faces = self.pack.faces(range(clip.first, clip.first + count)).float() / 127.5 - 1
-        spoken = openings(self.meter, self.speaker(faces, self.voices.tokens(self._voice(number, count), 4, count)))
-        quiet = openings(self.meter, self.speaker(faces, self.silence[:count]))
+        spoken = openings(self.estimator, self.speaker(faces, self.voices.tokens(self._voice(number, count), 4, count)))
+        quiet = openings(self.estimator, self.speaker(faces, self.silence[:count]))
         closed = closed_opening(self.pack.openings[clip.first : clip.first + clip.length])
         share = max(np.nanmean(quiet) - closed, 0) / max(np.nanmean(spoken) - closed, 1e-3)
         return {"silence": round(float(share), 4)}

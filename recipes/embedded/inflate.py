@@ -24,7 +24,7 @@ def inflated_config(config: UNetConfig, channels: int) -> UNetConfig:
 def inflate(state: Mapping[str, Tensor], config: UNetConfig, channels: int) -> UNet3DConditionModel:
     """A UNet for C' = `channels` from the weights of one for C = `config.out_channels`.
 
-    Its first C channels are those of the old one to about 0.3 % of the reference; the others are a share of the
+    Its first C channels are those of the old one to about 0.3% of the reference; the others are a share of the
     reference frame's.
     """
     unet = UNet3DConditionModel(inflated_config(config, channels))

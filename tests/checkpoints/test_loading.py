@@ -1,4 +1,4 @@
-"""Checkpoints: every format read, every tolerated difference named, everything else one clear line."""
+"""Checkpoints: supported formats, tolerated differences, one-line errors for everything else."""
 
 import logging
 import math
@@ -91,7 +91,7 @@ def test_bare_legacy_half_precision_and_wrapped_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["unet.safetensors", "unet.pt"])
-def test_others_may_read_what_is_written(tmp_path, name):
+def test_saved_checkpoints_have_default_permissions(tmp_path, name):
     plain = tmp_path / "plain"
     plain.touch()
     save_checkpoint(tmp_path / name, weights())

@@ -1,4 +1,4 @@
-"""The checkpoint table: what is found, what is chosen, what is said when something is absent."""
+"""The checkpoint registry: lookup, choice of the default, messages about missing files."""
 
 import hashlib
 from dataclasses import replace
@@ -34,9 +34,9 @@ def put(root: Path, name: str, unet_name: str | None = None) -> None:
         target.write_bytes(bytes(file.size or 1))
 
 
-def test_table_is_sound() -> None:
+def test_the_registry_is_consistent() -> None:
     for name, item in REGISTRY.items():
-        assert item.licence and item.summary and item.files, name
+        assert item.license and item.summary and item.files, name
         for file in item.files:
             assert not Path(file.path).is_absolute()
             assert bool(file.repo) == bool(file.repo_path)

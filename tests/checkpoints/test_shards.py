@@ -1,4 +1,4 @@
-"""Checkpoints in several files, and folders that hold something else."""
+"""Sharded checkpoints, and folders without one."""
 
 import json
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def other_folder(*names: str) -> Callable[[Path], Path]:
         (other_folder("zero_to_fp32.py"), "is a DeepSpeed checkpoint; convert it"),
     ],
 )
-def test_what_is_refused_and_the_remedy(folder, change, message):
+def test_refusals_name_the_remedy(folder, change, message):
     path = change(folder)
     with pytest.raises(UserError, match=message):
         load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""SyncNet config files: the shipped ones say what the system is described as; mistakes are found by file and line."""
+"""SyncNet config files: values of the shipped ones, and errors with file and line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Config files: the shipped ones say what the system's description says, and mistakes are found by file and line."""
+"""UNet config files: values of the shipped ones, and errors with file and line."""
 
 import json
 from dataclasses import replace

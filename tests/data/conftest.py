@@ -45,7 +45,7 @@ def broken(tmp_path: Path, clips: list[Clip]) -> Clip:
 def numbers(pixels: Tensor) -> list[int]:
     """What the frames (F, 3, 64, 64) in [-1, 1] show."""
     gray = ((pixels.mean(1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return [read_number(picture) for picture in gray]
+    return [read_number(image) for image in gray]
 
 
 def same(first: dict, second: dict) -> bool:

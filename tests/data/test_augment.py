@@ -13,8 +13,8 @@ from latentsync.utils.errors import UserError
 
 @pytest.fixture
 def frames() -> torch.Tensor:
-    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return picture.expand(3, -1, -1, -1)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return image.expand(3, -1, -1, -1)
 
 
 def test_nothing_happens_by_default(frames):

@@ -1,4 +1,4 @@
-"""The clip reader: what is read, and what is said of clips that are not fit."""
+"""The clip reader: its results, and errors about unusable clips."""
 
 import numpy as np
 import pytest

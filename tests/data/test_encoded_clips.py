@@ -1,4 +1,4 @@
-"""Encoded clips: caches that follow the content, runs read from them, tokens as the audio encoder gives them."""
+"""Encoded clips: caches that follow the content, windows read from them, the audio encoder's tokens."""
 
 import numpy as np
 import pytest

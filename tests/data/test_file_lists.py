@@ -1,4 +1,4 @@
-"""Indexes of clips: what a trainer starts from, without opening the clips again."""
+"""Indexes of clips, from which a trainer starts without opening the clips again."""
 
 import importlib.util
 import os

@@ -18,9 +18,9 @@ CONFORMANCE = ROOT / "tests" / "conformance"
 
 
 def test_conformance():
-    with np.load(CONFORMANCE / "syncnet_mel.npz") as case, np.load(CONFORMANCE / "whisper_features.npz") as sound:
+    with np.load(CONFORMANCE / "syncnet_mel.npz") as case, np.load(CONFORMANCE / "whisper_features.npz") as features:
         expected, shape = torch.from_numpy(case["mel"]), tuple(case["shape"])
-        wave = sound["wave"][: json.loads(str(case["meta"]))["seconds"] * 16000]
+        wave = features["wave"][: json.loads(str(case["meta"]))["seconds"] * 16000]
     mel = syncnet_mel(wave)
     assert mel.shape == shape and mel.dtype == torch.float32
     torch.testing.assert_close(mel[:, : expected.shape[1]], expected, atol=1e-4, rtol=0)
@@ -82,7 +82,7 @@ def test_width(frames, fps, width):
 
 
 @pytest.mark.parametrize("wave", [[], [0.0, float("nan")], [float("inf")] * 3])
-def test_bad_sound_is_named(wave):
+def test_bad_audio_is_named(wave):
     with pytest.raises(UserError, match="the audio is empty or has NaN"):
         syncnet_mel(torch.tensor(wave))
     with pytest.raises(ValueError, match="expected a mono wave"):

@@ -23,7 +23,7 @@ def test_an_epoch_is_a_fresh_order_of_all_items():
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 5.0, 2.0, 0.0, 3.0])])
-def test_two_processes_draw_what_one_draws_with_twice_the_batch(weights):
+def test_two_processes_sample_like_one_with_twice_the_batch(weights):
     one = list(islice(StepBatchSampler(5, 6, 1, weights=weights), 8))
     two = [list(islice(StepBatchSampler(5, 3, 1, weights=weights, rank=rank, world_size=2), 8)) for rank in (0, 1)]
     assert one == [first + second for first, second in zip(*two, strict=True)]

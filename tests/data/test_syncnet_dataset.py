@@ -1,4 +1,4 @@
-"""Samples of SyncNet: what is in sync is, what is not is far enough off; frames or latents, mel or states."""
+"""Samples of SyncNet: positive and negative pairs; frames or latents, mel or Whisper states."""
 
 import pytest
 import torch

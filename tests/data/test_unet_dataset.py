@@ -1,4 +1,4 @@
-"""Pixel samples of the UNet: published keys, frames and sound of one place, bad clips replaced and named."""
+"""Pixel samples of the UNet: published keys, frames and audio of the same time, bad clips replaced and named."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def dataset(clips, audio) -> UNetDataset:
     return UNetDataset(clips, audio, load_mask(SIDE), seed=3)
 
 
-def test_frames_masks_and_sound_belong_together(dataset, clips, audio):
+def test_frames_masks_and_audio_belong_together(dataset, clips, audio):
     for key in range(4):
         item = dataset[SampleId(1, key)]
         assert item.keys() == PUBLISHED | {"audio", "key", "failed_paths"}
@@ -54,13 +54,13 @@ def test_items_are_a_function_of_seed_and_key(dataset, clips, audio):
     assert len(starts) > 1
 
 
-def test_target_and_reference_are_varied_alike(clips, audio):
+def test_target_and_reference_are_augmented_alike(clips, audio):
     plain = UNetDataset(clips, audio, load_mask(SIDE))[0]
-    varied = UNetDataset(clips, audio, load_mask(SIDE), augmentation=AugmentConfig(flip=1.0))[0]
-    assert varied["start_idx"] == plain["start_idx"]
+    augmented = UNetDataset(clips, audio, load_mask(SIDE), augmentation=AugmentConfig(flip=1.0))[0]
+    assert augmented["start_idx"] == plain["start_idx"]
     for name in ("gt_pixel_values", "ref_pixel_values"):
-        assert torch.equal(varied[name], plain[name].flip(-1))
-    assert torch.equal(varied["masked_pixel_values"], varied["gt_pixel_values"] * varied["masks"])
+        assert torch.equal(augmented[name], plain[name].flip(-1))
+    assert torch.equal(augmented["masked_pixel_values"], augmented["gt_pixel_values"] * augmented["masks"])
 
 
 def test_a_broken_clip_is_named_and_another_taken(clips, audio, broken, caplog):

@@ -1,4 +1,4 @@
-"""Where runs lie: within the clip, apart from their reference, spread over a batch."""
+"""Places of windows: within the clip, apart from their reference, spread over a batch."""
 
 import pytest
 

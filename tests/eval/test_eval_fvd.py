@@ -14,7 +14,7 @@ from latentsync.metrics.fvd import VideoFeatures
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import write_clip
 from tests.metrics.i3d import first_and_last, write_i3d
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_two_folders(i3d, tmp_path, monkeypatch, detector, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "FVD 0.0000"
     content = json.loads(output.read_text())
     assert content["stride"] == 8 and sorted(content["windows"]["real"].values()) == [0, 0, 2]
-    clip(fake / "sub" / "one\nname.mp4", 20, lambda index: picture(((20, 0),)) // 2)
+    clip(fake / "sub" / "one\nname.mp4", 20, lambda index: draw_scene(((20, 0),)) // 2)
     assert main(words) == 0
     assert float(capsys.readouterr().out.split()[-1]) > 0.01
 

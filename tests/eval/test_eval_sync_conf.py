@@ -1,4 +1,4 @@
-"""Tables of sync over files and folders; what cannot be scored is a row."""
+"""Tables of sync over files and folders; a video that cannot be scored is a row."""
 
 import csv
 from pathlib import Path

@@ -12,7 +12,7 @@ from tests.pipelines.scenes import head
 def fileslist(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     face = cv2.resize(head(), (256, 256))
-    write_clip(folder / "a.mp4", 30, size=(256, 256), pictures=[face] * 30, tone_seconds=1.2)
+    write_clip(folder / "a.mp4", 30, size=(256, 256), images=[face] * 30, tone_seconds=1.2)
     path = folder / "list.txt"
     path.write_text(f"{folder / 'a.mp4'}\tsomeone\n")
     return path

@@ -30,8 +30,8 @@ def early(frames: int, noise: float) -> Embeds:
     """40 windows whose audio is so many frames early, found through some noise."""
     torch.manual_seed(0)
     moments = torch.nn.functional.normalize(torch.rand(60, 16), dim=1)
-    heard = torch.nn.functional.normalize(moments + noise * torch.rand(60, 16), dim=1)
-    return Embeds(moments[10:50], heard[10 + frames : 50 + frames])
+    audio = torch.nn.functional.normalize(moments + noise * torch.rand(60, 16), dim=1)
+    return Embeds(moments[10:50], audio[10 + frames : 50 + frames])
 
 
 def score(scorer: Embeds, reference: Embeds | None = None) -> dict:

@@ -1,4 +1,4 @@
-"""A result's faces beside its source's."""
+"""Faces of a result paired with those of its source."""
 
 from pathlib import Path
 
@@ -14,19 +14,19 @@ from latentsync.metrics import faces
 from latentsync.metrics.faces import aligned_tracks
 from latentsync.utils.errors import UserError
 from preprocess.write import write_faces
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 
 @pytest.fixture(autouse=True)
 def lent(detector, monkeypatch) -> None:
-    def lend(name: str, device: str = "cpu", static: bool = False):
+    def create(name: str, device: str = "cpu", static: bool = False):
         detector.reset()
         detector.static = static
         return detector
 
     monkeypatch.setattr(detector, "close", lambda: None)
     for module in (video, faces):
-        monkeypatch.setattr(module, "create_detector", lend)
+        monkeypatch.setattr(module, "create_detector", create)
 
 
 def gather(source: Path, result: Path) -> tuple[np.ndarray, ...]:
@@ -38,7 +38,7 @@ def gather(source: Path, result: Path) -> tuple[np.ndarray, ...]:
 
 def test_frames_without_a_face_are_skipped_and_end_a_track(tmp_path):
     empty = np.full((120, 160, 3), 90, np.uint8)
-    source = clip(tmp_path / "s.mp4", 20, lambda index: empty if 5 <= index < 8 else picture(((16, 0),)))
+    source = clip(tmp_path / "s.mp4", 20, lambda index: empty if 5 <= index < 8 else draw_scene(((16, 0),)))
     indices, starts, result, faces = gather(source, source)
     assert set(indices) == set(range(20)) - {5, 6, 7} and np.array_equal(result, faces)
     assert [int(i) for i in indices[starts]][0] == 0 and 8 in indices[starts] and len(indices[starts]) == 2
@@ -49,7 +49,7 @@ def test_a_result_of_another_size_is_cropped_to_the_same_region(tmp_path):
     large = clip(
         tmp_path / "l.mp4",
         4,
-        lambda index: cv2.resize(picture(((16 + index, 0),)), (320, 240), interpolation=cv2.INTER_CUBIC),
+        lambda index: cv2.resize(draw_scene(((16 + index, 0),)), (320, 240), interpolation=cv2.INTER_CUBIC),
     )
     _, _, result, faces = gather(source, large)
     assert len(result) == 4 and np.abs(result.astype(int) - faces).mean() < 6
@@ -57,18 +57,18 @@ def test_a_result_of_another_size_is_cropped_to_the_same_region(tmp_path):
 
 
 def test_a_longer_result_is_compared_with_the_looped_source(tmp_path):
-    source = clip(tmp_path / "s.mp4", 5, lambda index: picture(((10 + 4 * index, 0),)))
-    longer = clip(tmp_path / "l.mp4", 9, lambda index: picture(((10 + 4 * pingpong_index(index, 5), 0),)))
+    source = clip(tmp_path / "s.mp4", 5, lambda index: draw_scene(((10 + 4 * index, 0),)))
+    longer = clip(tmp_path / "l.mp4", 9, lambda index: draw_scene(((10 + 4 * pingpong_index(index, 5), 0),)))
     assert PairedFaces(source, longer, 96).num_frames == 9
     indices, _, result, faces = gather(source, longer)
     assert indices.tolist() == list(range(9)) and np.abs(result.astype(int) - faces).mean() < 4
 
 
 def test_mismatched_files_are_refused(tmp_path):
-    source, wide = clip(tmp_path / "s.mp4", 2), clip(tmp_path / "w.mp4", 2, lambda index: picture(width=240))
+    source, wide = clip(tmp_path / "s.mp4", 2), clip(tmp_path / "w.mp4", 2, lambda index: draw_scene(width=240))
     with pytest.raises(UserError, match="is 240x120, its source 160x120; give results of the whole frame"):
         PairedFaces(source, wide, 96)
-    cv2.imwrite(str(tmp_path / "p.png"), picture())
+    cv2.imwrite(str(tmp_path / "p.png"), draw_scene())
     with pytest.raises(UserError, match="is an image"):
         PairedFaces(source, tmp_path / "p.png", 96)
 

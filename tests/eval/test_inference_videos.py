@@ -66,7 +66,7 @@ def call(folder: Path, *more: str) -> int:
     return main(words)
 
 
-def fates(folder: Path) -> dict[str, str]:
+def statuses(folder: Path) -> dict[str, str]:
     with (folder / "out" / "inference.csv").open(newline="") as file:
         return {row["id"]: row["status"] for row in csv.DictReader(file)}
 
@@ -74,7 +74,7 @@ def fates(folder: Path) -> dict[str, str]:
 def test_bad_rows_are_reported_and_one_pipeline_does_the_rest(folder, pipeline, capsys):
     assert call(folder, "--seed", "5", "--inference_steps", "3") == 1
     failed = dict.fromkeys(["empty", "text__voice", "silent", "none"], "failed")
-    assert fates(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
+    assert statuses(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
     assert len(pipeline.opened) == 1 and [name for name, *_ in pipeline.calls] == ["ä b.mp4", "two\nlines.mp4"]
     options = pipeline.calls[0][2]
     assert (options.seed, options.inference_steps, options.solver) == (5, 3, None)
@@ -88,16 +88,16 @@ def test_bad_rows_are_reported_and_one_pipeline_does_the_rest(folder, pipeline, 
 def test_only_missing_or_changed_results_are_generated(folder, pipeline):
     call(folder)
     call(folder)
-    assert fates(folder)["first"] == fates(folder)["two_lines__voice"] == "kept" and len(pipeline.calls) == 2
+    assert statuses(folder)["first"] == statuses(folder)["two_lines__voice"] == "kept" and len(pipeline.calls) == 2
     (folder / "out" / "first.mp4").unlink()
     call(folder)
-    assert fates(folder)["first"] == "done" and fates(folder)["two_lines__voice"] == "kept"
+    assert statuses(folder)["first"] == "done" and statuses(folder)["two_lines__voice"] == "kept"
     write_audio(folder / "voice.wav", tone(16000, 0.3))
     call(folder)
-    assert fates(folder)["first"] == "kept" and fates(folder)["two_lines__voice"] == "done"
+    assert statuses(folder)["first"] == "kept" and statuses(folder)["two_lines__voice"] == "done"
     (folder / "out" / "first.json").write_text('{"cut short')
     call(folder)
-    assert fates(folder)["first"] == "done"
+    assert statuses(folder)["first"] == "done"
     call(folder, "--guidance_scale", "1.0")
     assert len(pipeline.calls) == 7
 
@@ -109,14 +109,14 @@ def test_no_pipeline_is_loaded_without_work(folder, pipeline):
 
 
 def test_an_incomplete_result_is_generated_again(folder, monkeypatch):
-    class Dies(Copies):
+    class Crashing(Copies):
         def __call__(self, video, audio, target, options):
             target.write_bytes(b"half")
             raise MemoryError
 
     pair = Pair("first", folder / "ä b.mp4")
     with pytest.raises(MemoryError):
-        list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Dies)([pair]))
+        list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Crashing)([pair]))
     rows = list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Copies)([pair]))
     assert [row.status for row in rows] == ["done"] and (folder / "out" / "first.mp4").read_bytes() != b"half"
 

@@ -1,4 +1,4 @@
-"""Lists of pairs and of methods: names of any kind, and what is wrong with a list."""
+"""Lists of pairs and of methods: names of any kind, and errors in a list."""
 
 import pytest
 

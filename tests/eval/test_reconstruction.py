@@ -17,7 +17,7 @@ from latentsync.metrics import faces
 from latentsync.metrics.clip_sync import ClipSync
 from latentsync.options import GenerationOptions
 from latentsync.utils.errors import UserError
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 from tests.tiny_model import RESOLUTION
 
 FRAMES = 34
@@ -74,7 +74,7 @@ def test_the_model_sees_the_reference_and_not_the_mouth(pipeline, monkeypatch):
 
 
 def test_command(pipeline, detector, tmp_path: Path, monkeypatch, capsys):
-    def lend(*args, **options):
+    def create(*args, **options):
         detector.reset()
         return detector
 
@@ -86,10 +86,10 @@ def test_command(pipeline, detector, tmp_path: Path, monkeypatch, capsys):
 
     monkeypatch.setattr(detector, "close", lambda: None)
     for module in (video, faces):
-        monkeypatch.setattr(module, "create_detector", lend)
+        monkeypatch.setattr(module, "create_detector", create)
     monkeypatch.setattr(metrics, "open_sync_scorer", lambda *args: Silent())
     monkeypatch.setattr(reconstruction, "open_pipeline", lambda *args: pipeline)
-    clip(tmp_path / "a.mp4", FRAMES, lambda index: picture(((16 + index % 8, 0),)), tone_seconds=FRAMES / 25)
+    clip(tmp_path / "a.mp4", FRAMES, lambda index: draw_scene(((16 + index % 8, 0),)), tone_seconds=FRAMES / 25)
     clip(tmp_path / "short.mp4", 20, tone_seconds=0.8)
     (tmp_path / "list.csv").write_text("video\na.mp4\nshort.mp4\n")
     out = tmp_path / "out"

@@ -24,7 +24,7 @@ from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_
 from tests.media.synthetic import tone, write_clip
 from tests.metrics.i3d import write_i3d
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 
 class Loudness:
@@ -43,14 +43,14 @@ class Loudness:
 def lent(detector, monkeypatch) -> None:
     """One face detector and mesh for all tests; no weights but what a test puts there."""
 
-    def lend(name: str, device: str = "cpu", static: bool = False):
+    def create(name: str, device: str = "cpu", static: bool = False):
         detector.reset()
         detector.static = static
         return detector
 
     monkeypatch.setattr(detector, "close", lambda: None)
     for module in (video, faces):
-        monkeypatch.setattr(module, "create_detector", lend)
+        monkeypatch.setattr(module, "create_detector", create)
     monkeypatch.setattr(metrics, "open_sync_scorer", lambda *args: Loudness())
     monkeypatch.setattr(metrics.mobilenet, "find_weights", lambda: None)
     for name in ("VGG16", "RECOGNITION", "INCEPTION", "I3D", "LIP_READER"):
@@ -62,7 +62,7 @@ def folder(tmp_path) -> Path:
     clip(tmp_path / "a b.mp4", 6, tone_seconds=0.24)
     results = tmp_path / "blurred"
     results.mkdir()
-    clip(results / "first.mp4", 6, lambda index: cv2.GaussianBlur(picture(((16 + index % 8, 0),)), (0, 0), 1.5))
+    clip(results / "first.mp4", 6, lambda index: cv2.GaussianBlur(draw_scene(((16 + index % 8, 0),)), (0, 0), 1.5))
     (tmp_path / "list.csv").write_text("video,audio,id\na b.mp4,,first\n")
     return tmp_path
 
@@ -88,7 +88,8 @@ def test_a_comparison(call, folder, capsys):
     rows = table(folder)
     assert list(rows) == ["ground truth", "blurred"]
     truth, made = rows.values()
-    assert float(truth["boundary"]) == 0 and float(truth["jitter"]) == 1
+    assert float(truth["boundary"]) == float(truth["around_mouth"]) == 0 and float(truth["jitter"]) == 1
+    assert 0 < float(made["around_mouth"]) < 20
     assert float(truth["flicker"]) > float(made["flicker"]) > 0
     assert float(made["psnr"]) != float(made["psnr_mouth"]) < 40 and 0.5 < float(made["ssim_mouth"]) < 0.99
     assert float(truth["sharpness"]) == float(truth["laplacian"]) == 1 > float(made["sharpness"]) > 0
@@ -126,7 +127,7 @@ def test_one_of_two_people(call, folder):
         return frame
 
     def two(index: int) -> np.ndarray:
-        return picture(((10 + index % 4, 0), (150, 0)), width=290)
+        return draw_scene(((10 + index % 4, 0), (150, 0)), width=290)
 
     clip(folder / "a b.mp4", 6, two, tone_seconds=0.24)
     clip(folder / "blurred" / "first.mp4", 6, blur_right)
@@ -166,7 +167,7 @@ def test_failures_are_reported(call, folder, caplog):
     rows = ["first", "no face", "silent", "empty", "none"]
     lines = ["video,audio,id", "a b.mp4,,first", *(f"{name}.mp4,,{name}" for name in rows[1:])]
     (folder / "list.csv").write_text("\n".join([*lines, 'a b.mp4,,"two words"']) + "\n")
-    clip(folder / "blurred" / "two words.mp4", 6, lambda index: picture(width=240))
+    clip(folder / "blurred" / "two words.mp4", 6, lambda index: draw_scene(width=240))
     assert call() == 0
     with (folder / "out" / "clips.csv").open(newline="") as file:
         found = {(row["method"], row["id"]): row for row in csv.DictReader(file)}
@@ -203,7 +204,7 @@ def test_fvd_of_whole_clips(call, folder, monkeypatch):
     assert "only 3 samples" in (folder / "out" / "summary.md").read_text()
 
 
-def test_silence_shows_what_leaks_from_the_source(call, folder):
+def test_silence_shows_leakage_from_the_source(call, folder):
     for path in (folder / "a b.mp4", folder / "blurred" / "first.mp4", folder / "blurred" / "first_silent.mp4"):
         clip(path, 12, tone_seconds=0.48)
     assert call("--silent") == 0
@@ -221,7 +222,7 @@ def test_silence_shows_what_leaks_from_the_source(call, folder):
 
 
 def test_opening_in_silence_relative_to_the_source():
-    """In silence the source opens by 4 % of the face's height in three of four frames, the result evenly."""
+    """In silence the source opens by 4% of the face's height in three of four frames, the result evenly."""
     wave = np.concatenate([tone(16000, 0.8), np.zeros(16 * 640)]).astype(np.float32)
     faces = clip_metrics.FaceMetrics(metrics.MetricModels(metrics.MetricSettings()), 36, compared=False)
     faces._openings["source"] = np.where(np.arange(36) % 4, 0.05, 0.01)

@@ -1,4 +1,4 @@
-"""Metrics of validation videos: the judge of the evaluation, frames without a face, the reconstructed mouth."""
+"""Metrics of validation videos: the scorer of the evaluation, frames without a face, the reconstructed mouth."""
 
 import logging
 from pathlib import Path
@@ -14,15 +14,15 @@ from latentsync.metrics import faces
 from latentsync.metrics.clip_sync import ClipSync
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import tone, write_audio, write_clip
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 FRAMES = 16  # of a clip; chunks of 4, so that its other half is the reference
 
 
-class Judge:
+class FixedScorer:
     """Sync by the length of the audio: scoring itself is tested elsewhere."""
 
-    name = "judge"
+    name = "fixed"
 
     def __init__(self, files: tuple[Path, ...] = ()):
         self.files = files
@@ -30,21 +30,21 @@ class Judge:
     def score_video(self, path: Path, wave: np.ndarray) -> list[ClipSync]:
         if path.stem == "blank":
             raise UserError("no face is in view for long enough")
-        return [ClipSync("judge", -2, len(wave) / 16000, 1.0, np.ones(1))]
+        return [ClipSync("fixed", -2, len(wave) / 16000, 1.0, np.ones(1))]
 
 
 @pytest.fixture
-def judge(detector, monkeypatch) -> Judge:
-    def lend(*args, **options):
+def scorer(detector, monkeypatch) -> FixedScorer:
+    def create(*args, **options):
         detector.reset()
         return detector
 
-    judge = Judge()
+    scorer = FixedScorer()
     monkeypatch.setattr(detector, "close", lambda: None)
     for module in (video, faces):
-        monkeypatch.setattr(module, "create_detector", lend)
-    monkeypatch.setattr(metrics, "open_sync_scorer", lambda *args: judge)
-    return judge
+        monkeypatch.setattr(module, "create_detector", create)
+    monkeypatch.setattr(metrics, "open_sync_scorer", lambda *args: scorer)
+    return scorer
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def pipeline(tiny_files):
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    return clip(tmp_path / "source.mp4", FRAMES, lambda i: picture(((16 + i % 8, 0),)), tone_seconds=FRAMES / 25)
+    return clip(tmp_path / "source.mp4", FRAMES, lambda i: draw_scene(((16 + i % 8, 0),)), tone_seconds=FRAMES / 25)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def all_metrics(validation: Validation, pipeline, result: Path) -> dict[str, flo
     return {**validation.result_metrics(pipeline, result), **validation.reconstruction_metrics(pipeline)}
 
 
-def test_all_metrics_of_a_result(judge, pipeline, source, voice):
+def test_all_metrics_of_a_result(scorer, pipeline, source, voice):
     found = all_metrics(Validation(source, voice, 4), pipeline, source)
     assert found["sync_confidence"] == pytest.approx(0.82) and found["sync_offset"] == -2
     assert found["sharpness"] == 1 and found["boundary"] == 0  # the result is the source itself
@@ -78,21 +78,21 @@ def test_all_metrics_of_a_result(judge, pipeline, source, voice):
     assert np.isfinite(list(found.values())).all()
 
 
-def test_frames_without_a_face_are_left_out(judge, pipeline, tmp_path, voice):
+def test_frames_without_a_face_are_left_out(scorer, pipeline, tmp_path, voice):
     empty = np.full((120, 160, 3), 90, np.uint8)
-    path = clip(tmp_path / "gap.mp4", FRAMES, lambda i: empty if 6 <= i < 9 else picture(), tone_seconds=FRAMES / 25)
+    path = clip(tmp_path / "gap.mp4", FRAMES, lambda i: empty if 6 <= i < 9 else draw_scene(), tone_seconds=FRAMES / 25)
     found = all_metrics(Validation(path, voice, 4), pipeline, path)
     assert found["sharpness"] == 1 and "psnr_mouth" not in found  # seven faces in a row are too few to rebuild
 
 
-def test_a_result_without_a_face_keeps_the_rest(judge, pipeline, source, tmp_path, voice, caplog):
+def test_a_result_without_a_face_keeps_the_rest(scorer, pipeline, source, tmp_path, voice, caplog):
     blank = write_clip(tmp_path / "blank.mp4", FRAMES, size=(160, 120))
     found = all_metrics(Validation(source, voice, 4), pipeline, blank)
     assert "validation without sync: no face" in caplog.text
     assert "sync_confidence" not in found and {"sharpness", "psnr_mouth"} <= set(found)
 
 
-def test_a_silent_source_has_no_reconstruction(judge, pipeline, tmp_path, voice, caplog):
+def test_a_silent_source_has_no_reconstruction(scorer, pipeline, tmp_path, voice, caplog):
     caplog.set_level(logging.INFO)
     path = clip(tmp_path / "silent.mp4", FRAMES)
     validation = Validation(path, voice, 4)
@@ -101,8 +101,8 @@ def test_a_silent_source_has_no_reconstruction(judge, pipeline, tmp_path, voice,
     assert caplog.text.count("validation without a reconstruction") == 1
 
 
-def test_the_loss_as_its_own_scorer_is_named(judge, pipeline, source, voice, tmp_path, caplog):
-    judge.files = (tmp_path / "syncnet.safetensors",)
+def test_the_loss_as_its_own_scorer_is_named(scorer, pipeline, source, voice, tmp_path, caplog):
+    scorer.files = (tmp_path / "syncnet.safetensors",)
     Validation(source, voice, 4, tmp_path / "other.pt").result_metrics(pipeline, source)
     assert "is also the sync loss" not in caplog.text
     Validation(source, voice, 4, tmp_path / "syncnet.safetensors").result_metrics(pipeline, source)

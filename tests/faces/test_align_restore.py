@@ -1,4 +1,4 @@
-"""`AlignRestore` against the reference's figures, and its geometry where no figures exist."""
+"""`AlignRestore` against the reference's figures, and its geometry."""
 
 import json
 from pathlib import Path
@@ -126,7 +126,7 @@ def test_pasting_the_crop_itself_changes_little(resolution):
     assert error.mean() < 1 and error.max() <= 12
 
 
-def test_region_is_no_larger_than_what_is_used():
+def test_the_region_is_no_larger_than_needed():
     frame_size = (361, 643)
     restorer = AlignRestore(resolution=128)
     matrix = restorer.estimate(face_anchors((320, 200), 150, 5))

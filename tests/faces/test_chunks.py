@@ -12,10 +12,10 @@ from latentsync.media.frame import VideoFrame
 
 def stream(pattern: str) -> Iterator[TrackedFrame]:
     """One frame a character: `f` face, `c` face after a cut, `.` none."""
-    picture = VideoFrame.from_rgb(np.full((16, 16, 3), 90, np.uint8))
+    image = VideoFrame.from_rgb(np.full((16, 16, 3), 90, np.uint8))
     for index, kind in enumerate(pattern):
         face = None if kind == "." else AlignedFace(np.zeros((8, 8, 3), np.uint8), np.eye(2, 3), kind == "c")
-        yield TrackedFrame(index, picture, face)
+        yield TrackedFrame(index, image, face)
 
 
 def numbers(frames) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where a generated face is pasted: inside the contour of the face."""
+"""The region of the paste: inside the contour of the face."""
 
 import cv2
 import numpy as np

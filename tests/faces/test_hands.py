@@ -104,18 +104,18 @@ def test_the_outline_covers_the_landmarks_and_the_beginning_of_the_arm():
     assert cv2.contourArea(outline) < 4 * 50**2
 
 
-def test_the_networks_rest_while_nothing_moves_and_look_when_a_hand_comes(net, portrait):
+def test_the_networks_run_only_while_something_moves(net, portrait):
     finder = HandFinder()
     for _ in range(2 * IDLE_INTERVAL):
         assert finder.find(portrait, FACE) == ()
-    assert finder.looks == 2
+    assert finder.runs == 2
     net.found = [placed(197, 240)]
     came, frames = draw_hand(portrait, net.found[0]), 0
     while not finder.find(came, FACE):
         frames += 1
-    assert frames < hands.CHANGED_INTERVAL and finder.looks == 3
+    assert frames < hands.CHANGED_INTERVAL and finder.runs == 3
     finder.find(came, FACE)
-    assert finder.looks == 4  # with a hand, in every frame
+    assert finder.runs == 4  # with a hand, in every frame
 
 
 def test_a_lost_hand_stays_for_some_frames(net, portrait):
@@ -132,7 +132,7 @@ def test_a_lost_hand_stays_for_some_frames(net, portrait):
     [placed(225, 150, 20.0), placed(225, 260, 8.0), placed(420, 300)],
     ids=["a false detection inside the face", "too small", "beside the face"],
 )
-def test_what_is_no_hand_in_front_of_the_face_is_ignored(net, portrait, points):
+def test_detections_that_are_no_hand_in_front_of_the_face_are_ignored(net, portrait, points):
     net.found = [points]
     assert HandFinder().find(portrait, FACE) == ()
 
@@ -159,8 +159,8 @@ def test_the_mouth_comes_back_softly_and_the_hand_keeps_its_pixels(net):
     class Finder(HandFinder):
         def find(self, image: np.ndarray, face: Face) -> tuple[np.ndarray, ...]:
             x0, y0, x1, y1 = face.box  # three frames behind a hand, of which the second and third hide the mouth
-            self.looks += 1
-            top = {1: y1 - 1, 2: y0, 3: y0}.get(self.looks)
+            self.runs += 1
+            top = {1: y1 - 1, 2: y0, 3: y0}.get(self.runs)
             return () if top is None else (np.array([(x0, top), (x1, top), (x1, y1), (x0, y1)]),)
 
     align = FaceAligner(ScriptedTracker([tracked()] * 6), AlignRestore(resolution=64), Finder())

@@ -29,10 +29,10 @@ def test_256_is_the_drawing_itself():
 @pytest.mark.parametrize("name", ["mask.png", "mask with space ü.png"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_mask_from_a_file(tmp_path, name, channels):
-    picture = draw_mask()[..., None].repeat(channels, -1)
+    image = draw_mask()[..., None].repeat(channels, -1)
     if channels == 4:
-        picture[..., 3] = 255
-    cv2.imencode(".png", picture)[1].tofile(tmp_path / name)
+        image[..., 3] = 255
+    cv2.imencode(".png", image)[1].tofile(tmp_path / name)
     assert torch.equal(load_mask(256, tmp_path / name), load_mask(256))
     assert torch.equal(load_mask(64, str(tmp_path / name)), load_mask(64))
 
@@ -44,7 +44,7 @@ def test_file_of_another_size_is_resized(tmp_path):
 
 def test_bad_files_are_user_errors(tmp_path):
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     cv2.imwrite(str(tmp_path / "white.png"), np.full((8, 8), 255, np.uint8))
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((8, 8), np.uint8))
     for name in ("missing.png", ".", "empty.png", "text.png", "white.png", "black.png"):

@@ -8,7 +8,7 @@ from latentsync.faces.mouth import (
     FOREHEAD,
     INNER_LIPS,
     MESH_POINTS,
-    MouthMeter,
+    OpeningEstimator,
     closed_opening,
     mean_opening,
     mouth_opening,
@@ -45,13 +45,13 @@ def test_openings_are_taken_above_the_closed_mouth():
     assert np.isnan(nothing) and np.isnan(mean_opening(openings, speech, nothing))
 
 
-def test_meter_on_a_portrait_and_on_no_face():
+def test_openings_of_a_portrait_and_on_no_face():
     face = aligned_portrait(128)
-    meter = MouthMeter()
+    meter = OpeningEstimator()
     found = meter.openings(np.stack([face, np.zeros_like(face), face]))
     meter.close()
     assert np.isnan(found).tolist() == [False, True, False]
     assert found[0] == found[2]
     assert 0 < found[0] < 0.2
     with pytest.raises(ValueError, match="uint8"):
-        MouthMeter.openings(meter, face[None].astype(np.float32))
+        OpeningEstimator.openings(meter, face[None].astype(np.float32))

@@ -19,7 +19,7 @@ from latentsync.media.frame import VideoFrame
 from latentsync.media.probe import probe_video
 from latentsync.media.timeline import open_timeline
 from latentsync.utils.affine_transform import AlignRestore
-from tests.pipelines.scenes import WIDTH, clip, picture
+from tests.pipelines.scenes import WIDTH, clip, draw_scene
 
 ANCHORS = np.array([[45.0, 40.0], [75.0, 40.0], [60.0, 55.0]])
 
@@ -84,8 +84,8 @@ def test_all_people_of_a_video(tmp_path, detector):
 
     def draw(index: int) -> np.ndarray:
         if index < 6:
-            return picture(((10, 0), (170, 0)), width=2 * WIDTH)
-        return picture(((100, 0),), (220, 210, 150), width=2 * WIDTH)
+            return draw_scene(((10, 0), (170, 0)), width=2 * WIDTH)
+        return draw_scene(((100, 0),), (220, 210, 150), width=2 * WIDTH)
 
     detector.static = False
     tracker = PeopleTracker(detector, 64)
@@ -138,8 +138,8 @@ def test_the_running_bias_is_forgotten_at_a_cut():
     smooth = FaceAligner(ScriptedTracker([tracked(), tracked(jumped)]), AlignRestore(resolution=64))
     cut = FaceAligner(ScriptedTracker([tracked(), tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
     alone = FaceAligner(ScriptedTracker([tracked(jumped, is_cut=True)]), AlignRestore(resolution=64))
-    picture = frame()
-    smooth(0, picture), cut(0, picture)
+    image = frame()
+    smooth(0, image), cut(0, image)
     other = frame()
     expected = alone(0, other).face.matrix
     assert np.allclose(cut(1, other).face.matrix, expected)

@@ -1,4 +1,4 @@
-"""What may be replaced of a face: profiles, and other people in front of it."""
+"""The replaceable part of a face: profiles, and other people in front of it."""
 
 from functools import partial
 

@@ -10,7 +10,7 @@ from integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.options import GenerationOptions
 from tests.media.synthetic import tone
-from tests.pipelines.scenes import picture
+from tests.pipelines.scenes import draw_scene
 
 KINDS = {"INT", "FLOAT", "STRING", "BOOLEAN", "IMAGE", "AUDIO", nodes.PIPELINE}
 
@@ -24,13 +24,13 @@ def pipeline(tiny_files, shared_detector, monkeypatch):
     return loaded
 
 
-def audio(seconds: float, channels: int = 1) -> dict:
+def silence(seconds: float, channels: int = 1) -> dict:
     wave = torch.from_numpy(np.stack([tone(16000, seconds)] * channels)).float()
     return {"waveform": wave[None], "sample_rate": 16000}
 
 
 def test_images_and_audio(pipeline):
-    frames = np.stack([picture(((16 + index, 0),)) for index in range(4)])
+    frames = np.stack([draw_scene(((16 + index, 0),)) for index in range(4)])
     images = torch.from_numpy(frames).float() / 255
     settings = {
         "inference_steps": 1,
@@ -39,10 +39,10 @@ def test_images_and_audio(pipeline):
         "interpolate": 0,
         "enhancer": "default",
     }
-    made, sound, fps = nodes.LipSync().run(pipeline, images, audio(0.24, 2), 25.0, **settings)
+    made, audio, fps = nodes.LipSync().run(pipeline, images, silence(0.24, 2), 25.0, **settings)
     assert made.shape == (6, *images.shape[1:]) and made.dtype == torch.float32
     assert 0 <= made.min() and made.max() <= 1 and fps == 25.0
-    assert sound["sample_rate"] == 16000 and sound["waveform"].shape == (1, 2, 3840)
+    assert audio["sample_rate"] == 16000 and audio["waveform"].shape == (1, 2, 3840)
     order = [0, 1, 2, 3, 3, 2]  # shorter than the audio: forward, then backward
     touched = (made - images[order]).abs().amax(dim=(0, 3)) > 1 / 255
     assert touched.any() and not touched[:20].any() and not touched[:, :30].any()
@@ -50,10 +50,10 @@ def test_images_and_audio(pipeline):
 
 
 def test_odd_sizes_and_frame_rate(pipeline):
-    frames = np.stack([picture(((16, 0),))[:119, :159]] * 2)
+    frames = np.stack([draw_scene(((16, 0),))[:119, :159]] * 2)
     images = torch.from_numpy(frames).float() / 255
     settings = {"inference_steps": 1, "guidance_scale": 1.0, "keep_fps": True}
-    made, _, fps = nodes.LipSync().run(pipeline, images, audio(0.2), 30.0, **settings)
+    made, _, fps = nodes.LipSync().run(pipeline, images, silence(0.2), 30.0, **settings)
     assert made.shape == (6, 119, 159, 3) and fps == 30.0
 
 
@@ -77,11 +77,11 @@ def test_nodes_have_the_attributes_of_comfyui():
         assert callable(getattr(node(), node.FUNCTION)) and len(node.RETURN_TYPES) == len(node.RETURN_NAMES)
 
 
-def test_a_batch_of_audios_is_refused(pipeline):
-    sound = audio(0.2)
-    sound["waveform"] = sound["waveform"].repeat(2, 1, 1)
+def test_a_batch_of_audio_is_refused(pipeline):
+    audio = silence(0.2)
+    audio["waveform"] = audio["waveform"].repeat(2, 1, 1)
     with pytest.raises(ValueError, match="must be one waveform"):
-        nodes.LipSync().run(pipeline, torch.zeros(2, 16, 16, 3), sound, 25.0)
+        nodes.LipSync().run(pipeline, torch.zeros(2, 16, 16, 3), audio, 25.0)
 
 
 def test_the_package_stands_alone():

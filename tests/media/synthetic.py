@@ -1,4 +1,4 @@
-"""Tiny clips made on the spot: frames that carry their own number, tones, and ways to damage a file."""
+"""Tiny synthetic clips: frames that encode their number, tones, and ways to damage a file."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -50,11 +50,11 @@ def write_clip(
     size: tuple[int, int] = (WIDTH, HEIGHT),
     rotation: int = 0,
     color: dict[str, int] | None = None,
-    pictures: list[np.ndarray] | None = None,
+    images: list[np.ndarray] | None = None,
     tone_seconds: float = 0.0,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Write a clip of numbered frames (or of `pictures`, RGB); `stamps` are time stamps in units of `time_base`."""
+    """Write a clip of numbered frames (or of `images`, RGB); `stamps` are time stamps in units of `time_base`."""
     if options is None:
         options = {"crf": "12", "preset": "ultrafast"} if codec == "libx264" else {}
     with av.open(str(path), "w", container_options=container_options or {}) as container:
@@ -67,16 +67,16 @@ def write_clip(
             stream.codec_context.time_base = time_base
         if rotation:
             stream.set_display_rotation(rotation)
-        sound = container.add_stream("aac", rate=16000, layout="mono") if tone_seconds else None
+        audio = container.add_stream("aac", rate=16000, layout="mono") if tone_seconds else None
         for index in range(count):
-            rgb = numbered_rgb(index, *size) if pictures is None else pictures[index]
+            rgb = numbered_rgb(index, *size) if images is None else images[index]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
             frame.pts = index if stamps is None else stamps[index]
             frame.time_base = stream.codec_context.time_base or 1 / Fraction(fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-        if sound is not None:
-            write_frames(container, sound, tone(16000, tone_seconds)[None], 16000, "mono")
+        if audio is not None:
+            write_frames(container, audio, tone(16000, tone_seconds)[None], 16000, "mono")
     return path
 
 
@@ -105,7 +105,7 @@ def write_audio(
     codec: str = "pcm_s16le",
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write float samples (channels, N) or (N,) as a sound file; the container follows from the extension."""
+    """Write float samples (channels, N) or (N,) as an audio file; the container follows from the extension."""
     samples = np.atleast_2d(samples).astype(np.float32)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout, options=options or {})

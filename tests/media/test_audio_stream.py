@@ -1,4 +1,4 @@
-"""Choosing audio streams, and where their samples are in time."""
+"""Choice of audio streams, and the times of their samples."""
 
 import logging
 import shutil
@@ -70,9 +70,9 @@ def write_late_audio(path: Path, delay: float, first_frame: float = 0.0) -> Path
         container.mux(video.encode(None))
         samples = np.round(click_track(RATE, 1.5, CLICKS) * 32767).astype(np.int16)
         for begin in range(0, len(samples), 1024):
-            sound = av.AudioFrame.from_ndarray(samples[None, begin : begin + 1024], "s16", "mono")
-            sound.sample_rate, sound.pts = RATE, begin + round((first_frame + delay) * RATE)
-            container.mux(audio.encode(sound))
+            frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + 1024], "s16", "mono")
+            frame.sample_rate, frame.pts = RATE, begin + round((first_frame + delay) * RATE)
+            container.mux(audio.encode(frame))
         container.mux(audio.encode(None))
     return path
 

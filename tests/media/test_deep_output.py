@@ -140,7 +140,7 @@ def test_hdr_can_be_kept(tmp_path, transfer):
 
 
 @pytest.mark.parametrize("transfer", [PQ, HLG])
-def test_what_the_networks_saw_pasted_back_keeps_hdr(tmp_path, transfer):
+def test_pasting_unchanged_pixels_back_keeps_hdr(tmp_path, transfer):
     """Tone mapping and its inverse agree within the rounding of 8 bits."""
     for frame in deep_frames(write_ten_bits(tmp_path / "in.mkv", transfer, 9), keep_hdr=True)[:1]:
         box = frame.crop_rgb(8, 8, 40, 40)

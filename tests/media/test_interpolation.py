@@ -1,4 +1,4 @@
-"""Frames in between: exact times, untouched originals, cuts, motion; whole files; RIFE's layout."""
+"""Frame interpolation: exact times, unchanged source frames, cuts, motion; whole files; RIFE's layout."""
 
 import importlib.util
 from fractions import Fraction
@@ -13,7 +13,7 @@ from latentsync.media import interpolation
 from latentsync.media.frame import VideoFrame
 from latentsync.media.frame_rate import FrameRateConverter, is_cut
 from latentsync.media.interpolation import RifeInterpolator, change_frame_rate, load_rife, open_interpolator
-from latentsync.media.optical_flow import FlowInterpolator, FlowMeter
+from latentsync.media.optical_flow import FlowEstimator, FlowInterpolator
 from latentsync.media.probe import probe_video
 from latentsync.media.reader import VideoReader
 from latentsync.utils.errors import UserError
@@ -23,10 +23,10 @@ from tests.conformance.seeded import fill_
 from tests.media.synthetic import numbers_of, write_clip
 
 
-class Told:
-    """Gives a gray image of the time asked for, and remembers how often it was asked."""
+class RecordingInterpolator:
+    """Interpolates mean gray levels and records its calls."""
 
-    name = "told"
+    name = "recording"
 
     def __init__(self):
         self.asked: list[float] = []
@@ -45,9 +45,9 @@ def texture(seed: int = 0) -> np.ndarray:
     return np.clip((blurred - 127) * 6 + 127, 0, 255).astype(np.uint8)
 
 
-def shifted(picture: np.ndarray, pixels: float) -> np.ndarray:
+def shifted(image: np.ndarray, pixels: float) -> np.ndarray:
     matrix = np.float32([[1, 0, pixels], [0, 1, 0]])
-    return cv2.warpAffine(picture, matrix, picture.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return cv2.warpAffine(image, matrix, image.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
 
 
 def frames_of(levels: list[int]) -> list[VideoFrame]:
@@ -57,11 +57,11 @@ def frames_of(levels: list[int]) -> list[VideoFrame]:
 
 
 def convert(frames: list[VideoFrame], source: Fraction | int, target: Fraction | int):
-    told = Told()
-    converter = FrameRateConverter(told, Fraction(source), Fraction(target))
+    recording = RecordingInterpolator()
+    converter = FrameRateConverter(recording, Fraction(source), Fraction(target))
     made = [shown for frame in frames for shown in converter.push(frame)] + list(converter.flush())
     assert converter.written == len(made)
-    return made, told.asked
+    return made, recording.asked
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_only_the_part_that_moves_is_interpolated():
     scene, patch = cv2.resize(texture(1), (960, 640)), texture(2)[:48, :64]
 
     def shown(x: int) -> VideoFrame:
-        picture = scene.copy()
-        picture[300:348, x : x + 64] = patch
-        return VideoFrame.from_rgb(picture)
+        image = scene.copy()
+        image[300:348, x : x + 64] = patch
+        return VideoFrame.from_rgb(image)
 
-    told, frames = Told(), [shown(400 + 2 * index) for index in range(5)]
-    converter = FrameRateConverter(told, Fraction(25), Fraction(50))
+    recording, frames = RecordingInterpolator(), [shown(400 + 2 * index) for index in range(5)]
+    converter = FrameRateConverter(recording, Fraction(25), Fraction(50))
     made = [each for frame in frames for each in converter.push(frame)] + list(converter.flush())
-    shapes = {part.shape for around in told.around for part in around if part is not None}
+    shapes = {part.shape for around in recording.around for part in around if part is not None}
     assert len(shapes) == 1  # the part stays the same while it fits, so that flows are reused
     height, width = shapes.pop()[:2]
     assert 48 <= height < 250 and 66 <= width < 250
@@ -123,9 +123,9 @@ def test_motion_of_a_part_is_the_same_as_in_the_whole_frame():
     scene = cv2.resize(texture(1), (640, 480))
 
     def scene_at(x: float) -> np.ndarray:
-        picture = scene.copy()
-        picture[180:308, 200:392] = shifted(texture(2), x)
-        return picture
+        image = scene.copy()
+        image[180:308, 200:392] = shifted(texture(2), x)
+        return image
 
     first, second = scene_at(0), scene_at(4)
     converter = FrameRateConverter(FlowInterpolator(), Fraction(25), Fraction(50))
@@ -139,16 +139,16 @@ def test_motion_of_a_part_is_the_same_as_in_the_whole_frame():
 
 def test_neighbors_of_the_same_scene_are_reported_on_either_side():
     alike = [VideoFrame.from_rgb(shifted(texture(1), 2 * index)) for index in range(4)]
-    told = Told()
-    converter = FrameRateConverter(told, Fraction(25), Fraction(50))
+    recording = RecordingInterpolator()
+    converter = FrameRateConverter(recording, Fraction(25), Fraction(50))
     for frame in (*alike, VideoFrame.from_rgb(texture(2))):
         list(converter.push(frame))
     list(converter.flush())
     expected = [(None, alike[2]), (alike[0], alike[3]), (alike[1], None)]  # nothing from beyond the cut
-    assert len(told.around) == len(expected)
-    for found, wanted in zip(told.around, expected, strict=True):
-        for picture, frame in zip(found, wanted, strict=True):
-            assert (picture is None) if frame is None else np.array_equal(picture, frame.rgb())
+    assert len(recording.around) == len(expected)
+    for found, wanted in zip(recording.around, expected, strict=True):
+        for image, frame in zip(found, wanted, strict=True):
+            assert (image is None) if frame is None else np.array_equal(image, frame.rgb())
 
 
 def test_flow_follows_motion_where_blending_doubles_it():
@@ -156,8 +156,8 @@ def test_flow_follows_motion_where_blending_doubles_it():
     made = FlowInterpolator().between(first, second, 0.5)
     inner = (slice(16, -16), slice(16, -16))
 
-    def error(picture: np.ndarray) -> float:
-        return float(np.square(picture[inner].astype(float) - middle[inner]).mean())
+    def error(image: np.ndarray) -> float:
+        return float(np.square(image[inner].astype(float) - middle[inner]).mean())
 
     blended = (first.astype(float) + second) / 2
     assert error(made) < error(blended) / 10
@@ -172,8 +172,8 @@ def test_flow_knows_motion_that_speeds_up_from_four_images():
     pair = first.astype(np.uint8), second.astype(np.uint8)
     inner = (slice(24, -24), slice(48, -48))
 
-    def error(picture: np.ndarray) -> float:
-        return float(np.square(picture[inner] - middle[inner]).mean())
+    def error(image: np.ndarray) -> float:
+        return float(np.square(image[inner] - middle[inner]).mean())
 
     flow = FlowInterpolator()
     straight, bent = flow.between(*pair, 0.5), flow.between(*pair, 0.5, before, after)
@@ -182,27 +182,27 @@ def test_flow_knows_motion_that_speeds_up_from_four_images():
     assert error(flow.between(*pair, 0.5, None, after)) < error(straight) / 4
 
 
-def test_what_is_hidden_in_one_neighbor_comes_from_the_other():
-    backdrop, thing = texture(3), texture(4)[:60, :60]
+def test_occluded_pixels_come_from_the_other_neighbor():
+    backdrop, patch = texture(3), texture(4)[:60, :60]
 
     def scene(left: int) -> np.ndarray:
-        picture = backdrop.copy()
-        picture[34:94, left : left + 60] = thing
-        return picture
+        image = backdrop.copy()
+        image[34:94, left : left + 60] = patch
+        return image
 
     first, middle, second = scene(50), scene(53), scene(56)
     made = FlowInterpolator().between(first, second, 0.5)
     plain = (first.astype(float) + second) / 2
     for seen_once in (slice(50, 53), slice(113, 116)):  # columns that only the second, only the first shows
 
-        def error(picture: np.ndarray, columns: slice = seen_once) -> float:
-            return float(np.square(picture[44:84, columns].astype(float) - middle[44:84, columns]).mean())
+        def error(image: np.ndarray, columns: slice = seen_once) -> float:
+            return float(np.square(image[44:84, columns].astype(float) - middle[44:84, columns]).mean())
 
         assert error(made) < error(plain) / 2
 
 
 def test_flow_of_a_pair_is_measured_once():
-    meter = FlowMeter()
+    meter = FlowEstimator()
     first, second, third = (shifted(texture(), pixels) for pixels in (0, 2, 4))
     known = meter.both_ways(first, second)
     meter.both_ways(second, third)
@@ -219,15 +219,15 @@ def test_flow_of_unrelated_noise_is_no_worse_than_blending():
     assert np.square(made - truth).mean() < 1.1 * np.square(blended - truth).mean()
 
 
-def test_a_file_at_twice_the_rate_keeps_its_sound_and_its_frames(tmp_path):
+def test_doubling_the_rate_keeps_audio_and_source_frames(tmp_path):
     source = write_clip(tmp_path / "a b.mp4", 12, tone_seconds=0.48)
-    told: list[Progress] = []
-    out = change_frame_rate(source, tmp_path / "out.mp4", 50, on_progress=told.append)
+    recording: list[Progress] = []
+    out = change_frame_rate(source, tmp_path / "out.mp4", 50, on_progress=recording.append)
     with av.open(str(out)) as container:
         assert container.streams.video[0].average_rate == 50
         frames = list(container.decode(video=0))
-    assert len(frames) == 24 and told[0] == Progress("interpolation", 0, 12) and len(told) == 12
-    assert all(progress.seconds_left is not None for progress in told[1:])
+    assert len(frames) == 24 and recording[0] == Progress("interpolation", 0, 12) and len(recording) == 12
+    assert all(progress.seconds_left is not None for progress in recording[1:])
     with av.open(str(out)) as made, av.open(str(source)) as given:
         packets = [[bytes(p) for p in file.demux(audio=0) if p.size] for file in (made, given)]
     assert packets[0] == packets[1]
@@ -304,7 +304,7 @@ def test_rife_treats_both_neighbors_alike_at_any_size(rife):
     assert abs(made.astype(int) - turned).max() <= 1
 
 
-def test_rife_comes_near_any_time_by_halving(rife, monkeypatch):
+def test_rife_approximates_any_time_by_halving(rife, monkeypatch):
     monkeypatch.setattr(rife, "net", lambda a, b, scale: (a + b) / 2)
     black, white = np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 255, np.uint8)
     for t in (0.5, 0.25, 1 / 3, 0.9, 0.04):
@@ -329,16 +329,16 @@ def test_away_from_the_seams_tiles_give_the_same_image(rife, monkeypatch):
     assert interpolation._tiles(640) == [0, 256]
     apart = np.abs(rife.between(first, second, 0.5) - whole).max(axis=(0, 2))  # of each column
     assert max(apart[:224].max(), apart[416:].max()) <= 2  # the tiles share columns 256 to 384
-    assert apart.max() < 40  # random weights: what lies at the end of a tile differs, and fades out
+    assert apart.max() < 40  # random weights: pixels near the end of a tile differ, and are faded out
 
 
 def test_warping_takes_pixels_from_where_the_flow_leads():
     module = interpolation._rife_module()
-    picture = torch.arange(20.0).view(1, 1, 4, 5)
+    image = torch.arange(20.0).view(1, 1, 4, 5)
     flow = torch.zeros(1, 2, 4, 5)
     flow[:, 0] = 1
-    assert torch.allclose(module.warp(picture, flow)[0, 0, :, :4], picture[0, 0, :, 1:])
-    assert torch.allclose(module.warp(picture, flow)[0, 0, :, 4], picture[0, 0, :, 4])
+    assert torch.allclose(module.warp(image, flow)[0, 0, :, :4], image[0, 0, :, 1:])
+    assert torch.allclose(module.warp(image, flow)[0, 0, :, 4], image[0, 0, :, 4])
 
 
 def test_the_command(tmp_path, capsys):

@@ -26,11 +26,9 @@ def measuring():
 
 def moving(count: int, pixels: float) -> list[np.ndarray]:
     noise = np.random.default_rng(0).uniform(0, 255, (96, 160, 3)).astype(np.float32)
-    picture = np.clip((cv2.GaussianBlur(noise, (0, 0), 3) - 127) * 6 + 127, 0, 255).astype(np.uint8)
+    image = np.clip((cv2.GaussianBlur(noise, (0, 0), 3) - 127) * 6 + 127, 0, 255).astype(np.uint8)
     return [
-        cv2.warpAffine(
-            picture, np.float32([[1, 0, index * pixels], [0, 1, 0]]), (160, 96), borderMode=cv2.BORDER_REFLECT
-        )
+        cv2.warpAffine(image, np.float32([[1, 0, index * pixels], [0, 1, 0]]), (160, 96), borderMode=cv2.BORDER_REFLECT)
         for index in range(count)
     ]
 

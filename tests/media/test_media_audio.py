@@ -71,7 +71,7 @@ def test_channels_without_a_layout(tmp_path):
         ("ac3", "ac3"),
     ],
 )
-def test_compressed_sound_begins_in_time(tmp_path, suffix, codec):
+def test_compressed_audio_starts_on_time(tmp_path, suffix, codec):
     clicks = click_track(48000, 1.5, [0.1, 0.7, 1.3])
     write_audio(tmp_path / f"a.{suffix}", clicks, 48000, codec=codec)
     found = onsets(load_audio(tmp_path / f"a.{suffix}"), 16000)
@@ -130,10 +130,10 @@ def test_silent():
 @pytest.mark.parametrize(
     "name", ["missing.wav", "folder", "empty.wav", "header.wav", "text.wav", "mute.mp4", "0.05s.wav"]
 )
-def test_bad_sound(tmp_path, name):
+def test_bad_audio(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.wav").touch()
-    (tmp_path / "text.wav").write_text("no sound here\n" * 100)
+    (tmp_path / "text.wav").write_text("no audio here\n" * 100)
     write_wav(tmp_path / "header.wav", np.zeros(0, np.int16))
     write_wav(tmp_path / "0.05s.wav", np.ones(800, np.int16))
     if name == "mute.mp4":
@@ -143,7 +143,7 @@ def test_bad_sound(tmp_path, name):
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
-def test_damaged_sound_keeps_its_length(tmp_path):
+def test_damaged_audio_keeps_its_length(tmp_path):
     path = write_audio(tmp_path / "a.m4a", tone(16000, 3.0), codec="aac")
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 300] = b"\xff" * 300

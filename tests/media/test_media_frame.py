@@ -139,10 +139,10 @@ def test_broken_colors_with_alpha_0_change_nothing():
 
 
 def test_scaled_rgb():
-    picture = np.zeros((64, 96, 3), np.float32)
-    picture[:, :48] = (220, 60, 40)
-    picture[:, 48:] = (30, 90, 200)
-    frame = VideoFrame.from_rgb(picture, ColorTags(1, 1))
+    image = np.zeros((64, 96, 3), np.float32)
+    image[:, :48] = (220, 60, 40)
+    image[:, 48:] = (30, 90, 200)
+    frame = VideoFrame.from_rgb(image, ColorTags(1, 1))
     assert frame.rgb(1000).shape == (64, 96, 3)
     for side in (48, 40, 13):
         small = frame.rgb(side)

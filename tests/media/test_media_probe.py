@@ -79,7 +79,7 @@ def test_playlists_are_refused(tmp_path):
             probe_video(tmp_path / name)
 
 
-def test_sound_alone(tmp_path):
+def test_audio_alone(tmp_path):
     path = write_audio(tmp_path / "a.wav", tone(16000, 0.5))
     with pytest.raises(UserError, match="only audio"):
         probe_video(path)
@@ -88,7 +88,7 @@ def test_sound_alone(tmp_path):
 def test_cover_image_is_no_video(tmp_path):
     path = tmp_path / "a.mp3"
     with av.open(str(path), "w") as container:
-        sound = container.add_stream("libmp3lame", rate=16000, layout="mono")
+        audio = container.add_stream("libmp3lame", rate=16000, layout="mono")
         cover = container.add_stream("png", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "rgb24"
         cover.disposition = av.stream.Disposition.attached_pic
@@ -96,8 +96,8 @@ def test_cover_image_is_no_video(tmp_path):
         container.mux(cover.encode(None))
         frame = av.AudioFrame.from_ndarray(tone(16000, 1)[None], "fltp", "mono")
         frame.sample_rate = 16000
-        container.mux(sound.encode(frame))
-        container.mux(sound.encode(None))
+        container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
     with pytest.raises(UserError, match="only audio"):
         probe_video(path)
 
@@ -152,7 +152,7 @@ def test_any_name_of_a_still(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(("degrees", "expected"), [(90, "gwrb"), (180, "wbgr"), (-90, "brwg"), (270, "brwg")])
 def test_rotated_video_is_delivered_upright(tmp_path, degrees, expected):
     """`degrees` counter-clockwise, as libav counts."""
-    path = write_clip(tmp_path / "a.mp4", 3, pictures=[QUADRANTS] * 3, rotation=degrees)
+    path = write_clip(tmp_path / "a.mp4", 3, images=[QUADRANTS] * 3, rotation=degrees)
     info, frame = first_frame(path)
     assert info.rotation == -degrees % 360
     assert (info.width, info.height) == (frame.width, frame.height) == ((64, 48) if degrees == 180 else (48, 64))
@@ -267,7 +267,7 @@ def test_pixel_formats(tmp_path, pix_fmt):
     if codec == "libx264rgb":
         pix_fmt = "bgr24"
     path = tmp_path / f"a{suffix}"
-    write_clip(path, 2, codec=codec, pix_fmt=pix_fmt, pictures=[QUADRANTS] * 2, options=options)
+    write_clip(path, 2, codec=codec, pix_fmt=pix_fmt, images=[QUADRANTS] * 2, options=options)
     info, frame = first_frame(path)
     assert info.bit_depth == depth
     expected = QUADRANTS
@@ -299,10 +299,10 @@ def test_conversion_keeps_matrix_and_range(pix_fmt, color_range):
 
 
 def test_orientations_are_the_inverse_of_pillow():
-    picture = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for code, method in {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.items():
-        expected = np.asarray(Image.fromarray(picture).transpose(Image.Transpose(method)))
-        np.testing.assert_array_equal(upright(picture, code), expected)
+        expected = np.asarray(Image.fromarray(image).transpose(Image.Transpose(method)))
+        np.testing.assert_array_equal(upright(image, code), expected)
 
 
 @pytest.mark.parametrize(
@@ -318,8 +318,8 @@ def test_orientations_are_the_inverse_of_pillow():
 )
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_odd_sizes_of_videos(tmp_path, size, codec, pix_fmt, suffix, rotation):
-    picture = np.full((size[1], size[0], 3), (200, 100, 50), np.uint8)
-    options = {"size": size, "codec": codec, "pix_fmt": pix_fmt, "pictures": [picture] * 2, "rotation": rotation}
+    image = np.full((size[1], size[0], 3), (200, 100, 50), np.uint8)
+    options = {"size": size, "codec": codec, "pix_fmt": pix_fmt, "images": [image] * 2, "rotation": rotation}
     info, frame = first_frame(write_clip(tmp_path / f"a.{suffix}", 2, **options))
     expected = (size[0] + size[0] % 2, size[1] + size[1] % 2)
     if info.rotation:

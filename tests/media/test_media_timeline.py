@@ -66,7 +66,7 @@ def test_pingpong_index():
         (25, 5, [0, 1, 2, 3, 4]),
         (50, 10, [0, 2, 4, 6, 8]),
         (100, 12, [0, 4, 8]),
-        (12.5, 3, [0, 0, 1, 1, 2, 2]),  # a tie goes to the earlier picture
+        (12.5, 3, [0, 0, 1, 1, 2, 2]),  # a tie: the earlier frame
         (30, 6, [0, 1, 2, 4, 5]),
     ],
 )
@@ -126,8 +126,8 @@ def test_pingpong_samples_are_identical_in_every_pass(tmp_path, monkeypatch, opt
     """Open groups of pictures: frames before a keyframe need the group before, and must not come out broken."""
     monkeypatch.setattr(timeline_module, "_WINDOW_FRAMES", (7, 7))
     rng = np.random.default_rng(0)
-    pictures = [np.roll(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8), i, axis=1) for i in range(40)]
-    path = write_clip(tmp_path / f"a.{suffix}", 40, options={"crf": "25", **options}, pictures=pictures)
+    images = [np.roll(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8), i, axis=1) for i in range(40)]
+    path = write_clip(tmp_path / f"a.{suffix}", 40, options={"crf": "25", **options}, images=images)
     frames = list(open_timeline(path, 4.8, FPS))
     for index, original in enumerate(pingpong(40, 120)):
         np.testing.assert_array_equal(frames[index].i420, frames[original].i420)
@@ -210,7 +210,7 @@ def test_nothing_decodes(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "share"), [("mkv", 0.6), ("mp4", 0.8), ("ts", 0.6)])
-def test_truncated_file_gives_what_is_there(tmp_path, monkeypatch, caplog, suffix, share):
+def test_a_truncated_file_yields_its_intact_frames(tmp_path, monkeypatch, caplog, suffix, share):
     monkeypatch.setattr(timeline_module, "_WINDOW_FRAMES", (9, 9))
     front = {"movflags": "+faststart"} if suffix == "mp4" else {}
     path = write_clip(tmp_path / f"a.{suffix}", 100, options={**B_FRAMES, "g": "10"}, container_options=front)
@@ -220,7 +220,7 @@ def test_truncated_file_gives_what_is_there(tmp_path, monkeypatch, caplog, suffi
     last = max(frames)
     length = next(index for index in range(150) if frames[index] == frames[index + 1] == last) + 1
     assert len(frames) == 150 and 20 < length < 100
-    # The last pictures may lack those they are predicted from: their neighbors stand in.
+    # The last frames may lack their reference frames: neighbors replace them.
     assert frames[: length - 3] == list(range(length - 3))
     assert frames[length - 3 : length] == sorted(frames[length - 3 : length])
     assert frames == [frames[index] for index in pingpong(length, 150)]
@@ -229,7 +229,7 @@ def test_truncated_file_gives_what_is_there(tmp_path, monkeypatch, caplog, suffi
         list(open_timeline(path, 4.0, FPS, "error"))
 
 
-def test_edit_list_is_honoured(tmp_path):
+def test_edit_list_is_applied(tmp_path):
     """Frames before the edit's start are decoded but not shown, forward and backward."""
     path = write_clip(tmp_path / "a.mp4", 40, stamps=[i - 8 for i in range(40)], options={**B_FRAMES, "g": "20"})
     frames = numbers_of(open_timeline(path, 3.2, FPS))
@@ -292,8 +292,8 @@ def test_backward_passes_decode_nothing_twice(tmp_path, monkeypatch, suffix, lim
 
 def test_change_of_size_on_the_way(tmp_path):
     write_clip(tmp_path / "a.ts", 20)
-    pictures = [np.kron(numbered_rgb(20 + i), np.ones((2, 2, 1), np.uint8)) for i in range(20)]
-    write_clip(tmp_path / "b.ts", 20, size=(128, 96), pictures=pictures, stamps=list(range(20, 40)))
+    images = [np.kron(numbered_rgb(20 + i), np.ones((2, 2, 1), np.uint8)) for i in range(20)]
+    write_clip(tmp_path / "b.ts", 20, size=(128, 96), images=images, stamps=list(range(20, 40)))
     (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
     with open_timeline(tmp_path / "c.ts", 1.6, FPS, "freeze") as timeline:
         frames = list(timeline)

@@ -67,8 +67,8 @@ def test_untouched_samples_are_encoded_once(tmp_path):
 )
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_color_tags_and_colors_survive(tmp_path, tags, suffix):
-    picture = np.full((48, 64, 3), (200, 90, 60), np.float32)
-    path = write(tmp_path / f"a.{suffix}", [VideoFrame.from_rgb(picture, tags)] * 3, color=tags)
+    image = np.full((48, 64, 3), (200, 90, 60), np.float32)
+    path = write(tmp_path / f"a.{suffix}", [VideoFrame.from_rgb(image, tags)] * 3, color=tags)
     info = probe_video(path)
     assert (info.color.matrix, info.color.primaries, info.color.transfer) == (
         tags.matrix,
@@ -98,8 +98,8 @@ def test_rotated_source_gives_an_upright_file_without_tag(tmp_path):
 def test_sizes(tmp_path, size):
     """Sides that are even but not multiples of 4 or 16, and the smallest ones."""
     ramp = np.add.outer(np.arange(size[1]), np.arange(size[0])) * (200 / sum(size))
-    picture = np.stack([ramp, ramp / 2 + 60, 200 - ramp], axis=-1).astype(np.float32)
-    frame = VideoFrame.from_rgb(picture)
+    image = np.stack([ramp, ramp / 2 + 60, 200 - ramp], axis=-1).astype(np.float32)
+    frame = VideoFrame.from_rgb(image)
     path = write(tmp_path / "a.mp4", [frame] * 3, crf=0)
     info = probe_video(path)
     assert (info.width, info.height, info.num_frames) == (*size, 3)
@@ -107,7 +107,7 @@ def test_sizes(tmp_path, size):
         np.testing.assert_array_equal(next(timeline).i420, frame.i420)
 
 
-SOUNDS = [
+AUDIO_FORMATS = [
     ("m4a", "aac", 44100, "stereo"),
     ("mp3", "libmp3lame", 48000, "stereo"),
     ("wav", "pcm_s16le", 8000, "mono"),
@@ -129,9 +129,9 @@ SOUNDS = [
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
-@pytest.mark.parametrize("sound", SOUNDS, ids=lambda sound: "-".join(map(str, sound)))
-def test_sound_is_complete_and_in_place(tmp_path, suffix, sound):
-    extension, codec, rate, layout = sound
+@pytest.mark.parametrize("audio_format", AUDIO_FORMATS, ids=lambda values: "-".join(map(str, values)))
+def test_audio_is_complete_and_in_place(tmp_path, suffix, audio_format):
+    extension, codec, rate, layout = audio_format
     clicks = click_track(rate, 1.37, [0.1, 0.5, 1.3])
     channels = av.AudioLayout(layout).nb_channels
     source = write_audio(tmp_path / f"s.{extension}", np.repeat(clicks[None], channels, axis=0), rate, layout, codec)
@@ -144,7 +144,7 @@ def test_sound_is_complete_and_in_place(tmp_path, suffix, sound):
         )
         assert stream.codec_context.channels == channels
         first_video = min(packet_stamps(path))
-    # The first picture and the first sample keep their distance (Matroska may move both by the encoder's delay).
+    # The distance of the first frame and the first sample is kept (Matroska may shift both by the encoder's delay).
     wanted = onsets(load_audio(source), 16000)
     found = np.array(onsets(load_audio(path), 16000)) + float(audio_start(path)) - float(first_video)
     assert len(found) == len(wanted) == 3
@@ -159,7 +159,7 @@ def audio_start(path: Path) -> Fraction:
         return frame.pts * frame.time_base
 
 
-def test_fitting_sound_is_copied(tmp_path):
+def test_compatible_audio_is_copied(tmp_path):
     source = write_audio(tmp_path / "s.m4a", tone(44100, 1.0), 44100, codec="aac")
     path = write(tmp_path / "a.mp4", numbered(25), audio=source)
 
@@ -170,15 +170,15 @@ def test_fitting_sound_is_copied(tmp_path):
     assert packets(path) == packets(source)
 
 
-def test_sound_of_a_video_longer_than_the_frames(tmp_path):
+def test_audio_of_a_video_longer_than_the_frames(tmp_path):
     source = write_clip(tmp_path / "s.mp4", 5, tone_seconds=2.0)
     path = write(tmp_path / "a.mp4", numbered(10), audio=source)
     assert audio_duration(path) >= 2.0
     assert probe_video(path).num_frames == 10
 
 
-def test_sound_that_starts_late_in_its_file(tmp_path):
-    """The first sample heard goes with the first frame, as it does for the models."""
+def test_audio_that_starts_late_in_its_file(tmp_path):
+    """The first audible sample belongs to the first frame, as it does for the models."""
     path = tmp_path / "s.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("flac", rate=16000, layout="mono")
@@ -195,7 +195,7 @@ def test_sound_that_starts_late_in_its_file(tmp_path):
         assert abs(audio_start(out) - min(packet_stamps(out))) < Fraction(1, 100)
 
 
-def test_sound_and_frames_are_interleaved(tmp_path):
+def test_audio_and_frames_are_interleaved(tmp_path):
     source = write_audio(tmp_path / "s.m4a", tone(16000, 8.0), 16000, codec="aac")
     path = write(tmp_path / "a.mp4", numbered(200), audio=source)
     with av.open(str(path)) as container:
@@ -248,7 +248,7 @@ def test_failure_at_the_very_end_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_sound_without_a_stream_leaves_nothing(tmp_path):
+def test_audio_without_a_stream_leaves_no_file(tmp_path):
     mute = write_clip(tmp_path / "s.mp4", 3)
     with pytest.raises(UserError, match="no audio stream"):
         VideoWriter(tmp_path / "a.mp4", 64, 48, FPS, audio=mute)

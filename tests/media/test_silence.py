@@ -1,4 +1,4 @@
-"""What counts as silence and what as speech."""
+"""Detection of silence and speech."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def test_silence_before_and_after_speech():
     assert np.flatnonzero(spoken).tolist() == list(range(30, 70))
 
 
-def test_frames_beyond_the_sound_are_silent_and_silence_alone_is_no_speech():
+def test_frames_after_the_audio_are_silent_and_silence_is_no_speech():
     silence, speech = silence_and_speech(np.full(20 * RATE, 0.1), 40)
     assert np.flatnonzero(silence).tolist() == list(range(24, 40)) and speech[:20].all()
     silence, speech = silence_and_speech(np.zeros(40 * RATE), 40)

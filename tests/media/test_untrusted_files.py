@@ -1,4 +1,4 @@
-"""Files made to mislead: playlists that refer to files, headers that lie, formats outside the allow-lists."""
+"""Files made to mislead: playlists that refer to files, wrong headers, formats outside the allow-lists."""
 
 import os
 import tracemalloc

@@ -1,4 +1,4 @@
-"""A stand-in for I3D: TorchScript with the call of the published file, whose features tell which frames it saw."""
+"""A stand-in for I3D: TorchScript with the call of the published file, whose features identify its input frames."""
 
 from pathlib import Path
 
@@ -30,5 +30,5 @@ def write_i3d(path: Path) -> Path:
 
 
 def first_and_last(features: np.ndarray) -> list[tuple[int, int]]:
-    """Grey levels 0..255 of the first and last frame of each window."""
+    """Gray levels 0..255 of the first and last frame of each window."""
     return [tuple(round((value + 1) * 127.5) for value in row[:2].tolist()) for row in features]

@@ -14,17 +14,17 @@ from latentsync.metrics.set_distances import frechet_distance, kernel_distance
 SIDE = 24
 
 
-def images(count: int, seed: int) -> np.ndarray:
+def random_images(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE + 6, 3)).astype(np.uint8)
 
 
-def as_torch(pictures: np.ndarray) -> Tensor:
+def as_torch(images: np.ndarray) -> Tensor:
     """(N, 3, H, W) float64 in [0, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).double() / 255
+    return torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
 
 
 def test_psnr_and_ssim():
-    first = images(3, 0)
+    first = random_images(3, 0)
     noise = np.random.default_rng(1).normal(0, [[[[8]]], [[[25]]], [[[60]]]], first.shape)
     second = (first + noise).clip(0, 255).astype(np.uint8)
     one, other = as_torch(first), as_torch(second)
@@ -40,25 +40,25 @@ class Means(nn.Module):
 
     num_features = 36
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(pictures.double() / 255, (3, 4)).flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.double() / 255, (3, 4)).flatten(1)
 
 
 @pytest.fixture
 def two_sets() -> tuple[Tensor, Tensor]:
     """50 images each, (N, 3, H, W) uint8, the second ones brighter."""
-    first, second = (torch.from_numpy(images(50, seed)).permute(0, 3, 1, 2) for seed in (2, 3))
+    first, second = (torch.from_numpy(random_images(50, seed)).permute(0, 3, 1, 2) for seed in (2, 3))
     return first, second // 2 + 100
 
 
-def features(pictures: Tensor) -> np.ndarray:
-    return Means()(pictures).numpy()
+def features(images: Tensor) -> np.ndarray:
+    return Means()(images).numpy()
 
 
 def test_frechet_distance(two_sets):
     metric = FrechetInceptionDistance(feature=Means()).set_dtype(torch.float64)
-    for pictures, real in zip(two_sets, (True, False), strict=True):
-        metric.update(pictures, real=real)
+    for images, real in zip(two_sets, (True, False), strict=True):
+        metric.update(images, real=real)
     found = frechet_distance(*map(features, two_sets))
     assert found == pytest.approx(metric.compute().item(), rel=1e-6) and found > 0.1
 
@@ -66,8 +66,8 @@ def test_frechet_distance(two_sets):
 def test_kernel_distance(two_sets):
     """One subset of all images: what torchmetrics averages over random subsets."""
     metric = KernelInceptionDistance(feature=Means(), subsets=1, subset_size=50)
-    for pictures, real in zip(two_sets, (True, False), strict=True):
-        metric.update(pictures, real=real)
+    for images, real in zip(two_sets, (True, False), strict=True):
+        metric.update(images, real=real)
     mean, _ = metric.compute()
     found = kernel_distance(*map(features, two_sets))
     assert found == pytest.approx(mean.item(), rel=1e-6) and found > 0.1

@@ -8,7 +8,7 @@ from latentsync.media.probe import probe_video
 from latentsync.metrics import faces
 from latentsync.metrics.faces import aligned_tracks, alignment_error, is_aligned_clip, read_clip_faces, square_template
 from preprocess.write import write_faces
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 SIDE = 128
 
@@ -33,7 +33,7 @@ def aligned(tmp_path):
 def test_an_aligned_clip_is_recognized(aligned, tmp_path):
     path, _ = aligned
     assert is_aligned_clip(probe_video(path))
-    square = clip(tmp_path / "square.mp4", 3, lambda index: picture(width=120))
+    square = clip(tmp_path / "square.mp4", 3, lambda index: draw_scene(width=120))
     assert not is_aligned_clip(probe_video(square))
     assert not is_aligned_clip(probe_video(tmp_path / "source.mp4"))
 

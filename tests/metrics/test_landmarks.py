@@ -48,7 +48,7 @@ def test_noise_counts_at_its_level(points):
     noise = np.random.default_rng(1).standard_normal((6, NUM_POINTS, 2))
     assert jitter(points + 3 * noise, points + noise) == pytest.approx(3)
     assert jitter(points + noise, points + noise) == 1
-    assert np.isnan(jitter(points + noise, points))  # a picture that does not move: nothing to compare with
+    assert np.isnan(jitter(points + noise, points))  # a still image: nothing to compare with
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])

@@ -25,9 +25,9 @@ class Halves(nn.Module):
 
 
 def faces(left: int, right: int, count: int) -> np.ndarray:
-    picture = np.full((128, 128, 3), left, np.uint8)
-    picture[:, 64:] = right
-    return np.repeat(picture[None], count, axis=0)
+    image = np.full((128, 128, 3), left, np.uint8)
+    image[:, 64:] = right
+    return np.repeat(image[None], count, axis=0)
 
 
 def starts(count: int, *at: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Windows of sound and image, offset and confidence of the published measure."""
+"""Windows of audio and frames, offset and confidence of the published metric."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_faces_are_streamed_in_windows_of_five(frames, limit, expected):
 
 
 class Loudness(nn.Module):
-    """Stands in for SyncNet: a face's brightness and the sound's energy, which go up and down together."""
+    """Stands in for SyncNet: the brightness of a face and the energy of the audio, which change together."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ class Loudness(nn.Module):
 
 @pytest.mark.parametrize("shift", [-4, 0, 3])
 def test_offset_of_shifted_audio(shift):
-    """Positive: the sound is early."""
+    """Positive: the audio is early."""
     levels = np.random.default_rng(1).uniform(0.5, 5, 70)
     noise = np.random.default_rng(2).normal(0, 1, (70, 640))
     wave = (np.exp(levels[:, None] / 2) * noise).ravel().astype(np.float32) * 1e-3

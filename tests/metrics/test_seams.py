@@ -28,7 +28,7 @@ def test_chunks_are_counted_from_each_cut():
     assert seam_ratio(changes, starts(40, 12), 16) == pytest.approx(5 / ((36 + 5) / 37))
 
 
-def test_the_seam_of_overlapping_chunks_is_what_both_chunks_share_and_the_next_step():
+def test_the_seam_of_overlapping_chunks_includes_the_shared_frames_and_the_next_step():
     changes = np.ones(40)
     changes[[14, 15, 16, 28, 29, 30]] = 3  # chunks of 16 frames begin at 14 and 28
     assert seam_ratio(changes, starts(40), 16, 2) == pytest.approx(3)

@@ -1,4 +1,4 @@
-"""Offsets and preferences on made-up embeddings, and the scorer around a network that sees and hears one number."""
+"""Offsets and preferences on made-up embeddings, and the scorer with a network that reads brightness and loudness."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_too_few_windows_are_refused():
 def test_preference_counts_far_windows_only():
     vision = audio = unit(30)
     assert preference(vision, audio).eq(1).all()
-    wrong = audio.roll(2, dims=0)  # each window's sound stands two frames away: near ones are not asked
+    wrong = audio.roll(2, dims=0)  # each window's audio is two frames away; near windows are no negatives
     assert preference(vision, wrong).mean() < 0.8
     similarity = torch.eye(8)
     similarity[0, 7] = 2  # one of the two far windows of the first wins against it
@@ -65,7 +65,7 @@ def test_preference_of_a_constant_network_is_zero():
 
 
 class AudioOnlyNet(nn.Module):
-    """Sees the brightness of each frame, hears the loudness of each frame: unit vectors of the centerd course."""
+    """Sees the brightness of each frame, hears the loudness of each frame: unit vectors of the centered course."""
 
     def __init__(self):
         super().__init__()
@@ -76,9 +76,9 @@ class AudioOnlyNet(nn.Module):
         self.shapes.append(tuple(images.shape))
         return self._unit(images.unflatten(1, (-1, 3)).mean(dim=(2, 3, 4)))
 
-    def embed_audio(self, sounds: Tensor) -> Tensor:
-        self.shapes.append(tuple(sounds.shape))
-        course = sounds.mean(dim=(1, 2))
+    def embed_audio(self, mel: Tensor) -> Tensor:
+        self.shapes.append(tuple(mel.shape))
+        course = mel.mean(dim=(1, 2))
         return self._unit(nn.functional.interpolate(course[:, None], 16, mode="area")[:, 0])
 
     def _unit(self, course: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class AudioOnlyNet(nn.Module):
 
 @pytest.fixture(scope="module")
 def clip() -> tuple[Tensor, np.ndarray]:
-    """Faces whose lower half is as bright as the sound is loud, frame by frame."""
+    """Faces whose lower half is as bright as the audio is loud, frame by frame."""
     rng = np.random.default_rng(3)
     loudness = np.convolve(rng.random(FRAMES + 2), np.ones(3) / 3, mode="valid")
     wave = np.repeat(loudness, RATE) * rng.normal(0, 0.3, FRAMES * RATE)
@@ -140,8 +140,8 @@ def test_whisper_rows_and_latents_reach_the_network(clip, tiny_files):
     scorer = SyncScorer(
         net, 8, 32, lower_half=False, latent_space=True, audio_features="whisper", codec=codec, audio=audio
     )
-    vision, sound = scorer.embed(faces[:20], wave)
-    assert vision.shape == sound.shape == (13, 2)
+    vision, embeds = scorer.embed(faces[:20], wave)
+    assert vision.shape == embeds.shape == (13, 2)
     states = audio.num_layers * audio.width
     assert net.shapes == [(13, 8 * 4, 4, 4), (13, states, 1, 16)]
 

@@ -1,4 +1,4 @@
-"""Tiny UNets for the tests beside this file."""
+"""Tiny UNets for the tests of this folder."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Compiled UNets give what uncompiled ones give, compile each shape once, and survive a compiler that fails."""
+"""Compiled UNets equal uncompiled ones, compile each shape once, and survive a failing compiler."""
 
 from copy import deepcopy
 

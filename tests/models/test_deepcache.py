@@ -1,4 +1,4 @@
-"""The deep feature cache: what it skips, what it keeps, and that it is off when it has to be."""
+"""DeepCache: skipped and cached layers, and when it is off."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""FramewiseSyncNet: windows of a run, what is refused, and that it learns."""
+"""FramewiseSyncNet: windows of a sequence, refused inputs, learning."""
 
 import math
 
@@ -39,18 +39,18 @@ def a_run(frames: int, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def test_windows_of_a_run_are_those_cut_out_of_it():
     net = tiny(window_stride=3)
-    images, sounds = a_run(24)
-    vision, audio = net(images, sounds)
+    images, features = a_run(24)
+    vision, audio = net(images, features)
     assert vision.shape == audio.shape == (2 * 3, 12)
     for clip in range(2):
         for window in range(3):
             start = 3 * window
-            seen, heard = net(
+            vision_part, audio_part = net(
                 images[clip : clip + 1, 2 * start : 2 * (start + 16)],
-                sounds[clip : clip + 1, ..., 2 * start : 2 * (start + 16)],
+                features[clip : clip + 1, ..., 2 * start : 2 * (start + 16)],
             )
-            assert torch.allclose(seen[0], vision[3 * clip + window], atol=1e-5)
-            assert torch.allclose(heard[0], audio[3 * clip + window], atol=1e-5)
+            assert torch.allclose(vision_part[0], vision[3 * clip + window], atol=1e-5)
+            assert torch.allclose(audio_part[0], audio[3 * clip + window], atol=1e-5)
 
 
 @torch.no_grad()
@@ -64,13 +64,13 @@ def test_embeddings_are_unit_vectors_that_are_not_negative():
 
 def test_other_shapes_are_refused():
     net = tiny()
-    images, sounds = a_run(16)
+    images, features = a_run(16)
     with pytest.raises(UserError, match="16 or more frames of 2 x 4 x 8; got 30 x 4 x 8"):
         net.embed_images(images[:, 2:])
     with pytest.raises(UserError, match="got 32 x 4 x 4"):
         net.embed_images(images[..., :4])
     with pytest.raises(UserError, match="6 x 1 x 32 or more .* got 6 x 1 x 31"):
-        net.embed_audio(sounds[..., 1:])
+        net.embed_audio(features[..., 1:])
 
 
 @pytest.mark.parametrize(

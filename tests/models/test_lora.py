@@ -1,4 +1,4 @@
-"""LoRA adapters: what is trained, what the file holds, that merging equals the trained network, what is refused."""
+"""LoRA adapters: trained parameters, the file, merging, refused files."""
 
 import json
 import logging
@@ -155,7 +155,7 @@ def test_scale(unet, adapter):
         load_lora(unet, adapter, scale=float("inf"))
 
 
-def test_deepcache_goes_on_working(unet, adapter):
+def test_deepcache_keeps_working(unet, adapter):
     load_lora(unet, adapter)
     plain_steps = [predict(unet, step) for step in (900, 880)]
     with unet.deepcache(interval=2):

@@ -1,4 +1,4 @@
-"""PatchGAN: what one logit sees, bounded slope, sizes."""
+"""PatchGAN: receptive field, bounded slope, sizes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits: which ones, how far the result is off, and what is said without torchao."""
+"""Linear layers in 8 bits: which ones, the error of the result, and the message without torchao."""
 
 import sys
 

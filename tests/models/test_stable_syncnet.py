@@ -1,4 +1,4 @@
-"""StableSyncNet against the reference's figures, and what no figure pins: other inputs, refusals, gradients."""
+"""StableSyncNet against the reference's figures, other inputs, refusals, gradients."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def encoder(**changes) -> dict:
 
 
 def tiny(audio: dict | None = None, visual: dict | None = None) -> dict:
-    """Both encoders take (6, 4, 4) unless told otherwise."""
+    """Both encoders take (6, 4, 4) by default."""
     return {"audio_encoder": encoder(**audio or {}), "visual_encoder": encoder(**visual or {})}
 
 
@@ -62,16 +62,16 @@ def test_full_size_runs(name):
 
 def test_unit_vectors_gradients_and_batch_independence():
     net = fill_(StableSyncNet(tiny({"attn_blocks": [0, 1]}))).train()
-    frames, sound = seeded_input("frames", (3, 6, 4, 4)), seeded_input("sound", (3, 6, 4, 4))
-    vision, audio = net(frames, sound)
+    frames, mel = seeded_input("frames", (3, 6, 4, 4)), seeded_input("mel", (3, 6, 4, 4))
+    vision, audio = net(frames, mel)
     assert (vision >= 0).all() and (audio >= 0).all()
     torch.testing.assert_close(vision.norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(net(frames[1:2], sound[1:2])[0], vision[1:2])
+    torch.testing.assert_close(net(frames[1:2], mel[1:2])[0], vision[1:2])
     (vision * audio).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_sound_of_height_one():
+def test_audio_features_of_height_one():
     audio = {
         "in_channels": 1920,
         "block_out_channels": [32, 32, 32, 64, 128],
@@ -85,8 +85,8 @@ def test_sound_of_height_one():
         "attn_blocks": [0, 0, 1, 0],
     }
     net = StableSyncNet(tiny(audio, visual)).eval()
-    vision, sound = net(torch.randn(2, 256, 8, 16), torch.randn(2, 1920, 1, 32))
-    assert vision.shape == sound.shape == (2, 128)
+    vision, features = net(torch.randn(2, 256, 8, 16), torch.randn(2, 1920, 1, 32))
+    assert vision.shape == features.shape == (2, 128)
 
 
 def test_dropout_acts_in_training_only():
@@ -150,15 +150,15 @@ def test_configs_that_are_refused(changes, message):
         StableSyncNet(tiny(audio=changes))
 
 
-def test_centerd_frames_hide_what_does_not_change():
-    config = {**tiny(), "centred_frames": 3}
+def test_centered_frames_hide_constant_features():
+    config = {**tiny(), "centered_frames": 3}
     net = StableSyncNet(config).eval()
-    pictures, sound = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
+    images, mel = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
     person, room = torch.randn(2, 1, 2, 4, 4).expand(-1, 3, -1, -1, -1).flatten(1, 2), torch.randn(2, 6, 4, 1)
-    assert torch.allclose(net.embed_images(pictures), net.embed_images(pictures + person), atol=1e-5)
-    assert torch.allclose(net.embed_audio(sound), net.embed_audio(sound + room), atol=1e-5)
+    assert torch.allclose(net.embed_images(images), net.embed_images(images + person), atol=1e-5)
+    assert torch.allclose(net.embed_audio(mel), net.embed_audio(mel + room), atol=1e-5)
     plain = StableSyncNet(tiny()).eval()
     plain.load_state_dict(net.state_dict())
-    assert not torch.allclose(plain.embed_images(pictures), plain.embed_images(pictures + person), atol=1e-3)
-    with pytest.raises(UserError, match="centred_frames 4 is neither 0 nor the number of frames"):
-        StableSyncNet({**tiny(), "centred_frames": 4})
+    assert not torch.allclose(plain.embed_images(images), plain.embed_images(images + person), atol=1e-3)
+    with pytest.raises(UserError, match="centered_frames 4 is neither 0 nor the number of frames"):
+        StableSyncNet({**tiny(), "centered_frames": 4})

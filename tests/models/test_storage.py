@@ -1,4 +1,4 @@
-"""Weights in less memory: which ones are stored how, what it costs, and what excludes it."""
+"""Weights in less memory: storage of each layer, accuracy, incompatible options."""
 
 import pytest
 import torch
@@ -106,6 +106,6 @@ def test_stored_weights_are_final(tiny_files, change):
 
 
 @pytest.mark.parametrize("device, compiled", [("cpu,cpu", False), ("cpu", True)])
-def test_what_excludes_them(tiny_files, device, compiled):
+def test_incompatible_options(tiny_files, device, compiled):
     with pytest.raises(UserError, match="weights host and (compile|several devices) exclude each other"):
         load_pipeline(ModelPaths(**vars(tiny_files)), device, weights="host", compile=compiled)

@@ -1,4 +1,4 @@
-"""What a SyncNet is shown: halves, stacks, and the Whisper rows of each frame."""
+"""Inputs of a SyncNet: half faces, stacked frames, and the Whisper rows of each frame."""
 
 import pytest
 import torch

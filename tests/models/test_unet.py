@@ -1,4 +1,4 @@
-"""The UNet against the reference's figures, and what no figure pins: any number of blocks, odd sizes, gradients."""
+"""The UNet against the reference's figures, other numbers of blocks, odd sizes, gradients."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The model config refuses what cannot be built, naming the key and the fix."""
+"""The model config refuses invalid values with the key and the fix."""
 
 import pytest
 

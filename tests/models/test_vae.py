@@ -62,25 +62,25 @@ def decoded_bytes_kept(codec: LatentCodec, latents: torch.Tensor) -> tuple[int, 
     """What a decode keeps for its gradient, the images, and the gradient of their squares."""
     latents, kept = latents.clone().requires_grad_(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
-        pictures = codec.decode(latents)
-    pictures.square().mean().backward()
-    return sum(kept), pictures.detach(), latents.grad
+        images = codec.decode(latents)
+    images.square().mean().backward()
+    return sum(kept), images.detach(), latents.grad
 
 
 def test_gradient_checkpointing_keeps_little_and_changes_nothing(monkeypatch):
     codec, latents = LatentCodec(fill_(tiny_vae())), seeded_input("latents", (3, 4, 8, 8))
-    kept, pictures, gradient = decoded_bytes_kept(codec, latents)
+    kept, images, gradient = decoded_bytes_kept(codec, latents)
     codec.enable_gradient_checkpointing()
     monkeypatch.setattr("latentsync.models.vae.CHECKPOINTED_PIXELS", 2 * 64 * 64)
     sizes = []
     codec.vae.decoder.conv_in.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
-    kept_now, pictures_now, gradient_now = decoded_bytes_kept(codec, latents)
+    kept_now, images_now, gradient_now = decoded_bytes_kept(codec, latents)
     assert sizes == [2, 1, 1, 2]  # the pieces, then each once more
     assert kept_now < kept / 50
-    torch.testing.assert_close(pictures_now, pictures)
+    torch.testing.assert_close(images_now, images)
     torch.testing.assert_close(gradient_now, gradient)
     with torch.no_grad():
-        torch.testing.assert_close(codec.decode(latents), pictures)
+        torch.testing.assert_close(codec.decode(latents), images)
     assert sizes[4:] == [3]
 
 

@@ -1,4 +1,4 @@
-"""A tiny pipeline, and what its stages hand to each other."""
+"""A tiny pipeline, and the data between its stages."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -22,11 +22,11 @@ Places = tuple[tuple[int, int], ...]  # left upper corners of heads
 def head() -> np.ndarray:
     """(SIDE, SIDE, 3) uint8: the portrait's head."""
     with Image.open(PORTRAIT) as image:
-        picture = np.asarray(image.convert("RGB"))[0:256, 96:352]
-    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        draw_scene = np.asarray(image.convert("RGB"))[0:256, 96:352]
+    return cv2.resize(draw_scene, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
-def picture(places: Places = ((20, 0),), background: tuple[int, int, int] = BACKGROUND, width: int = WIDTH):
+def draw_scene(places: Places = ((20, 0),), background: tuple[int, int, int] = BACKGROUND, width: int = WIDTH):
     """(HEIGHT, width, 3) uint8 with a head at each place."""
     canvas = np.full((HEIGHT, width, 3), background, np.uint8)
     for x, y in places:
@@ -37,7 +37,7 @@ def picture(places: Places = ((20, 0),), background: tuple[int, int, int] = BACK
 
 def clip(path: Path, count: int, draw: Callable[[int], np.ndarray] | None = None, **options) -> Path:
     """A clip of `count` images; by default of a head that sways."""
-    draw = draw or (lambda index: picture(((16 + index % 8, 0),)))
-    pictures = [draw(index) for index in range(count)]
-    height, width = pictures[0].shape[:2]
-    return write_clip(path, count, size=(width, height), pictures=pictures, **options)
+    draw = draw or (lambda index: draw_scene(((16 + index % 8, 0),)))
+    images = [draw(index) for index in range(count)]
+    height, width = images[0].shape[:2]
+    return write_clip(path, count, size=(width, height), images=images, **options)

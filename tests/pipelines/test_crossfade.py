@@ -1,4 +1,4 @@
-"""Overlapping chunks: the cross-fade, and what a run makes of it."""
+"""Overlapping chunks: the cross-fade alone and in a run."""
 
 from itertools import count
 
@@ -9,7 +9,7 @@ import torch
 from latentsync.faces.chunks import split_chunks
 from latentsync.pipelines.crossfade import CrossFade
 from tests.media.synthetic import tone, write_audio
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 FAST = {"inference_steps": 1, "guidance_scale": 1.0}
 
@@ -96,19 +96,19 @@ def test_a_video_of_one_chunk_does_not_depend_on_the_overlap(run, media, written
 
 def test_a_gap_ends_the_overlap(run, written, spoken, tmp_path):
     """Faces in frames 0-6 and 8-13: frames 0-3, 2-5, 4-6; 8-11, 10-13."""
-    video = clip(tmp_path / "v.mp4", 14, lambda index: picture(((20, 0),) if index != 7 else ()))
-    told = []
+    video = clip(tmp_path / "v.mp4", 14, lambda index: draw_scene(((20, 0),) if index != 7 else ()))
+    updates = []
     result = run(
         video,
         write_audio(tmp_path / "a.wav", tone(16000, 0.56)),
         tmp_path / "out.mp4",
         num_frames=4,
-        on_progress=told.append,
+        on_progress=updates.append,
     )
     assert (result.num_frames, result.faces, len(written)) == (14, 13, 14)
     assert spoken == [(1, 4), (1, 4), (1, 3), (1, 4), (1, 4)]
-    assert {progress.done for progress in told} == set(range(15))
-    fractions = [progress.fraction for progress in told]
+    assert {progress.done for progress in updates} == set(range(15))
+    fractions = [progress.fraction for progress in updates]
     assert fractions == sorted(fractions) and fractions[-1] <= 1
 
 

@@ -1,4 +1,4 @@
-"""Aligned faces to speaking faces: the published chain, and the properties callers rely on."""
+"""From aligned faces to speaking faces: the published computation, and properties that callers rely on."""
 
 import json
 from pathlib import Path

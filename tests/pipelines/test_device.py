@@ -1,4 +1,4 @@
-"""What keeps a GPU busy: nothing in a run waits for the device, copies come back complete, guidance in the middle.
+"""Utilization of a GPU: nothing in a run waits for the device, copies come back complete, guidance in the middle.
 
 The meta device stands for the GPU: like one, it has no values that the host could read without waiting; it raises.
 """

@@ -19,7 +19,7 @@ from latentsync.pipelines.original_audio import Mixer
 from latentsync.pipelines.speakers import fade_in, fade_out, spoken_frames
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import numbered_rgb, numbers_of, tone, write_audio, write_clip
-from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, picture
+from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, draw_scene
 
 FPS = Fraction(25)
 
@@ -77,7 +77,7 @@ def test_an_iterator_has_no_length_to_fit(tmp_path):
         fit_length(source, 5 / FPS, FPS, "cut", None)
 
 
-def test_a_cut_video_cuts_the_sound(run, media, tmp_path):
+def test_a_cut_video_cuts_the_audio(run, media, tmp_path):
     result = run(clip(tmp_path / "v.mp4", 4), media / "voice.wav", tmp_path / "out.mkv", length_mode="cut")
     assert result.num_frames == result.faces == 4
     assert len(load_audio(tmp_path / "out.mkv")) == 4 * 640
@@ -110,7 +110,7 @@ def test_a_part_of_a_video(tmp_path, group):
         list(source.open(1 / FPS, FPS, "bounce"))
 
 
-def test_a_part_with_the_sound_of_the_file_itself(run, tmp_path, written):
+def test_a_part_with_the_audio_of_the_file_itself(run, tmp_path, written):
     video = clip(tmp_path / "v.mp4", 20, tone_seconds=0.8)
     result = run(video, video, tmp_path / "out.mkv", start=0.2, end=0.6, silence="model")
     assert result.num_frames == 10 and len(load_audio(tmp_path / "out.mkv")) == 6400
@@ -124,7 +124,7 @@ def test_a_part_with_the_sound_of_the_file_itself(run, tmp_path, written):
 @pytest.fixture
 def two(tmp_path) -> Path:
     """A video of 30 frames with two people and a tone."""
-    both = picture(((10, 0), (170, 0)), width=2 * WIDTH)
+    both = draw_scene(((10, 0), (170, 0)), width=2 * WIDTH)
     return clip(tmp_path / "two.mp4", 30, lambda index: both, tone_seconds=1.2)
 
 
@@ -160,7 +160,7 @@ def test_two_people_speak_in_one_pass(run, two, written, tmp_path):
     assert (result.num_frames, result.faces) == (30, 20) and not any("in view" in each.reason for each in result.passed)
 
 
-def test_the_sound_of_a_script_is_exact(tmp_path, two, pipeline):
+def test_the_audio_of_a_script_is_exact(tmp_path, two, pipeline):
     """Each voice at its place, sample by sample, and the original audio where nobody speaks."""
     voice = (0.25 * np.sign(tone(16000, 0.4, 300))).astype(np.float32)
     write_audio(tmp_path / "a.wav", voice, codec="pcm_f32le")
@@ -222,7 +222,7 @@ def test_the_same_face_in_a_still_image_is_found_again(run, written, tmp_path):
 # Pauses
 
 
-def test_the_mouth_rests_where_nobody_speaks(run, written, spoken, tmp_path, monkeypatch):
+def test_the_mouth_rests_in_pauses(run, written, spoken, tmp_path, monkeypatch):
     monkeypatch.setattr(speakers, "speech_intervals", lambda wave: [(0, 10 * 640)])
     video = clip(tmp_path / "v.mp4", 30)
     voice = write_audio(tmp_path / "a.wav", tone(16000, 1.2))
@@ -250,7 +250,7 @@ def test_crossfades():
 # The original audio
 
 
-def test_the_original_sound_is_matched_to_the_voice(tmp_path):
+def test_the_original_audio_is_matched_to_the_voice(tmp_path):
     """A quiet voice over a loud video: at 1, both are equally loud."""
     video = clip(tmp_path / "v.mp4", 50, tone_seconds=2)
     write_audio(tmp_path / "a.wav", tone(16000, 2, 700, 0.05), codec="pcm_f32le")
@@ -262,6 +262,18 @@ def test_the_original_sound_is_matched_to_the_voice(tmp_path):
     rest = mixed[1][4000:28000] - mixed[0][4000:28000]
     assert np.array_equal(mixed[0], load_audio(tmp_path / "a.wav"))
     assert 0.03 < np.abs(rest).max() < 0.08
+
+
+def test_a_text_is_spoken(run, media, tmp_path, monkeypatch):
+    said = []
+
+    def synthesize(text, voice, path):
+        said.append((text, voice))
+        write_audio(path, tone(16000, 0.4))
+
+    monkeypatch.setattr("latentsync.pipelines.clip.synthesize", synthesize)
+    result = run(media / "clip.mp4", None, tmp_path / "out.mp4", text="Hello", voice="de")
+    assert result.num_frames == 10 and said == [("Hello", "de")]
 
 
 def test_text_and_audio_exclude_each_other(run, media, tmp_path):

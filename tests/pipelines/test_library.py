@@ -19,7 +19,7 @@ from latentsync.pipelines.sampling import Sampling
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import DDIMScheduler
 from tests.media.synthetic import tone
-from tests.pipelines.scenes import picture
+from tests.pipelines.scenes import draw_scene
 from tests.tiny_model import UNET
 
 FAST = GenerationOptions(inference_steps=1, guidance_scale=1.0)
@@ -85,7 +85,7 @@ def test_frames_come_as_they_are_ready_and_stop_when_closed(pipeline, spoken, me
 
 
 def test_arrays_in_arrays_out(pipeline, wave, tmp_path):
-    frames = np.stack([picture(((16 + index % 8, 0),)) for index in range(6)])
+    frames = np.stack([draw_scene(((16 + index % 8, 0),)) for index in range(6)])
     made = np.stack([np.asarray(frame) for frame in pipeline.frames((frames, 25), (wave[:3840], 16000), FAST)])
     changed = (made != frames).any(axis=(0, 3))
     assert changed.any() and not changed[:20].any() and not changed[:, :30].any()

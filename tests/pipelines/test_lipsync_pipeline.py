@@ -1,4 +1,4 @@
-"""The whole chain on small clips with a real face: lengths, what changes and what does not, failures, sound."""
+"""The whole pipeline on small clips with a real face: lengths, changed and unchanged pixels, failures, audio."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.progress import Progress
 from latentsync.utils.rates import exact_rate
 from tests.media.synthetic import tone, write_audio
-from tests.pipelines.scenes import HEIGHT, PORTRAIT, WIDTH, clip, head, picture
+from tests.pipelines.scenes import HEIGHT, PORTRAIT, WIDTH, clip, draw_scene, head
 
 FPS = Fraction(25)
 
@@ -49,20 +49,20 @@ def changed(written: list[np.ndarray], source: list[np.ndarray]) -> list[bool]:
 
 
 def describe(path: Path) -> dict:
-    """Number of frames, rate, size, and of the sound: rate, channels, seconds (packets), codec."""
+    """Number of frames, rate and size of the video; rate, channels, seconds (packets) and codec of the audio."""
     with av.open(str(path)) as container:
         video = container.streams.video[0]
         frames = list(container.decode(video))
         found = {"frames": len(frames), "rate": video.average_rate, "size": (video.width, video.height)}
     with av.open(str(path)) as container:
-        sound = container.streams.audio[0]
-        decoded = list(container.decode(sound))
+        audio = container.streams.audio[0]
+        decoded = list(container.decode(audio))
         seconds = sum(Fraction(frame.samples, frame.sample_rate) for frame in decoded)
         return found | {
-            "audio_rate": sound.rate,
-            "channels": sound.codec_context.channels,
+            "audio_rate": audio.rate,
+            "channels": audio.codec_context.channels,
             "seconds": float(seconds),
-            "codec": sound.codec_context.name,
+            "codec": audio.codec_context.name,
         }
 
 
@@ -87,7 +87,7 @@ def test_exact_length(run, media, tmp_path, rate, samples, fps, frames):
     assert abs(found["seconds"] - samples / rate) < 1024 / rate  # the last AAC frame is padded
 
 
-def test_sound_keeps_rate_and_channels(run, media, tmp_path):
+def test_audio_keeps_rate_and_channels(run, media, tmp_path):
     stereo = np.stack([tone(44100, 0.4, 440), tone(44100, 0.4, 660)])
     audio = write_audio(tmp_path / "a.wav", stereo, rate=44100, layout="stereo")
     run(media / "clip.mp4", audio, tmp_path / "out.mp4")
@@ -108,7 +108,7 @@ def test_only_the_mouth_region_changes(run, media, written, tmp_path):
 def test_frames_without_a_face_pass_bit_for_bit_and_never_reach_the_networks(run, written, spoken, tmp_path, caplog):
     """Faces in frames 0-9, 14 and 15 of 20, a gap between and one at the end."""
     has_face = [index < 10 or index in (14, 15) for index in range(20)]
-    video = clip(tmp_path / "v.mp4", 20, lambda index: picture(((20, 0),) if has_face[index] else ()))
+    video = clip(tmp_path / "v.mp4", 20, lambda index: draw_scene(((20, 0),) if has_face[index] else ()))
     audio = write_audio(tmp_path / "a.wav", tone(16000, 0.8))
     with caplog.at_level(logging.WARNING):
         result = run(video, audio, tmp_path / "out.mp4", num_frames=8)
@@ -127,7 +127,7 @@ def test_nothing_is_painted_over_somebody_who_crosses_in_front(run, written, tmp
         return 240 - 6 * index
 
     def draw(index: int) -> np.ndarray:
-        image = picture(((80, 0),), width=2 * WIDTH)
+        image = draw_scene(((80, 0),), width=2 * WIDTH)
         image[:, left_edge(index) : left_edge(index) + width] = front
         return image
 
@@ -158,7 +158,7 @@ def test_a_report_that_cannot_be_written_is_said_before_the_work(run, media, spo
 
 def test_a_cut_ends_a_run(run, spoken, tmp_path):
     def draw(index: int) -> np.ndarray:
-        return picture(((2, 0),), (30, 30, 30)) if index < 5 else picture(((38, 0),), (220, 210, 150))
+        return draw_scene(((2, 0),), (30, 30, 30)) if index < 5 else draw_scene(((38, 0),), (220, 210, 150))
 
     video = clip(tmp_path / "v.mp4", 10, draw)
     run(video, write_audio(tmp_path / "a.wav", tone(16000, 0.4)), tmp_path / "out.mp4")
@@ -166,7 +166,7 @@ def test_a_cut_ends_a_run(run, spoken, tmp_path):
 
 
 def test_no_face_at_all_is_an_error(run, media, tmp_path):
-    video = clip(tmp_path / "v.mp4", 5, lambda index: picture(()))
+    video = clip(tmp_path / "v.mp4", 5, lambda index: draw_scene(()))
     (tmp_path / "out.mp4").write_bytes(b"old")
     with pytest.raises(UserError, match="v.mp4: no face was found in any frame"):
         run(video, media / "voice.wav", tmp_path / "out.mp4")
@@ -265,7 +265,7 @@ def test_keep_fps(run, media, tmp_path):
     still = run(PORTRAIT, media / "voice.wav", tmp_path / "c.mp4", keep_fps=True, video_fps=20)
     assert (kept.fps, kept.num_frames) == (Fraction(30000, 1001), 12)
     assert (plain.fps, plain.num_frames) == (25, 10)
-    assert (still.fps, still.num_frames) == (20, 8)  # a picture has no rate to keep
+    assert (still.fps, still.num_frames) == (20, 8)  # an image has no frame rate
 
 
 def test_short_video(run, media, written, tmp_path):
@@ -292,7 +292,7 @@ def test_still_image(run, media, written, tmp_path):
     ("face", "chosen"), [("left", 0), ("right", 1), ("0", 0), ("1", 1), ("60,60", 0), ("230,60", 1)]
 )
 def test_only_the_chosen_face_changes(run, media, written, tmp_path, face, chosen):
-    video = clip(tmp_path / "v.mp4", 3, lambda index: picture(((10, 0), (170, 0)), width=2 * WIDTH))
+    video = clip(tmp_path / "v.mp4", 3, lambda index: draw_scene(((10, 0), (170, 0)), width=2 * WIDTH))
     audio = write_audio(tmp_path / "a.wav", tone(16000, 0.12))
     run(video, audio, tmp_path / "out.mp4", face=face)
     height = written[0].shape[0] * 2 // 3
@@ -403,20 +403,24 @@ def test_skin_color_matches_the_frame(pipeline, monkeypatch):
 
 
 def test_progress_tells_stage_and_frames(run, media, tmp_path):
-    told: list[Progress] = []
-    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", on_progress=told.append)
-    stages = [progress.stage for progress in told]
+    updates: list[Progress] = []
+    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", on_progress=updates.append)
+    stages = [progress.stage for progress in updates]
     assert list(dict.fromkeys(stages)) == ["preparing", "lip-sync", "finishing"]
-    assert [progress.done for progress in told] == sorted(progress.done for progress in told)
-    assert {progress.done for progress in told} == set(range(11)) and {progress.total for progress in told} == {10}
-    fractions = [progress.fraction for progress in told]
+    assert [progress.done for progress in updates] == sorted(progress.done for progress in updates)
+    assert {progress.done for progress in updates} == set(range(11)) and {progress.total for progress in updates} == {
+        10
+    }
+    fractions = [progress.fraction for progress in updates]
     assert fractions == sorted(fractions) and 0 <= fractions[0] and fractions[-1] <= 1
 
 
 def test_progress_is_reported_after_each_denoising_step(run, media, tmp_path):
-    told: list[Progress] = []
-    run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", num_inference_steps=4, on_progress=told.append)
-    before = [progress for progress in told if progress.done == 0 and progress.stage == "lip-sync"]
+    updates: list[Progress] = []
+    run(
+        media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", num_inference_steps=4, on_progress=updates.append
+    )
+    before = [progress for progress in updates if progress.done == 0 and progress.stage == "lip-sync"]
     assert len(before) == 1 + 4  # the chunk begins, then its steps
     assert before[2].seconds_left is not None  # from the second step on
 
@@ -450,7 +454,7 @@ def test_a_preview_ends_early_in_video_and_audio(run, media, tmp_path, suffix):
     assert 0.2 <= samples / 16000 < 0.2 + 2 * 1024 / 16000
 
 
-def test_interpolation_doubles_the_rate_and_keeps_what_was_made(run, media, written, tmp_path):
+def test_interpolation_doubles_the_rate_and_keeps_generated_frames(run, media, written, tmp_path):
     run(media / "clip.mp4", media / "voice.wav", tmp_path / "plain.mp4")
     plain = list(written)
     written.clear()
@@ -460,7 +464,7 @@ def test_interpolation_doubles_the_rate_and_keeps_what_was_made(run, media, writ
     assert all(np.array_equal(made, frame) for made, frame in zip(written[::2], plain, strict=True))
 
 
-def test_the_other_solver_comes_to_the_same_face(run, media, written, tmp_path):
+def test_the_other_solver_gives_the_same_face(run, media, written, tmp_path):
     """With many steps both solve the same equation; with one they differ."""
 
     def frames(**options) -> np.ndarray:

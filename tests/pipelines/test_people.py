@@ -1,4 +1,4 @@
-"""The people in a video: found across shots, chosen by name or by a place at a time."""
+"""The people in a video: found across shots, chosen by name or by position and time."""
 
 from fractions import Fraction
 
@@ -14,7 +14,7 @@ from latentsync.pipelines import people
 from latentsync.pipelines.people import FoundPerson, find_people, likely_speaker, people_strip, resolve_faces
 from latentsync.utils.errors import UserError
 from scripts import people as command
-from tests.pipelines.scenes import WIDTH, clip, picture
+from tests.pipelines.scenes import WIDTH, clip, draw_scene
 
 
 def view(*pattern: float) -> Appearance:
@@ -59,8 +59,8 @@ def two(tmp_path, detector, monkeypatch):
 
     def draw(index: int) -> np.ndarray:
         if index < 25:
-            return picture(((10, 0), (170, 0)), width=2 * WIDTH)
-        return picture(((100, 0),), (220, 210, 150), width=2 * WIDTH)
+            return draw_scene(((10, 0), (170, 0)), width=2 * WIDTH)
+        return draw_scene(((100, 0),), (220, 210, 150), width=2 * WIDTH)
 
     class Lent:
         def __getattr__(self, name):

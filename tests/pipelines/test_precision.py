@@ -1,4 +1,4 @@
-"""Which data type the networks have, and that bfloat16 hardly changes the faces of the embedded model."""
+"""Data types of the networks; bfloat16 hardly changes the faces of the embedded model."""
 
 import numpy as np
 import pytest

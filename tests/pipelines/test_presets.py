@@ -1,4 +1,4 @@
-"""Presets: what they set, what they leave alone, and how often the UNet runs."""
+"""Presets: the options they set, and the number of evaluations of the UNet."""
 
 from typing import get_args
 

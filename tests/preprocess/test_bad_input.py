@@ -1,4 +1,4 @@
-"""Files and folders that nobody would wish for: they are told of, and never stop the rest."""
+"""Bad files and folders are reported and never stop a run."""
 
 import csv
 import os
@@ -186,7 +186,7 @@ def test_memory_does_not_grow_with_the_length(here, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     still = [np.full((48, 64, 3), 90, np.uint8)] * 1500
     options = {"crf": "30", "preset": "ultrafast", "bf": "0"}
-    minute = write_clip(tmp_path / "minute.mkv", 1500, pictures=still, options=options, tone_seconds=59.8)
+    minute = write_clip(tmp_path / "minute.mkv", 1500, images=still, options=options, tone_seconds=59.8)
     repeat(minute, tmp_path / "in" / "long.mkv", 60, 60)
     used = []
     save = Records.save_part

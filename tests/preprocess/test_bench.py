@@ -5,7 +5,7 @@ import pytest
 
 from preprocess.bench import Cost, measure
 from preprocess.settings import ProcessSettings
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 
 def test_rows_of_the_table():
@@ -14,7 +14,7 @@ def test_rows_of_the_table():
 
 @pytest.mark.slow
 def test_both_ways_keep_the_same_clips(tmp_path):
-    large = cv2.resize(picture(), None, fx=2, fy=2)
+    large = cv2.resize(draw_scene(), None, fx=2, fy=2)
     clip(tmp_path / "bob_1.mp4", 50, lambda index: large, tone_seconds=2.0)
     clip(tmp_path / "bob_2.mp4", 50, lambda index: large[:, ::-1], tone_seconds=2.0)
     settings = ProcessSettings(

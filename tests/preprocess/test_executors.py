@@ -1,4 +1,4 @@
-"""Ray workers, without Ray: what happens when one ends, and that it ends when it needs too much memory."""
+"""Ray workers, without Ray: restart after an exit, and the memory limit."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Faces of a segment, their size and place: one clip a person, gaps and cuts end it."""
+"""Faces of a segment, their size and place: one clip per person; gaps and cuts end it."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -15,7 +15,7 @@ from preprocess.steps.alignment import alignment
 from preprocess.steps.face_size import face_size
 from preprocess.steps.faces import faces
 from preprocess.tools import Tools
-from tests.pipelines.scenes import picture
+from tests.pipelines.scenes import draw_scene
 
 ONE, TWO, NONE = ((20, 0),), ((10, 0), (150, 0)), ()
 SETTINGS = ProcessSettings(resolution=64, min_seconds=0.2, min_face_size=20)
@@ -33,7 +33,7 @@ def tools(detector):
 def segment(scenes: list[tuple], width: int = 290, background=(90, 110, 130)) -> Segment:
     """A segment whose audio at frame i is i / 1000, and which starts one second into the source."""
     frames = (
-        VideoFrame.from_rgb(cv2.resize(picture(places, background, width), None, fx=2, fy=2)) for places in scenes
+        VideoFrame.from_rgb(cv2.resize(draw_scene(places, background, width), None, fx=2, fy=2)) for places in scenes
     )
 
     def read_audio(start: Fraction, samples: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def test_one_person(tools):
     assert clip.figures["faces"] == 1 and 60 < clip.figures["face_size"] < 130 and clip.figures["jitter"] < 0.01
 
 
-def test_a_gap_ends_the_clip_and_the_next_one_has_its_own_audio(tools):
+def test_a_gap_ends_the_clip_and_the_next_has_its_own_audio(tools):
     first, second, gap = run([ONE] * 6 + [NONE] * 3 + [ONE] * 7, tools)
     assert (first.num_frames, second.num_frames) == (6, 7) or (first.num_frames, second.num_frames) == (6, 6)
     offset = second.start - 1
@@ -76,8 +76,8 @@ def test_many_faces(tools):
 
 
 def test_a_cut_that_the_shot_detector_missed_ends_the_clip(tools):
-    scenes = [VideoFrame.from_rgb(picture(ONE, (10, 200, 20), 290))] * 6
-    scenes += [VideoFrame.from_rgb(picture(ONE, (200, 10, 220), 290))] * 6
+    scenes = [VideoFrame.from_rgb(draw_scene(ONE, (10, 200, 20), 290))] * 6
+    scenes += [VideoFrame.from_rgb(draw_scene(ONE, (200, 10, 220), 290))] * 6
     found = faces(
         Segment("a.mp4", 0, Fraction(0), iter(scenes), lambda start, n: np.zeros(n, np.float32)), SETTINGS, tools
     )

@@ -1,4 +1,4 @@
-"""Which kept clips are for training, which for validation, and which for their images alone."""
+"""Lists of kept clips: for training, for validation, and for images alone."""
 
 import csv
 
@@ -17,7 +17,7 @@ from preprocess.settings import ProcessSettings
 from preprocess.source_work import person_of, process_source
 from preprocess.tools import Tools
 from tests.media.synthetic import write_clip
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 
 def kept(person: str, number: int, has_sound: int = 1, folder: str = "") -> dict:
@@ -56,7 +56,7 @@ def test_patterns_match_names_and_paths():
     assert choose(rows, ListOptions(hold_out=("anna",))).held_out == []
 
 
-def test_clips_without_audio_do_not_count_towards_the_limit():
+def test_clips_without_audio_do_not_count_toward_the_limit():
     rows = [kept("anna", index) for index in range(6)] + [kept("anna", 10, 0), kept("anna", 11)]
     lists = choose(rows, ListOptions(4, ignore_audio=("anna_011",)))
     assert [row["clip"][-12:-9] for row in lists.train] == ["000", "002", "003", "005"]
@@ -80,7 +80,7 @@ def test_images_and_silent_videos_are_used_for_faces(tmp_path, monkeypatch, dete
     )
     folder = tmp_path / "in" / "all"
     folder.mkdir(parents=True)
-    large = cv2.resize(picture(), None, fx=2, fy=2)
+    large = cv2.resize(draw_scene(), None, fx=2, fy=2)
     Image.fromarray(large).save(folder / "eve.png")
     Image.fromarray(np.full_like(large, 90)).save(folder / "wall_1.png")
     clip(folder / "bob_1.mp4", 15, lambda index: large)
@@ -127,9 +127,9 @@ def test_person_pattern(tmp_path):
         ProcessSettings(person_pattern="(")
 
 
-def test_the_report_tells_what_is_known_of_the_sync_step():
+def test_the_report_describes_the_sync_step():
     rows = [{"sync_scorer": "embedded"}, {"sync_scorer": "embedded"}, {}]
-    assert "97.5 %" in (_gate(rows) or "") and "eval.sync_roc" not in (_gate(rows) or "")
+    assert "97.5%" in (_gate(rows) or "") and "eval.sync_roc" not in (_gate(rows) or "")
     assert "have not been measured: run `python -m eval.sync_roc`" in (_gate([{"sync_scorer": "syncnet_v2"}]) or "")
     assert _gate([{}]) is None
 

@@ -1,4 +1,4 @@
-"""Whole runs on small clips: what is kept, what is told of the rest, going on, workers that die, several machines."""
+"""Whole runs on small clips: kept and dropped clips, resuming, crashing workers, several machines."""
 
 import csv
 import logging
@@ -27,7 +27,7 @@ from preprocess.source_work import Beat, Job, person_of, process_source
 from preprocess.storages.base import FileStamp
 from preprocess.tools import Tools
 from tests.media.synthetic import click_track, numbered_rgb, numbers_of, onsets, tone, write_clip, write_frames
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 
 FAST = ProcessSettings(steps=(), min_seconds=0.2, segment_seconds=0.8)
 FACES = ProcessSettings(steps=("shots", "faces", "quality"), min_seconds=0.2, resolution=64, min_quality=0.0)
@@ -70,9 +70,9 @@ def test_every_source_and_clip_has_a_status(here, sources, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in sources.rglob("*")}
     summary = process(RunOptions(sources, tmp_path / "out"), FAST)
     rows = rows_of(tmp_path / "out")
-    fate = {row["source"]: (row["status"], row["step"]) for row in rows if row["kind"] == "source"}
-    assert fate["empty.mp4"] == fate["garbage.mkv"] == fate["silent.mp4"] == ("dropped", "probe")
-    assert fate["anna/ünicode und\nzwei.mp4"] == ("processed", "")
+    status = {row["source"]: (row["status"], row["step"]) for row in rows if row["kind"] == "source"}
+    assert status["empty.mp4"] == status["garbage.mkv"] == status["silent.mp4"] == ("dropped", "probe")
+    assert status["anna/ünicode und\nzwei.mp4"] == ("processed", "")
     clips = [row for row in rows if row["kind"] == "clip"]
     assert [(row["status"], row["frames"]) for row in clips if "anna" in row["source"]] == [
         ("kept", "20"), ("kept", "20"), ("kept", "10"),
@@ -98,21 +98,21 @@ def test_segments_are_cut_to_the_frame_and_the_sample(here, sources, tmp_path):
 
 
 def test_variable_frame_rate_rotation_and_audio_track(here, tmp_path):
-    """Lying on its side, frames at uneven times, two sound tracks."""
+    """Rotated by 90 degrees, at a variable frame rate, with two audio tracks."""
     lying = [np.rot90(numbered_rgb(number)) for number in range(60)]
     stamps = [20 * number + number % 3 * 3 for number in range(60)]
     options = {"crf": "12", "preset": "ultrafast", "bf": "0"}
     video = write_clip(
         tmp_path / "video.mov", 60, fps=50, stamps=stamps, time_base=Fraction(1, 1000), size=(48, 64),
-        pictures=lying, rotation=-90, options=options,
+        images=lying, rotation=-90, options=options,
     )  # fmt: skip
     (tmp_path / "in").mkdir()
     with av.open(str(video)) as source, av.open(str(tmp_path / "in" / "phone.mov"), "w") as container:
-        pictures = container.add_stream_from_template(source.streams.video[0])
+        images = container.add_stream_from_template(source.streams.video[0])
         tracks = [container.add_stream("pcm_s16le", rate=16000, layout="mono") for _ in range(2)]
         for packet in source.demux(source.streams.video[0]):
             if packet.dts is not None:
-                packet.stream = pictures
+                packet.stream = images
                 container.mux(packet)
         for track, samples in zip(tracks, (tone(16000, 1.2), click_track(16000, 1.2, [0.5, 0.9])), strict=True):
             write_frames(container, track, samples[None], 16000, "mono")
@@ -134,7 +134,7 @@ def _frames(path: Path) -> list[VideoFrame]:
 def test_shots_are_not_mixed(here, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
-    scenes = [picture((), (200, 30, 30))] * 12 + [picture((), (20, 40, 220))] * 9
+    scenes = [draw_scene((), (200, 30, 30))] * 12 + [draw_scene((), (20, 40, 220))] * 9
     clip(folder / "a.mp4", 21, lambda index: scenes[index], tone_seconds=0.84)
     process(RunOptions(folder, tmp_path / "out"), ProcessSettings(steps=("shots",), min_seconds=0.2))
     rows = [row for row in rows_of(tmp_path / "out") if row["kind"] == "clip"]
@@ -144,7 +144,7 @@ def test_shots_are_not_mixed(here, tmp_path):
 def test_kept_clips_are_aligned_faces(here, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
-    large = cv2.resize(picture(), None, fx=2, fy=2)
+    large = cv2.resize(draw_scene(), None, fx=2, fy=2)
     clip(folder / "bob_1.mp4", 15, lambda index: large, tone_seconds=0.6)
     clip(folder / "bob_2.mp4", 15, lambda index: np.full_like(large, 90), tone_seconds=0.6)
     assert process(RunOptions(folder, tmp_path / "out"), FACES).kept == 1
@@ -228,8 +228,8 @@ def _hanging_worker(pipe, job: Job, workers: int) -> None:
 def test_a_source_that_takes_too_long_is_given_up(sources, tmp_path, monkeypatch):
     monkeypatch.setattr("preprocess.executors._work", _hanging_worker)
     summary = process(RunOptions(sources, tmp_path / "out", workers=2), FAST)
-    fate = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
-    assert "took longer than" in fate["silent.mp4"] and summary.kept == 3
+    status = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
+    assert "took longer than" in status["silent.mp4"] and summary.kept == 3
 
 
 def _greedy_worker(pipe, job: Job, workers: int) -> None:
@@ -252,8 +252,8 @@ def _greedy_worker(pipe, job: Job, workers: int) -> None:
 def test_a_source_that_needs_too_much_memory_is_given_up(sources, tmp_path, monkeypatch):
     monkeypatch.setattr("preprocess.executors._work", _greedy_worker)
     summary = process(RunOptions(sources, tmp_path / "out", workers=2, worker_memory_gb=1.9), FAST)
-    fate = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
-    assert fate["silent.mp4"] == "needed more than the allowed 1.9 GiB of memory" and summary.kept == 3
+    status = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
+    assert status["silent.mp4"] == "needed more than the allowed 1.9 GiB of memory" and summary.kept == 3
     with pytest.raises(UserError, match="worker_memory_gb must be 0 or more"):
         RunOptions(sources, tmp_path / "out", worker_memory_gb=-1)
 
@@ -262,8 +262,8 @@ def test_a_crashed_worker_loses_its_source_only(sources, tmp_path, monkeypatch):
     monkeypatch.setattr("preprocess.executors._work", _deadly_worker)
     options = RunOptions(sources, tmp_path / "out", workers=2)
     summary = process(options, FAST)
-    fate = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
-    assert fate["silent.mp4"] == "crashed the worker" and summary.kept == 3
+    status = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
+    assert status["silent.mp4"] == "crashed the worker" and summary.kept == 3
     monkeypatch.undo()
     again = process(options, FAST)
     assert (again.processed, again.resumed) == (1, 4)
@@ -320,9 +320,9 @@ def test_results_may_go_to_an_object_store(here, sources, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpu_actors", [0, 1])  # Ray reserves what it is told exists
+@pytest.mark.parametrize("gpu_actors", [0, 1])  # Ray trusts the declared resources
 def test_ray_makes_the_same_manifest(sources, tmp_path, monkeypatch, gpu_actors):
-    large = cv2.resize(picture(), None, fx=2, fy=2)
+    large = cv2.resize(draw_scene(), None, fx=2, fy=2)
     clip(sources / "bob_1.mp4", 50, lambda index: large, tone_seconds=2.0)
     measured = ProcessSettings(
         resolution=128, min_seconds=1.4, sync_conf_threshold=-1.0, min_preference=0.0, max_offset=15, min_quality=0.0

@@ -1,4 +1,4 @@
-"""Networks in an actor give the workers what networks of their own would; the actor is called directly here."""
+"""Networks in an actor give the same results as in the worker; the actor is called directly here."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,20 +42,20 @@ class Batches:
         pass
 
 
-class Judge:
-    name, files, min_frames, default_threshold, default_preference = "judge", (), 5, 0.1, None
+class FixedScorer:
+    name, files, min_frames, default_threshold, default_preference = "fixed", (), 5, 0.1, None
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
         if len(faces) < 5:
             raise UserError("too short")
-        return ClipSync("judge", len(faces), float(wave.sum()), 1.0, np.ones(1))
+        return ClipSync("fixed", len(faces), float(wave.sum()), 1.0, np.ones(1))
 
 
 @pytest.fixture
 def batches(detector, monkeypatch) -> Batches:
     batches = Batches(detector)
     monkeypatch.setattr("preprocess.tools.create_detector", lambda *args, **options: batches)
-    monkeypatch.setattr("preprocess.tools.open_sync_scorer", lambda *args: Judge())
+    monkeypatch.setattr("preprocess.tools.open_sync_scorer", lambda *args: FixedScorer())
     monkeypatch.setattr(remote_tools, "_call", lambda method, *arguments: method(*arguments))
     return batches
 
@@ -87,7 +87,7 @@ def test_sync_and_quality(batches):
     clip, wave = np.repeat(image[None], 6, axis=0), np.ones(6 * 640, np.float32)
     for scorer in (remote.scorer, remote.second_scorer):
         assert scorer is not None
-        assert (scorer.name, scorer.min_frames, scorer.default_threshold) == ("judge", 5, 0.1)
+        assert (scorer.name, scorer.min_frames, scorer.default_threshold) == ("fixed", 5, 0.1)
         assert (scorer.score_faces(clip, wave).offset, scorer.score_faces(clip, wave).confidence) == (6, 3840)
         with pytest.raises(UserError, match="too short"):
             scorer.score_faces(clip[:2], wave)

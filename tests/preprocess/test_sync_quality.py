@@ -1,4 +1,4 @@
-"""Sound moved to where the lips are; what is out of sync or blurred is left out."""
+"""Audio is shifted to match the lips; unsynchronized and blurred clips are dropped."""
 
 import re
 from dataclasses import replace
@@ -31,12 +31,14 @@ class FixedScorer:
         self.confidence, self.shuffled, self.off = confidence, shuffled, off
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
-        # at i is heard what is seen `heard - seen` frames later: the sound is that early
-        seen, heard = faces[:, 0, 0, 0].astype(int), np.rint(wave[::640] * 1000).astype(int)
-        offset = int(heard[0] - seen[0]) + self.off
+        # the audio is early by the difference of the two numbers
+        face_times, audio_times = faces[:, 0, 0, 0].astype(int), np.rint(wave[::640] * 1000).astype(int)
+        offset = int(audio_times[0] - face_times[0]) + self.off
         rng = np.random.default_rng(0)
-        seen = np.where(rng.random(len(seen)) < self.shuffled, rng.permutation(seen), seen) - self.off
-        vision, audio = np.eye(128)[seen], np.eye(128)[heard]
+        face_times = (
+            np.where(rng.random(len(face_times)) < self.shuffled, rng.permutation(face_times), face_times) - self.off
+        )
+        vision, audio = np.eye(128)[face_times], np.eye(128)[audio_times]
         return ClipSync("fixed", offset, self.confidence, 0.5, np.zeros(1), 0, len(faces), vision, audio)
 
 
@@ -45,7 +47,7 @@ def tools(scorer: FixedScorer, second: FixedScorer | None = None) -> SimpleNames
 
 
 def clip(offset: int = 0, frames: int = 30) -> Clip:
-    """Frame i shows i + 20; at frame i is heard i + 20 + offset."""
+    """Frame i shows the number i + 20; its audio encodes i + 20 + offset."""
     faces = np.broadcast_to(np.arange(20, 20 + frames, dtype=np.uint8)[:, None, None, None], (frames, 4, 4, 3))
     wave = np.repeat(np.arange(20, 20 + frames) + offset, 640).astype(np.float32) / 1000
     return Clip("a.mp4", 0, 0, Fraction(2), faces, wave)
@@ -54,11 +56,11 @@ def clip(offset: int = 0, frames: int = 30) -> Clip:
 def test_shifting_aligns_frames_and_audio():
     for offset in (-4, -1, 0, 3, 6):
         moved = shift_audio(clip(offset), offset)
-        seen = moved.faces[:, 0, 0, 0].astype(int)
-        heard = np.rint(moved.wave[::640] * 1000).astype(int)
-        assert seen.tolist() == heard.tolist() and len(seen) == 30 - abs(offset)
-        assert len(moved.wave) == 640 * len(seen)
-        assert moved.start == 2 + Fraction(int(seen[0]) - 20, 25)
+        face_times = moved.faces[:, 0, 0, 0].astype(int)
+        audio_times = np.rint(moved.wave[::640] * 1000).astype(int)
+        assert face_times.tolist() == audio_times.tolist() and len(face_times) == 30 - abs(offset)
+        assert len(moved.wave) == 640 * len(face_times)
+        assert moved.start == 2 + Fraction(int(face_times[0]) - 20, 25)
 
 
 def test_offset_is_corrected_and_recorded():
@@ -96,7 +98,7 @@ def test_reasons_to_drop_a_clip(made, scorer, changes, reason):
 def test_halves_of_a_clip_must_agree():
     made = clip(0, 40)
     wave = made.wave.copy()
-    wave[20 * 640 :] += 0.004  # from frame 20 on, what is heard is 4 frames early
+    wave[20 * 640 :] += 0.004  # from frame 20 on, the audio is 4 frames early
     two = replace(made, wave=wave)
     dropped = sync(two, SETTINGS, tools(FixedScorer()))
     assert re.search(r"halves is \+0 and \+4 frames early", dropped.drop.reason)
@@ -115,20 +117,20 @@ def test_a_second_scorer_vetoes_only_if_it_is_sure():
 def test_blurred_faces_are_dropped():
     sharp = cv2.resize(head(), (128, 128), interpolation=cv2.INTER_CUBIC)
     blurred = cv2.GaussianBlur(sharp, (0, 0), 2)
-    judge = SimpleNamespace(quality=SharpnessMetric())
-    good = quality(replace(clip(), faces=np.stack([sharp] * 3)), SETTINGS, judge)
+    tools = SimpleNamespace(quality=SharpnessMetric())
+    good = quality(replace(clip(), faces=np.stack([sharp] * 3)), SETTINGS, tools)
     assert good.drop is None and good.figures["quality_measure"] == "sharpness" and good.figures["quality"] > 0.45
-    bad = quality(replace(clip(), faces=np.stack([blurred] * 3)), SETTINGS, judge)
+    bad = quality(replace(clip(), faces=np.stack([blurred] * 3)), SETTINGS, tools)
     assert bad.drop.step == "quality" and "0.45 is needed" in bad.drop.reason
     assert (
-        quality(replace(clip(), faces=np.stack([blurred] * 3)), replace(SETTINGS, min_quality=0.01), judge).drop is None
+        quality(replace(clip(), faces=np.stack([blurred] * 3)), replace(SETTINGS, min_quality=0.01), tools).drop is None
     )
 
 
 def test_sharpness_is_independent_of_light_and_contrast():
     face = cv2.resize(head(), (128, 128)).astype(float)
     metric = SharpnessMetric()
-    whole, dim = (metric.compute(np.rint(picture).astype(np.uint8)) for picture in (face, face * 0.5 + 20))
+    whole, dim = (metric.compute(np.rint(image).astype(np.uint8)) for image in (face, face * 0.5 + 20))
     assert dim == pytest.approx(whole, rel=0.15)
 
 

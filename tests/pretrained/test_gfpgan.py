@@ -112,7 +112,7 @@ def test_one_interface(small, tmp_path, monkeypatch):
         assert enhancer.name == name and large.shape[-1] >= 32 and large.abs().max() <= 1
 
 
-def test_without_weights_the_message_says_what_works():
+def test_without_weights_the_message_names_the_alternative():
     for name in enhancers.ENHANCERS:
         with pytest.raises(
             UserError, match=rf"checkpoints/auxiliary/.*missing weights.*--model {name}`, or use .*--sharpness_factor"

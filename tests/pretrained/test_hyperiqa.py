@@ -25,19 +25,19 @@ def test_layout(net):
 
 @torch.no_grad()
 def test_each_image_has_a_scorer_of_its_own(net):
-    pictures = seeded_input("pictures", (2, 3, 224, 224))
-    both = net(pictures)
+    images = seeded_input("pictures", (2, 3, 224, 224))
+    both = net(images)
     assert both.shape == (2,)
-    assert torch.allclose(both, torch.cat([net(pictures[:1]), net(pictures[1:])]), atol=1e-4)
+    assert torch.allclose(both, torch.cat([net(images[:1]), net(images[1:])]), atol=1e-4)
     assert both[0] != both[1]
 
 
-def test_loading_is_strict_and_the_meter_takes_any_size(net, tmp_path):
+def test_loading_is_strict_and_the_metric_takes_any_size(net, tmp_path):
     path = tmp_path / "koniq_pretrained.pkl"
     torch.save(net.state_dict(), path)
-    picture = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8).numpy()
+    image = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8).numpy()
     metric = HyperIQAMetric(path)
-    assert metric.compute(picture) == pytest.approx(metric.compute(picture))
+    assert metric.compute(image) == pytest.approx(metric.compute(image))
     torch.save({name: tensor for name, tensor in net.state_dict().items() if name != "fc5b_fc.bias"}, path)
     with pytest.raises(UserError, match=r"fc5b_fc\.bias"):
         HyperIQAMetric(path)

@@ -21,7 +21,7 @@ def lpips() -> LPIPS:
     return LPIPS(random_trunk=True, seed=1)
 
 
-def pictures(size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+def images(size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.tanh(seeded_input(name, (2, 3, size, size))) for name in ("x", "y"))
 
 
@@ -45,7 +45,7 @@ def test_names_are_those_of_the_published_file():
 
 def test_the_published_file_loads_and_its_classifier_is_left_out(lpips, tmp_path):
     torch.save({**lpips.trunk.state_dict(), "classifier.0.weight": torch.zeros(3, 2)}, tmp_path / "vgg16.pth")
-    x, y = pictures()
+    x, y = images()
     assert torch.equal(LPIPS(tmp_path / "vgg16.pth")(x, y), lpips(x, y))
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="other.pth: not the weights"):
@@ -55,7 +55,7 @@ def test_the_published_file_loads_and_its_classifier_is_left_out(lpips, tmp_path
 
 
 def test_random_trunk_depends_on_its_seed_alone(lpips):
-    x, y = pictures()
+    x, y = images()
     torch.manual_seed(5)
     state = torch.get_rng_state()
     again = LPIPS(random_trunk=True, seed=1)
@@ -65,7 +65,7 @@ def test_random_trunk_depends_on_its_seed_alone(lpips):
 
 
 def test_worse_images_are_further_away(lpips):
-    x, _ = pictures(32)
+    x, _ = images(32)
     x = F.avg_pool2d(x, 3, 1, 1)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     near, far = lpips(x, x + 0.02 * noise), lpips(x, x + 0.3 * noise)
@@ -74,7 +74,7 @@ def test_worse_images_are_further_away(lpips):
 
 
 def test_gradient_descent_on_pixels_approaches_the_other_image(lpips):
-    x, y = pictures()
+    x, y = images()
     x.requires_grad_()
     optimizer = torch.optim.SGD([x], lr=2000.0)
     values = []
@@ -90,12 +90,12 @@ def test_gradient_descent_on_pixels_approaches_the_other_image(lpips):
 
 def test_flat_images_have_finite_gradients(lpips):
     x = torch.zeros(1, 3, 16, 16, requires_grad=True)
-    lpips(x, pictures()[0][:1]).sum().backward()
+    lpips(x, images()[0][:1]).sum().backward()
     assert x.grad.isfinite().all()
 
 
 def test_half_precision_is_close(lpips):
-    x, y = pictures()
+    x, y = images()
     with torch.autocast("cpu", torch.bfloat16):
         value = lpips(x, y)
     assert value.dtype == torch.float32
@@ -104,7 +104,7 @@ def test_half_precision_is_close(lpips):
 
 def test_too_small_images_are_reported(lpips):
     with pytest.raises(ValueError, match="at least 16 pixels"):
-        lpips(*pictures(8))
+        lpips(*images(8))
 
 
 def test_a_missing_lpips_package_is_reported(monkeypatch):

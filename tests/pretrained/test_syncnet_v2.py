@@ -30,9 +30,9 @@ def test_conformance(net):
         expected = case["lip"], case["aud"]
     scale, shift = meta["lip_scale"]
     faces = seeded_input("lip", tuple(meta["lip"]), meta["seed"]) * scale + shift
-    sound = seeded_input("mfcc", tuple(meta["mfcc"]), meta["seed"]) * meta["mfcc_scale"]
+    audio = seeded_input("mfcc", tuple(meta["mfcc"]), meta["seed"]) * meta["mfcc_scale"]
     with torch.no_grad():
-        embeds = net(faces, sound)
+        embeds = net(faces, audio)
     for got, wanted in zip(embeds, expected, strict=True):
         np.testing.assert_allclose(got.numpy(), wanted, atol=1e-3 * abs(wanted).max())
 

@@ -1,4 +1,4 @@
-"""Where speech is, and the silence that the model hears elsewhere."""
+"""Intervals of speech, and the silence that the model gets elsewhere."""
 
 import importlib.util
 from pathlib import Path

@@ -22,7 +22,7 @@ def test_a_result_is_compared_with_other_moments_of_its_source():
         identity.compare(source[:2], source[:2])
 
 
-def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(identity, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install dlib-bin"):
         identity.DlibEmbedder()

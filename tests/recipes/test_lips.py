@@ -1,9 +1,9 @@
-"""Lips that are moved together: drawn ones, and the broad smile of the demo's portrait."""
+"""Closing of lips: drawn ones, and the broad smile of the demo's portrait."""
 
 import cv2
 import numpy as np
 
-from latentsync.faces.mouth import MouthMeter
+from latentsync.faces.mouth import OpeningEstimator
 from recipes.embedded.lips import LipCloser, closing_map
 from tests.metrics.faces import aligned_portrait
 
@@ -25,7 +25,7 @@ def test_a_drawn_mouth_closes_and_nose_and_chin_stay():
 
 
 def test_a_smile_closes():
-    face, meter = aligned_portrait(256), MouthMeter()
+    face, meter = aligned_portrait(256), OpeningEstimator()
     closed = LipCloser()(face)
     before, after = meter.openings(np.stack([face, closed]))
     meter.close()

@@ -1,4 +1,4 @@
-"""Count what the command lines make of odd and hostile inputs: `python -m tests.scripts.odd_inputs`.
+"""Count the outcomes of the command lines for odd and hostile inputs: `python -m tests.scripts.odd_inputs`.
 
 Writes one input of each kind, runs the command on it, with random models small enough to run in milliseconds, and
 prints a table. Exit code 1 if a command raises, prints more than one line of error, takes longer than `HANG_SECONDS`,
@@ -30,8 +30,8 @@ from PIL import Image
 
 from tests.media.synthetic import tone, write_audio, write_clip, write_frames
 from tests.media.untrusted import write_raw_wav
-from tests.pipelines.scenes import head, picture
-from tests.scripts.odd_media import odd_sounds, odd_videos
+from tests.pipelines.scenes import draw_scene, head
+from tests.scripts.odd_media import odd_audio, odd_videos
 from tests.tiny_model import TinyFiles, write_tiny_model
 
 HANG_SECONDS = 300
@@ -87,23 +87,23 @@ class Bench:
 
 def write_stream(
     path: Path,
-    pictures: list[np.ndarray],
+    images: list[np.ndarray],
     codec: str,
     pix_fmt: str,
     rate: Fraction | int = 25,
     stamps: list[int] | None = None,
-    sound: bool = False,
+    with_audio: bool = False,
     **options: str,
 ) -> Path:
     """A video of images (H, W, 3) with any codec, pixel format, rate and stamps (in frames)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width = pictures[0].shape[:2]
+        stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt
-        if sound:
+        if with_audio:
             voice = container.add_stream("aac", rate=16000, layout="mono")
             write_frames(container, voice, tone(16000, 0.4), 16000, "mono")
-        for index, pixels in enumerate(pictures):
+        for index, pixels in enumerate(images):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(format=pix_fmt)
             frame.pts = index
             frame.time_base = 1 / Fraction(rate)
@@ -115,7 +115,7 @@ def write_stream(
     return path
 
 
-def images(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
+def still_images(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     """Still images: sizes, modes, depths, animations, damage."""
     yield "1x1", bench.image("1x1.png", Image.new("RGB", (1, 1))), (REFUSED,)
     yield "2x1", bench.image("2x1.png", Image.new("RGB", (2, 1))), (REFUSED,)
@@ -158,17 +158,17 @@ def images(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
 
 def videos(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     """Videos: pixel formats, rates, stamps, streams, containers."""
-    shown = [picture(((16 + index, 0),)) for index in range(6)]
+    shown = [draw_scene(((16 + index, 0),)) for index in range(6)]
     odd = [pixels[:119, :159] for pixels in shown]
 
-    def made(name: str, *args, pictures: list[np.ndarray] = shown, **options) -> Path:
-        return write_stream(bench.folder / name, pictures, *args, **options)
+    def made(name: str, *args, images: list[np.ndarray] = shown, **options) -> Path:
+        return write_stream(bench.folder / name, images, *args, **options)
 
-    yield "odd size, 4:4:4", made("odd444.mkv", "ffv1", "yuv444p", pictures=odd), (DONE,)
+    yield "odd size, 4:4:4", made("odd444.mkv", "ffv1", "yuv444p", images=odd), (DONE,)
     yield "gbrp", made("gbrp.avi", "utvideo", "gbrp"), (DONE,)
     for pix_fmt in ("yuva420p", "gray", "gray10le", "yuv420p10le", "yuv411p", "bgra", "rgb48le"):
         yield pix_fmt, made(f"{pix_fmt}.mkv", "ffv1", pix_fmt), (DONE,)
-    yield "1000 frames/s", made("fast.mkv", "ffv1", "yuv420p", rate=1000, pictures=shown * 20), (DONE,)
+    yield "1000 frames/s", made("fast.mkv", "ffv1", "yuv420p", rate=1000, images=shown * 20), (DONE,)
     yield "a frame in 10 s", made("slow.mkv", "ffv1", "yuv420p", rate=Fraction(1, 10)), (DONE,)
     yield "negative stamps", made("negative.mkv", "mpeg4", "yuv420p", stamps=[-3, -2, -1, 0, 1, 2]), EITHER
     yield (
@@ -177,19 +177,19 @@ def videos(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
         (DONE,),
     )
     yield "a gap of 100 s", made("gap.mkv", "ffv1", "yuv420p", stamps=[0, 1, 2, 2500, 2501, 2502]), (DONE,)
-    yield "nobody", made("nobody.mkv", "ffv1", "yuv420p", pictures=[np.zeros_like(shown[0])] * 6), (REFUSED,)
-    yield "4x4", made("small.mkv", "ffv1", "yuv420p", pictures=[pixels[:4, :4] for pixels in shown]), (REFUSED,)
-    yield "one frame", made("one.mp4", "mpeg4", "yuv420p", pictures=shown[:1]), (DONE,)
-    yield "MPEG-TS", made("a.ts", "mpeg2video", "yuv420p", sound=True), (DONE,)
+    yield "nobody", made("nobody.mkv", "ffv1", "yuv420p", images=[np.zeros_like(shown[0])] * 6), (REFUSED,)
+    yield "4x4", made("small.mkv", "ffv1", "yuv420p", images=[pixels[:4, :4] for pixels in shown]), (REFUSED,)
+    yield "one frame", made("one.mp4", "mpeg4", "yuv420p", images=shown[:1]), (DONE,)
+    yield "MPEG-TS", made("a.ts", "mpeg2video", "yuv420p", with_audio=True), (DONE,)
     stream = (bench.folder / "a.ts").read_bytes()
     yield "MPEG-TS from its middle", bench.file("middle.ts", stream[1000:]), EITHER
     yield "Motion JPEG AVI", made("a.avi", "mjpeg", "yuvj420p"), (DONE,)
     yield "YUV4MPEG", made("a.y4m", "rawvideo", "yuv420p"), EITHER
     first = made("a.h264", "libx264", "yuv420p").read_bytes()
-    second = made("b.h264", "libx264", "yuv420p", pictures=[np.kron(p, np.ones((2, 2, 1), np.uint8)) for p in shown])
+    second = made("b.h264", "libx264", "yuv420p", images=[np.kron(p, np.ones((2, 2, 1), np.uint8)) for p in shown])
     yield "raw H.264", bench.folder / "a.h264", (DONE,)
     yield "a size that changes", bench.file("change.h264", first + second.read_bytes()), EITHER
-    clip = write_clip(bench.folder / "clip.mp4", 6, pictures=shown, size=(160, 120), tone_seconds=0.24)
+    clip = write_clip(bench.folder / "clip.mp4", 6, images=shown, size=(160, 120), tone_seconds=0.24)
     data = clip.read_bytes()
     yield "an MP4 with 1 GB of zeros promised", bench.file("promise.mp4", data + b"\x3f\xff\xff\xffmdat"), EITHER
     yield "an MP4 twice in a row", bench.file("twice.mp4", data + data), EITHER
@@ -211,7 +211,7 @@ def _silent_stream(path: Path) -> Path:
     return path
 
 
-def sounds(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
+def audio_files(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     """Audio: rates, channels, depths, values, damage."""
 
     def made(name: str, rate: int, codec: str, samples: np.ndarray | None = None, layout: str = "mono") -> Path:
@@ -247,7 +247,7 @@ def sounds(bench: Bench) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     yield "an image", bench.face, (REFUSED,)
     clip = write_clip(bench.folder / "mute.mp4", 3)
     yield "a video without audio", clip, (REFUSED,)
-    yield from odd_sounds(bench.folder)
+    yield from odd_audio(bench.folder)
 
 
 def names(bench: Bench) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
@@ -393,11 +393,11 @@ def others(bench: Bench) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
 
 def cases(bench: Bench) -> Iterator[Case]:
     """All cases, one after another: a file may replace that of an earlier one."""
-    for name, path, expect in images(bench):
+    for name, path, expect in still_images(bench):
         yield Case("image", name, tuple(bench.infer(video=path)), expect)
     for name, path, expect in videos(bench):
         yield Case("video", name, tuple(bench.infer(video=path)), expect)
-    for name, path, expect in sounds(bench):
+    for name, path, expect in audio_files(bench):
         yield Case("audio", name, tuple(bench.infer(audio=path)), expect)
     for group, some in (("name, folder, disk", names), ("settings, weights", settings), ("other commands", others)):
         for name, words, codes in some(bench):
@@ -445,14 +445,14 @@ def one_detector() -> Iterator[None]:
     detector = create_detector("mediapipe")
     close, opened = detector.close, {module: module.create_detector for module in (presence, video)}
 
-    def lend(name: str = "", device: str = "", static: bool = False):
+    def create(name: str = "", device: str = "", static: bool = False):
         detector.reset()
         detector.static = static
         return detector
 
     detector.close = lambda: None
     for module in opened:
-        module.create_detector = lend
+        module.create_detector = create
     try:
         yield
     finally:

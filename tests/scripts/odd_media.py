@@ -1,4 +1,4 @@
-"""More odd media for `odd_inputs`: containers, geometry, codecs, and files that are not what their name says."""
+"""More odd media for `odd_inputs`: containers, geometry, codecs, and files with misleading names."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -8,12 +8,12 @@ import av
 import numpy as np
 
 from tests.media.synthetic import tone, write_audio, write_clip
-from tests.pipelines.scenes import picture
+from tests.pipelines.scenes import draw_scene
 
 DONE, REFUSED = (0,), (1,)
 EITHER = (0, 1)
 Made = Iterator[tuple[str, Path, tuple[int, ...]]]
-SHOWN = [picture(((16 + index, 0),)) for index in range(6)]
+SHOWN = [draw_scene(((16 + index, 0),)) for index in range(6)]
 
 
 def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
@@ -30,7 +30,7 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
         turned = [np.ascontiguousarray(np.rot90(pixels, round(angle / 90))) for pixels in SHOWN]
         path = folder / f"turned{angle}.mp4"
         size = turned[0].shape[1::-1]
-        yield f"turned by {angle}", write_clip(path, 6, pictures=turned, size=size, rotation=angle), EITHER
+        yield f"turned by {angle}", write_clip(path, 6, images=turned, size=size, rotation=angle), EITHER
     for name, rate in (("23.976", Fraction(24000, 1001)), ("12.5", Fraction(25, 2)), ("7/3", Fraction(7, 3))):
         path = folder / f"rate{len(name)}.mp4"
         yield f"{name} frames/s", write_stream(path, SHOWN, "mpeg4", "yuv420p", rate=rate), DONE
@@ -40,7 +40,7 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
         still = [np.full((height, width, 3), 90, np.uint8)] * 3
         path = write_stream(folder / "size.mov", still, "png", "rgb24")
         yield f"{width}x{height}", path, REFUSED
-    clip = write_clip(folder / "named.mp4", 6, pictures=SHOWN, size=(160, 120))
+    clip = write_clip(folder / "named.mp4", 6, images=SHOWN, size=(160, 120))
     for name in ("clip.png", "clip.wav", "clip.txt", "clip", "clip.mp4.exe", ".mp4", "clip.ffconcat", "-clip.mp4"):
         path = folder / name
         path.write_bytes(clip.read_bytes())
@@ -60,15 +60,15 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
     locked = write_clip(folder / "locked.mp4", 6, pictures=SHOWN, size=(160, 120), container_options=cipher)
     yield "an encrypted MP4", locked, REFUSED
     fragments = {"movflags": "frag_keyframe+empty_moov"}
-    fragmented = write_clip(folder / "frag.mp4", 6, pictures=SHOWN, size=(160, 120), container_options=fragments)
+    fragmented = write_clip(folder / "frag.mp4", 6, images=SHOWN, size=(160, 120), container_options=fragments)
     yield "a fragmented MP4", fragmented, DONE
     data = fragmented.read_bytes()
     (folder / "frag_cut.mp4").write_bytes(data[: len(data) * 3 // 4])
     yield "half a fragmented MP4", folder / "frag_cut.mp4", EITHER
 
 
-def odd_sounds(folder: Path) -> Made:
-    """Codecs, channels, and files that are not what their name says."""
+def odd_audio(folder: Path) -> Made:
+    """Codecs, channels, and files with misleading names."""
     voice = tone(16000, 0.3)
     for name, codec, rate in (
         ("ms.wav", "adpcm_ms", 16000), ("ima.wav", "adpcm_ima_wav", 16000), ("a.aac", "aac", 16000),

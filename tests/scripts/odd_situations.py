@@ -1,4 +1,4 @@
-"""Count how `infer` ends where its surroundings are odd: `python -m tests.scripts.odd_situations`.
+"""Count the outcomes of `infer` in odd environments: `python -m tests.scripts.odd_situations`.
 
 Runs the command as a process of its own, with closed, full or unread standard streams, full and read-only disks, few
 resources, results named as inputs, and signals at moments spread over a run. Exit code 1 if one ends in a traceback, in
@@ -122,7 +122,7 @@ def outcome(situation: Situation, bench: Bench) -> tuple[str, str]:
     untouched = (bench.folder / "source.mp4").read_bytes() == source and not _left_behind(bench.folder)
     if run.returncode != situation.expect or not is_right or not untouched:
         return "wrong outcome", f"exit code {run.returncode}: {run.stderr}"
-    # Nobody is told of a lost output that nobody reads.
+    # A lost output that nobody reads is not reported.
     if run.returncode == 1 and "|" not in situation.command and (len(errors) != 1 or len(errors[0]) > MAX_LINE):
         return "unclear error", run.stderr
     return ("result" if run.returncode == 0 else "clear error"), run.stderr

@@ -26,7 +26,7 @@ from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.commands import INTERRUPTED
 from scripts.inference import build_parser, main, parse_options
 from tests.media.synthetic import tone, write_audio
-from tests.pipelines.scenes import PORTRAIT, clip, picture
+from tests.pipelines.scenes import PORTRAIT, clip, draw_scene
 from tests.tiny_model import PROJECT_ROOT, UNET
 from tests.waiting import HANG_SECONDS
 
@@ -68,7 +68,7 @@ def without_progress(err: str) -> list[str]:
 
 @pytest.fixture
 def cli(tiny_files, media, tmp_path, capfd, shared_detector) -> Callable[..., Outcome]:
-    """Run `main` with the tiny model on clip.mp4 and voice.wav unless told otherwise."""
+    """Run `main` with the tiny model on clip.mp4 and voice.wav by default."""
 
     def call(*words: str, video: object = None, audio: object = None, out: object = None) -> Outcome:
         inputs = {
@@ -234,7 +234,7 @@ def bytes_file(name: str, content: bytes) -> Callable[[Path], Path]:
 
 
 def truncated(folder: Path) -> Path:
-    path = clip(folder / "v.mp4", 12)  # its index lies at the end
+    path = clip(folder / "v.mp4", 12)  # its index is at the end
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
 
@@ -248,15 +248,15 @@ BAD_VIDEOS = {
     "truncated": (truncated, "not a video file that can be read"),
     "no frames": (no_frames, "not a video file that can be read"),
     "only audio": (lambda folder: write_audio(folder / "a.mp4", tone(16000, 0.4), codec="aac"), "only audio"),
-    "no face": (lambda folder: clip(folder / "v.mp4", 12, lambda index: picture(())), "no face was found"),
+    "no face": (lambda folder: clip(folder / "v.mp4", 12, lambda index: draw_scene(())), "no face was found"),
     "1x1": (lambda folder: tiny_video(folder), "no face was found"),
-    "1x1 still": (lambda folder: save_picture(folder / "p.png", np.zeros((1, 1, 3), np.uint8)), "no face was found"),
+    "1x1 still": (lambda folder: save_image(folder / "p.png", np.zeros((1, 1, 3), np.uint8)), "no face was found"),
 }
 BAD_AUDIOS = {
     "missing": (lambda folder: folder / "none.wav", "no such audio file"),
     "directory": (lambda folder: folder, "this is a folder; give an audio file"),
     "empty": (bytes_file("a.wav", b""), "the audio file is empty"),
-    "text": (bytes_file("a.wav", b"no sound\n" * 200), "not an audio file that can be read"),
+    "text": (bytes_file("a.wav", b"no audio\n" * 200), "not an audio file that can be read"),
     "no stream": (lambda folder: clip(folder / "v.mp4", 12), "the file has no audio stream"),
     "0.05 s": (lambda folder: write_audio(folder / "a.wav", tone(16000, 0.05)), "only 0.05 s of audio"),
 }
@@ -266,7 +266,7 @@ def tiny_video(folder: Path) -> Path:
     return clip(folder / "v.mkv", 12, lambda index: np.full((1, 1, 3), 90, np.uint8), codec="ffv1", pix_fmt="yuv444p")
 
 
-def save_picture(path: Path, pixels: np.ndarray) -> Path:
+def save_image(path: Path, pixels: np.ndarray) -> Path:
     Image.fromarray(pixels).save(path)
     return path
 
@@ -342,7 +342,7 @@ def test_the_output_must_not_be_an_input(cli, media, tmp_path):
 
 def test_folders_made_for_an_output_go_again_with_it(cli, tmp_path):
     out = tmp_path / "new" / "folder" / "o.mp4"
-    assert cli(out=out, video=clip(tmp_path / "v.mp4", 5, lambda index: picture(()))).code == 1
+    assert cli(out=out, video=clip(tmp_path / "v.mp4", 5, lambda index: draw_scene(()))).code == 1
     assert not (tmp_path / "new").exists()
 
 
@@ -385,11 +385,11 @@ def test_an_adapter(cli, tmp_path, tiny_files, caplog):
 
 
 def sideways(index: int) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(picture(((16 + index % 8, 0),))))
+    return np.ascontiguousarray(np.rot90(draw_scene(((16 + index % 8, 0),))))
 
 
 ODD_VIDEOS = {
-    "odd sides": (lambda path: clip(path / "v.mkv", 12, odd_picture, pix_fmt="yuv444p"), (154, 120)),
+    "odd sides": (lambda path: clip(path / "v.mkv", 12, odd_image, pix_fmt="yuv444p"), (154, 120)),
     "rotated": (lambda path: clip(path / "v.mp4", 12, sideways, rotation=-90), (160, 120)),
     "variable rate": (
         lambda path: clip(
@@ -403,8 +403,8 @@ ODD_VIDEOS = {
 }
 
 
-def odd_picture(index: int) -> np.ndarray:
-    return np.ascontiguousarray(picture(((16 + index % 8, 0),))[:119, :153])
+def odd_image(index: int) -> np.ndarray:
+    return np.ascontiguousarray(draw_scene(((16 + index % 8, 0),))[:119, :153])
 
 
 def cut_in_the_middle(path: Path) -> Path:
@@ -435,25 +435,25 @@ def test_still_of_8k(cli, tmp_path):
 @pytest.mark.parametrize(
     ("rate", "layout", "channels"), [(8000, "mono", 1), (96000, "stereo", 2), (44100, "5.1", 6), (48000, "7.1", 8)]
 )
-def test_odd_audios(cli, tmp_path, rate, layout, channels):
-    sound = np.stack([tone(rate, 0.4, 300 + 50 * channel) for channel in range(channels)])
-    done = cli(audio=write_audio(tmp_path / "a.wav", sound, rate=rate, layout=layout))
+def test_unusual_audio(cli, tmp_path, rate, layout, channels):
+    samples = np.stack([tone(rate, 0.4, 300 + 50 * channel) for channel in range(channels)])
+    done = cli(audio=write_audio(tmp_path / "a.wav", samples, rate=rate, layout=layout))
     assert done.code == 0 and done.errors == []
     with av.open(done.out) as container:
         stream = container.streams.audio[0]
         assert (stream.rate, stream.codec_context.channels) == (rate, channels)
 
 
-def test_sound_that_is_silent_not_finite_or_clipped_is_reported(cli, tmp_path, caplog):
+def test_silent_nonfinite_or_clipped_audio_is_reported(cli, tmp_path, caplog):
     broken = tone(16000, 0.4)
     broken[100:200] = np.nan
-    for sound, message in (
+    for samples, message in (
         (np.zeros(6400, np.float32), "is silent"),
         (broken, "100 audio samples that are not numbers"),
         (50 * tone(16000, 0.4), "the audio is clipped"),
     ):
         caplog.clear()
-        audio = write_audio(tmp_path / "a.wav", sound, codec="pcm_f32le")
+        audio = write_audio(tmp_path / "a.wav", samples, codec="pcm_f32le")
         with caplog.at_level(logging.WARNING):
             assert cli(audio=audio).code == 0
         assert message in caplog.text
@@ -507,7 +507,7 @@ def test_ignored_signals_stay_ignored(capsys):
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and callable(signal.getsignal(signal.SIGTERM))
 
 
-def test_ctrl_c_in_a_process_of_its_own(tiny_files, media, prior, tmp_path):
+def test_ctrl_c_in_a_separate_process(tiny_files, media, prior, tmp_path):
     """The same from outside, as `python -m scripts.inference` with a real detector."""
     audio = write_audio(tmp_path / "long.wav", tone(16000, 240))
     words = [f"--video_path={media / 'clip.mp4'}", f"--audio_path={audio}", f"--video_out_path={prior / 'o.mp4'}"]

@@ -1,4 +1,4 @@
-"""Launch configs, and the ready training configs: what they are for is what they do."""
+"""Launch configs, and the ready training configs: they do what their names and comments state."""
 
 import os
 import subprocess

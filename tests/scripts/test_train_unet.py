@@ -1,4 +1,4 @@
-"""The training command: a dry run on files, a run that is gone on with, and what it says of bad input."""
+"""The training command: a dry run on files, resuming, and errors for bad input."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -56,7 +56,7 @@ def write_result(out: Path, on_progress: OnProgress) -> None:
 
 
 def endless(out: Path, on_progress: OnProgress) -> None:
-    """A job that goes on until it is stopped."""
+    """A job that runs until it is stopped."""
     while True:
         on_progress(Progress("lip-sync", 1, 100, 0.25, 60.0))
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Count what becomes of hostile uploads: `python -m tests.serving.hostile_inputs`.
+"""Count the outcomes of hostile uploads: `python -m tests.serving.hostile_inputs`.
 
 Writes a catalog of files, the same in each run, examines each as the API and the web UI do, decodes the first frame of
 those that pass, and prints a table. Exit code 1 if one of them crashes or hangs a decoder, gets an unclear error, or is

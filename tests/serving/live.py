@@ -1,4 +1,4 @@
-"""A live server of the API in this process, for tests: a real service, a socket of its own, a thread."""
+"""A live server of the API in this process, for tests: a real service, a socket, a thread."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""The HTTP API on a live server; jobs are queued, and where one must end it is ended by hand."""
+"""The HTTP API on a live server; jobs are queued and, where necessary, finished by the test."""
 
 import json
 import os
@@ -183,8 +183,8 @@ def test_a_result_that_is_gone(client, service, media):
 def test_thumbnails(client, service, media):
     job = submit(client, media)
     finish(service, job["id"], (media / "clip.mp4").read_bytes())
-    picture = client.get(job["links"]["thumbnail"])
-    assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
+    image = client.get(job["links"]["thumbnail"])
+    assert image.headers["content-type"] == "image/jpeg" and image.content[:2] == b"\xff\xd8"
 
 
 def events_of(response: httpx.Response) -> Iterator[tuple[str, dict | None]]:

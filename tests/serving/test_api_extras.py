@@ -20,7 +20,7 @@ from latentsync.serving.api.webhooks import DELAYS, WebhookSender, sign
 from latentsync.serving.jobs import JobState
 from latentsync.serving.service import JobService
 from latentsync.serving.supervisor import Slot
-from tests.pipelines.scenes import clip, picture
+from tests.pipelines.scenes import clip, draw_scene
 from tests.serving.live import error_of, make_service, serving
 from tests.serving.test_api import events_of, finish, submit
 
@@ -91,7 +91,7 @@ def test_a_batch_shares_files_and_tells_each_outcome(client, service, media):
     files = {
         "anna.mp4": ("anna.mp4", (media / "clip.mp4").read_bytes()),
         "line.wav": ("line.wav", (media / "voice.wav").read_bytes()),
-        "bad.wav": ("bad.wav", b"no sound"),
+        "bad.wav": ("bad.wav", b"no audio"),
     }
     jobs = [
         {"video": "anna.mp4", "audio": "line.wav", "options": {"seed": 1}, "tags": ["b"]},
@@ -142,7 +142,7 @@ def test_batches_that_are_refused_whole(client, service, media, jobs, code):
 
 
 def test_the_people_in_a_video(client, service, tmp_path):
-    scene = clip(tmp_path / "two.mp4", 25, lambda index: picture(((0, 0), (150, 0)), width=290))
+    scene = clip(tmp_path / "two.mp4", 25, lambda index: draw_scene(((0, 0), (150, 0)), width=290))
     people = client.post("/v1/people", files={"video": scene.open("rb")}).json()["people"]
     assert [person["name"] for person in people] == ["person1", "person2"]
     assert all(person["seconds"][0][0] == 0 and person["seconds"][0][1] > 0.5 for person in people)
@@ -154,7 +154,7 @@ def test_the_people_in_a_video(client, service, tmp_path):
     assert not list(service.upload_folder().iterdir())
 
 
-def test_people_of_what_is_no_video(client, tmp_path, media):
+def test_people_of_a_file_that_is_no_video(client, tmp_path, media):
     voice = {"video": ("a.wav", (media / "voice.wav").read_bytes())}
     assert error_of(client.post("/v1/people", files=voice)) == (422, "invalid_input")
     hostile = {"video": ("a.mp4", b"ffconcat version 1.0\nfile a.mp4\n")}
@@ -165,7 +165,7 @@ def test_people_of_what_is_no_video(client, tmp_path, media):
     )
     assert error_of(client.post("/v1/people", files={"audio": ("a.wav", b"x")}))[0] == 422
     assert error_of(client.post("/v1/people", files=voice, data={"seed": "1"})) == (422, "invalid_request")
-    empty = clip(tmp_path / "empty.mp4", 5, lambda index: picture(()))
+    empty = clip(tmp_path / "empty.mp4", 5, lambda index: draw_scene(()))
     assert client.post("/v1/people", files={"video": empty.open("rb")}).json() == {"people": []}
 
 
@@ -178,8 +178,8 @@ def test_every_response_has_a_request_id(client):
 
 def test_readiness_tells_why_not(tmp_path, media):
     service = make_service(tmp_path / "workspace", max_queue=1, model="latentsync-1.6")
-    dead = Slot("cpu", deaths=2, code=-9, not_before=time.monotonic() + 50)
-    service._supervisor.slots.append(dead)
+    crashed = Slot("cpu", deaths=2, code=-9, not_before=time.monotonic() + 50)
+    service._supervisor.slots.append(crashed)
     with serving(service) as client:
         client.post("/v1/jobs", files=files_of(media), data={"model": "embedded"}).raise_for_status()
         problems = client.get("/readyz").json()["problems"]
@@ -192,7 +192,7 @@ def test_readiness_tells_why_not(tmp_path, media):
     assert all(reason in problem for reason, problem in zip(reasons, problems, strict=True)), problems
 
 
-def test_a_stream_goes_on_after_the_last_event_that_was_received(client, service, media):
+def test_a_stream_resumes_after_the_last_received_event(client, service, media):
     job = submit(client, media)
     with client.stream("GET", job["links"]["events"]) as response:
         lines = response.iter_lines()

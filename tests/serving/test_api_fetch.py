@@ -1,4 +1,4 @@
-"""Inputs given as URLs, from a web server on this machine that the fetcher is told to take for a public one."""
+"""Inputs given as URLs. The fetcher is configured to treat a local web server as a public one."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ import pytest
 from latentsync.serving.api.errors import ApiError
 from latentsync.serving.api.fetch import Fetcher, is_public
 
-CONTENT = b"picture" * 100
+CONTENT = b"image" * 100
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -91,7 +91,7 @@ def test_a_file_is_fetched(fetcher, tmp_path, path):
         ("/endless", 413, "50000"),
     ],
 )
-def test_what_is_not_fetched(fetcher, tmp_path, path, status, message):
+def test_addresses_that_are_not_fetched(fetcher, tmp_path, path, status, message):
     with pytest.raises(ApiError, match=message) as caught:
         fetch(fetcher, f"http://pages.example{path}", tmp_path)
     assert caught.value.status == status

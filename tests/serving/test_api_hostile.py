@@ -1,4 +1,4 @@
-"""Input that means harm: nothing fails inside, nothing is written outside, nothing hangs."""
+"""Hostile input: no internal error, no file outside the workspace, no hang."""
 
 import importlib.util
 import os
@@ -117,9 +117,9 @@ def wav_of_a_day() -> bytes:
     )
 
 
-def test_a_sound_that_claims_to_last_a_day(client, media):
+def test_audio_that_claims_to_last_a_day(client, media):
     response = post(client, (media / "clip.mp4").read_bytes(), wav_of_a_day())
-    # Its head lies: the file is two seconds long. Whatever is believed, what it costs is bounded.
+    # Its header is wrong: the file is two seconds long. The cost is bounded either way.
     assert response.status_code in (202, 422)
     if response.status_code == 202:
         client.delete(response.json()["links"]["self"])
@@ -147,12 +147,12 @@ def other_files(media: Path) -> dict[str, bytes]:
         "gif": bytes(data),
         "noise": np.random.default_rng(0).bytes(200_000),
         "half": (media / "clip.mp4").read_bytes()[:500],
-        "sound": (media / "voice.wav").read_bytes(),
+        "audio": (media / "voice.wav").read_bytes(),
     }
 
 
 @pytest.mark.parametrize(
-    "kind", ["text", "empty", "html", "playlist", "concat", "svg", "zip", "gif", "noise", "half", "sound"]
+    "kind", ["text", "empty", "html", "playlist", "concat", "svg", "zip", "gif", "noise", "half", "audio"]
 )
 def test_files_that_are_no_video(client, service, media, kind):
     response = post(client, other_files(media)[kind], (media / "voice.wav").read_bytes())

@@ -1,4 +1,4 @@
-"""Lists of jobs: what is refused with its line, what is done once, what is done again."""
+"""Lists of jobs: errors with line numbers, rows that are skipped and repeated."""
 
 import shutil
 import subprocess
@@ -65,7 +65,7 @@ def test_wrong_lists_are_refused_with_the_line(folder, text, problem):
         read_list(write(folder, text))
 
 
-def test_a_list_is_done_once_and_what_failed_or_changed_again(folder):
+def test_finished_pairs_are_skipped_and_failed_or_changed_ones_repeated(folder):
     path = write(folder, "video,audio,out,seed\nface.png,voice.mp4,o/a.mp4,1\nnone.png,voice.mp4,b.mp4,\n")
     runner = FakeRunner()
     results = run(folder, path, runner)
@@ -93,7 +93,7 @@ def test_other_weights_make_other_results(folder, monkeypatch):
     assert [result[1] for result in run(folder, path, runner)] == [DONE, KEPT]
 
 
-def test_an_interrupted_list_goes_on_with_the_jobs_it_had(folder):
+def test_an_interrupted_list_resumes_with_its_jobs(folder):
     path = write(folder, "video,audio,out\nface.png,voice.mp4,a.mp4\n")
 
     service = service_in(folder / "ws", lease_seconds=0.1)
@@ -182,7 +182,7 @@ worker.stopping.set()
 """
 
 
-def test_a_batch_that_was_killed_goes_on(folder):
+def test_a_killed_batch_resumes(folder):
     """Killed while the second row runs: the first is kept, and the second runs again."""
     write(folder, "video,audio,out,seed\nface.png,voice.mp4,a.mp4,1\nface.png,voice.mp4,b.mp4,2\n")
     command = [sys.executable, "-c", RESUMED, str(folder)]

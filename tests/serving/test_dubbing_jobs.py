@@ -45,7 +45,7 @@ def test_a_script_names_its_audio_by_file_or_by_field(service, files, tmp_path):
     assert stored.is_file() and service.input_path(job.id, "audio2").is_file()
 
 
-def test_what_a_script_job_may_not_do(service, files, tmp_path):
+def test_options_that_a_script_job_refuses(service, files, tmp_path):
     video = {"video": files["video"]}
     for text, message in (
         ("start,audio\n0,../secret.wav\n", "script: cues.csv: line 2: there is no audio '../secret.wav'"),

@@ -1,4 +1,4 @@
-"""What is refused before it is queued: just above each limit, and nothing at it; headers are not believed."""
+"""Refusals before queueing: inputs just above each limit are refused, those at it accepted; headers are not trusted."""
 
 import os
 import struct

@@ -53,7 +53,7 @@ def worker_process(service: JobService) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
-def test_a_silent_job_is_cancelled_and_the_worker_lives_on(tmp_path):
+def test_a_hanging_job_is_cancelled_and_the_worker_keeps_running(tmp_path):
     service, files = service_in(tmp_path / "ws"), write_files(tmp_path / "in")
     jobs = [service.submit(JobKind.LIPSYNC, files, GenerationOptions(seed=seed)) for seed in (1, 2, 0)]
     with worker_process(service) as process:

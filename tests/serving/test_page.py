@@ -1,4 +1,4 @@
-"""The page: what it says, its face picker, and what becomes of its forms. `test_page_browser` uses it as people do."""
+"""The page: its texts, face picker and forms. `test_page_browser` uses it in a browser."""
 
 import html
 import json
@@ -31,7 +31,7 @@ from latentsync.serving.page.people import PeopleStrip  # noqa: E402
 from latentsync.serving.page.results_tab import ResultsTab  # noqa: E402
 from latentsync.serving.page.views import caption, sentence, status_html, tile  # noqa: E402
 from latentsync.utils.errors import UserError  # noqa: E402
-from tests.pipelines.scenes import clip, picture  # noqa: E402
+from tests.pipelines.scenes import clip, draw_scene  # noqa: E402
 from tests.serving.fakes import FakeRunner, service_in, wait_for, working, write_files  # noqa: E402
 
 
@@ -56,13 +56,14 @@ def service(tmp_path):
         ),
         (job(JobState.RUNNING, stage="preparing", total=10), "Reading the audio."),
         (job(JobState.RUNNING, stage="loading", attempts=2), "Loading the model (attempt 2)."),
+        (job(JobState.RUNNING, stage="lip-sync", done=3, total=10, canceling=True), "Canceling."),
         (job(JobState.DONE, started=1.0, finished=5.0), "Done in 4 s."),
         (job(JobState.DONE, expired=True), "Its files have expired."),
         (job(JobState.FAILED, error="no face"), "Failed: no face"),
         (job(JobState.CANCELLED), "Canceled."),
     ],
 )
-def test_what_is_said_of_a_job(shown, text):
+def test_the_description_of_a_job(shown, text):
     assert sentence(shown) == text
 
 
@@ -91,12 +92,12 @@ def test_the_face_picker(tmp_path):
 
 
 def test_the_strip_of_people(service, tmp_path):
-    path = clip(tmp_path / "two.mp4", 15, lambda index: picture(((0, 0), (150, 0)), width=290))
+    path = clip(tmp_path / "two.mp4", 15, lambda index: draw_scene(((0, 0), (150, 0)), width=290))
     with gr.Blocks():
         strip = PeopleStrip(service.settings)
     names, _, shown = strip.search(str(path))
     assert names == ["person1", "person2"] and shown["visible"]
-    assert [told.partition(":")[0] for _, told in shown["value"]] == names
+    assert [caption.partition(":")[0] for _, caption in shown["value"]] == names
     assert all(pixels.shape == (160, 160, 3) for pixels, _ in shown["value"])
     chosen = strip.choose(names, SimpleNamespace(index=1))
     assert GenerationOptions(face=chosen).face == "person2"
@@ -106,7 +107,7 @@ def test_the_strip_of_people(service, tmp_path):
 
 
 def test_the_page_never_probes_audio(tmp_path, monkeypatch):
-    """Gradio's own field runs ffprobe, and ffmpeg, on what it shows: files of strangers, without limits."""
+    """Gradio's own component would run ffprobe and ffmpeg on untrusted files, without limits."""
 
     def probe(*_):
         raise AssertionError("probed")
@@ -214,8 +215,8 @@ def test_a_job_from_the_form_to_the_list_of_results(service, tmp_path):
     assert download["visible"] and f"{job_id}/result.mp4?download=face_voice_2s.mp4" in download["value"]
     assert opened[results.delete]["visible"]
     assert "<td>left</td>" in opened[results.settings]["value"]
-    told = json.loads(Path(opened[results.report]["value"]).read_text())
-    assert told["options"]["face"] == "left" and datetime.fromisoformat(told["created"]).tzinfo is not None
+    report = json.loads(Path(opened[results.report]["value"]).read_text())
+    assert report["options"]["face"] == "left" and datetime.fromisoformat(report["created"]).tzinfo is not None
     assert results.listing(listed[results.shown])[results.ids] == gr.skip()  # nothing has changed
     video, audio, _, *fields, _, _ = results.fill_in(job_id)
     assert (Path(video).name, Path(audio).name) == ("video.png", "audio.mp4")
@@ -233,9 +234,13 @@ def test_a_running_job_is_found_again_and_can_be_cancelled(service, tmp_path):
     made = service.submit(JobKind.LIPSYNC, write_files(tmp_path / "in"), GenerationOptions())
     with gr.Blocks():
         panel = JobPanel(service, gr.State(""))
+    service.store.claim("w")
     again = panel.refresh(made.id)
     assert again[panel.cancel]["visible"] and again[panel.timer].active
-    stopped = panel.stop(made.id)
+    asked = panel.stop(made.id)
+    assert "Canceling" in asked[panel.status] and asked[panel.timer].active and not asked[panel.cancel]["visible"]
+    service.store.give_back("w")
+    stopped = panel.refresh(made.id)
     assert "Canceled" in stopped[panel.status] and not stopped[panel.timer].active
 
 
@@ -318,7 +323,7 @@ def test_ports_that_are_none(service, port):
         serve_page(service, "127.0.0.1", port)
 
 
-def test_strangers_need_a_password(monkeypatch, capsys, tmp_path):
+def test_other_machines_need_a_password(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in (gradio_app.USER_VARIABLE, gradio_app.PASSWORD_VARIABLE):
         monkeypatch.delenv(name, raising=False)

@@ -23,7 +23,7 @@ QUICK = GenerationOptions(inference_steps=1, guidance_scale=1, max_seconds=0.2)
 
 
 def scene(folder: Path) -> Files:
-    """A head of five frames and its sound."""
+    """A clip of a head, five frames with audio."""
     path = clip(folder / "scene.mp4", 5, tone_seconds=0.2)
     return {"video": ("scene.mp4", path), "audio": ("scene.mp4", path)}
 

@@ -1,4 +1,4 @@
-"""`python -m scripts.serve`: what it refuses, and a real server with a real worker, used by the examples."""
+"""`python -m scripts.serve`: refusals, and a real server with a real worker, used by the examples."""
 
 import os
 import re
@@ -167,8 +167,8 @@ def test_the_client(server, media, tmp_path):
         queued = client.submit(media / "clip.mp4", media / "voice.wav", inference_steps=1, guidance_scale=1)
         client.download(client.wait(queued.id), tmp_path / "result.mp4")
     assert frames_of(tmp_path / "result.mp4") == 10
-    with Client(url, "x" * 16) as stranger, pytest.raises(ClientError, match="API key"):
-        stranger.submit(media / "clip.mp4")
+    with Client(url, "x" * 16) as unauthorized, pytest.raises(ClientError, match="API key"):
+        unauthorized.submit(media / "clip.mp4")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The job service: what is taken, in which order it is done, how jobs end, and what is left on the disk."""
+"""The job service: accepted jobs, their order, how they end, and the files they leave."""
 
 import os
 import threading
@@ -114,7 +114,7 @@ def test_the_time_left_counts_down_between_two_reports(service, files, monkeypat
     assert service.get(job_id).fraction == 0.3
 
 
-def test_a_queued_job_expects_what_recent_jobs_took(service, files, monkeypatch):
+def test_the_estimate_of_a_queued_job_follows_recent_jobs(service, files, monkeypatch):
     ids = [service.submit(LIPSYNC, files, GenerationOptions()).id for _ in range(4)]
     assert service.get(ids[3]).eta_seconds is None  # nothing is known yet
     now = time.time()
@@ -130,7 +130,7 @@ def test_a_queued_job_expects_what_recent_jobs_took(service, files, monkeypatch)
     assert service.get(ids[3]).eta_seconds == pytest.approx(90, abs=1)
 
 
-def test_failures_tell_users_what_they_can_mend_and_nothing_of_the_inside(service, files, caplog):
+def test_error_messages_help_users_and_hide_internals(service, files, caplog):
     def user_error(out, on_progress):
         raise UserError(f"{out.parent / 'video.png'}: no face in it")
 
@@ -284,7 +284,7 @@ def test_old_results_go_and_the_oldest_where_the_quota_is_exceeded(tmp_path, fil
     assert all(service.get(job_id).expired for job_id in ids) and list(service.workspace.jobs.iterdir()) == []
 
 
-def test_uploads_that_nobody_takes_and_folders_that_nobody_knows_age_out(tmp_path, files):
+def test_unused_uploads_and_unknown_folders_expire(tmp_path, files):
     service = service_in(tmp_path / "ws", upload_hours=1)
     outside = tmp_path / "outside.txt"
     outside.write_text("stays")

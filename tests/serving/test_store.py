@@ -1,4 +1,4 @@
-"""The queue on disk: claims, leases, and what late workers can no longer do."""
+"""The queue on disk: claims, leases, and late workers."""
 
 import threading
 import time
@@ -94,7 +94,7 @@ def test_a_job_that_is_reported_on_is_not_lost(store):
     assert store.recover(3, silent_for=3600) == 0 and store.get("a").state is JobState.RUNNING
 
 
-def test_workers_are_known_as_long_as_they_live(store):
+def test_workers_are_listed_while_they_run(store):
     store.worker_beat("w", 1, "cpu", ["embedded"])
     assert store.workers(3600) == [("w", ["embedded"])]
     assert store.workers(-3600) == []

@@ -1,4 +1,4 @@
-"""The benchmark tool: every section on the smallest input it takes, and what it prints."""
+"""The benchmark tool: every section on its smallest input, and the printed figures."""
 
 import json
 import subprocess

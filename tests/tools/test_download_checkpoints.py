@@ -1,4 +1,4 @@
-"""The download tool against a hub of its own on this machine."""
+"""The download tool against a local hub."""
 
 import hashlib
 import threading
@@ -184,7 +184,7 @@ def test_list_and_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert "check it out again" in capsys.readouterr().err
 
 
-def test_all_leaves_out_what_needs_a_decision() -> None:
+def test_all_excludes_models_that_need_a_decision() -> None:
     names = download_checkpoints.downloadable_names()
     assert {"latentsync-1.6", "auxiliary", "realesrgan"} <= set(names)
     assert not {"buffalo_l", "embedded"} & set(names)

@@ -1,4 +1,4 @@
-"""Evaluation of the embedded model: the list that it makes, and its summary against targets."""
+"""Evaluation of the embedded model: its list, and its summary against targets."""
 
 import csv
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_speech_is_between_silences(folder):
 
 
 def report_of(folder: Path) -> Report:
-    """Two videos; the model reaches 90 % of the real confidence, and is off in one of two clips."""
+    """Two videos; the model reaches 90% of the real confidence, and is off in one of two clips."""
     videos = [folder / "videos" / f"{name}.mp4" for name in ("ann", "bob")]
     write_csv(folder / "pairs.csv", COLUMNS, pairs_of(videos, [folder / "one.wav"], folder / "silence.wav"))
     pairs = read_pairs(folder / "pairs.csv")

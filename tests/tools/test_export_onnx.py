@@ -1,4 +1,4 @@
-"""Networks in ONNX Runtime give what they give in PyTorch, at static shapes."""
+"""Networks give the same results in ONNX Runtime as in PyTorch, at static shapes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The memory that is computed: of known operations, and in the order that the options promise."""
+"""Computed memory: of known operations, and in the documented order of the options."""
 
 import pytest
 import torch

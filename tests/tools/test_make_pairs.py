@@ -65,7 +65,7 @@ def test_the_condition_is_the_twin_at_the_same_time(fast, clips, audio, tmp_path
     assert not torch.equal(paired["masked_pixel_values"], plain["masked_pixel_values"])
 
 
-def test_a_model_with_the_whole_condition_sees_what_the_mask_hides(pipeline, monkeypatch):
+def test_a_model_with_the_whole_condition_sees_masked_pixels(pipeline, monkeypatch):
     seen = []
     encode = pipeline.codec.encode
     monkeypatch.setattr(pipeline.codec, "encode", lambda pixels: seen.append(pixels.clone()) or encode(pixels))

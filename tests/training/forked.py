@@ -1,4 +1,4 @@
-"""Run something in forked processes, which may be killed; they cost no imports."""
+"""Run a function in forked processes, which may be killed and need no imports."""
 
 import faulthandler
 import os

@@ -10,7 +10,7 @@ import torch
 from latentsync.checkpoints.loading import load_state_dict
 from latentsync.training.loop import run_training
 from tests.training.forked import run_forked
-from tests.training.tiny_run import TinyTask, fail_to_validate, run_config, saved_weights, validate_when_told
+from tests.training.tiny_run import TinyTask, fail_to_validate, run_config, saved_weights, validate_when_signalled
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_charts")
 
@@ -25,9 +25,9 @@ def test_no_process_waits_for_a_validation(tmp_path):
 
     def work(rank: int) -> None:
         task = TinyTask(dropout=0.2)
-        told = tmp_path / "told"
-        task.validate_export = partial(validate_when_told, told)
-        task.hook = lambda step: told.touch() if step == 5 and rank == 1 else None
+        flag = tmp_path / "flag"
+        task.validate_export = partial(validate_when_signalled, flag)
+        task.hook = lambda step: flag.touch() if step == 5 and rank == 1 else None
         run_training(task, run_config(tmp_path / "background"))
         assert not task.validated
 

@@ -1,4 +1,4 @@
-"""Two processes do what one does with twice the batch, and neither is ever left waiting."""
+"""Two processes train like one with twice the batch, and neither waits forever."""
 
 import csv
 import errno

@@ -1,4 +1,4 @@
-"""The loop: it trains, saves, skips, goes on exactly, and fails with a clear word."""
+"""The loop trains, saves, skips bad steps, resumes exactly, and fails with clear messages."""
 
 import csv
 import errno
@@ -57,7 +57,7 @@ def assert_equal_runs(first, second) -> None:
     assert rows(first, "validation.csv") == rows(second, "validation.csv")
 
 
-def test_a_run_leaves_what_is_promised(whole):
+def test_a_run_writes_the_documented_files(whole):
     names = sorted(path.name for path in (whole / "checkpoints").iterdir())
     assert names == ["step_00000004", "step_00000006", "tiny-2.pt", "tiny-4.pt", "tiny-6.pt"]
     assert checkpoints.find_damage(whole / "checkpoints/step_00000006") is None
@@ -108,7 +108,7 @@ def test_a_finished_run_is_left_alone(whole):
     assert not task.seen and not task.validated and (whole / "train.csv").read_bytes() == before
 
 
-def test_what_was_saved_but_not_published_is_published(tmp_path):
+def test_a_failed_validation_is_repeated_on_resume(tmp_path):
     class Failing(TinyTask):
         def validate(self, model, step, folder, share):
             raise UserError("the validation video is gone")
@@ -317,11 +317,11 @@ def test_ignored_signals_stay_ignored():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_what_changed_since_the_checkpoint_is_reported(tmp_path, caplog):
+def test_changes_since_the_checkpoint_are_reported(tmp_path, caplog):
     run_training(TinyTask(), run_config(tmp_path, max_train_steps=2))
     run_training(TinyTask(), run_config(tmp_path, max_train_steps=3, lr=2e-2, batch_size=3))
-    told = [record.message for record in caplog.records if "changed since then" in record.message]
-    assert sorted(told) == [
+    messages = [record.message for record in caplog.records if "changed since then" in record.message]
+    assert sorted(messages) == [
         "changed since then: data.batch_size 2 -> 3",
         "changed since then: optimizer.lr 0.01 -> 0.02",
         "changed since then: run.max_train_steps 2 -> 3",

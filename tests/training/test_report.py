@@ -1,4 +1,4 @@
-"""Tables that go on where the run goes on, the chart, TensorBoard, the share of time waiting for data."""
+"""Tables that resumed runs continue, the chart, TensorBoard, the share of time waiting for data."""
 
 import time
 
@@ -71,8 +71,8 @@ def test_chart_and_board_are_written(report):
     report.write_validation(3, {"accuracy": 0.9})
     report.draw_chart()
     assert report.validated(3) and not report.validated(2)
-    picture = cv2.imread(str(report.folder / "loss_chart.png"))
-    assert picture.shape[1] > 700 and picture.std() > 5
+    image = cv2.imread(str(report.folder / "loss_chart.png"))
+    assert image.shape[1] > 700 and image.std() > 5
     assert list((report.folder / "tensorboard").iterdir())
 
 

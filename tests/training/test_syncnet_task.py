@@ -161,12 +161,12 @@ def test_latents_are_made_in_the_step_or_before(write_config, audio, tmp_path, m
 def test_gradient_cache_equals_the_whole_batch(chunk):
     torch.manual_seed(0)
     network = StableSyncNet(MODEL).double()
-    images, sound = torch.randn(6, 12, 32, 64).double(), torch.randn(6, 1, 80, 13).double()
+    images, mel = torch.randn(6, 12, 32, 64).double(), torch.randn(6, 1, 80, 13).double()
     gradients = []
     for size in (0, chunk):
         network.zero_grad()
-        vision, heard = GradientCache(network, size)(images, sound)
-        F.cross_entropy(vision @ heard.T / 0.1, torch.arange(6)).backward()
+        vision, embeds = GradientCache(network, size)(images, mel)
+        F.cross_entropy(vision @ embeds.T / 0.1, torch.arange(6)).backward()
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])
     assert max(gradient.abs().max() for gradient in gradients[0]) > 1e-3
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*gradients, strict=True))
@@ -181,9 +181,9 @@ def test_gradient_cache_keeps_one_piece_in_memory():
             super().__init__()
             self.layer = nn.Linear(3, 2)
 
-        def forward(self, image, sound):
+        def forward(self, image, audio):
             sizes.append(len(image))
-            return self.layer(image), self.layer(sound)
+            return self.layer(image), self.layer(audio)
 
     vision, audio = GradientCache(Recording(), 2)(torch.randn(5, 3), torch.randn(5, 3))  # noqa: F811
     assert sizes == [2, 2, 1]
@@ -266,8 +266,8 @@ def test_all_windows_of_a_run_are_compared(write_config, audio, tmp_path, monkey
     assert batch["frames"].shape == (2, 24, 3, 4, 8) and batch["audio_samples"].shape[:2] == (2, 48)
     cuts = [(run, start) for run in range(2) for start in (0, 4, 8)]
     frames = torch.stack([batch["frames"][run, start : start + 16] for run, start in cuts])
-    sound = torch.stack([batch["audio_samples"][run, 2 * start : 2 * (start + 16)] for run, start in cuts])
-    embeds = task.model.network(task._images(frames), task._audio(sound))
+    audio = torch.stack([batch["audio_samples"][run, 2 * start : 2 * (start + 16)] for run, start in cuts])
+    embeds = task.model.network(task._images(frames), task._audio(audio))
     expected = contrastive_loss(*embeds, config.run.temperature, task._same_moment(batch))
     assert task.step(task.model, batch, 0)["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -288,7 +288,7 @@ def test_runs_that_make_no_sense_are_refused(write_config, audio, data, run, mes
         load_syncnet_config(path, *SYNCNET_SCHEMAS)
 
 
-def test_judged_pairs_are_far_enough_off(clips):  # noqa: F811
+def test_negative_pairs_are_far_enough_apart(clips):  # noqa: F811
     pairs = ValidationPairs(clips, MelReader(), 4, 0, resolution=64)
     item = pairs[1]
     mel = MelReader().open(clips[1])
@@ -298,9 +298,9 @@ def test_judged_pairs_are_far_enough_off(clips):  # noqa: F811
     assert pairs[1]["start_idx"] == item["start_idx"]
 
 
-def test_measures():
-    measures = means([pair_values(torch.tensor([0.9, 0.6, 0.4, 0.2]), torch.tensor([0.1, 0.7, 0.3, 0.6]))])
-    assert measures["accuracy"] == 0.5 and measures["preference"] == 0.5
+def test_means_of_pair_values():
+    values = means([pair_values(torch.tensor([0.9, 0.6, 0.4, 0.2]), torch.tensor([0.1, 0.7, 0.3, 0.6]))])
+    assert values["accuracy"] == 0.5 and values["preference"] == 0.5
     halves = pair_values(torch.full((3,), 0.5), torch.full((3,), 0.5))
     assert means([halves, {}, halves])["loss"] == pytest.approx(math.log(2))
 

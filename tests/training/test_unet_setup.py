@@ -1,4 +1,4 @@
-"""Loading what the losses look through: what a config asks for, and what to do where it is missing."""
+"""Loading the networks of the losses: those that a config needs, and the remedy for missing ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_stage1_loads_nothing(tmp_path):
     assert load(tiny_config(tmp_path)) == LossNetworks()
 
 
-def test_what_is_asked_for_is_loaded(tmp_path):
+def test_the_requested_model_is_loaded(tmp_path):
     run = {"trepa_loss_weight": 0, "perceptual_random_trunk": True}
     config = tiny_config(tmp_path, pixel_space_supervise=True, **run)
     networks = load(config)
@@ -73,7 +73,7 @@ def test_an_export_is_loaded_for_inference(tmp_path):
 
 
 @pytest.mark.parametrize("latent", [False, True])
-def test_syncnet_is_loaded_with_what_it_looks_at(tmp_path, latent):
+def test_a_syncnet_is_loaded_with_its_input_settings(tmp_path, latent):
     run = {"pixel_space_supervise": not latent, "perceptual_loss_weight": 0, "trepa_loss_weight": 0}
     networks = load(with_syncnet(tmp_path, tiny_config(tmp_path, use_syncnet=True, **run), latent))
     (sync,) = networks.sync

@@ -170,7 +170,7 @@ def test_stage1_needs_neither_decoder_nor_frames(tmp_path, parts, monkeypatch):
 
 
 def test_a_batch_of_two_is_the_mean_of_two_batches_of_one(tmp_path, parts):
-    """So two processes train as one with a double batch; sounds are dropped and noise levels left out by sample."""
+    """So two processes train as one with a double batch; dropout of audio and of noise levels is drawn per sample."""
     networks = LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()])
     task = make_task(
         tmp_path, parts, networks, **PIXELS, use_syncnet=True, audio_dropout=0.5, sync_max_timestep=600, seed=5
@@ -189,7 +189,7 @@ def test_a_batch_of_two_is_the_mean_of_two_batches_of_one(tmp_path, parts):
     assert any(s["perceptual"] == 0 for s in singles) and any(s["perceptual"] > 0 for s in singles)
 
 
-def test_nobody_counted(tmp_path, parts, monkeypatch):
+def test_losses_are_zero_above_sync_max_timestep(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(recipe_module, "build_discriminator", lambda config: PatchDiscriminator(8, halvings=1))
     recipe = {"adversarial_loss_weight": 1.0}
     task = make_task(tmp_path, parts, LossNetworks(TinyPerceptual()), recipe=recipe, **PIXELS, sync_max_timestep=0)
@@ -254,24 +254,27 @@ def test_validation_makes_videos_each_process_its_share(tmp_path, parts, media, 
     assert quiet.validate(quiet.model, 7, tmp_path, Share()) == {}
 
 
-@pytest.mark.parametrize(("cached", "copies"), [(False, 0), (True, 0), (True, 1)])
-def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached, copies):
+@pytest.mark.parametrize(
+    ("cached", "copies", "window"), [(False, 0, (2, 2)), (True, 0, (2, 2)), (True, 1, (2, 2)), (False, 0, (4, 4))]
+)
+def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached, copies, window):
     write_clips(tmp_path)
     with_mel = not copies
     networks = LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()] if with_mel else [])
     config = tiny_config(tmp_path, pixel_space_supervise=True, use_syncnet=with_mel, cache_latents=cached)
-    config = replace(config, data=replace(config.data, balance_people=True))
+    config = replace(config, data=replace(config.data, balance_people=True, audio_feat_length=window))
     config = replace(config, recipe=Recipe(augmented_copies=copies))
     dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=with_mel)
     task = UNetTask(config, parts, networks, lambda: dataset)
     assert len(task.sample_weights()) == len(dataset) == 2 * (1 + copies)
     batch = collate([dataset[0], dataset[1]])
     assert "error" not in batch and ("latents" in batch) == cached
+    assert batch["audio"].shape[-2] % (2 * (sum(window) + 1)) == 0  # two rows a frame and layer
     losses = grad_step(task, batch)
     assert torch.isfinite(losses["loss"])
 
 
-def test_copies_are_not_heard_as_mel(tmp_path, parts, tiny_files):
+def test_augmented_copies_are_rejected_for_mel_input(tmp_path, parts, tiny_files):
     write_clips(tmp_path)
     config = tiny_config(tmp_path, cache_latents=True)
     config = replace(config, recipe=Recipe(augmented_copies=1))

@@ -102,9 +102,9 @@ class TinyTask:
         return None
 
 
-def validate_when_told(told: Path, export: Path, step: int, folder: Path) -> dict[str, float]:
-    """Waits until the file `told` is there; the sum of the export's weights as a metric that chooses the best one."""
-    assert eventually(told.is_file)
+def validate_when_signalled(flag: Path, export: Path, step: int, folder: Path) -> dict[str, float]:
+    """Waits until the file `flag` exists; the sum of the export's weights as a metric that chooses the best one."""
+    assert eventually(flag.is_file)
     (folder / "made.txt").touch()
     state = load_state_dict(export)
     return {"sync_confidence": sum(tensor.abs().sum().item() for tensor in state.values())}

@@ -1,4 +1,4 @@
-"""What tests of UNet training share: a tiny config, clips with sound, tiny loss networks."""
+"""Shared by tests of UNet training: a tiny config, clips with audio, tiny loss networks."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -56,18 +56,18 @@ class TinyPerceptual(nn.Module):
 
 
 def write_clips(folder: Path, count: int = 2, frames: int = 10) -> Path:
-    """Clips of a bright square that moves, with sound; returns their list. Two people."""
+    """Clips of a moving bright square, with audio, of two people; returns their list."""
     lines = []
     for index in range(count):
         rng = np.random.default_rng(index)
         still = rng.integers(0, 200, (RESOLUTION // 8, RESOLUTION // 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-        pictures = []
+        images = []
         for frame in range(frames):
-            picture = still.copy()
-            picture[36:52, 4 + 4 * (frame % 10) : 20 + 4 * (frame % 10)] = 250
-            pictures.append(picture)
+            image = still.copy()
+            image[36:52, 4 + 4 * (frame % 10) : 20 + 4 * (frame % 10)] = 250
+            images.append(image)
         path = folder / f"clip{index}.mp4"
-        write_clip(path, frames, size=(RESOLUTION, RESOLUTION), pictures=pictures, tone_seconds=frames / 25)
+        write_clip(path, frames, size=(RESOLUTION, RESOLUTION), images=images, tone_seconds=frames / 25)
         lines.append(f"{path.name}\tperson{index % 2}")
     listed = folder / "train.txt"
     listed.write_text("\n".join(lines))

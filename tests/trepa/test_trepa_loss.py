@@ -1,4 +1,4 @@
-"""TREPA against the reference's figures; checkpoint layouts, gradients, and what is told when it cannot work."""
+"""TREPA against the reference's figures; checkpoint layouts, gradients, and errors."""
 
 import json
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""What the tests of the sandbox run in it."""
+"""Functions that the tests of the sandbox run in it."""
 
 import ctypes
 import os

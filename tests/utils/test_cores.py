@@ -1,4 +1,4 @@
-"""The thread budget: affinity, quotas of control groups, what is set already, and shares of workers."""
+"""The thread budget: affinity, quotas of control groups, existing settings, and shares of workers."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_a_quota_sets_the_variables_and_no_quota_leaves_them(many_cores: None, m
     assert cores.os.environ[cores.THREADS] == cores.os.environ[cores.OPENCV_THREADS] == "3"
 
 
-def test_what_is_set_already_is_kept_and_shared_by_workers(many_cores: None, monkeypatch: pytest.MonkeyPatch):
+def test_existing_settings_are_kept_and_shared_by_workers(many_cores: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(cores.THREADS, "6,2")
     monkeypatch.setenv(cores.OPENCV_THREADS, "5")
     cores.set_thread_budget()

@@ -1,4 +1,4 @@
-"""The error that users can fix: no other handler takes it for its own, and it crosses process borders."""
+"""The error that users can fix: no other handler catches it, and it crosses process boundaries."""
 
 import pickle
 

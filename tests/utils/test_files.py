@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all, and folders that go again when nothing came to lie in them."""
+"""Outputs that appear completely or not at all, and folders that are removed if they stay empty."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The time left: how it follows measured speeds, and that it never jumps."""
+"""The time left follows measured speeds and never jumps."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from latentsync.utils.progress import SETTLING_SECONDS, Countdown, SteadyPace, d
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that advances on request."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -51,7 +51,7 @@ RUNS = {
 
 def simulate(total: int, steps: int, speeds: dict, known: dict | None = None) -> tuple[list[tuple], float]:
     """(time, time left, fraction) at each report of a run in chunks of 16 frames, and when it ended."""
-    clock, told = Clock(), []
+    clock, updates = Clock(), []
     work = Work(total, steps, 16, {} if known is None else known, clock)
     countdown = Countdown(clock)
     queue: list[float] = []  # frames that wait to be written: the time at which each is done
@@ -65,7 +65,7 @@ def simulate(total: int, steps: int, speeds: dict, known: dict | None = None) ->
         write()
         if (estimate := work.seconds_left()) is not None:
             countdown.update(estimate)
-        told.append((clock.now, countdown.left, countdown.fraction))
+        updates.append((clock.now, countdown.left, countdown.fraction))
 
     clock.now += speeds["start"]
     for first in range(0, total, 16):
@@ -89,14 +89,14 @@ def simulate(total: int, steps: int, speeds: dict, known: dict | None = None) ->
         clock.now = queue[0]
         report()
     work.remember()
-    return told, clock.now
+    return updates, clock.now
 
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("steps", [1, 20])
 def test_the_time_left_never_jumps_and_is_right_before_long(name, steps):
-    told, end = simulate(160, steps, RUNS[name])
-    shown = [(time, left) for time, left, _ in told if left is not None]
+    updates, end = simulate(160, steps, RUNS[name])
+    shown = [(time, left) for time, left, _ in updates if left is not None]
     first = shown[0][0]
     for (earlier, before), (later, after) in zip(shown, shown[1:], strict=False):
         expected = max(0.0, before - (later - earlier))
@@ -104,15 +104,15 @@ def test_the_time_left_never_jumps_and_is_right_before_long(name, steps):
             assert abs(after - expected) <= max(0.25 * expected, 1.0), (later, expected, after)
     half = [left / (end - time) for time, left in shown if 0.5 < (time - 100) / (end - 100) < 0.8]
     assert all(0.7 < ratio < 1.4 for ratio in half), half
-    fractions = [fraction for *_, fraction in told]
+    fractions = [fraction for *_, fraction in updates]
     assert fractions == sorted(fractions) and fractions[-1] > 0.9
 
 
 def test_a_second_run_knows_the_speeds_of_the_first():
     speeds, known = RUNS["upscaling takes most of it"], {}
     simulate(160, 20, speeds, known)
-    told, end = simulate(160, 20, speeds, known)
-    time, left, _ = told[0]
+    updates, end = simulate(160, 20, speeds, known)
+    time, left, _ = updates[0]
     assert left == pytest.approx(end - time, rel=0.15)
 
 
@@ -136,9 +136,9 @@ def test_equal_pieces_have_a_steady_pace():
     clock.now += 2
     assert pace.at(1).seconds_left == pytest.approx(18)
     clock.now += 2
-    told = pace.at(2)
-    assert (told.stage, told.done, told.total) == ("interpolation", 2, 10)
-    assert told.fraction == pytest.approx(0.2, abs=0.02)
+    updates = pace.at(2)
+    assert (updates.stage, updates.done, updates.total) == ("interpolation", 2, 10)
+    assert updates.fraction == pytest.approx(0.2, abs=0.02)
 
 
 def test_durations_in_words():

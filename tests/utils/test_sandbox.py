@@ -99,7 +99,7 @@ def test_a_helper_that_died_is_replaced(tmp_path):
     assert call_limited(sandboxed.echo, tmp_path) == [tmp_path]
 
 
-def test_a_fork_has_a_helper_of_its_own(tmp_path):
+def test_a_forked_process_starts_its_own_helper(tmp_path):
     call_limited(sandboxed.echo, tmp_path)
     helper = sandbox._helper._process.pid
     child = os.fork()

@@ -24,7 +24,7 @@ def test_rows_have_their_line_numbers(tmp_path):
     ],
     ids=["a quote that is left open would swallow the rest", "Latin-1", "a huge cell"],
 )
-def test_what_is_no_table_is_refused_in_one_line(tmp_path, content, reason):
+def test_a_file_that_is_no_table_is_refused_in_one_line(tmp_path, content, reason):
     path = tmp_path / "list.csv"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"list.csv: cannot be read as a CSV file in UTF-8 .*{reason}"):

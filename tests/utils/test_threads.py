@@ -73,7 +73,7 @@ def test_prefetch_runs_ahead_but_not_away():
     assert source.closed
 
 
-def test_prefetch_hands_over_what_came_before_an_error_first():
+def test_prefetch_yields_earlier_items_before_an_error():
     source, got = Source(fail_at=5), []
     with pytest.raises(OSError, match="decoder broke"):
         for item in prefetch(source, 2):
@@ -82,7 +82,7 @@ def test_prefetch_hands_over_what_came_before_an_error_first():
 
 
 @pytest.mark.parametrize("broken", [None, 3])
-def test_prefetch_of_what_cannot_be_iterated_raises_instead_of_waiting(broken):
+def test_prefetch_of_a_noniterable_raises_instead_of_waiting(broken):
     with pytest.raises(TypeError):
         next(prefetch(broken, 2))
 
@@ -170,7 +170,7 @@ def test_an_error_of_the_sink_after_the_last_item_is_raised_on_leaving():
         sink.put(1)
 
 
-def test_leaving_a_sink_by_an_exception_drops_what_waits_and_waits_for_the_item_at_work():
+def test_leaving_a_sink_by_an_exception_drops_queued_items_and_finishes_the_current_one():
     started, finished, leaving = [], [], threading.Event()
 
     def consume(item: int) -> None:

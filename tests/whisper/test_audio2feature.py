@@ -81,7 +81,7 @@ def test_conformance_mel(case: dict) -> None:
 
 def test_mel_by_blocks_equals_whisper() -> None:
     wave = noise(65.003)
-    wave[16000:24000] *= 5  # the loudest point lies in one block and sets the floor of all
+    wave[16000:24000] *= 5  # the loudest point of one block sets the floor of all
     wave[40 * 16000 :] *= 1e-6
     mel = LogMel(wave)
     expected = log_mel_spectrogram(torch.from_numpy(wave))
@@ -244,7 +244,7 @@ def test_cache_is_keyed_by_content(tmp_path: Path, decoded: list[Path]) -> None:
     cache = tmp_path / "cache"
     audio = small_audio(tmp_path, audio_embeds_cache_dir=cache)
     features = audio.audio2feat(first)
-    assert not torch.equal(audio.audio2feat(second), features)  # same name, other sound
+    assert not torch.equal(audio.audio2feat(second), features)  # same name, other audio
     assert torch.equal(audio.audio2feat(copy), features)
     assert decoded == [first, second]
     other_model = small_audio(tmp_path, seed=1, audio_embeds_cache_dir=cache)

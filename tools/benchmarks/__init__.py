@@ -1,6 +1,6 @@
 """Parts of `tools.benchmark`: a module for each benchmark, the inputs and the report.
 
-Only what a benchmark measures is imported with it: `networks` runs where decoders and face detectors are missing.
+A benchmark imports only the packages it measures: `networks` runs where decoders and face detectors are missing.
 """
 
 RESOLUTIONS = (256, 512)  # of the full-size models, in pixels

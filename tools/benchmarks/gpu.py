@@ -114,7 +114,7 @@ class Bench:
         return result.num_frames
 
     def timed(self, call: Callable[[], Any]) -> float:
-        """Seconds that a call takes, with what it left running on the device."""
+        """Seconds of a call, including its work on the device."""
         self.synchronize()
         start = time.perf_counter()
         call()

@@ -176,7 +176,7 @@ def _attention(kernel: SDPBackend | None) -> AbstractContextManager[Any]:
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Time of a call, with what it left running on the device."""
+    """Time of a call, including its work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What half precision costs and gains: the embedded model, whose real weights make its faces comparable."""
+"""Cost and gain of half precision: the embedded model, whose real weights make its faces comparable."""
 
 import time
 from collections.abc import Iterator

@@ -69,7 +69,7 @@ def _start(listing: Path, output: Path) -> dict[str, float]:
 
 
 def start(listing: str, output: str) -> dict[str, float]:
-    """What a trainer does with a list before its first step: seconds, and KiB of memory that is not shared."""
+    """A trainer's reading of a list before its first step: seconds, and KiB of memory that is not shared."""
     from latentsync.config.sections import DataSection
     from latentsync.data.clip_dataset import ClipDataset
     from latentsync.data.clips import examine_clips

@@ -1,4 +1,4 @@
-"""Summary of a profiler trace: what a device ran, and how long it had nothing to do."""
+"""Summary of a profiler trace: kernels of a device, and its idle time."""
 
 import json
 from collections import Counter

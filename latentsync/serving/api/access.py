@@ -33,7 +33,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address.split("%")[0]).is_loopback for address in found)
 
 
-class HeadGuard:
+class HeaderGuard:
     """ASGI middleware that rejects heads of more than MAX_HEAD_BYTES, and bodies with two lengths.
 
     The HTTP parser limits only heads that arrive in pieces. It prefers Transfer-Encoding to Content-Length; a proxy in
@@ -89,7 +89,7 @@ class BrowserGuard:
             return ApiError(421, "wrong_host", "the Host header names another server; allow it with --allowed_hosts")
         if _is_foreign(headers.getlist("origin"), host):
             return ApiError(403, "cross_origin", "requests from web pages of other sites are rejected")
-        # Links from other sites may lead here; what those pages embed or fetch is rejected.
+        # Links from other sites may lead here; requests that their pages embed or fetch are rejected.
         followed_link = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") in SAFE_METHODS
         if headers.get("sec-fetch-site") == "cross-site" and not followed_link:
             return ApiError(403, "cross_origin", "requests from web pages of other sites are rejected")

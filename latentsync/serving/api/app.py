@@ -10,7 +10,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from latentsync import __version__
 from latentsync.serving.api import batches, jobs, people, state
-from latentsync.serving.api.access import BrowserGuard, HeadGuard
+from latentsync.serving.api.access import BrowserGuard, HeaderGuard
 from latentsync.serving.api.context import ApiContext
 from latentsync.serving.api.docs import add_docs
 from latentsync.serving.api.errors import install_handlers, responses
@@ -21,7 +21,7 @@ from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.api.metrics import CountRequests, Metrics
 from latentsync.serving.api.request_ids import RequestIds
 from latentsync.serving.api.schema import Batch, UrlBatch, UrlJob
-from latentsync.serving.api.uploads import UploadDesk
+from latentsync.serving.api.uploads import UploadReceiver
 from latentsync.serving.api.webhooks import WebhookSender
 from latentsync.serving.service import JobService
 
@@ -58,17 +58,17 @@ def create_app(
         allowed_hosts: accepted names in the Host header; None for any. Without a key on a loopback address, pass
             `access.LOOPBACK_NAMES`, or a page of another site could reach the server through a name that leads here.
         fetcher: downloads inputs given as URLs; None rejects them.
-        limits: limits on what a client may ask for.
+        limits: limits on the requests of a client.
         webhooks: calls the webhooks of jobs, started and stopped by the caller; None accepts none.
         closing: set by the server when it begins to stop, so that event streams end.
     """
     limits = limits or ApiLimits()
-    desk = UploadDesk(
+    uploads = UploadReceiver(
         service.upload_folder(), service.settings.max_upload_bytes, service.settings.min_free_bytes, limits
     )
     app = Api(title="LatentSync", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.context = ApiContext(service, limits, desk, fetcher, closing or threading.Event(), webhooks)
-    app.state.metrics = Metrics(service, desk)
+    app.state.context = ApiContext(service, limits, uploads, fetcher, closing or threading.Event(), webhooks)
+    app.state.metrics = Metrics(service, uploads)
     keys = ApiKeys(api_key, named_keys or {})
     needs_key = [Depends(key_check(keys))]
     if keys:
@@ -83,7 +83,7 @@ def create_app(
     install_handlers(app)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(BrowserGuard, hosts=allowed_hosts)
-    app.add_middleware(HeadGuard)
+    app.add_middleware(HeaderGuard)
     app.add_middleware(RequestIds)
     return app
 

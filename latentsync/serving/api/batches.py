@@ -82,10 +82,10 @@ async def submit_batch(request: Request, context: Context, submitter: Submitter)
     try:
         kind = body_kind(body, context)
         await refuse_when_full(context)
-        async with context.desk.folder() as folder:
+        async with context.uploads.folder() as folder:
             jobs: list[tuple[JobRequest, Any]]
             if kind == FORM:
-                form = await context.desk.receive_form(body, folder, batch=True)
+                form = await context.uploads.receive_form(body, folder, batch=True)
                 text = '{"jobs": ' + form.fields.get(FIELD, "[]") + "}"
                 jobs = [
                     (job, chosen_files(job, form.files)) for job in parse_json(Batch, text, f"the field {FIELD}").jobs

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from latentsync.serving.api.fetch import Fetcher
 from latentsync.serving.api.limits import ApiLimits
-from latentsync.serving.api.uploads import UploadDesk
+from latentsync.serving.api.uploads import UploadReceiver
 from latentsync.serving.api.webhooks import WebhookSender
 from latentsync.serving.service import JobService
 
@@ -21,14 +21,14 @@ class ApiContext:
 
     service: JobService
     limits: ApiLimits
-    desk: UploadDesk
+    uploads: UploadReceiver
     fetcher: Fetcher | None
     closing: threading.Event
     webhooks: WebhookSender | None = None
     streams: int = 0
 
     def __post_init__(self) -> None:
-        # Separate thread limits for what may take seconds, so that reading jobs never waits for it.
+        # Separate thread limits for slow requests, so that reading jobs never waits for them.
         self.probes = anyio.CapacityLimiter(self.limits.parallel_probes)
         self.scans = anyio.CapacityLimiter(self.limits.parallel_scans)
         self.deletions = anyio.CapacityLimiter(self.limits.parallel_deletions)

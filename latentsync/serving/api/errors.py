@@ -77,11 +77,11 @@ def responses(*statuses: int) -> dict[int | str, dict]:
 
 
 def describe_problems(problems: Sequence[Mapping], where: str) -> str:
-    """One line for a list of pydantic errors, without the given values. `where`: what the fields are parts of."""
+    """One line for a list of pydantic errors, without the given values. `where`: name of the object with the fields."""
     lines = []
     for problem in problems[:MAX_REPORTED]:
         name = ".".join(str(part) for part in problem["loc"]) or "(all)"
-        # Patterns are for programs: people find what is accepted in the documentation.
+        # Patterns are for programs: people find the accepted values in the documentation.
         text = "has characters that are not accepted" if "pattern" in problem["type"] else problem["msg"]
         lines.append(f"{where} {name}: {text}")
     more = len(problems) - MAX_REPORTED

@@ -16,7 +16,7 @@ from latentsync.serving.api.limits import ApiLimits
 from latentsync.serving.jobs import Job, JobNotFound
 
 RETRY_MILLISECONDS = 2000
-Look = Callable[[], Job]
+ReadJob = Callable[[], Job]
 
 
 def event_id(line: str) -> str:
@@ -25,7 +25,7 @@ def event_id(line: str) -> str:
 
 
 async def event_stream(
-    look: Look,
+    read_job: ReadJob,
     show: Callable[[Job], str],
     is_closing: Callable[[], bool],
     limits: ApiLimits,
@@ -33,14 +33,14 @@ async def event_stream(
 ) -> AsyncIterator[bytes]:
     """Events of one job until it is finished or deleted, or the server stops.
 
-    look: gets the job; may block. show: the job as one line of JSON. last_id: the last event that a client has received
-    that connects again; it gets the current state if that is another one.
+    read_job: gets the job; may block. show: the job as one line of JSON. last_id: the last event received by a client
+    that reconnects; it gets the current state if that differs.
     """
     yield format_sse_event(retry=RETRY_MILLISECONDS)
     shown, last = last_id, time.monotonic()
     while not is_closing():
         try:
-            job = await anyio.to_thread.run_sync(look)
+            job = await anyio.to_thread.run_sync(read_job)
         except JobNotFound:
             yield format_sse_event(event="deleted", data_str="{}")
             return

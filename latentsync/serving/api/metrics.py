@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from latentsync.serving.api.uploads import UploadDesk
+from latentsync.serving.api.uploads import UploadReceiver
 from latentsync.serving.service import JobService
 
 QUANTILES = (0.5, 0.9, 1.0)
@@ -20,8 +20,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class ServiceCollector(Collector):
     """The state of the job service and of the uploads, read at each scrape."""
 
-    def __init__(self, service: JobService, desk: UploadDesk) -> None:
-        self.service, self.desk = service, desk
+    def __init__(self, service: JobService, uploads: UploadReceiver) -> None:
+        self.service, self.uploads = service, uploads
 
     def collect(self) -> Iterator[Metric]:
         stats = self.service.stats()
@@ -43,7 +43,7 @@ class ServiceCollector(Collector):
             ("models_loaded", "Different models loaded by workers.", len(stats.models_loaded)),
             ("disk_used_bytes", "Bytes of inputs, results and uploads in the workspace.", stats.disk_used),
             ("disk_free_bytes", "Free bytes on the workspace's disk.", disk.free),
-            ("uploads_active", "Uploads in progress.", self.desk.active),
+            ("uploads_active", "Uploads in progress.", self.uploads.active),
         ):
             yield GaugeMetricFamily(f"latentsync_{name}", text, value=value)
 
@@ -51,9 +51,9 @@ class ServiceCollector(Collector):
 class Metrics:
     """All metrics of one application, in their own registry."""
 
-    def __init__(self, service: JobService, desk: UploadDesk) -> None:
+    def __init__(self, service: JobService, uploads: UploadReceiver) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(ServiceCollector(service, desk))
+        self.registry.register(ServiceCollector(service, uploads))
         labels = ["method", "route", "status"]
         self.requests = Counter(
             "latentsync_http_requests", "Requests by method, route and status.", labels, registry=self.registry

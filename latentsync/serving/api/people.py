@@ -47,8 +47,8 @@ async def list_people_of(request: Request, context: Context) -> Response:
 
 
 async def _receive(body: Body, context: ApiContext) -> list[PersonInVideo]:
-    async with context.desk.folder() as folder:
-        form = await context.desk.receive_form(body, folder, roles=["video"])
+    async with context.uploads.folder() as folder:
+        form = await context.uploads.receive_form(body, folder, roles=["video"])
         if form.fields:
             raise ApiError(422, "invalid_request", f"there is no field {next(iter(form.fields))[:40]}; send only video")
         if "video" not in form.files:

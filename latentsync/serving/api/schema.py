@@ -13,7 +13,7 @@ from latentsync.serving.jobs import AUDIO_ROLES, Job, JobKind, JobState
 MAX_URL, MAX_NAME = 2000, 200
 TAGS = "Up to 10 words to find the job by."
 WEBHOOK = "Public URL that is called when the job has ended; only if the server has a secret for webhooks."
-SCRIPT = "Who says what and when: CSV or JSON, see docs/dubbing.md."
+SCRIPT = "Lines of several speakers: CSV or JSON, see docs/dubbing.md."
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[^,\x00-\x1f]+$")]
 Tags = Annotated[list[Tag], Field(max_length=10, description=TAGS)]
 
@@ -132,7 +132,7 @@ def moment(seconds: float | None) -> datetime | None:
 
 
 class JobRequest(BaseModel, extra="forbid"):
-    """What all ways to submit a job have in common."""
+    """Fields common to all ways to submit a job."""
 
     kind: JobKind = JobKind.LIPSYNC
     tags: Tags = []

@@ -1,4 +1,4 @@
-"""Uvicorn with what the API needs: event streams end when it stops, and clients that stall are disconnected."""
+"""Uvicorn for the API: event streams end when it stops, and clients that stall are disconnected."""
 
 import asyncio
 import signal
@@ -24,7 +24,7 @@ LINGER_SECONDS = 5.0  # a rejected client may continue to send for this long, so
 MAX_CONNECTIONS = 1000
 
 
-class PatientProtocol(H11Protocol):
+class TimeLimitedProtocol(H11Protocol):
     """HTTP/1.1 that closes a connection if the head of a request takes longer than HEAD_SECONDS, or the rest of a
     rejected body longer than LINGER_SECONDS."""
 
@@ -71,7 +71,7 @@ class ApiServer(uvicorn.Server):
         self.service: JobService = app.state.context.service
         config = uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=TimeLimitedProtocol,
             ws="none",
             loop="asyncio",
             log_level=log_level,

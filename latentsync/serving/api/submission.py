@@ -106,9 +106,9 @@ def body_kind(body: Body, context: ApiContext) -> str:
 async def _receive(body: Body, context: ApiContext, submitter: str | None, key: str | None) -> Job:
     fetcher, kind_of_body = context.fetcher, body_kind(body, context)
     await refuse_when_full(context)
-    async with context.desk.folder() as folder:
+    async with context.uploads.folder() as folder:
         if kind_of_body == FORM or fetcher is None:
-            form = await context.desk.receive_form(body, folder)
+            form = await context.uploads.receive_form(body, folder)
             wanted: JobRequest = _form_job(form.fields)
             kind, options, files = wanted.kind, wanted.options, form.files
             check_roles(kind, set(files), options)
@@ -155,7 +155,7 @@ def parse_json(model: type[M], text: bytes | str, what: str = "the body") -> M:
 
 
 def describe_job(error: ValidationError) -> str:
-    """One line about what is wrong with a job."""
+    """One line about the error of a job."""
     options = [problem for problem in error.errors() if problem["loc"][:1] == ("options",)]
     if options:
         return describe_problems([{**problem, "loc": problem["loc"][1:]} for problem in options])

@@ -1,4 +1,4 @@
-"""Send a file or ranges of it: Starlette's FileResponse, with what it lacks.
+"""Send a file or ranges of it: Starlette's FileResponse with additions.
 
 It waits forever for a client that reads nothing, answers no If-None-Match, and describes errors in plain text.
 """

@@ -68,7 +68,7 @@ class Body:
         return message.get("body", b"")
 
 
-class UploadDesk:
+class UploadReceiver:
     """Receives uploads into temporary folders, at most `limits.parallel_uploads` at a time.
 
     root: parent of the temporary folders. max_file_bytes: of each file. min_free_bytes: to keep free on the disk.
@@ -78,7 +78,6 @@ class UploadDesk:
         self.root, self.max_file_bytes, self.min_free_bytes, self.limits = root, max_file_bytes, min_free_bytes, limits
         self.slots = asyncio.Semaphore(limits.parallel_uploads)
         self.active = 0
-        self.received_bytes = 0
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
@@ -133,7 +132,6 @@ class UploadDesk:
         try:
             waiting = bytearray()
             async for piece in body.pieces(len(roles) * self.max_file_bytes + FORM_OVERHEAD):
-                self.received_bytes += len(piece)
                 waiting += piece
                 if len(waiting) >= WRITE_AT_ONCE:
                     await anyio.to_thread.run_sync(receiver.feed, bytes(waiting))

@@ -46,7 +46,7 @@ def read_secret() -> bytes | None:
     try:
         return base64.b64decode(text.removeprefix(PREFIX), validate=True) if text.startswith(PREFIX) else text.encode()
     except ValueError as error:
-        raise UserError(f"{SECRET_VARIABLE}: what follows {PREFIX} must be base64") from error
+        raise UserError(f"{SECRET_VARIABLE}: the text after {PREFIX} must be base64") from error
 
 
 def sign(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:
@@ -56,7 +56,7 @@ def sign(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 def message_of(job: Job) -> bytes:
-    """The body that is sent: what happened to which job."""
+    """The body that is sent: the event and the job."""
     ended = datetime.fromtimestamp(job.finished or 0.0, UTC).isoformat(timespec="milliseconds")
     data = {
         "id": job.id,

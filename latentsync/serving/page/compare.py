@@ -4,9 +4,12 @@ import html
 from pathlib import Path
 from urllib.parse import quote
 
+from latentsync.constants import FPS
+
 NAME = "The chosen video"
+# Suffixes that browsers show:
 VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v"))
-STILLS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"))  # that browsers show
+STILLS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"))
 # Events of media elements do not bubble, so they are caught on their way down. Beyond its end the source is shown as it
 # is used for longer audio: backward, then forward, and so on (bounce), from its start (loop), or its last frame.
 SCRIPT = """
@@ -102,10 +105,10 @@ def file_url(path: Path) -> str:
     return f"gradio_api/file={quote(str(path))}"
 
 
-def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: str = "bounce", fps: float = 25.0) -> str:
+def compare_html(source: Path | None, result: Path, start: float = 0.0, mode: str = "bounce", fps: float = FPS) -> str:
     """The player. A source that browsers cannot show, or None, is left out; `start` is the first used second of it.
 
-    mode: what the job does where the source is shorter than the audio. fps: of the result; arrow keys move by a frame.
+    mode: length mode of the job. fps: of the result; arrow keys move by a frame.
     """
     suffix = "" if source is None else source.suffix.lower()
     before = ""

@@ -16,13 +16,14 @@ from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
 REFRESH_SECONDS = 1.0
+CANCELING_SECONDS = 0.25  # refreshes of a job that is about to stop
 SECRET = "latentsync"  # encrypts the job id that the browser stores; the id is not secret
 
 
 def remembered_job(name: str) -> gr.BrowserState:
     """The id of a job, stored by the browser under this name, so that a reloaded page shows the job again.
 
-    To be created outside of tabs: what is in a hidden tab is created late, and would then overwrite the stored id.
+    Create it outside of tabs: Gradio creates components of a hidden tab late, which would overwrite the stored id.
     """
     return gr.BrowserState("", storage_key=name, secret=SECRET)
 
@@ -75,8 +76,10 @@ class JobPanel:
         return {
             self.job_id: job.id,
             self.status: status_html(job),
-            self.cancel: gr.update(visible=not job.state.is_final),
-            self.timer: gr.Timer(active=not job.state.is_final),
+            self.cancel: gr.update(visible=not job.state.is_final and not job.canceling),
+            self.timer: gr.Timer(
+                CANCELING_SECONDS if job.canceling else REFRESH_SECONDS, active=not job.state.is_final
+            ),
         }
 
     def _no_media(self) -> dict:

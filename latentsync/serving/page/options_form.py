@@ -11,7 +11,7 @@ from latentsync.checkpoints.registry import REGISTRY, RELEASED_MODELS, Entry, de
 from latentsync.loading import pick_device
 from latentsync.option_info import Group, Option
 from latentsync.options import AUTO, OPTIONS, GenerationOptions, parse_options
-from latentsync.pretrained.text_to_speech import voice_names
+from latentsync.pretrained.text_to_speech import default_voice, voice_names
 from latentsync.serving.models import list_loras, list_models
 from latentsync.serving.settings import ServingSettings
 
@@ -20,7 +20,16 @@ FILE_ROLES = {"mask_image_path": "mask", "script": "script"}  # options that are
 EMPTY = ""  # value of the choice that leaves an option unset
 UNITS = ("SECONDS", "PIXELS")  # metavars
 MAX_SLIDER_SPAN = 64  # wider ranges are typed
-ACRONYMS = {"crf": "CRF", "fps": "FPS", "lora": "LoRA", "vram": "VRAM", "deepcache": "DeepCache"}
+ACRONYMS = {
+    "crf": "CRF",
+    "fps": "FPS",
+    "lora": "LoRA",
+    "vram": "VRAM",
+    "deepcache": "DeepCache",
+    "hdr": "HDR",
+    "pix": "pixel",
+    "fmt": "format",
+}
 
 
 def model_choices(settings: ServingSettings) -> Choices:
@@ -34,7 +43,7 @@ def model_choices(settings: ServingSettings) -> Choices:
 
 
 def model_line(settings: ServingSettings) -> str:
-    """The model that jobs use unless they choose another, what it is good for, and where its weights are from."""
+    """The default model of jobs, its use, and the source of its weights."""
     name = best_model(settings)
     entry = REGISTRY.get(name)
     if entry is None or entry.model is None:
@@ -107,7 +116,7 @@ class OptionsForm:
 
     def _choices(self) -> dict[str, Choices]:
         """Options whose values depend on the files that are present."""
-        voices = [(OPTIONS["voice"].default_text, EMPTY), *((name, name) for name in voice_names())]
+        voices = [(f"{default_voice()} (default)", EMPTY), *((name, name) for name in voice_names())]
         return {"model": model_choices(self.settings), "lora": lora_choices(), "voice": voices}
 
     def read(self, values: tuple[Any, ...], **more: Any) -> tuple[GenerationOptions, dict[str, tuple[str, Path]]]:
@@ -142,7 +151,7 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
         return gr.Textbox(EMPTY, lines=3, **common)
     if option.type is str:
         return _choice(option, choices, common)
-    if option.default is None:  # a number field would show 0, which is not what None stands for
+    if option.default is None:  # a number field would show 0, which differs from None
         return gr.Textbox(EMPTY, placeholder=_placeholder(option), **common)
     span = {"minimum": option.low, "maximum": option.high}
     is_int = option.type is int
@@ -153,7 +162,7 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
 
 
 def _placeholder(option: Option) -> str:
-    """What an empty field stands for, with the unit or the range of a number."""
+    """Meaning of an empty field, with the unit or the range of a number."""
     metavar = option.show.metavar
     return f"{option.show.unset} ({metavar.lower() if metavar in UNITS else option.range})"
 

@@ -1,4 +1,4 @@
-"""What a job was made of, as a table on the page and as a file to download."""
+"""Inputs and options of a job, as a table on the page and as a file to download."""
 
 import html
 import json

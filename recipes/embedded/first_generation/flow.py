@@ -16,7 +16,7 @@ LARGEST_STEP = 1.0  # pixels of a level in one iteration
 
 @torch.no_grad()
 def optical_flow(image: Tensor, other: Tensor) -> Tensor:
-    """Flow (N, 2, H, W) from `image` to `other`: `other` shows at x + flow(x) what `image` shows at x."""
+    """Flow (N, 2, H, W) from `image` to `other`: `other` at x + flow(x) matches `image` at x."""
     levels = [(image.float(), other.float())]
     while min(levels[-1][0].shape[-2:]) >= 2 * SMALLEST:
         levels.append(tuple(F.avg_pool2d(_blur(side), 2, ceil_mode=True) for side in levels[-1]))

@@ -51,7 +51,7 @@ prepare() {
     done
     "$PYTHON" -m preprocess.data_processing_pipeline --input_dir "$WORK/sources" --output_dir "$DATA" \
         --steps shots,faces --resolution 128 --segment_seconds 12 --min_seconds 1.28 --many_faces largest \
-        --keep_silent --person_pattern "$PERSON" --hold_out "${HELD_OUT[@]}" --distrust_sound "${SILENT[@]}" \
+        --keep_silent --person_pattern "$PERSON" --hold_out "${HELD_OUT[@]}" --ignore_audio "${SILENT[@]}" \
         --max_clips_per_person "$CLIPS_PER_PERSON" --held_out_per_person "$HELD_OUT_PER_PERSON" --total_num_workers "$(nproc)"
 }
 

@@ -1,4 +1,4 @@
-"""What the recipe changes about training, see `latentsync.training.recipe`."""
+"""The recipe's changes to training, see `latentsync.training.recipe`."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -46,7 +46,7 @@ class Recipe(recipe.Recipe):
     silent_share: share of the samples of cached clips that show a closed mouth in silence, see `SilentWindows`.
     start_from_reference: begin with a UNet that copies the reference frame (models that predict the clean sample).
     train_sampled_timesteps: train mostly at the timesteps that sampling in run.inference_steps visits.
-    weigh_mouth: weight the lips up in the reconstruction loss, and what inference does not replace down.
+    weigh_mouth: in the reconstruction loss, weight the lips up, and pixels that inference does not replace down.
     motion_loss_weight: of the error of the change between the latents of neighboring frames.
     multi_scale_sync_loss_weight: of the sync loss on blurred frames, too.
     identity_embedding: face is a face recognition network, appearance the network of LPIPS.

@@ -19,7 +19,7 @@ from latentsync.data.cache import fetch, file_digest, store
 from latentsync.data.clips import Clip, read_frames
 from latentsync.data.encoded_clips import EncodedClip
 from latentsync.data.unet_dataset import LatentWindow
-from latentsync.faces.mouth import MouthMeter, closed_opening, mean_opening
+from latentsync.faces.mouth import OpeningEstimator, closed_opening, mean_opening
 from latentsync.media.audio import load_audio
 from latentsync.media.silence import SETTLE, frame_rms, runs_of, silence_and_speech
 from latentsync.whisper.audio2feature import Audio2Feature
@@ -111,7 +111,7 @@ def _longest_rest(
 ) -> tuple[int, int] | None:
     """[start, end) of the longest pause with a closed mouth; None where all are shorter than 4 frames."""
     silence, speech = silence_and_speech(wave, clip.num_frames)
-    if _longest_stretch(silence) is None:  # measuring mouths is slow
+    if _longest_stretch(silence) is None:  # estimating openings is slow
         return None
     openings = openings_of(clip)
     closed = closed_opening(openings)
@@ -138,7 +138,7 @@ def _pad_with_silence(wave: np.ndarray, audio: Audio2Feature, num_frames: int, n
 
 class MouthOpenings:
     """Mouth openings of clips of aligned faces, cached in `cache_dir`. Called with a clip it returns (N,) float64, see
-    `MouthMeter.openings`.
+    `OpeningEstimator.openings`.
 
     Args:
         cache_dir: created if it does not exist.
@@ -150,21 +150,21 @@ class MouthOpenings:
 
     def __init__(self, cache_dir: str | Path, fps: float = FPS) -> None:
         self.cache_dir, self.fps = Path(cache_dir), fps
-        self._meter: MouthMeter | None = None  # loaded when first needed: not at all if everything is cached
+        self._estimator: OpeningEstimator | None = None  # loaded when first needed: not at all if everything is cached
 
     def __call__(self, clip: Clip) -> np.ndarray:
         entry = self.cache_dir / f"{file_digest(clip.path)}_openings.safetensors"
         cached = fetch(entry)
         if cached is None:
-            self._meter = self._meter or MouthMeter()
-            cached = {"openings": torch.from_numpy(self._meter.openings(read_frames(clip.path, fps=self.fps)))}
+            self._estimator = self._estimator or OpeningEstimator()
+            cached = {"openings": torch.from_numpy(self._estimator.openings(read_frames(clip.path, fps=self.fps)))}
             store(entry, cached)
         return cached["openings"].numpy()
 
     def close(self) -> None:
         """Free the network."""
-        if self._meter is not None:
-            self._meter.close()
+        if self._estimator is not None:
+            self._estimator.close()
 
 
 def draw_apart(total: int, length: int, start: int, end: int, rng: np.random.Generator) -> int | None:

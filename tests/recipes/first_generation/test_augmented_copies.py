@@ -1,4 +1,4 @@
-"""Copies of clips: another pace, look and sound, the same moments."""
+"""Augmented copies of clips: other speed, colors and audio, the same content."""
 
 from fractions import Fraction
 
@@ -41,12 +41,12 @@ def clicks(*seconds: float) -> np.ndarray:
 
 
 def loudest(wave: np.ndarray) -> float:
-    """Where, in seconds, the sound is loudest."""
+    """Time in seconds at which the audio is loudest."""
     return float(np.convolve(wave.astype(float) ** 2, np.ones(160), "same").argmax()) / SAMPLE_RATE
 
 
 @pytest.mark.parametrize("pace", PACES, ids=str)
-def test_frames_and_sound_of_a_pace_are_of_the_same_moment(pace):
+def test_frames_and_audio_of_a_speed_are_synchronized(pace):
     frames = paced_frames(np.arange(int(50 / pace)), pace)
     assert frames[0] == 0 and 48 <= frames[-1] <= 49
     assert set(np.diff(frames)) <= ({0, 1} if pace < 1 else {1, 2})
@@ -72,7 +72,7 @@ def test_a_span_of_a_copy_shows_the_span_of_the_clip(pace):
         )
 
 
-def test_sound_changes_and_its_moments_do_not():
+def test_audio_changes_and_its_timing_does_not():
     wave = clicks(0.5)
     results = [change_audio(wave, np.random.default_rng(seed)) for seed in range(30)]
     for result in results:
@@ -91,7 +91,7 @@ def test_copies_follow_the_clip_and_the_number(encoder, clips):
     assert len({copy.entry for copy in copies}) == 9 and len({copy.pace for copy in copies}) > 2
     for copy in copies:
         assert copy.num_frames == int(CLIP_FRAMES / copy.pace)
-        assert copy.num_rows >= 2 * copy.num_frames  # sound for each frame
+        assert copy.num_rows >= 2 * copy.num_frames  # audio for each frame
     before = encoder.codec.encoded
     assert encode_copy(encoder, clips[1], 2) == copies[4] and encoder.codec.encoded == before
     assert {copy_parameters(clips[0].path, number).pace for number in range(1, 100)} == set(PACES)
@@ -110,7 +110,7 @@ def test_a_copy_shows_the_frames_of_its_pace(encoder, clips, monkeypatch):
     assert shown.shape == still.shape and (shown - still).abs().mean() > 0.05
 
 
-def test_a_head_moves_smoothly_about_a_place_of_its_own():
+def test_each_head_moves_smoothly_around_its_place():
     motions = [move_head(100, np.random.default_rng(seed)) for seed in range(20)]
     places = torch.stack([motion.mean(0) for motion in motions])
     assert all(motion.shape == (100, 2, 3) for motion in motions)
@@ -129,8 +129,8 @@ def test_where_a_head_is_moved_to():
         right, down = ((source + 1) * SIDE / 2).long()
         frame[:, down - 2 : down + 2, right - 2 : right + 2] = 1.0
     moved = warp(frames, motion)[:, 0]
-    for picture in moved:
-        down, right = (torch.nonzero(picture > 0.5).float().mean(0) + 0.5) * 2 / SIDE - 1
+    for image in moved:
+        down, right = (torch.nonzero(image > 0.5).float().mean(0) + 0.5) * 2 / SIDE - 1
         assert float(right) == pytest.approx(0.2, abs=0.05) and float(down) == pytest.approx(0.3, abs=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Optical flow in PyTorch: known motions, and OpenCV's DIS as another judge."""
+"""Optical flow in PyTorch: known motions, and comparison with OpenCV's DIS."""
 
 import cv2
 import numpy as np
@@ -17,8 +17,8 @@ def texture() -> np.ndarray:
     return np.clip((smooth - 0.5) * 5 + 0.5, 0, 1)
 
 
-def as_images(*pictures: np.ndarray) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(picture))[None, None] for picture in pictures]
+def as_images(*images: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(image))[None, None] for image in images]
 
 
 def moved(matrix: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The optional losses: each is higher for what it is about, and its gradient mends that."""
+"""The optional losses: each penalizes its defect, and its gradient reduces it."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -57,7 +57,7 @@ def outside_mouth(frames: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def judge() -> PatchDiscriminator:
+def discriminator() -> PatchDiscriminator:
     """Trained for a moment to tell a texture from gray."""
     torch.manual_seed(0)
     net = PatchDiscriminator(8, 1)
@@ -77,8 +77,8 @@ def test_the_discriminator_starts_undecided():
     assert value.item() == pytest.approx(2, abs=0.3)
 
 
-def test_made_mouths_learn_to_pass_for_real(judge):
-    loss = AdversarialLoss(judge)
+def test_made_mouths_learn_to_pass_for_real(discriminator):
+    loss = AdversarialLoss(discriminator)
     gray, real = torch.zeros(1, 2, 3, SIDE, SIDE), moving(2)
     assert loss(gray) > loss(real)
     better, values = descend(loss, gray + 0.1 * noise(*gray.shape), 100.0, 10)
@@ -86,17 +86,17 @@ def test_made_mouths_learn_to_pass_for_real(judge):
     assert torch.equal(outside_mouth(better), outside_mouth(gray + 0.1 * noise(*gray.shape)))
 
 
-def test_each_side_has_its_own_gradient(judge):
+def test_each_side_has_its_own_gradient(discriminator):
     made, real = (moving(2, seed=seed).requires_grad_() for seed in (0, 1))
-    judge.zero_grad()
-    AdversarialLoss(judge)(made).backward()
+    discriminator.zero_grad()
+    AdversarialLoss(discriminator)(made).backward()
     assert made.grad.abs().sum() > 0
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in judge.parameters())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in discriminator.parameters())
     made.grad = None
-    DiscriminatorLoss(judge)(made, real).backward()
+    DiscriminatorLoss(discriminator)(made, real).backward()
     assert made.grad is None and real.grad is None
-    assert all(parameter.grad is not None for parameter in judge.parameters())
-    judge.zero_grad()
+    assert all(parameter.grad is not None for parameter in discriminator.parameters())
+    discriminator.zero_grad()
 
 
 def test_mouths_are_cut_out():
@@ -128,11 +128,12 @@ def test_gradient_removes_flicker():
     loss, real = FlowConsistencyLoss(), moving()
     flickering = real + 0.3 * noise(1, 4, 1, 1, 1)
     calmer, values = descend(lambda made: loss(made, real), flickering, 30.0, 20)
+    # 0.10 to 0.41 over 4 seeds, alike on 1 and 2 threads and three instruction sets.
     assert values[-1] < 0.5 * values[0]
     assert torch.equal(calmer[..., :8, :], flickering[..., :8, :])  # far from the mouth nothing is touched
 
 
-def test_what_the_flow_cannot_explain_does_not_count():
+def test_pixels_without_matching_flow_do_not_count():
     loss = FlowConsistencyLoss()
     counted = []
     for real in (moving(2), torch.stack([moving(1)[:, 0], texture(SIDE, seed=9)[None]], dim=1)):  # the second: a cut
@@ -179,30 +180,31 @@ class Loudness(nn.Module):
         super().__init__()
         self.columns, self.seen = columns, []
 
-    def forward(self, pictures: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
-        self.seen.append((tuple(pictures.shape), tuple(sound.shape)))
-        brightness = pictures.unflatten(1, (-1, 3)).mean(dim=(2, 3, 4))
-        loudness = F.adaptive_avg_pool1d(sound.flatten(1, -2), brightness.shape[1]).mean(dim=1)
+    def forward(self, images: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        self.seen.append((tuple(images.shape), tuple(audio.shape)))
+        brightness = images.unflatten(1, (-1, 3)).mean(dim=(2, 3, 4))
+        loudness = F.adaptive_avg_pool1d(audio.flatten(1, -2), brightness.shape[1]).mean(dim=1)
         return F.normalize(brightness.exp(), dim=1), F.normalize(loudness.exp(), dim=1)
 
 
 def sync_case(columns: Fraction = Fraction(2)) -> tuple[Tensor, Tensor]:
-    """Images of 8 frames whose brightness follows the loudness of the sound, and the sound (1, 1, 5, 16)."""
+    """Images of 8 frames whose brightness follows the loudness of the audio, and the audio (1, 1, 5, 16)."""
     loudness = torch.tensor([0.0, 1, 2, 0, -2, 0, 2, 1])
-    pictures = loudness.repeat_interleave(3)[None, :, None, None].expand(1, 24, 8, 8)
-    return pictures.clone(), loudness.repeat_interleave(2).expand(1, 1, 5, 16).clone()
+    images = loudness.repeat_interleave(3)[None, :, None, None].expand(1, 24, 8, 8)
+    return images.clone(), loudness.repeat_interleave(2).expand(1, 1, 5, 16).clone()
 
 
 def test_out_of_sync_costs_and_the_gradient_mends_it():
     loss = WindowedSyncLoss(Loudness(Fraction(2)), 4, Fraction(2), scales=(1, 2, 4))
-    pictures, sound = sync_case()
-    late = pictures.roll(6, dims=1)
-    assert loss(late, sound) > 3 * loss(pictures, sound)
-    _, values = descend(lambda made: loss(made, sound), late, 100.0, 10)
+    images, audio = sync_case()
+    late = images.roll(6, dims=1)
+    assert loss(late, audio) > 3 * loss(images, audio)
+    _, values = descend(lambda made: loss(made, audio), late, 100.0, 10)
+    # 0.27 over 4 seeds, alike on 1 and 2 threads and three instruction sets.
     assert values[-1] < 0.5 * values[0]
 
 
-def test_every_window_meets_its_own_sound():
+def test_every_window_is_paired_with_its_own_audio():
     short, long = Loudness(Fraction(2)), Loudness(Fraction(2))
     for net, length in ((short, 4), (long, 8)):
         assert WindowedSyncLoss(net, length, Fraction(2), scales=(1, 2))(*sync_case()).item() < 0.02
@@ -212,10 +214,10 @@ def test_every_window_meets_its_own_sound():
 
 def test_mel_windows_have_the_width_that_syncnets_take():
     net = Loudness(Fraction(80, 25))
-    pictures = torch.zeros(1, 25 * 3, 4, 4)
+    images = torch.zeros(1, 25 * 3, 4, 4)
     for length in (16, 25):
-        WindowedSyncLoss(net, length, Fraction(80, 25))(pictures, torch.zeros(1, 1, 80, 80))
-    assert [sound[-1] for _, sound in net.seen] == [52, 52, 52, 80]
+        WindowedSyncLoss(net, length, Fraction(80, 25))(images, torch.zeros(1, 1, 80, 80))
+    assert [audio[-1] for _, audio in net.seen] == [52, 52, 52, 80]
 
 
 def test_windows_cover_the_run():
@@ -254,6 +256,7 @@ def test_another_face_costs_more_than_the_same_one_moved(identity):
 def test_gradient_brings_the_face_closer(identity):
     real, made = texture(32)[None, None], 0.3 * texture(32, seed=1)[None, None] + 0.5
     _, values = descend(lambda frames: identity(frames, real), made, 500.0, 5)
+    # 0.41 to 0.50 over 4 seeds, alike on 1 and 2 threads and three instruction sets.
     assert values[-1] < 0.8 * values[0]
     real.requires_grad_()
     identity(made.requires_grad_(), real).backward()

@@ -22,7 +22,7 @@ class Counting:
 
 
 def test_a_clip_is_measured_once_whatever_its_name(tmp_path, clips, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(silence, "MouthMeter", Counting)
+    monkeypatch.setattr(silence, "OpeningEstimator", Counting)
     monkeypatch.setattr(Counting, "asked", 0)
     found = MouthOpenings(tmp_path / "cache")(clips[0])
     assert np.array_equal(found, read_frames(clips[0].path).mean(axis=(1, 2, 3)) / 255)

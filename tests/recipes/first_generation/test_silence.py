@@ -1,4 +1,4 @@
-"""Silent runs: a mouth at rest back and forth, silence around speech, and a reference beside the pause."""
+"""Silent windows: a resting mouth played back and forth, silence around speech, and a reference outside the pause."""
 
 from fractions import Fraction
 
@@ -104,7 +104,7 @@ def test_pauses_with_open_lips_are_not_used(tmp_path, audio, caplog):
     assert silent(clip, np.random.default_rng(0)) is None and "no clip shows a closed mouth" in caplog.text
 
 
-def test_mouths_are_looked_at_only_where_the_sound_pauses(tmp_path, audio):
+def test_mouths_are_examined_only_in_pauses_of_the_audio(tmp_path, audio):
     quiet, loud = spoken(tmp_path / "a.wav", [(25, 40)]), spoken(tmp_path / "b.wav", [])
     seen = []
 
