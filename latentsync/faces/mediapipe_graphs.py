@@ -189,7 +189,7 @@ class MeshNet:
             from google.protobuf import text_format
 
             self._mediapipe = base = modules["solution_base"]
-            base.resource_util.set_resource_dir(str(Path(base.__file__).parents[2]))
+            base.resource_util.set_resource_dir(str(Path(str(base.__file__)).parents[2]))
             config = text_format.Parse(MESH_GRAPH, modules["calculator_pb2"].CalculatorGraphConfig())
             self._graph = base.calculator_graph.CalculatorGraph(graph_config=config)
             self._outputs: dict[str, Any] = {}

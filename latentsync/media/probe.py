@@ -187,7 +187,7 @@ def packet_times(path: Path) -> list[tuple[Fraction, Fraction]]:
                 if packet.size and packet.pts is None:
                     unstamped += 1
                 elif packet.size and not packet.is_discard:
-                    decoded = previous if packet.dts is None else packet.dts * (packet.time_base or 0)
+                    decoded = previous if packet.dts is None else Fraction(packet.dts * (packet.time_base or 0))
                     if previous is not None and decoded is not None and starts_anew(decoded - previous):
                         recordings.append([])
                     previous = decoded
