@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests and benchmarks that need a GPU: recipes/on_a_gpu.sh [--tiny] [OUTPUT]
+# Training, tests and benchmarks that need a GPU: recipes/on_a_gpu.sh [--tiny] [OUTPUT]
 #
 # Runs for up to ten minutes. Run the same command again until it says that everything is done: finished parts are
 # skipped, and an interrupted benchmark continues with its next figure. Each part writes its log, and its figures as JSON
@@ -7,12 +7,14 @@
 # again. --tiny runs the benchmarks on tiny models, also without a GPU, to try this script.
 #
 # PYTHON: the interpreter (default: .venv/bin/python). LIMIT: seconds to run (default: 590). WHEELS: a folder of wheels
-# to install under OUTPUT first, for a machine without a network.
+# to install under OUTPUT first, for a machine without a network. DATA: the packed faces of the embedded model (default:
+# data/embedded2, see recipes/embedded/README.md); it is trained first if they are there, for MINUTES (default: 12).
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 LIMIT=${LIMIT:-590}
+DATA=${DATA:-data/embedded2}
 MINIMUM=$((LIMIT / 30)) # seconds left that are worth starting a part
 
 TINY=()
@@ -66,7 +68,22 @@ benchmark() { # benchmark NAME SECTION OPTION...
         --journal "$OUTPUT/$name.journal"
 }
 
-# The recipes of the embedded model train on a CPU and are not part of this.
+embedded() { # embedded STAGE MINUTES OPTION... : a stage of the embedded model's training, from the shipped weights
+    local stage=$1 minutes=$2
+    shift 2
+    part "embedded_$stage" recipes.embedded.train --data "$DATA" --trunk "$DATA/mobilenet_v2.pth" \
+        --start checkpoints/embedded --output "$OUTPUT/embedded" --stages "$stage" --minutes "$minutes" "$@"
+}
+
+if [ -e "$DATA/train.safetensors" ]; then
+    HARDWARE=(--device cuda --workers "$(nproc)" --batch_scale 12)
+    if [ ${#TINY[@]} != 0 ]; then
+        HARDWARE=(--quick)
+    fi
+    embedded syncnet 1.5 "${HARDWARE[@]}"
+    embedded refine "${MINUTES:-12}" "${HARDWARE[@]}"
+    embedded export 0 "${HARDWARE[@]}"
+fi
 if [ ${#TINY[@]} = 0 ]; then
     # By name: the other tests import packages that such a machine may lack.
     part tests pytest -q -m gpu tests/test_gpu.py

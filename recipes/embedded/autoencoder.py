@@ -1,8 +1,9 @@
 """Train the autoencoder: the encoder is fitted (see `basis`), the decoder is trained on crops of faces."""
 
 import logging
-import math
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -10,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentsync.models.patch_autoencoder import PatchAutoencoder
-from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.vae import LatentCodec
 from recipes.embedded.basis import PATCH, enlarged_basis, linear_patches, residual_basis, set_linear
 from recipes.embedded.crops import CropSampler
 from recipes.embedded.pack import Pack
 from recipes.embedded.perceptual import PerceptualDistance
-from recipes.embedded.training import Meter, Stage, random_states
+from recipes.embedded.training import Machine, Meter, Stage, random_states
 
 logger = logging.getLogger("train")
 
@@ -25,17 +25,14 @@ FITTED_FACES = 600
 
 @dataclass(frozen=True)
 class AutoencoderSettings:
-    """Of the training. The adversarial term begins when `adversarial_from` of the budget is spent."""
+    """Of the training."""
 
     channels: int = 96
     crop: int = 128
     batch: int = 8
     lr: float = 1.5e-3
-    discriminator_lr: float = 4e-4
     perceptual_weight: float = 0.15
     edge_weight: float = 1.0
-    adversarial_weight: float = 0.01
-    adversarial_from: float = 2.0
     latent_noise: float = 0.03
     seed: int = 1247
 
@@ -63,7 +60,13 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def train(
-    pack: Pack, first_generation: Path, trunk: Path, output: Path, seconds: float, settings: AutoencoderSettings
+    pack: Pack,
+    first_generation: Path,
+    trunk: Path,
+    output: Path,
+    seconds: float,
+    settings: AutoencoderSettings,
+    machine: Machine,
 ) -> PatchAutoencoder:
     """Train for `seconds` of wall time in all; a second call resumes. Returns the averaged autoencoder.
 
@@ -71,45 +74,43 @@ def train(
         first_generation: folder of the 128 px model's autoencoder.
         trunk: weights of the perceptual distance.
         output: the autoencoder's folder is `output`/vae, the checkpoint `output`/autoencoder.pt.
+        machine: what to run on.
     """
     torch.manual_seed(settings.seed)
-    autoencoder = build(pack, first_generation, settings.channels, settings.seed)
+    autoencoder = build(pack, first_generation, settings.channels, settings.seed).to(machine.device)
     autoencoder.encoder.requires_grad_(False)
     autoencoder.decoder.linear.requires_grad_(False)  # noise on the latents would make it softer
-    discriminator = PatchDiscriminator(32, 2)
-    perceptual = PerceptualDistance(trunk)
+    perceptual = PerceptualDistance(trunk).to(machine.device)
     trained = [parameter for parameter in autoencoder.decoder.parameters() if parameter.requires_grad]
-    optimizers = {
-        "decoder": torch.optim.AdamW(trained, settings.lr, (0.9, 0.99), weight_decay=1e-4),
-        "discriminator": torch.optim.AdamW(discriminator.parameters(), settings.discriminator_lr, (0.5, 0.99)),
-    }
-    modules = {"autoencoder": autoencoder, "discriminator": discriminator}
+    optimizer = torch.optim.AdamW(trained, settings.lr, (0.9, 0.99), weight_decay=1e-4)
+    modules, optimizers = {"autoencoder": autoencoder}, {"decoder": optimizer}
     stage = Stage(output / "autoencoder.pt", seconds, modules, optimizers, ("autoencoder",))
     sampler, meter = CropSampler(pack, settings.crop), Meter(stage)
     if not stage.path.is_file():
         stage.save()
-    for step in stage.steps():
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        """Crops, and noise for their latents."""
         rng, generator = random_states(settings.seed, step + 1)
-        target = sampler.draw(settings.batch, rng)
-        with torch.no_grad():
-            latents = autoencoder.encoder(target)
-            noise = settings.latent_noise * torch.rand(len(latents), 1, 1, 1, generator=generator)
-            latents = latents + noise * torch.randn(latents.shape, generator=generator)
-        result = autoencoder.decoder(latents)
-        l1, sharp = (result - target).abs().mean(), (edges(result) - edges(target)).abs().mean()
-        features = perceptual(result, target)
-        loss = l1 + settings.edge_weight * sharp + settings.perceptual_weight * features
-        is_adversarial = stage.progress >= settings.adversarial_from
-        if is_adversarial:
-            loss = loss - settings.adversarial_weight * discriminator(result).mean()
-        stage.update("decoder", loss)
-        if is_adversarial:
-            stage.update("discriminator", hinge(discriminator(target), discriminator(result.detach())))
-        stage.average()
-        error = F.mse_loss(result.detach(), target)
-        meter.add(
-            l1=l1.detach(), edges=sharp.detach(), perceptual=features.detach(), psnr=-10 * math.log10(float(error) / 4)
-        )
+        target = sampler.draw(settings.batch * machine.batch_scale, rng)
+        cells = settings.crop // PATCH
+        level = settings.latent_noise * torch.rand(len(target), 1, 1, 1, generator=generator)
+        return target, level * torch.randn(len(target), settings.channels, cells, cells, generator=generator)
+
+    with closing(machine.draw_ahead(draw, count(stage.step))) as draws:
+        for _ in stage.steps():
+            target, noise = (x.to(machine.device, non_blocking=True) for x in next(draws))
+            with torch.no_grad():
+                latents = autoencoder.encoder(target) + noise
+            with machine.autocast():
+                result = autoencoder.decoder(latents).float()
+                features = perceptual(result, target)
+            l1, sharp = (result - target).abs().mean(), (edges(result) - edges(target)).abs().mean()
+            stage.update("decoder", l1 + settings.edge_weight * sharp + settings.perceptual_weight * features)
+            stage.average()
+            error = F.mse_loss(result.detach(), target)
+            psnr = -10 * torch.log10(error / 4)
+            meter.add(l1=l1.detach(), edges=sharp.detach(), perceptual=features.detach(), psnr=psnr)
     autoencoder.load_state_dict(stage.averaged_state("autoencoder"))
     autoencoder.save_pretrained(output / "vae")
-    return autoencoder.eval()
+    return autoencoder.cpu().eval()

@@ -4,7 +4,8 @@ Legend: B samples, F frames, C latent channels, h cells of a side, R pixels of a
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,11 +26,10 @@ from latentsync.models.unet import UNet3DConditionModel
 from latentsync.pipelines.denoise import unet_input
 from latentsync.training.losses import mouth_weights
 from latentsync.training.sync_losses import cosine_loss
-from latentsync.utils.threads import prefetch
 from recipes.embedded.autoencoder import edges, hinge
 from recipes.embedded.perceptual import PerceptualDistance
 from recipes.embedded.samples import SILENT, Sample, SampleMaker
-from recipes.embedded.training import Meter, Stage, random_states
+from recipes.embedded.training import Machine, Meter, Stage, random_states
 
 logger = logging.getLogger("train")
 
@@ -112,7 +112,7 @@ class OneStep(nn.Module):
         top, bottom, left, right = DECODED_CELLS
         wide = latents[..., top - MARGIN : bottom + MARGIN, left - MARGIN : right + MARGIN]
         inner = MARGIN * self.autoencoder.config.patch_size
-        return self.autoencoder.decode(wide).sample[..., inner:-inner, inner:-inner]
+        return self.autoencoder.decode(wide).sample[..., inner:-inner, inner:-inner].float()
 
     def crop_mouth(self, faces: Tensor) -> Tensor:
         """(..., R, R) -> the same part."""
@@ -162,6 +162,7 @@ class DenoiserTraining:
         perceptual: for the losses on decoded frames.
         path: checkpoint file.
         seconds: budget of wall time.
+        machine: what to run on.
     """
 
     def __init__(
@@ -173,9 +174,12 @@ class DenoiserTraining:
         path: Path,
         seconds: float,
         settings: DenoiserSettings,
+        machine: Machine,
     ) -> None:
-        self.model, self.samples, self.syncnet, self.perceptual = model, samples, syncnet, perceptual
-        self.settings, self.discriminator = settings, PatchDiscriminator(32, 3)
+        self.model, self.samples, self.perceptual = model.to(machine.device), samples, perceptual.to(machine.device)
+        self.syncnet = syncnet and syncnet.to(machine.device)
+        self.settings, self.machine = settings, machine
+        self.discriminator = PatchDiscriminator(32, 3).to(machine.device)
         model.autoencoder.requires_grad_(False)
         self.before = deepcopy(model).eval().requires_grad_(False) if settings.keep_weight else None
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
@@ -199,32 +203,36 @@ class DenoiserTraining:
         cells = model.cell_mask
         self.cells, self.weights = (
             mouth_weights(cells),
-            channel_weights(model.unet.config.out_channels, settings.detail_weight),
+            channel_weights(model.unet.config.out_channels, settings.detail_weight).to(machine.device),
         )
 
     def run(self, max_steps: int | None = None) -> None:
         """Train until the budget is spent, then load the averages into the model."""
         meter = Meter(self.stage)
-        with closing(prefetch(self._draws(self.stage.step), 1)) as draws:
-            for _, (samples, rng) in zip(self.stage.steps(max_steps), draws, strict=False):
-                meter.add(**self._step(samples, rng))
+        with closing(self.machine.draw_ahead(self._draw, count(self.stage.step))) as draws:
+            for _ in self.stage.steps(max_steps):
+                began = time.monotonic()
+                samples, rng = next(draws)
+                waited = time.monotonic() - began
+                meter.add(**self._step([sample.to(self.machine.device) for sample in samples], rng), waited=waited)
         for name in self.stage.averaged:
             self.stage.modules[name].load_state_dict(self.stage.averaged_state(name))
 
-    def _draws(self, step: int) -> Iterator[tuple[list[Sample], np.random.Generator]]:
-        """Samples of every step from one on, and the generator of its other random numbers."""
+    def _draw(self, step: int) -> tuple[list[Sample], np.random.Generator]:
+        """Samples of a step, and the generator of its other random numbers."""
         kinds = [kind for kind in self.samples.kinds if self.settings.shares.get(kind)]
         shares = np.array([self.settings.shares[kind] for kind in kinds])
-        for number in count(step):
-            rng, _ = random_states(self.settings.seed, number)
-            drawn = rng.choice(len(kinds), self.settings.batch, p=shares / shares.sum())
-            yield [self.samples.draw(kinds[index], rng) for index in drawn], rng
+        rng, _ = random_states(self.settings.seed, step)
+        drawn = rng.choice(len(kinds), self.settings.batch * self.machine.batch_scale, p=shares / shares.sum())
+        return [self.samples.draw(kinds[index], rng) for index in drawn], rng
 
     def _step(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, float]:
         target = torch.stack([sample.target for sample in samples])
         reference = torch.stack([sample.reference for sample in samples])
         tokens = torch.stack([sample.tokens for sample in samples])
-        prediction, latents = self.model(target, reference, tokens)
+        with self.machine.autocast():
+            prediction, latents = self.model(target, reference, tokens)
+        prediction = prediction.float()
         terms: dict[str, Tensor] = {}
         for index, sample in enumerate(samples):
             if sample.teacher is not None:
@@ -244,11 +252,13 @@ class DenoiserTraining:
             terms["sync"] = self.settings.sync_weight * self._sync_loss(prediction, tokens, samples)
         shown = {}
         if self.settings.is_decoded:
-            shown = self._decode(prediction, latents, target, samples, rng)
-            terms |= self._pixel_terms(shown)
+            with self.machine.autocast():
+                shown = self._decode(prediction, latents, target, samples, rng)
+                terms |= self._pixel_terms(shown)
         self.stage.update("model", sum(terms.values()))
         if shown:
-            real, fake = self.discriminator(shown["real"]), self.discriminator(shown["result"].detach())
+            with self.machine.autocast():
+                real, fake = (self.discriminator(shown[name].detach()) for name in ("real", "result"))
             self.stage.update("discriminator", hinge(real, fake))
         self.stage.average()
         return {name: float(term.detach()) for name, term in terms.items()}
@@ -256,7 +266,8 @@ class DenoiserTraining:
     @torch.no_grad()
     def _predict_before(self, sample: Sample) -> Tensor:
         """(C, F, h, h), of a sample."""
-        return self.before(sample.target[None], sample.reference[None], sample.tokens[None])[0][0]
+        with self.machine.autocast():
+            return self.before(sample.target[None], sample.reference[None], sample.tokens[None])[0][0].float()
 
     def _sync_loss(self, prediction: Tensor, tokens: Tensor, samples: list[Sample]) -> Tensor:
         heard = [index for index, sample in enumerate(samples) if sample.is_heard]
@@ -264,9 +275,10 @@ class DenoiserTraining:
             return prediction.new_zeros(())
         images = visual_input(prediction[heard, :OLD_CHANNELS].transpose(1, 2), True)
         audio = audio_input(whisper_rows(tokens[heard], WHISPER_LAYERS), "whisper")
-        vision_embeds, audio_embeds = self.syncnet(images, audio)
+        with self.machine.autocast():
+            vision_embeds, audio_embeds = self.syncnet(images, audio)
         share = len(heard) / len(samples)
-        return share * cosine_loss(vision_embeds, audio_embeds, torch.ones(len(vision_embeds)))
+        return share * cosine_loss(vision_embeds, audio_embeds, vision_embeds.new_ones(len(vision_embeds)))
 
     def _decode(
         self,
@@ -284,7 +296,8 @@ class DenoiserTraining:
         latents = prediction[:, :, frames].transpose(1, 2).flatten(0, 1)
         result = self.model.decode_mouth(latents)
         real = self.model.crop_mouth(target[:, frames]).flatten(0, 1)
-        paired = torch.tensor([sample.teacher is None for sample in samples]).repeat_interleave(DECODED_FRAMES)
+        paired = torch.tensor([sample.teacher is None for sample in samples], device=result.device)
+        paired = paired.repeat_interleave(DECODED_FRAMES)
         shown = {"result": result, "real": real, "paired": paired}
         if self.settings.exact_weight:
             shown["exact"] = self.model.decode_mouth(true[:, :, frames].transpose(1, 2).flatten(0, 1))

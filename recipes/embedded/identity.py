@@ -7,7 +7,7 @@ source is the standard. Needs `pip install dlib-bin face_recognition_models`.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,28 @@ def compare_files(embed: DlibEmbedder, source: Path, result: Path) -> dict[str, 
     return compare([real for real, _ in seen], [fake for _, fake in seen])
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, required=True, help="folder with VIDEO_other_voice.mp4")
+def parse(description: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of the commands that compare results with their sources."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--results", type=Path, required=True, help=f"folder with VIDEO{SUFFIX}")
     parser.add_argument("--sources", type=Path, nargs="+", required=True, help="the videos")
-    args = parser.parse_args(argv)
-    embed, rows = DlibEmbedder(), []
+    return parser.parse_args(argv)
+
+
+def pairs_of(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    """Each source and its result. Raises UserError where there is none."""
     for source in args.sources:
         result = args.results / f"{source.stem}{SUFFIX}"
         if not result.is_file():
             raise UserError(f"{result}: no such file")
+        yield source, result
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(__doc__.split("\n")[0], argv)
+    embed, rows = DlibEmbedder(), []
+    for source, result in pairs_of(args):
         rows.append(compare_files(embed, source, result))
         print(source.stem, " ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()), flush=True)
     mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -1,8 +1,8 @@
 """Cut the faces of the corpus out once: `python -m recipes.embedded.prepare CORPUS_FOLDER OUTPUT_FOLDER`.
 
 CORPUS_FOLDER holds MANIFEST.csv (columns file, kind, use) and the files it lists. Writes train.safetensors (clips that
-may be trained on), held_out.safetensors (people and clips that are never trained on) and voices.safetensors (Whisper
-states of speech recordings), see `recipes.embedded.pack`.
+may be trained on), held_out.safetensors (people and clips that are never trained on) and voices.safetensors (speech
+recordings), see `recipes.embedded.pack`.
 """
 
 import argparse
@@ -19,15 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from latentsync.checkpoints.files import EMBEDDED_WHISPER
 from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.mouth import OpeningEstimator
 from latentsync.media.audio import load_audio
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
-from latentsync.whisper.audio2feature import Audio2Feature
 from preprocess.lists import spread
 from preprocess.settings import ProcessSettings
 from preprocess.steps.faces import faces
@@ -36,7 +33,7 @@ from preprocess.steps.resample import AudioReader, resample
 from preprocess.steps.segments import segments
 from preprocess.steps.shots import shots
 from preprocess.tools import Tools
-from recipes.embedded.pack import SAMPLES_PER_FRAME, PackWriter, encode_face
+from recipes.embedded.pack import PackWriter, encode_face, to_int16
 
 logger = logging.getLogger("prepare")
 
@@ -142,31 +139,22 @@ def _clips(source: SourceFile, settings: ProcessSettings, tools: Tools) -> Itera
             yield from faces(segment, settings, tools)
 
 
-def whisper_states(audio: Audio2Feature, wave: np.ndarray, num_frames: int) -> Tensor:
-    """(2 * num_frames, L, D): states of the audio of `num_frames` frames."""
-    padded = np.pad(wave, (0, max(0, num_frames * SAMPLES_PER_FRAME - len(wave))))
-    return audio.wave2feat(padded)[: 2 * num_frames]
-
-
 def prepare(corpus: Path, output: Path, processes: int) -> None:
     """Write the three files."""
     sources, voices = read_manifest(corpus)
     logger.info("%d sources of %d people", len(sources), len({source.person for source in sources}))
     train, held_out = PackWriter(), PackWriter()
-    audio = Audio2Feature(EMBEDDED_WHISPER.location())
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for done, clips in enumerate(pool.imap(cut_faces, sources), 1):
             for clip in clips:
-                states = None if clip.wave is None else whisper_states(audio, clip.wave, len(clip.jpegs))
                 writer = held_out if clip.source.held_out else train
-                writer.add(clip.name, clip.source.person, clip.jpegs, clip.openings, clip.wave, states)
+                writer.add(clip.name, clip.source.person, clip.jpegs, clip.openings, clip.wave)
             if done % 10 == 0:
                 logger.info("%d of %d sources", done, len(sources))
     train.write(output / "train.safetensors", RESOLUTION)
     held_out.write(output / "held_out.safetensors", RESOLUTION)
-    waves = {path.stem: load_audio(path, SAMPLE_RATE) for path in voices}
-    states = {name: audio.wave2feat(wave).half().contiguous() for name, wave in waves.items()}
-    save_file(states, output / "voices.safetensors")
+    waves = {path.stem: torch.from_numpy(to_int16(load_audio(path, SAMPLE_RATE))) for path in voices}
+    save_file(waves, output / "voices.safetensors")
 
 
 @command

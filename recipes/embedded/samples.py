@@ -5,7 +5,9 @@ Legend: F frames of a sample, R pixels of a face, S audio tokens, D their width,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -17,7 +19,6 @@ from latentsync.data.clip_dataset import draw_start_and_reference
 from latentsync.faces.mask import load_mask
 from latentsync.faces.mouth import closed_opening
 from latentsync.media.silence import runs_of, silence_and_speech
-from latentsync.whisper.audio2feature import Audio2Feature
 from recipes.embedded.detail import LUMA
 from recipes.embedded.first_generation.silence import back_and_forth, draw_apart
 from recipes.embedded.lips import LipCloser
@@ -47,7 +48,8 @@ SILENT = ("silent", "closed")
 
 @dataclass(frozen=True)
 class Sample:
-    """`kind` is one of `KINDS`. Target and reference faces (F, 3, R, R) in [-1, 1]; tokens (F, S, D).
+    """`kind` is one of `KINDS`. Target and reference faces (F, 3, R, R) uint8, until they are on the device; tokens
+    (F, S, D).
 
     teacher: latents (F, C, h, h) of the first generation in place of the target, None for other kinds.
     weight: of the reconstruction. is_heard: the tokens are the speech of the target, for a sync loss.
@@ -59,6 +61,12 @@ class Sample:
     tokens: Tensor
     teacher: Tensor | None = None
     weight: float = 1.0
+
+    def to(self, device: torch.device) -> "Sample":
+        """The same on a device, with faces in [-1, 1]."""
+        faces = [x.to(device, non_blocking=True).float() / 127.5 - 1 for x in (self.target, self.reference)]
+        teacher = None if self.teacher is None else self.teacher.to(device)
+        return Sample(self.kind, *faces, self.tokens.to(device, non_blocking=True), teacher, self.weight)
 
     @property
     def is_heard(self) -> bool:
@@ -128,8 +136,8 @@ def with_other_mouth(face: np.ndarray, other: np.ndarray, kept: np.ndarray) -> n
         kept: (R, R), 1 where a model sees the frame itself.
     """
     scale = len(face) / 256
-    blurred = [cv2.GaussianBlur(x, (0, 0), MOVED_SIGMA * scale).astype(np.float32) for x in (face, other)]
-    difference = np.abs(blurred[0] - blurred[1]).max(-1)
+    blurred = [cv2.GaussianBlur(x, (0, 0), MOVED_SIGMA * scale) for x in (face, other)]
+    difference = np.maximum.reduce(cv2.split(cv2.absdiff(*blurred))).astype(np.float32)
     moved = ((difference - MOVED_LEVELS[0]) / (MOVED_LEVELS[1] - MOVED_LEVELS[0])).clip(0, 1)
     reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (round(MOVED_REACH * scale) | 1,) * 2)
     weight = cv2.GaussianBlur(cv2.dilate(moved * (1 - kept), reach), (0, 0), MOVED_SIGMA * scale) * (1 - kept)
@@ -143,10 +151,9 @@ class SampleMaker:
         pack: training faces.
         voices: audio that may drive them.
         chunks: the first generation's results, see `teacher`.
-        whisper: weights of the audio encoder, for the sound of silence.
     """
 
-    def __init__(self, pack: Pack, voices: Voices, chunks: Path, whisper: Path) -> None:
+    def __init__(self, pack: Pack, voices: Voices, chunks: Path) -> None:
         self.pack, self.voices, self._folder = pack, voices, chunks
         self.chunks: list[TeacherChunk] = []
         by_person = [clips for _, clips in pack.by_person()]
@@ -156,6 +163,7 @@ class SampleMaker:
             clip.name: relative_openings(pack.openings[clip.first : clip.first + clip.length]) for clip in pack.clips
         }
         self._poses: dict[str, np.ndarray] = {}
+        self._lock = Lock()
         self._kept = load_mask(pack.resolution)[0, 0].numpy()
         self._retrieved = self._retrieve()
         people = [*self._heard, *self._seen]
@@ -163,10 +171,8 @@ class SampleMaker:
         self._rests = [found for found in rests if found]
         open_windows = [[place for clip in clips for place in self._open_windows(clip)] for clips in people]
         self._open = [found for found in open_windows if found]
-        self._closer = LipCloser()
-        audio = Audio2Feature(whisper)
         heard = [clip for clip in pack.clips if clip.has_audio]
-        self._silences = [self._silence(audio, clip) for clip in heard[:: max(1, len(heard) // 6)]]
+        self._silences = [self._silence(clip) for clip in heard[:: max(1, len(heard) // 6)]]
 
     @staticmethod
     def _people(people: Sequence[list[PackedClip]], shortest: int) -> list[list[PackedClip]]:
@@ -219,9 +225,14 @@ class SampleMaker:
         runs = [run for run in runs_of(flags) if run[1] - run[0] >= shortest]
         return (clip, *max(runs, key=lambda run: run[1] - run[0])) if runs else None
 
-    def _silence(self, audio: Audio2Feature, clip: PackedClip) -> Tensor:
+    @cached_property
+    def _closer(self) -> LipCloser:
+        """Made on first use: few stages need MediaPipe."""
+        return LipCloser()
+
+    def _silence(self, clip: PackedClip) -> Tensor:
         """Whisper states of silence, then the clip's audio, then silence."""
-        return audio.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * SAMPLE_RATE)))
+        return self.pack.whisper.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * SAMPLE_RATE)))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -245,7 +256,7 @@ class SampleMaker:
 
     @staticmethod
     def _to_tensor(faces: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
 
     def _draw_teacher(self, rng: np.random.Generator) -> Sample:
         if not self.chunks or rng.random() < 0.02:
@@ -297,7 +308,8 @@ class SampleMaker:
         clip, start = windows[rng.integers(len(windows))]
         frames = clip.first + start + np.arange(FRAMES)
         faces = self._decode(frames)
-        closed = {frame: found for frame, face in faces.items() if (found := self._closer(face)) is not None}
+        with self._lock:  # several threads draw
+            closed = {frame: found for frame, face in faces.items() if (found := self._closer(face)) is not None}
         if not closed:
             return self._draw_silent(rng)
         known = np.array(list(closed))

@@ -18,7 +18,7 @@ from latentsync.models.syncnet_input import audio_input, lower_half, stack_frame
 from latentsync.training.sync_losses import contrastive_loss
 from recipes.embedded.denoiser import OLD_CHANNELS
 from recipes.embedded.pack import Pack, PackedClip
-from recipes.embedded.training import Meter, Stage, random_states
+from recipes.embedded.training import Machine, Meter, Stage, random_states
 
 logger = logging.getLogger("train")
 
@@ -89,25 +89,27 @@ def close_windows(places: list[tuple[str, int]], windows: int, stride: int) -> T
 
 
 def train(
-    pack: Pack, autoencoder: PatchAutoencoder, path: Path, seconds: float, settings: SyncNetSettings
+    pack: Pack, autoencoder: PatchAutoencoder, path: Path, seconds: float, settings: SyncNetSettings, machine: Machine
 ) -> FramewiseSyncNet:
     """Train for `seconds` in all; returns the averaged network."""
     torch.manual_seed(settings.seed)
-    syncnet = FramewiseSyncNet(settings.network)
+    syncnet = FramewiseSyncNet(settings.network).to(machine.device)
     optimizer = torch.optim.AdamW(syncnet.parameters(), settings.lr, (0.9, 0.99), weight_decay=0.05)
     stage = Stage(path, seconds, {"syncnet": syncnet}, {"syncnet": optimizer}, ("syncnet",), 0.97)
     runs, meter = Runs(pack, autoencoder, settings.run_frames), Meter(stage)
     stride = settings.network.window_stride
     for step in stage.steps():
         rng, _ = random_states(settings.seed, step)
-        images, audio, places = runs.draw(settings.batch, settings.run_frames, rng)
-        vision_embeds, audio_embeds = syncnet(images, audio)
-        excluded = close_windows(places, len(vision_embeds) // settings.batch, stride)
+        images, audio, places = runs.draw(settings.batch * machine.batch_scale, settings.run_frames, rng)
+        with machine.autocast():
+            vision_embeds, audio_embeds = syncnet(images.to(machine.device), audio.to(machine.device))
+        excluded = close_windows(places, len(vision_embeds) // len(places), stride).to(machine.device)
         loss = contrastive_loss(vision_embeds, audio_embeds, settings.temperature, excluded)
         stage.update("syncnet", loss)
         stage.average()
-        others = excluded & ~torch.eye(len(vision_embeds), dtype=torch.bool)
+        own = torch.arange(len(vision_embeds), device=machine.device)
+        others = excluded & (own[:, None] != own)
         correct = (vision_embeds @ audio_embeds.T).masked_fill(others, -1).argmax(1)
-        meter.add(loss=loss.detach(), matched=(correct == torch.arange(len(vision_embeds))).float().mean())
+        meter.add(loss=loss.detach(), matched=(correct == own).float().mean())
     syncnet.load_state_dict(stage.averaged_state("syncnet"))
     return syncnet.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from latentsync.data.audio import frame_tokens
 from latentsync.faces.mask import load_mask, resize_mask_to_latents
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.pipelines.denoise import denoise_latents, encode_frames, shared_noise
-from recipes.embedded.pack import Pack
+from recipes.embedded.pack import Pack, from_int16
 
 logger = logging.getLogger("train")
 
@@ -46,10 +46,10 @@ class Voices:
     """Whisper states of all audio that may drive a face: recordings, and the clips' own."""
 
     def __init__(self, pack: Pack, recordings: Path) -> None:
-        self.states = load_file(recordings)
+        waves = load_file(recordings)
+        self.states = {name: pack.whisper.wave2feat(from_int16(wave.numpy())).half() for name, wave in waves.items()}
+        self.recordings = [name for name, states in self.states.items() if len(states) >= 2 * FRAMES]
         self.states |= {clip.name: pack.states(clip) for clip in pack.clips if clip.has_audio}
-        shortest = 2 * FRAMES
-        self.recordings = [n for n in load_file(recordings) if len(self.states[n]) >= shortest]
         self.clips = [clip.name for clip in pack.clips if clip.has_audio and clip.length >= FRAMES]
 
     def tokens(self, name: str, start: int, frames: int = FRAMES) -> Tensor:
@@ -70,12 +70,16 @@ class Voices:
 
 
 @torch.no_grad()
-def make_chunks(pack: Pack, voices: Voices, first: Path, folder: Path, count: int, seed: int = 5) -> None:
+def make_chunks(
+    pack: Pack, voices: Voices, first: Path, folder: Path, count: int, device: torch.device, seed: int = 5
+) -> None:
     """Write `count` chunks of the model in the folder `first`, a few to a file; files that are there are left alone."""
-    pipeline = load_pipeline(ModelPaths(first / "unet.safetensors", CONFIG, first / "vae", base="embedded"), "cpu")
+    pipeline = load_pipeline(
+        ModelPaths(first / "unet.safetensors", CONFIG, first / "vae", base="embedded"), str(device)
+    )
     people = [[c for c in clips if c.length >= FRAMES] for _, clips in pack.by_person()]
     people = [clips for clips in people if clips]
-    mask = load_mask(pipeline.resolution)
+    mask = load_mask(pipeline.resolution).to(device)
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(-(-count // CHUNKS_PER_FILE)):
         path = folder / f"chunks-{number:03d}.safetensors"
@@ -89,7 +93,7 @@ def make_chunks(pack: Pack, voices: Voices, first: Path, folder: Path, count: in
             first = clip.first + int(rng.integers(clip.length - FRAMES + 1))
             voice, start = voices.draw(rng, clip.name)
             faces = pack.faces(range(first, first + FRAMES)).float() / 127.5 - 1
-            pixels = F.avg_pool2d(faces, faces.shape[-1] // pipeline.resolution)[None]
+            pixels = F.avg_pool2d(faces, faces.shape[-1] // pipeline.resolution)[None].to(device)
             reference = encode_frames(pipeline.codec, pixels)
             latents = denoise_latents(
                 pipeline.unet,
@@ -98,11 +102,11 @@ def make_chunks(pack: Pack, voices: Voices, first: Path, folder: Path, count: in
                 resize_mask_to_latents(mask, reference.shape[-2:]).unsqueeze(2),
                 encode_frames(pipeline.codec, pixels * mask),
                 reference,
-                voices.tokens(voice, start)[None],
+                voices.tokens(voice, start)[None].to(device),
                 pipeline.num_inference_steps,
                 pipeline.guidance_scale,
             )
-            tensors[f"{first}|{start}|{voice}"] = latents[0].transpose(0, 1).half().contiguous()
+            tensors[f"{first}|{start}|{voice}"] = latents[0].transpose(0, 1).half().cpu().contiguous()
         save_file(tensors, path)
         logger.info("teacher: %s", path.name)
 

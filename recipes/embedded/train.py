@@ -16,12 +16,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from latentsync.checkpoints.files import EMBEDDED_WHISPER
 from latentsync.checkpoints.loading import load_checkpoint
 from latentsync.config.unet import load_unet_config
 from latentsync.models.framewise_syncnet import FramewiseSyncNet
@@ -38,11 +38,11 @@ from recipes.embedded.pack import Pack
 from recipes.embedded.perceptual import PerceptualDistance
 from recipes.embedded.samples import SampleMaker
 from recipes.embedded.teacher import Voices
+from recipes.embedded.training import Machine
 
 logger = logging.getLogger("train")
 
 FIRST_GENERATION = Path("output/embedded/model")
-WHISPER = EMBEDDED_WHISPER.location()
 CHANNELS = 96
 TEACHER_CHUNKS = 160
 QUICK_MINUTES, QUICK_CHUNKS = 0.01, 1
@@ -105,11 +105,23 @@ class Recipe:
         first: the model of `first_generation`, unet.safetensors and vae/.
         output: checkpoints, results and contact sheets.
         trunk: weights of the perceptual distance.
+        start: a model of `export` that the first stage of the UNet starts from, in place of the first generation.
         chunks: results of the first generation to learn from.
+        machine: what to run on.
     """
 
-    def __init__(self, data: Path, first: Path, output: Path, trunk: Path, chunks: int = TEACHER_CHUNKS) -> None:
-        self.data, self.first, self.output, self.trunk, self.chunks = data, first, output, trunk, chunks
+    def __init__(
+        self,
+        data: Path,
+        first: Path,
+        output: Path,
+        trunk: Path,
+        start: Path | None = None,
+        chunks: int = TEACHER_CHUNKS,
+        machine: Machine | None = None,
+    ) -> None:
+        self.data, self.first, self.output, self.trunk = data, first, output, trunk
+        self.start, self.chunks, self.machine = start, chunks, machine or Machine()
         self.pack = Pack(data / "train.safetensors")
 
     def run(self, stage: str, seconds: float) -> None:
@@ -125,82 +137,104 @@ class Recipe:
             }
             stages[stage](seconds)
 
-    @property
+    @cached_property
     def voices(self) -> Voices:
         return Voices(self.pack, self.data / "voices.safetensors")
 
     def _autoencoder(self, seconds: float) -> None:
         settings = autoencoder.AutoencoderSettings(channels=CHANNELS)
-        autoencoder.train(self.pack, self.first / "vae", self.trunk, self.output, seconds, settings)
+        autoencoder.train(self.pack, self.first / "vae", self.trunk, self.output, seconds, settings, self.machine)
 
     def _teacher(self, seconds: float) -> None:
-        teacher.make_chunks(self.pack, self.voices, self.first, self.output / "teacher", self.chunks)
+        folder = self.output / "teacher"
+        teacher.make_chunks(self.pack, self.voices, self.first, folder, self.chunks, self.machine.device)
 
     def _syncnet(self, seconds: float) -> FramewiseSyncNet:
         settings = syncnet.SyncNetSettings()
-        return syncnet.train(self.pack, self.load_autoencoder(), self.output / "syncnet.pt", seconds, settings)
+        path = self.output / "syncnet.pt"
+        return syncnet.train(self.pack, self.load_autoencoder(), path, seconds, settings, self.machine)
 
     def _denoise(self, name: str, seconds: float) -> None:
         model = self.load_model(before=name)
-        samples = SampleMaker(self.pack, self.voices, self.output / "teacher", WHISPER)
+        samples = SampleMaker(self.pack, self.voices, self.output / "teacher")
         sync_net = self._load_syncnet() if DENOISER[name].sync_weight else None
         perceptual = PerceptualDistance(self.trunk)
         path = self.output / f"{name}.pt"
-        DenoiserTraining(model, samples, sync_net, perceptual, path, seconds, DENOISER[name]).run()
-        sheets.draw(model.eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
+        DenoiserTraining(model, samples, sync_net, perceptual, path, seconds, DENOISER[name], self.machine).run()
+        sheets.draw(model.cpu().eval(), Pack(self.data / "held_out.safetensors"), self.voices, self.output / name)
 
     def _load_syncnet(self) -> nn.Module | None:
-        path = self.output / "syncnet.pt"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; run the stage syncnet first")
         network = FramewiseSyncNet(syncnet.SyncNetSettings().network)
-        network.load_state_dict(torch.load(path, weights_only=True)["averages"]["syncnet"])
+        network.load_state_dict(self._averages("syncnet")["syncnet"])
         return network.eval().requires_grad_(False)
 
-    def load_autoencoder(self) -> PatchAutoencoder:
-        """The trained one, or as far as its training is."""
-        path = self.output / "autoencoder.pt"
+    def _averages(self, stage: str) -> dict[str, dict[str, Tensor]]:
+        """Averaged networks of a stage, by name."""
+        path = self.output / f"{stage}.pt"
         if not path.is_file():
-            raise UserError(f"{path}: no such file; run the stage autoencoder first")
-        network = PatchAutoencoder(latent_channels=CHANNELS)
-        network.load_state_dict(torch.load(path, weights_only=True)["averages"]["autoencoder"])
+            raise UserError(f"{path}: no such file; run the stage {stage} first")
+        return torch.load(path, map_location="cpu", weights_only=True)["averages"]
+
+    def load_autoencoder(self) -> PatchAutoencoder:
+        """The trained one, or as far as its training is; else that of `start`."""
+        if self.start is not None and not (self.output / "autoencoder.pt").is_file():
+            network = PatchAutoencoder.from_pretrained(self.start / "vae").float()
+        else:
+            network = PatchAutoencoder(latent_channels=CHANNELS)
+            network.load_state_dict(self._averages("autoencoder")["autoencoder"])
         return network.to(memory_format=torch.channels_last).eval()
 
     def load_model(self, before: str | None = None) -> OneStep:
         """The results of the last stage that has any, of those before one."""
-        first = load_unet_config(teacher.CONFIG, UNetConfig).model
         names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
-        found = [path for name in names if (path := self.output / f"{name}.pt").is_file()]
-        network = self.load_autoencoder()
-        if not found:
-            state = load_checkpoint(self.first / "unet.safetensors").state_dict
-            return OneStep(inflate(state, first, CHANNELS).to(memory_format=torch.channels_last), network)
-        for path in found:  # not every stage trains the decoder
-            averages = torch.load(path, weights_only=True)["averages"]
+        found = [name for name in names if (self.output / f"{name}.pt").is_file()]
+        network, unet = self.load_autoencoder(), self._first_unet()
+        for name in found:  # not every stage trains the decoder
+            averages = self._averages(name)
+            unet.load_state_dict(averages["unet"])
             if "autoencoder" in averages:
                 network.load_state_dict(averages["autoencoder"])
-        unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
-        unet.load_state_dict(averages["unet"])
-        logger.info("starting from %s", found[-1])
+        logger.info("starting from %s", found[-1] if found else self.start or self.first)
         return OneStep(unet.to(memory_format=torch.channels_last), network)
 
+    def _first_unet(self) -> UNet3DConditionModel:
+        """What the first stage starts from."""
+        first = load_unet_config(teacher.CONFIG, UNetConfig).model
+        state = load_checkpoint((self.start or self.first) / "unet.safetensors").state_dict
+        if self.start is None:
+            return inflate(state, first, CHANNELS)
+        unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
+        unet.load_state_dict(state)
+        return unet
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder written by recipes.embedded.prepare")
     parser.add_argument(
         "--first", type=Path, default=FIRST_GENERATION, help="the first generation's model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--start", type=Path, help="exported model to start the UNet from, in place of the first generation's"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and results")
     parser.add_argument("--trunk", type=Path, required=True, help="weights of torchvision's mobilenet_v2 (.pth)")
     parser.add_argument("--stages", nargs="+", choices=list(MINUTES), default=SHIPPED, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, help="budget of each stage, instead of its own")
     parser.add_argument("--quick", action="store_true", help="a step or two of each stage, to try the recipe")
-    args = parser.parse_args(argv)
+    parser.add_argument("--device", default="cpu", help="device to train on (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="threads that draw samples (default: %(default)s)")
+    parser.add_argument("--batch_scale", type=int, default=1, help="factor on the batch sizes (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     chunks = QUICK_CHUNKS if args.quick else TEACHER_CHUNKS
-    recipe = Recipe(args.data, args.first, args.output, args.trunk, chunks)
+    machine = Machine(torch.device(args.device), args.workers, args.batch_scale)
+    recipe = Recipe(args.data, args.first, args.output, args.trunk, args.start, chunks, machine)
     for stage in args.stages:
         minutes = QUICK_MINUTES if args.quick else args.minutes or MINUTES[stage]
         logger.info("stage %s: %g minutes", stage, minutes)

@@ -3,9 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +18,43 @@ from latentsync.utils.files import replaced
 
 logger = logging.getLogger("train")
 
-SAVE_SECONDS = 150.0
+SAVE_SECONDS = 60.0
 LOG_STEPS = 20
 WARMUP, FLOOR = 0.02, 0.02  # of the schedule, as shares of the budget and of the learning rate
 GRADIENT_NORM = 1.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a stage runs on.
+
+    Args:
+        device: of the networks. On a GPU they run in bfloat16.
+        workers: threads that draw samples.
+        batch_scale: factor on the batch size of every stage.
+    """
+
+    device: torch.device = torch.device("cpu")
+    workers: int = 1
+    batch_scale: int = 1
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def draw_ahead(self, draw: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+        """Yield `draw(number)` in order; `workers` threads compute ahead of the consumer."""
+        waiting: deque[Future[T]] = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                for number in numbers:
+                    waiting.append(pool.submit(draw, number))
+                    if len(waiting) > 2 * self.workers:
+                        yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
 def cosine_with_warmup(progress: float) -> float:
@@ -120,11 +156,15 @@ class Stage:
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
+        device = next(next(iter(self.modules.values())).parameters()).device
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.averages = state["averages"]
+        self.averages = {
+            name: {key: value.to(device) for key, value in average.items()}
+            for name, average in state["averages"].items()
+        }
         self.step, self.elapsed = state["step"], state["elapsed"]
         logger.info("%s: resumed at step %d, %.0f s", self.path, self.step, self.elapsed)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from recipes.embedded.pack import SAMPLES_PER_FRAME, PackWriter, encode_face
 
@@ -27,7 +28,11 @@ def write_pack(path: Path) -> None:
         jpegs = [encode_face(face(opening, 0.5 + 0.2 * number)) for opening in openings]
         wave = 0.1 * rng.standard_normal(FRAMES * SAMPLES_PER_FRAME).astype(np.float32)
         wave[: 8 * SAMPLES_PER_FRAME] = 0
-        states = torch.from_numpy(rng.standard_normal((2 * FRAMES, 5, 384))).float()
-        audio = (wave, states) if is_heard else (None, None)
-        writer.add(f"{person}_a", person, jpegs, openings, *audio)
+        writer.add(f"{person}_a", person, jpegs, openings, wave if is_heard else None)
     writer.write(path, SIDE)
+
+
+def write_voice(path: Path) -> None:
+    """A recording of two seconds."""
+    rng = np.random.default_rng(1)
+    save_file({"voice": torch.from_numpy(rng.integers(-3000, 3000, 32000, np.int16))}, path)

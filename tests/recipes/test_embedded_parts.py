@@ -15,12 +15,14 @@ from latentsync.models.unet_config import UNetConfig
 from latentsync.models.vae import LatentCodec
 from latentsync.utils.errors import UserError
 from recipes.embedded.basis import enlarged_basis, linear_patches, residual_basis, set_linear
+from recipes.embedded.compact import compact
 from recipes.embedded.denoiser import LAST_TIMESTEP
 from recipes.embedded.export import fold_one_step
 from recipes.embedded.inflate import inflate, inflated_config
-from recipes.embedded.pack import Pack, PackWriter, encode_face
+from recipes.embedded.pack import Pack, PackWriter, decode_video, encode_face
 from recipes.embedded.training import Stage
 from tests.conformance.seeded import fill_, seeded_input
+from tests.recipes.drawn_faces import write_pack
 from tests.recipes.tiny_first_generation import linear_vae, smooth_code
 from tests.tiny_model import UNET, tiny_vae
 
@@ -90,18 +92,29 @@ def test_a_pack_reads_back_equal(tmp_path: Path):
     smooth = np.linspace(0, 255, 32)[:, None, None] * np.ones((32, 32, 3))
     faces = [(smooth * share).astype(np.uint8) for share in (0.5, 1.0, 0.25)]
     wave = rng.uniform(-1, 1, 2 * 640).astype(np.float32)
-    states = torch.from_numpy(rng.standard_normal((4, 5, 8))).float()
     writer = PackWriter()
-    writer.add("still", "anna", [encode_face(faces[0])], np.array([np.nan]), None, None)
-    writer.add("clip", "ben", [encode_face(face) for face in faces[1:]], np.array([0.1, 0.2]), wave, states)
+    writer.add("still", "anna", [encode_face(faces[0])], np.array([np.nan]), None)
+    writer.add("clip", "ben", [encode_face(face) for face in faces[1:]], np.array([0.1, 0.2]), wave)
     writer.write(tmp_path / "pack.safetensors", 32)
     pack = Pack(tmp_path / "pack.safetensors")
     assert [asdict(clip) for clip in pack.clips] == [asdict(clip) for clip in writer.clips]
     assert np.abs(pack.face(1).astype(int) - faces[1]).max() <= 4
     assert np.abs(pack.faces([2, 0])[0, 0].numpy().astype(int) - faces[2][..., 0]).max() <= 4
     assert np.allclose(pack.wave(pack.clips[1]), wave, atol=1e-4)
-    assert torch.allclose(pack.states(pack.clips[1]).float(), states, atol=1e-2)
+    assert pack.states(pack.clips[1]).shape == (4, 5, 384)
     assert [person for person, _ in pack.by_person()] == ["anna", "ben"]
+
+
+def test_a_compact_pack_has_the_same_faces(tmp_path: Path):
+    write_pack(tmp_path / "pack.safetensors")
+    pack = Pack(tmp_path / "pack.safetensors")
+    assert compact(pack, tmp_path / "small.safetensors") > 35
+    small = Pack(tmp_path / "small.safetensors")
+    assert small.clips == pack.clips and np.array_equal(small.openings, pack.openings)
+    assert np.array_equal(small.wave(small.clips[0]), pack.wave(pack.clips[0]))
+    assert np.abs(small.face(45).astype(int) - pack.face(45)).mean() < 3
+    with pytest.raises(UserError, match="pack it again"):
+        decode_video(small.tensors["video"].numpy(), len(pack.openings) + 1, pack.resolution)
 
 
 def train(path: Path, steps: int) -> nn.Module:

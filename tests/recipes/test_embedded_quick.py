@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from latentsync.loading import ModelPaths, load_pipeline
 from recipes.embedded import perceptual, train
-from tests.recipes.drawn_faces import write_pack
+from tests.recipes.drawn_faces import write_pack, write_voice
 from tests.recipes.tiny_first_generation import write_first_generation
 
 
@@ -19,7 +18,7 @@ def data(tmp_path: Path) -> Path:
     folder.mkdir()
     write_pack(folder / "train.safetensors")
     write_pack(folder / "held_out.safetensors")
-    save_file({"voice": torch.randn(120, 5, 384).half()}, folder / "voices.safetensors")
+    write_voice(folder / "voices.safetensors")
     return folder
 
 

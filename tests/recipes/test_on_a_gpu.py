@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.embedded import train
 from tests.waiting import HANG_SECONDS
 from tools import benchmark
 
@@ -32,7 +33,8 @@ class Caller:
         self.python.chmod(0o755)
 
     def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(self.python), "LOG": str(self.log), **variables}
+        environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(self.python), "LOG": str(self.log), "DATA": "none"}
+        environment |= variables
         command = ["bash", str(SCRIPT), *arguments, str(self.output)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
 
@@ -63,6 +65,17 @@ def test_all_tests_that_need_a_gpu_are_run(call):
     root = SCRIPT.parents[1]
     marked = [path for path in root.glob("tests/**/test_*.py") if "pytest.mark.gpu" in path.read_text()]
     assert named == {str(path.relative_to(root)) for path in marked if path != Path(__file__)}
+
+
+@pytest.mark.parametrize("mode", [(), ("--tiny",)])
+def test_the_embedded_model_is_trained_first_where_its_data_is(call, tmp_path, mode):
+    (tmp_path / "train.safetensors").touch()
+    call(*mode, DATA=str(tmp_path))
+    words = [shlex.split(line.replace(str(call.output), "out")) for line in call.calls[:3]]
+    stages = [train.parse(options) for _, module, *options in words if module == "recipes.embedded.train"]
+    assert [options.stages for options in stages] == [["syncnet"], ["refine"], ["export"]]
+    assert all(options.start.is_dir() for options in stages)
+    assert all(options.quick == bool(mode) and options.device == ("cpu" if mode else "cuda") for options in stages)
 
 
 def test_wheels_are_installed_once(call, tmp_path):
