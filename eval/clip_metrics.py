@@ -18,7 +18,7 @@ from eval.metrics import METRICS, ClipMetrics, MetricModels
 from eval.pairs import Pair, speaks_own_audio
 from latentsync.constants import SAMPLE_RATE
 from latentsync.data.clips import to_pixel_values
-from latentsync.faces.mask import mouth_slices
+from latentsync.faces.mask import load_mask, mouth_slices
 from latentsync.faces.mouth import closed_opening, mean_opening
 from latentsync.media.audio import load_audio
 from latentsync.media.silence import silence_and_speech
@@ -27,7 +27,16 @@ from latentsync.metrics.fid import frame_features
 from latentsync.metrics.flicker import FlickerMetric
 from latentsync.metrics.fvd import SIDE, ClipFeatures
 from latentsync.metrics.identity import identity_similarity
-from latentsync.metrics.image import WHOLE, Box, crop_box, detail_ratio, laplacian_ratio, psnr, ssim
+from latentsync.metrics.image import (
+    WHOLE,
+    Box,
+    crop_box,
+    detail_ratio,
+    laplacian_ratio,
+    mean_difference,
+    psnr,
+    ssim,
+)
 from latentsync.metrics.landmarks import LIPS, STILL, JitterMetric, landmark_distance, openings
 from latentsync.metrics.lip_reading import MIN_FRAMES, LipScore
 from latentsync.metrics.seams import Speed, seam_ratio
@@ -104,6 +113,8 @@ class FaceMetrics:
         resolution, self._chunk = models.settings.resolution, models.settings.chunk
         self._overlap = models.settings.overlap
         self._boxes: dict[str, Box] = {"": WHOLE, "_mouth": mouth_slices(resolution)}  # suffixes of metrics
+        self._around_mouth = load_mask(resolution)[0, 0].numpy() < 0.5
+        self._around_mouth[mouth_slices(resolution)] = False
         self._openings = {name: np.full(num_frames, np.nan) for name in ("result", "source")}
         self._jitter = {"jitter": JitterMetric(STILL), "lip_jitter": JitterMetric(LIPS)}
         self._boundary, self._flicker = BoundaryMetric(resolution), FlickerMetric()
@@ -122,6 +133,7 @@ class FaceMetrics:
         self._starts.append(chunk.starts)
         self._append("sharpness", detail_ratio(result, source, self._boxes["_mouth"]))
         self._append("laplacian", laplacian_ratio(result, source, self._boxes["_mouth"]))
+        self._append("around_mouth", mean_difference(result, source, self._around_mouth))
         if self.compared:
             for suffix, box in self._boxes.items():
                 self._append(f"psnr{suffix}", psnr(result, source, box))

@@ -21,7 +21,7 @@ from latentsync.pretrained.mobilenet import MobileNetDistance
 from latentsync.pretrained.perceptual import LPIPS, VGG16
 from latentsync.utils.paths import PROJECT_ROOT
 
-VERSION = 6  # of the metric code; increase it to invalidate cached values
+VERSION = 7  # of the metric code; increase it to invalidate cached values
 HIGHER, LOWER, ONE, ZERO = "higher is better", "lower is better", "best at 1", "best at 0"
 AS_REAL = "as the ground truth"
 
@@ -74,6 +74,9 @@ METRICS = (
         "leak_ratio", "silence opening ratio", "%", ZERO, "mouth opening in silence, relative to the source's there"
     ),
     Metric("opening", "opening", "%", AS_REAL, "mouth opening during speech, relative to the face height"),
+    Metric(
+        "around_mouth", "change around mouth", "levels", LOWER, "difference from the source in the regenerated region"
+    ),
     Metric("boundary", "boundary", "levels/px", ZERO, "edge added around the regenerated region"),
     Metric("jitter", "jitter", "x", ONE, "landmark jitter of brows, eyes, nose and cheeks, relative to the source"),
     Metric("lip_jitter", "lip jitter", "x", AS_REAL, "landmark jitter of the lips, relative to the source"),

@@ -15,7 +15,7 @@ from eval import run as comparison
 from eval.metrics import MetricModels, metric_settings
 from eval.report import Report
 from eval.summary import shown
-from latentsync.checkpoints.registry import DOWNLOAD_COMMAND
+from latentsync.checkpoints.registry import DOWNLOAD_COMMAND, entry
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from latentsync.utils.files import write_text
@@ -61,15 +61,18 @@ def read_list(path: Path) -> list[Path]:
     return videos
 
 
-def check_weights(options: argparse.Namespace) -> None:
-    """Raises UserError if a column of the table cannot be computed as published."""
+def check_weights(model: str, options: argparse.Namespace) -> None:
+    """Raises UserError if weights of the model, or those that a column of the table needs, are missing."""
     models = MetricModels(metric_settings(options))
     needed = [models.missing[key] for key, _ in TABLE.values() if key in models.missing]
-    if not models.sync.name.startswith("syncnet_v2"):
-        needed.append("needs the published SyncNet (syncnet_v2.model)")
+    if models.sync.name != "syncnet_v2":
+        needed.append("needs the published SyncNet and its face detector (syncnet_v2.model, sfd_face.pth)")
+    names = ["auxiliary", "inception"] if needed else []
+    if entry(model).missing():
+        needed, names = [*needed, f"needs the weights of {model}"], [model, *names]
     if needed:
-        listed = "; ".join(dict.fromkeys(needed))
-        raise UserError(f"the table {listed}; run `{DOWNLOAD_COMMAND} auxiliary`, or pass --partial")
+        listed, more = "; ".join(dict.fromkeys(needed)), " --model ".join(names)
+        raise UserError(f"the table {listed}; run `{DOWNLOAD_COMMAND} {more}`, or pass --partial to leave out columns")
 
 
 def table(report: Report, model: str) -> str:
@@ -90,7 +93,7 @@ def run(options: argparse.Namespace, passed_on: Sequence[str], command: str) -> 
     rows = ((video.absolute(), "", name, "") for video, name in zip(videos, names, strict=True))
     chosen = comparison.options_of_model(options.model, folder, rows, [*AS_PUBLISHED, *passed_on])
     if not options.partial:
-        check_weights(chosen)
+        check_weights(options.model, chosen)
     text = table(comparison.run(chosen, command), options.model)
     write_text(folder / "table.md", lambda file: file.write(f"{text}\n- Command: `{command}`\n"))
     return text

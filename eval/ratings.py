@@ -179,7 +179,7 @@ def _preference(question: str, first: str, second: str, votes: Sequence[Vote]) -
 
 def table(found: Sequence[Preference]) -> str:
     """A Markdown table."""
-    lines = ["| question | methods | first | second | same | raters | share of the first | 95 % without ties | p |"]
+    lines = ["| question | methods | first | second | same | raters | share of the first | 95% without ties | p |"]
     lines.append("|---" * 9 + "|")
     for item in found:
         methods = f"{item.first} / {item.second}".replace("|", "\\|")

@@ -180,8 +180,13 @@ class GenerationOptions(BaseModel):
     text: Annotated[
         str | None, Show(Group.DUBBING, unset="none", metavar="TEXT", expects=TEXT_VALUES, is_long=True)
     ] = Field(None, min_length=1, max_length=MAX_TEXT, description="Text to speak, instead of audio.")
-    voice: Annotated[str | None, Show(Group.DUBBING, unset="en-us", metavar="NAME")] = Field(
-        None, min_length=1, max_length=MAX_NAME, description="Voice for text: a language, or the file of a Piper voice."
+    voice: Annotated[
+        str | None, Show(Group.DUBBING, unset="en_US-joe-medium if installed, else en-us", metavar="NAME")
+    ] = Field(
+        None,
+        min_length=1,
+        max_length=MAX_NAME,
+        description="Voice for text: a language, or the name or file of a Piper voice.",
     )
     script: Annotated[Path | None, Show(Group.DUBBING, unset="none", file_types=(".csv", ".json"))] = Field(
         None,

@@ -231,7 +231,9 @@ def measure(input_dir: str, clips: int, workers: int, settings: ProcessSettings)
     lines += [total.row(f"stepwise, {kept} kept", len(files))]
     lines += [cost.row(f"stepwise: {name}", len(files)) for name, cost in steps.items()]
     lines += ["", f"ratio {total.wall / single.wall:.2f} in wall-clock time, {total.cpu / single.cpu:.2f} in CPU time"]
-    lines += ["single pass, seconds in each step: " + ", ".join(f"{name} {value:.1f}" for name, value in own.items())]
+    lines += [
+        "single pass, CPU seconds in each step: " + ", ".join(f"{name} {value:.1f}" for name, value in own.items())
+    ]
     return lines
 
 

@@ -33,7 +33,7 @@ class RunOptions:
     executor: str = "local"
     temp_dir: Path | None = None
     lists: ListOptions = field(default_factory=ListOptions)
-    worker_memory_gb: float = 0.0  # GiB; 0: its share of 80 % of the machine's
+    worker_memory_gb: float = 0.0  # GiB; 0: its share of 80% of the machine's
     gpu_actors: int = 0  # see `run_ray`
 
     def __post_init__(self) -> None:

@@ -195,13 +195,13 @@ class _SourceWork:
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
-        """Add the time of a step, less that of earlier steps which it pulls its input from."""
-        began, before = time.monotonic(), sum(self.seconds.values())
+        """Add the CPU seconds of a step, less those of earlier steps which it pulls its input from."""
+        began, before = time.process_time(), sum(self.seconds.values())
         try:
             yield
         finally:
             inner = sum(self.seconds.values()) - before
-            self.seconds[step] += time.monotonic() - began - inner
+            self.seconds[step] += time.process_time() - began - inner
 
     def _timed_samples(self, step: str, samples: Iterator[Sample]) -> Iterator[Sample]:
         """Yield the samples, and add the time that computing them takes."""

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 
 from latentsync.config.syncnet import load_syncnet_config
 from latentsync.config.unet import UNetFileConfig, load_unet_config
+from latentsync.models.lora import add_lora
 from latentsync.models.syncnets import SYNCNET_SCHEMAS, make_syncnet
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
@@ -22,7 +23,7 @@ from latentsync.trepa.loss import VIT_G
 from latentsync.utils.paths import CONFIGS_DIR, project_path
 from tools.benchmarks.full_size import VAE_LAYOUT
 
-NAMES = ("stage1", "stage2", "stage2_efficient", "stage1_512", "stage2_512")
+NAMES = ("stage1", "stage2", "stage2_efficient", "fine_tune_lora", "stage1_512", "stage2_512")
 PROCESSES = 8
 GIB = 2**30
 FLOAT32, BFLOAT16, ADAM, ADAM_8BIT = 4, 2, 8, 2  # bytes a parameter
@@ -47,7 +48,11 @@ def sizes_of(config: UNetFileConfig[UNetConfig]) -> Sizes:
     run = config.run
     with torch.device("meta"):
         unet = UNet3DConditionModel(config.model)
-        choose_trainable(unet, run.trainable_modules)
+        size = count(unet)
+        if run.lora_rank:
+            add_lora(unet, run.lora_rank, run.lora_alpha, run.lora_target)
+        else:
+            choose_trainable(unet, run.trainable_modules)
         half, full = count(AutoencoderKL(**VAE_LAYOUT)), 0
         if run.pixel_space_supervise and run.perceptual_loss_weight:
             half += count(VGG16Trunk())
@@ -57,7 +62,7 @@ def sizes_of(config: UNetFileConfig[UNetConfig]) -> Sizes:
             syncnet = load_syncnet_config(project_path(config.data.syncnet_config_path), *SYNCNET_SCHEMAS)
             full += count(make_syncnet(syncnet.model))
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
-    return Sizes(count(unet), trained, full, half)
+    return Sizes(size, trained, full, half)
 
 
 def state_gib(sizes: Sizes, *, shards: int = 1, optimizer: int = ADAM, average: bool = False) -> float:
@@ -79,7 +84,7 @@ def main() -> int:
             state_gib(sizes, shards=PROCESSES, average=True),
         )
         frozen = sizes.frozen_full + sizes.frozen_half
-        millions = f"{sizes.unet / 1e6:.0f}, {sizes.trained / 1e6:.0f} | {frozen / 1e6:.0f}"
+        millions = f"{sizes.unet / 1e6:.0f}, {sizes.trained / 1e6:.3g} | {frozen / 1e6:.0f}"
         print(f"| `{name}.yaml` | {millions} | {' | '.join(f'{figure:.1f} GiB' for figure in figures)} |")
     return 0
 

@@ -1,5 +1,5 @@
-"""Tolerated differences between a checkpoint and a model: a prefix of all names, and those that training of a UNet may
-start from, each with its name and its effect.
+"""Tolerated differences between a checkpoint and a model: names of wrapping modules, a prefix of all names, and those
+that training of a UNet may start from, each with its name and its effect.
 
 Legend: a state is a mapping of tensor names to tensors; `expected` is the model's (possibly on the meta device).
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 State = Mapping[str, Tensor]
 SHOWN_KEYS = 3
 
+WRAPPING_MODULES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 AUDIO_PROJECTION = re.compile(r"\.attn2\.to_[kv]\.weight$")
 CHANNEL_AXES = {"conv_in.weight": 1, "conv_out.weight": 0, "conv_out.bias": 0}
 TEXT_WIDTH = 768  # of the text features of Stable Diffusion 1.5
@@ -35,6 +36,20 @@ class Patch:
 
     def apply(self, state: dict[str, Tensor], expected: State) -> None:
         self.fit(state, expected, self.keys(expected, state))
+
+
+def without_wrappers(expected: State, given: State) -> tuple[list[str], State]:
+    """The names of wrapping modules inside the given names, and the tensors by their names without them.
+
+    torch.compile, FSDP and activation checkpointing of single layers leave such names in the middle.
+    """
+    known = {part for name in expected for part in name.split(".")}
+    wrappers = [wrapper for wrapper in WRAPPING_MODULES if wrapper not in known]
+    names = [".".join(part for part in name.split(".") if part not in wrappers) for name in given]
+    found = [wrapper for wrapper in wrappers if any(wrapper in name.split(".") for name in given)]
+    if not found or len(set(names)) < len(names):
+        return [], given
+    return found, dict(zip(names, given.values(), strict=True))
 
 
 def without_prefix(expected: State, given: State) -> tuple[str, State]:

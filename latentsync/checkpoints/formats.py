@@ -152,6 +152,8 @@ def _check_zip(path: Path) -> str:
         raise UserError(f"{path}: is truncated or damaged; download it again") from error
     if not any(name.endswith("/data.pkl") for name in names):
         raise UserError(f"{path}: is a zip archive but not a PyTorch checkpoint; unpack it if the weights are inside")
+    if any("/code/" in name for name in names):
+        raise UserError(f"{path}: is a TorchScript program, which is code; save the weights alone (state_dict)")
     return "zip"
 
 
@@ -203,7 +205,10 @@ torch.serialization.add_safe_globals(
 
 def _read_torch(path: Path, mmap: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if mmap and path.suffix != ".safetensors":  # which torch.load would read as such, whatever it holds
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds Python objects besides weights, or is damaged; such code is never run,"

@@ -22,6 +22,7 @@ from latentsync.checkpoints.differences import (
     find_patches,
     prefix_of_model,
     without_prefix,
+    without_wrappers,
 )
 from latentsync.checkpoints.formats import Checkpoint, first_line, read_file
 from latentsync.checkpoints.shards import is_sharded, read_sharded
@@ -53,7 +54,8 @@ def load_into(
 ) -> Model:
     """Build a model and load the checkpoint's weights strictly; floating-point tensors take the model's dtype.
 
-    A prefix that all names share (`module.`, `_orig_mod.`, `unet.`) is removed and logged. Other missing, unknown or
+    A prefix that all names share (`module.`, `_orig_mod.`, `unet.`), and wrapping modules within names, are removed and
+    logged. Other missing, unknown or
     differently shaped tensors are errors, except for the differences of `UNET_PATCHES`: each that applies is logged by
     name, and tensors that the file lacks keep their fresh initialization. With `exact` these are errors as well.
 
@@ -70,6 +72,9 @@ def load_into(
         model = build()
     expected = model.state_dict()
     prefix, given = without_prefix(expected, checkpoint.state_dict)
+    wrappers, given = without_wrappers(expected, given)
+    if wrappers and not prefix:
+        prefix, given = without_prefix(expected, given)
     patches, rest = find_patches(expected, given, UNET_PATCHES)
     if rest or (exact and patches):
         difference = describe_difference(expected, given)
@@ -80,6 +85,11 @@ def load_into(
     if prefix:
         logger.warning(
             "%s: tolerated difference 'prefix': removed %r from the names of all tensors", checkpoint.path, prefix
+        )
+    if wrappers:
+        logger.warning(
+            "%s: tolerated difference 'wrapping modules': removed %s from the names of tensors",
+            *(checkpoint.path, ", ".join(map(repr, wrappers))),
         )
     for patch in patches:
         logger.warning("%s: tolerated difference '%s': %s", checkpoint.path, patch.name, patch.effect)

@@ -1,9 +1,9 @@
 """The default face detector: MediaPipe's detection and mesh networks, on the CPU, without downloads.
 
 Within a clip, each face is tracked by running the mesh network on the region of the previous mesh (about 2 ms per
-face). The detection networks run when there is no tracked face, when one is lost, and every `CHECK_INTERVAL` frames to
-find new faces and to drop regions that no longer contain a face. After a face is lost, they run every second frame for
-a while, so that it is found again as soon as it is visible.
+face). The detection networks run when there is no tracked face, when one is lost or looks different at once, and every
+`CHECK_INTERVAL` frames to find new faces and to drop regions that no longer contain a face. After a face is lost, they
+run every second frame for a while, so that it is found again as soon as it is visible.
 
 Faces are found at any roll. The detection networks report upside-down faces with low scores and often as upright, so
 hits with a low score are searched again in the image turned by 180 degrees. A mesh that contradicts the direction of
@@ -12,10 +12,11 @@ its detection is rejected.
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
 from latentsync.faces.detector import Face, check_image, is_plausible, overlap
-from latentsync.faces.mediapipe_graphs import REGION_SCALE, BoxDetection, BoxNet, MeshNet, Region
+from latentsync.faces.mediapipe_graphs import REGION_SCALE, BoxDetection, BoxNet, MeshNet, Region, crop_to_image
 
 FACE_OVAL = [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377]
 FACE_OVAL += [152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109]
@@ -46,6 +47,8 @@ LOST_FRAMES = 50
 SURE_SCORE = 0.85  # hits below this may be upside-down faces; upright ones mostly score above 0.9
 MIN_AGREEMENT = 0.5  # minimum cosine between the up directions of detection and mesh
 SAME_FACE_OVERLAP = 0.3  # minimum IoU of two boxes of the same face
+LOOK_SIDES = (48, 16)  # pixels, of a region that is sampled, and then reduced
+MIN_LIKENESS = 0.5  # correlation of a region with itself a frame earlier; below, the image has changed at once
 KEEP_SCORE = 0.3  # a tracked face is dropped only if its detection score is below this
 TILE_SIDE = 360  # pixels; larger images are also searched in overlapping tiles
 TILE_SHARE = 0.6  # tile side relative to the image side, two tiles per dimension
@@ -97,6 +100,7 @@ class MediaPipeDetector:
 
     def reset(self) -> None:
         self._tracked: list[tuple[Face, Region]] = []
+        self._looks: list[np.ndarray] = []  # of the tracked regions
         self._since_check = 0
         self._since_loss = LOST_FRAMES
         self._since_tiles = TILE_INTERVAL
@@ -114,7 +118,15 @@ class MediaPipeDetector:
         self._since_check += 1
         self._since_loss += 1
         interval = LOST_CHECK_INTERVAL if self._since_loss < LOST_FRAMES else CHECK_INTERVAL
-        if len(faces) < len(self._tracked) or not faces or self._since_check >= interval:
+        if (
+            len(faces) < len(self._tracked)
+            or not faces
+            or self._since_check >= interval
+            or any(
+                look @ _look(image, region) < MIN_LIKENESS
+                for look, (_, region) in zip(self._looks, self._tracked, strict=True)
+            )
+        ):
             faces = self._redetect(image, faces)
             self._since_check = 0
         if len(faces) < len(self._tracked):
@@ -122,6 +134,7 @@ class MediaPipeDetector:
         elif len(faces) > len(self._tracked):
             self._since_loss = LOST_FRAMES
         self._tracked = faces
+        self._looks = [_look(image, region) for _, region in faces]
         return [face for face, _ in faces]
 
     def _track(self, image: np.ndarray, face: Face, region: Region) -> tuple[Face, Region] | None:
@@ -222,6 +235,16 @@ def _clipped_square(box: np.ndarray, scale: float, shape: tuple[int, ...]) -> tu
     x0, y0 = np.maximum(center - half, 0).astype(int)
     x1, y1 = np.minimum(np.ceil(center + half), (shape[1], shape[0])).astype(int)
     return int(x0), int(y0), int(x1), int(y1)
+
+
+def _look(image: np.ndarray, region: Region) -> np.ndarray:
+    """What a region of an image (H, W, 3) looks like, brightness and contrast apart: a unit vector."""
+    sampled, reduced = LOOK_SIDES
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    crop = cv2.warpAffine(image, crop_to_image(region, sampled), (sampled, sampled), flags=flags)
+    look = cv2.resize(crop, (reduced, reduced), interpolation=cv2.INTER_AREA).mean(axis=2).ravel()
+    look -= look.mean()
+    return look / max(float(np.linalg.norm(look)), 1e-9)
 
 
 def _agreement(first: np.ndarray, second: np.ndarray) -> float:

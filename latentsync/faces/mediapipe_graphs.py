@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +30,7 @@ from latentsync.utils.light_imports import import_light
 
 MESH_SIDE = 192  # input resolution of the mesh network
 DETECTION_SIDE = 960  # maximum image side passed to the detection networks, whose inputs are 128 and 192 pixels
+FRAME_MICROSECONDS = 33_333  # between the images that a graph is given
 REGION_SCALE = 1.5  # side of the mesh region relative to the longer side of the face, as in training
 
 # mediapipe modules. The first and those of the solutions are imported for the graph options that they register.
@@ -186,8 +188,16 @@ class MeshNet:
             modules = import_mediapipe()
             from google.protobuf import text_format
 
+            self._mediapipe = base = modules["solution_base"]
+            base.resource_util.set_resource_dir(str(Path(str(base.__file__)).parents[2]))
             config = text_format.Parse(MESH_GRAPH, modules["calculator_pb2"].CalculatorGraphConfig())
-            self._graph = modules["solution_base"].SolutionBase(graph_config=config)
+            self._graph = base.calculator_graph.CalculatorGraph(graph_config=config)
+            self._outputs: dict[str, Any] = {}
+            self._time = 0
+            # Not a Python function: a signal that arrives in one raises KeyboardInterrupt there, which MediaPipe does
+            # not expect and ends the process.
+            self._graph.observe_output_stream("landmarks", self._outputs.__setitem__, True)
+            self._graph.start_run({})
             # `points` crops the region upright, so the graph always processes its whole input.
             self._full_region = modules["rect_pb2"].NormalizedRect(x_center=0.5, y_center=0.5, width=1.0, height=1.0)
             self._run(np.zeros((MESH_SIDE, MESH_SIDE, 3), np.uint8))
@@ -199,7 +209,7 @@ class MeshNet:
         # Bilinear sampling of a region much larger than the input would alias, so downscale by area averaging.
         factor = int(np.clip(round(region.side / MESH_SIDE), 1, 3))
         side = MESH_SIDE * factor
-        to_image = _crop_to_image(region, side)
+        to_image = crop_to_image(region, side)
         crop = cv2.warpAffine(image, to_image, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         if factor > 1:
             crop = cv2.resize(crop, (MESH_SIDE, MESH_SIDE), interpolation=cv2.INTER_AREA)
@@ -210,8 +220,14 @@ class MeshNet:
         return points @ to_image[:, :2].T + to_image[:, 2]
 
     def _run(self, crop: np.ndarray) -> Any:
-        result = self._graph.process({"image": crop, "roi": self._full_region}).landmarks
-        return None if result is None else result.landmark
+        create, srgb = self._mediapipe.packet_creator, self._mediapipe.image_frame.ImageFormat.SRGB
+        self._time += FRAME_MICROSECONDS
+        image = create.create_image_frame(crop, image_format=srgb)
+        self._graph.add_packet_to_input_stream("image", image.at(self._time))
+        self._graph.add_packet_to_input_stream("roi", create.create_proto(self._full_region).at(self._time))
+        self._graph.wait_until_idle()
+        result = self._outputs["landmarks"]
+        return None if result.is_empty() else self._mediapipe.packet_getter.get_proto(result).landmark
 
     def close(self) -> None:
         """Release the graph. May be called repeatedly."""
@@ -220,7 +236,7 @@ class MeshNet:
             self._graph = None
 
 
-def _crop_to_image(region: Region, side: int) -> np.ndarray:
+def crop_to_image(region: Region, side: int) -> np.ndarray:
     """Affine matrix (2, 3) from pixel centers of a `side`-square crop of the region to pixel centers of the image."""
     step = region.side / side
     cos, sin = np.cos(region.angle) * step, np.sin(region.angle) * step

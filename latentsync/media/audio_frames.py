@@ -8,15 +8,15 @@ import av
 import numpy as np
 from av.filter import Graph
 
-from latentsync.media.stamps import duration_of, time_of
+from latentsync.media.stamps import MAX_GAP_SECONDS, duration_of, time_of
 from latentsync.utils.errors import UserError
 
 # A larger jump between two time stamps is a gap in the recording; smaller steps are rounding or drift.
 GAP_SECONDS = Fraction(1, 25)
-MAX_GAP_SECONDS = 3600  # of all gaps together
 MAX_DRIFT_SECONDS = Fraction(1, 50)  # between samples and time stamps; beyond, samples are resampled to the stamps
-# aresample: always resample, by up to 1000 samples per second; never insert or drop.
-FOLLOW_STAMPS = "flags=res:async=1000:min_comp=0.005:min_hard_comp=1000000"
+MAX_FOLLOWED = 16  # resampling changes the speed by at most one part in so many
+# aresample: always resample; never insert or drop.
+FOLLOW_STAMPS = "flags=res:async={most}:min_comp=0.005:min_hard_comp=1000000"
 
 
 class Clock:
@@ -65,7 +65,7 @@ class StampFollower:
             self._format = found
         due = clock.position + clock.drift
         if self._graph is None and abs(clock.drift) > MAX_DRIFT_SECONDS:
-            self._graph = _graph(frame, "aresample", FOLLOW_STAMPS)
+            self._graph = _graph(frame, "aresample", FOLLOW_STAMPS.format(most=frame.sample_rate // MAX_FOLLOWED))
             due = clock.position  # of the samples that came before
         clock.position += Fraction(frame.samples, frame.sample_rate)
         if self._graph is None:

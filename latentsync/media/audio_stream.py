@@ -126,11 +126,26 @@ def audio_delay(path: Path, track: int | None = None) -> Fraction:
     return first_audible(path, track) - (time_of(frame) or 0)
 
 
+def has_one_format(path: Path, track: int | None = None, seconds: Fraction | None = None) -> bool:
+    """Whether sample rate and channels are the same in the first `seconds` (None: everywhere), found by decoding."""
+    formats: set[tuple[int, str]] = set()
+    position = Fraction(0)
+    with open_input(path, "audio") as container:
+        for frame in _raw_frames(container, first_audio_stream(container, path, track), path):
+            if frame is None:
+                continue
+            formats.add((frame.sample_rate, frame.layout.name))
+            position += Fraction(frame.samples, frame.sample_rate)
+            if len(formats) > 1 or (seconds is not None and position > seconds):
+                break
+    return len(formats) == 1
+
+
 def first_audible(path: Path, track: int | None = None) -> Fraction:
     """Time stamp, in the file's own time, of the first sample that players output (after encoder delay), in seconds."""
     with open_input(path, "audio") as container:
         stream = first_audio_stream(container, path, track)
-        frame = next((frame for frame in _raw_frames(container, stream) if frame is not None), None)
+        frame = next((frame for frame in _raw_frames(container, stream, path) if frame is not None), None)
         if frame is None:
             raise UserError(f"{path}: the audio has no samples that can be decoded; give a file with audio")
         return time_of(frame) or Fraction(0)
@@ -207,7 +222,7 @@ def _continuous_frames(path: Path, track: int | None) -> Iterator[av.AudioFrame]
     clock, follower = Clock(path), StampFollower()
     with open_input(path, "audio") as container:
         stream = first_audio_stream(container, path, track)
-        for frame in without_padding(_raw_frames(container, stream)):
+        for frame in without_padding(_raw_frames(container, stream, path)):
             if frame is None:
                 damaged += 1
                 continue
@@ -224,14 +239,14 @@ def _continuous_frames(path: Path, track: int | None) -> Iterator[av.AudioFrame]
         logger.warning("%s: %d audio samples that are not numbers were set to 0", path, not_finite)
 
 
-def _raw_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame | None]:
+def _raw_frames(container: InputContainer, stream: AudioStream, path: Path) -> Iterator[av.AudioFrame | None]:
     """Frames as decoded; None stands for a packet that could not be."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
-        except av.error.FFmpegError:
-            yield None
+        except av.error.FFmpegError as error:
+            logger.warning("%s: reading the audio stopped early (%s)", path, error.strerror)
             yield from stream.codec_context.decode(None)
             return
         if packet is None:

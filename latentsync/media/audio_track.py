@@ -13,10 +13,16 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
 from latentsync.media.audio import resampled
-from latentsync.media.audio_frames import trimmed
-from latentsync.media.audio_stream import AudioSource, decoded_frames, first_audible, first_audio_stream
+from latentsync.media.audio_frames import GAP_SECONDS, trimmed
+from latentsync.media.audio_stream import (
+    AudioSource,
+    decoded_frames,
+    first_audible,
+    first_audio_stream,
+    has_one_format,
+)
 from latentsync.media.paths import open_input
-from latentsync.media.stamps import duration_of, time_of
+from latentsync.media.stamps import MAX_GAP_SECONDS, duration_of, time_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +101,9 @@ class AudioTrack:
         codec = stream.codec_context
         # Matroska states the delay of the codec, which is copied from sources that state it too; it has no edit list.
         priming = int(codec.delay) if suffix == ".mkv" else MAX_PRIMING
-        return hidden <= Fraction(priming, codec.sample_rate) + STAMP_ROUNDING
+        if hidden > Fraction(priming, codec.sample_rate) + STAMP_ROUNDING:
+            return False
+        return has_one_format(self._source.path, self._source.track, self._limit)  # the output states a single one
 
     def _encoded(self) -> Generator[av.Packet]:
         codec, source = self._stream.codec_context, self._source
@@ -119,15 +127,22 @@ class AudioTrack:
 
     def _copied(self) -> Generator[av.Packet]:
         last_dts: int | None = None
+        end = 0
         with open_input(self._source.path, "audio") as container:
             stream = first_audio_stream(container, self._source.path, self._source.track)
             tick = stream.time_base or Fraction(1, stream.codec_context.sample_rate)
             shift = round((self._source.delay - self._origin) / tick)
             try:
                 for packet in container.demux(stream):
-                    if packet.dts is None or (last_dts is not None and packet.dts <= last_dts):
-                        continue  # the end marker, or a stamp that runs backward and no container takes
-                    last_dts = packet.dts
+                    if packet.dts is None:  # the end marker
+                        continue
+                    if last_dts is not None:
+                        step = (packet.dts - last_dts) * tick
+                        if not -GAP_SECONDS <= step < MAX_GAP_SECONDS:  # time starts anew, as in joined recordings
+                            shift += end - packet.dts
+                        elif step <= 0:
+                            continue  # no container takes a stamp that runs backward
+                    last_dts, end = packet.dts, packet.dts + max(1, packet.duration or 0)
                     packet.pts = (packet.dts if packet.pts is None else packet.pts) + shift
                     packet.dts += shift
                     packet.stream = self._stream

@@ -9,11 +9,15 @@ from av.filter import Graph
 def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     """Yield the frames of one stream; those flagged as interlaced are deinterlaced.
 
-    Each one is computed from its neighbors too; the first and the last one have only one.
+    Each one is computed from its neighbors too; the first and the last one have only one. Frames before the first
+    interlaced one pass unchanged.
     """
     graph: Graph | None = None
     size: tuple[int, int, str] | None = None
     for frame in frames:
+        if graph is None and not frame.interlaced_frame:
+            yield frame
+            continue
         found = (frame.width, frame.height, frame.format.name)
         if graph is None or found != size:
             if graph is not None:

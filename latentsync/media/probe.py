@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from latentsync.constants import FPS
@@ -21,7 +22,7 @@ from latentsync.media.convert import (
     has_alpha,
 )
 from latentsync.media.paths import IMAGE_ERRORS, check_input_path, open_image, open_input
-from latentsync.media.stamps import duration_of, time_of
+from latentsync.media.stamps import duration_of, starts_anew, time_of
 from latentsync.media.tone_map import HDR_TRANSFERS
 from latentsync.media.webp import AnimatedWebp, decode_frames, read_animated_webp
 from latentsync.utils.errors import UserError
@@ -62,7 +63,6 @@ class VideoInfo:
     color: ColorTags
     sample_aspect_ratio: Fraction
     hdr: str | None = None  # PQ or HLG: frames are tone-mapped to SDR
-    is_interlaced: bool = False  # frames are deinterlaced
     hdr_color: ColorTags | None = None  # tags of HDR samples before tone mapping
     deep_color: ColorTags | None = None  # tags of 10-bit samples, which frames then have, too
 
@@ -123,17 +123,16 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
             sample_aspect_ratio=_aspect_ratio(stream, orientation),
             hdr=HDR_TRANSFERS.get(int(frame.color_trc)),
             hdr_color=converted_tags(frame, keep_hdr=True) if int(frame.color_trc) in HDR_TRANSFERS else None,
-            is_interlaced=not is_still and bool(frame.interlaced_frame),
         )
 
 
 def first_video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The first video stream that is not cover art. Raises UserError when there is none."""
-    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    """The default video stream, or else the first one that is not cover art. Raises UserError when there is none."""
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         found = "only audio" if container.streams.audio else "no video stream"
         raise UserError(f"{path}: the file has {found}; give a video file or a still image")
-    stream = videos[0]
+    stream = next((s for s in videos if s.disposition & Disposition.default), videos[0])
     if stream.codec_context is None:
         raise UserError(f"{path}: the video codec is not supported; convert the file to H.264 first")
     _check_pixels(path, stream.codec_context.width, stream.codec_context.height)
@@ -177,8 +176,9 @@ def frame_rate(stream: VideoStream) -> Fraction:
 
 def packet_times(path: Path) -> list[tuple[Fraction, Fraction]]:
     """(time, duration) in seconds of every frame in display order, the first at 0, without decoding."""
-    times: list[tuple[Fraction, Fraction]] = []
+    recordings: list[list[tuple[Fraction, Fraction]]] = [[]]  # joined in one file
     unstamped = 0
+    previous: Fraction | None = None
     with open_input(path) as container:
         stream = first_video_stream(container, path)
         nominal = 1 / frame_rate(stream)
@@ -187,14 +187,22 @@ def packet_times(path: Path) -> list[tuple[Fraction, Fraction]]:
                 if packet.size and packet.pts is None:
                     unstamped += 1
                 elif packet.size and not packet.is_discard:
-                    times.append((time_of(packet) or Fraction(0), duration_of(packet) or nominal))
+                    decoded = previous if packet.dts is None else Fraction(packet.dts * (packet.time_base or 0))
+                    if previous is not None and decoded is not None and starts_anew(decoded - previous):
+                        recordings.append([])
+                    previous = decoded
+                    recordings[-1].append((time_of(packet) or Fraction(0), duration_of(packet) or nominal))
         except av.error.FFmpegError as error:
             logger.debug("%s: stopped reading packets: %s", path, error)
-    if unstamped > len(times):  # an elementary stream: frames are counted at the nominal rate
-        return [(index * nominal, nominal) for index in range(unstamped + len(times))]
-    times.sort()
-    start = times[0][0] if times else Fraction(0)
-    return [(time - start, length) for time, length in times]
+    stamped = sum(map(len, recordings))
+    if unstamped > stamped:  # an elementary stream: frames are counted at the nominal rate
+        return [(index * nominal, nominal) for index in range(unstamped + stamped)]
+    times: list[tuple[Fraction, Fraction]] = []
+    for recording in recordings if stamped else ():
+        recording.sort()
+        shift = (sum(times[-1]) if times else 0) - recording[0][0]
+        times += [(time + shift, length) for time, length in recording]
+    return times
 
 
 def _length(container: InputContainer, stream: VideoStream, path: Path) -> tuple[float | None, int | None]:

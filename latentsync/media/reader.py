@@ -15,7 +15,7 @@ from latentsync.media.deinterlace import deinterlaced
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import open_input
 from latentsync.media.probe import VideoInfo, first_video_stream
-from latentsync.media.stamps import duration_of, time_of
+from latentsync.media.stamps import duration_of, starts_anew, time_of
 from latentsync.media.webp import decode_frames, read_animated_webp
 from latentsync.utils.cores import codec_threads
 from latentsync.utils.errors import UserError
@@ -59,13 +59,14 @@ class VideoReader:
         self._opened: tuple[InputContainer, VideoStream] | None = None
         self._origin: Fraction | None = None  # time stamp of the first frame, seconds
         self._has_stamps = True
+        self._is_joined = False  # of several recordings, whose time stamps begin anew
+        self._shift = self._end = Fraction(0)  # of the current recording, and of the last frame, in seconds
+        self._is_interlaced = False
         self._reported_damage = False
         self.damaged_packets = 0
         if info.hdr is not None:
             outcome = "kept; faces are generated in SDR" if info.keeps_hdr else "tone-mapped to SDR"
             logger.info("%s: HDR (%s) is %s", info.path, info.hdr, outcome)
-        if info.is_interlaced:
-            logger.info("%s: interlaced video is deinterlaced", info.path)
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -93,12 +94,13 @@ class VideoReader:
         if from_start:
             self._reopen()
         last_time: Fraction | None = None
+        self._shift = self._end = Fraction(0)
         self.damaged_packets = 0
         try:
             for frame in self._progressive(from_start):
                 time, duration = self._timing(frame, last_time)
                 if last_time is None or time > last_time:
-                    last_time = time
+                    last_time, self._end = time, time + duration
                     yield DecodedFrame(time, duration, bool(frame.key_frame), partial(self._converter, frame))
         finally:
             self._report_damage()
@@ -110,11 +112,17 @@ class VideoReader:
         frames = self._decoded()
         if not from_start:  # frames before the keyframe in display order may lack their references
             frames = dropwhile(lambda frame: not frame.key_frame, frames)
-        if self._info.is_interlaced:
-            frames = deinterlaced(frames)
-            if not from_start:
-                next(frames, None)  # was deinterlaced without the frame before it
+        frames = deinterlaced(map(self._noted, frames))
+        if self._is_interlaced and not from_start:
+            next(frames, None)  # was deinterlaced without the frame before it
         return frames
+
+    def _noted(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The same frame; the first one that is interlaced is reported."""
+        if frame.interlaced_frame and not self._is_interlaced:
+            self._is_interlaced = True
+            logger.info("%s: interlaced video is deinterlaced", self._info.path)
+        return frame
 
     def _timing(self, frame: av.VideoFrame, last_time: Fraction | None) -> tuple[Fraction, Fraction]:
         """(time, duration) of a decoded frame; without time stamps, frames are counted at the nominal rate."""
@@ -125,7 +133,12 @@ class VideoReader:
             return (Fraction(0) if last_time is None else last_time + nominal), nominal
         if self._origin is None:
             self._origin = stamp
-        return stamp - self._origin, duration_of(frame) or nominal
+        time = stamp - self._origin + self._shift
+        if last_time is not None and starts_anew(time - last_time):
+            self._is_joined = True
+            self._shift += self._end - time
+            time = self._end
+        return time, duration_of(frame) or nominal
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Decoded frames from the current position. Bad packets are counted; an unreadable rest ends the stream."""
@@ -174,7 +187,7 @@ class VideoReader:
 
     def _seek(self, time: Fraction) -> bool:
         """Move to a keyframe at or before `time`; False if the container cannot."""
-        if self._opened is None or self._origin is None or not self._has_stamps:
+        if self._opened is None or self._origin is None or not self._has_stamps or self._is_joined:
             return False
         container, stream = self._opened
         if stream.time_base is None:

@@ -3,6 +3,9 @@
 from fractions import Fraction
 from typing import Protocol
 
+MAX_GAP_SECONDS = 3600  # between two time stamps, and of all gaps in the audio together
+MAX_DISORDER_SECONDS = Fraction(1, 2)
+
 
 class Stamped(Protocol):
     """A packet or a frame of libav."""
@@ -20,6 +23,11 @@ class Stamped(Protocol):
 def time_of(item: Stamped) -> Fraction | None:
     """When it is due, by its time stamp; None without one."""
     return None if item.pts is None or item.time_base is None else item.pts * item.time_base
+
+
+def starts_anew(step: Fraction) -> bool:
+    """Whether another recording begins where time stamps go on by `step` seconds, as in files that were joined."""
+    return not -MAX_DISORDER_SECONDS <= step < MAX_GAP_SECONDS
 
 
 def duration_of(item: Stamped) -> Fraction:

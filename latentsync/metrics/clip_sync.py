@@ -4,7 +4,8 @@ Legend: T frames at 25 frames/s, R pixels, N samples at 16 kHz, W windows.
 """
 
 import logging
-from contextlib import closing
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -42,7 +43,9 @@ logger = logging.getLogger(__name__)
 
 SCORERS = ("auto", "syncnet_v2", "embedded")
 PUBLISHED_THRESHOLD = 3.0  # smallest confidence of training clips in the reference
-EMBEDDED_THRESHOLD = 0.15  # 0.2 to 0.9 for real clips like its training data, 0.05 to 0.15 for shuffled audio
+EMBEDDED_THRESHOLD = (
+    0.15  # most real clips are above it, and half of the dubbed ones: see `latentsync.metrics.sync_gate`
+)
 EMBEDDED_PREFERENCE = 0.9  # by `eval.sync_roc`, see docs/data_processing.md
 EMBEDDED_CONFIG = PROJECT_ROOT / "configs" / "syncnet" / "embedded.yaml"
 
@@ -141,27 +144,32 @@ class PublishedScorer:
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
         """Scores the whole aligned face, which like the published crop shows the face from brow to chin."""
-        if min(len(faces), len(wave) // SAMPLES_PER_FRAME) < self.min_frames:
-            raise UserError(f"the clip has {len(faces)} frames, sync needs {self.min_frames} with audio; leave it out")
-        track = FaceTrack(0, np.tile([0.0, 0.0, faces.shape[2], faces.shape[1]], (len(faces), 1)))
+        frames = min(len(faces), len(wave) // SAMPLES_PER_FRAME)
+        _check_length(frames, self.min_frames)
         crops = (cv2.resize(face, (FACE_SIZE, FACE_SIZE)) for face in faces)
-        return self._result(score_faces(self.net, crops, wave), track)
+        return self._result(score_faces(self.net, crops, wave), 0, frames)
 
     def score_video(self, path: str | Path, wave: np.ndarray | None = None, face: str | None = None) -> list[ClipSync]:
         info, wave = _open(path, wave)
         if is_aligned_clip(info):
-            return [self.score_faces(faces, wave) for _, faces in aligned_tracks(info, FACE_SIZE)]
+            return _score_tracks(self, path, aligned_tracks(info, FACE_SIZE), wave)
         with closing(create_detector("mediapipe")) as detector, closing(clip_frames(info)) as frames:
             boxes = [self._boxes(frame, detector) for frame in frames]
         tracks = find_tracks(boxes)
         if not tracks:
             raise UserError(f"{path}: no face of {MIN_FACE} pixels is in view for {MIN_FRAMES} frames; leave it out")
-        if face is not None and len(tracks) > 1:
+        if face is not None and (len(tracks) > 1 or face != "largest"):
             track = track_of(tracks, _boxes_of(info, face))
             if track is None:
                 raise UserError(f"{path}: the face {face} is not in view for {MIN_FRAMES} frames; leave it out")
             tracks = [track]
-        return [self._score_track(info, wave, track) for track in tracks]
+        audio = [_audio_of(wave, track.start, len(track.boxes)) for track in tracks]
+        heard = [
+            pair for pair in zip(tracks, audio, strict=True) if len(pair[1]) >= self.min_frames * SAMPLES_PER_FRAME
+        ]
+        if not heard:
+            raise UserError(f"{path}: no face is in view for {self.min_frames} frames with audio; leave it out")
+        return [self._score_track(info, *pair) for pair in heard]
 
     def _boxes(self, frame: VideoFrame, detector: FaceDetector) -> list[np.ndarray]:
         if self.s3fd is not None:
@@ -169,21 +177,21 @@ class PublishedScorer:
         image = frame.rgb(DETECTION_SIDE)
         return [face.box * frame.width / image.shape[1] for face in detector.detect(image)]
 
-    def _score_track(self, info: VideoInfo, wave: np.ndarray, track: FaceTrack) -> ClipSync:
-        audio = wave[track.start * SAMPLES_PER_FRAME : track.end * SAMPLES_PER_FRAME]
+    def _score_track(self, info: VideoInfo, track: FaceTrack, audio: np.ndarray) -> ClipSync:
         with closing(clip_frames(info)) as frames:
             images = (frame.rgb() for frame in islice(frames, track.start, track.end))
-            return self._result(score_faces(self.net, crop_faces(images, track), audio), track)
+            score = score_faces(self.net, crop_faces(images, track), audio)
+        return self._result(score, track.start, len(audio) // SAMPLES_PER_FRAME)
 
-    def _result(self, score: PublishedScore, track: FaceTrack) -> ClipSync:
+    def _result(self, score: PublishedScore, start: int, frames: int) -> ClipSync:
         return ClipSync(
             self.name,
             score.offset,
             score.confidence,
             score.min_distance,
             score.window_confidences,
-            track.start,
-            len(track.boxes),
+            start,
+            frames,
             score.vision,
             score.audio,
         )
@@ -211,25 +219,42 @@ class EmbeddedScorer:
         self.min_frames = self.scorer.shortest_clip
 
     def score_faces(self, faces: np.ndarray, wave: np.ndarray) -> ClipSync:
-        pixels = to_pixel_values(faces)
-        vision, audio = self.scorer.embed(pixels, wave)
+        frames = self.scorer.frames_of(len(faces), wave)
+        _check_length(frames, self.min_frames)
+        vision, audio = self.scorer.embed(to_pixel_values(faces), wave)
         score = offset_score(vision, audio)
         distances = torch.cdist(vision.double(), audio.double()).numpy()
         by_offset = np.stack([_along(distances, offset) for offset in score.offsets])
         windows = np.nanmedian(by_offset, axis=0) - _along(distances, score.offset)
         least, embeddings = float(score.distances.min()), (vision.numpy(), audio.numpy())
-        return ClipSync(self.name, score.offset, score.confidence, least, windows, 0, len(faces), *embeddings)
+        return ClipSync(self.name, score.offset, score.confidence, least, windows, 0, frames, *embeddings)
 
     def score_video(self, path: str | Path, wave: np.ndarray | None = None, face: str | None = None) -> list[ClipSync]:
         info, wave = _open(path, wave)
-        found = []
-        for start, faces in aligned_tracks(info, self.scorer.resolution, face or "largest"):
-            audio = wave[start * SAMPLES_PER_FRAME : (start + len(faces)) * SAMPLES_PER_FRAME]
-            if self.scorer.frames_of(len(faces), audio) >= self.min_frames:
-                found.append(replace(self.score_faces(faces, audio), start=start))
-        if not found:
-            raise UserError(f"{path}: no face is in view for {self.min_frames} frames with audio; leave it out")
-        return sorted(found, key=lambda result: (-result.frames, result.start))
+        return _score_tracks(self, path, aligned_tracks(info, self.scorer.resolution, face or "largest"), wave)
+
+
+def _score_tracks(
+    scorer: ClipSyncScorer, path: str | Path, tracks: Iterable[tuple[int, np.ndarray]], wave: np.ndarray
+) -> list[ClipSync]:
+    """Score tracks of aligned faces (first frame, faces) with their parts of the audio, the longest first."""
+    found = []
+    for start, faces in tracks:
+        with suppress(UserError):  # too short
+            found.append(replace(scorer.score_faces(faces, _audio_of(wave, start, len(faces))), start=start))
+    if not found:
+        raise UserError(f"{path}: no face is in view for {scorer.min_frames} frames with audio; leave it out")
+    return sorted(found, key=lambda result: (-result.frames, result.start))
+
+
+def _audio_of(wave: np.ndarray, start: int, frames: int) -> np.ndarray:
+    """The samples of `frames` frames from `start` on, or as many as there are."""
+    return wave[start * SAMPLES_PER_FRAME : (start + frames) * SAMPLES_PER_FRAME]
+
+
+def _check_length(frames: int, needed: int) -> None:
+    if frames < needed:
+        raise UserError(f"the clip has {frames} frames, sync needs {needed} with audio; leave it out")
 
 
 def _boxes_of(info: VideoInfo, face: str) -> dict[int, np.ndarray]:

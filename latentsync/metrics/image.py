@@ -64,6 +64,12 @@ def _ssim_map(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     )[1]
 
 
+def mean_difference(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean absolute difference over the pixels `where` (H, W) bool and the color channels, (N,) in gray levels."""
+    _check(first, second, WHOLE)
+    return np.abs(first[:, where].astype(np.int16) - second[:, where]).mean(axis=(1, 2))
+
+
 def detail_ratio(result: np.ndarray, source: np.ndarray, box: Box = WHOLE) -> np.ndarray:
     """Sharpness of a result relative to its source, (N,); NaN for a flat source.
 

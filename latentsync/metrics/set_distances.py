@@ -5,6 +5,8 @@ Legend: N samples, D width of the features.
 
 import numpy as np
 
+BLOCK = 1024  # rows of a kernel matrix in memory at once
+
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)) of features (N1, D) and (N2, D); 0 for equal sets, never below.
@@ -40,9 +42,10 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     _check_widths(first, second)
 
     def mean_kernel(one: np.ndarray, other: np.ndarray, same: bool) -> float:
-        values = (one @ other.T / one.shape[1] + 1) ** 3
-        count = len(one) * (len(other) - same)
-        return (values.sum() - (np.trace(values) if same else 0)) / count
+        rows = np.split(one, range(BLOCK, len(one), BLOCK))
+        total = sum(float(((part @ other.T / one.shape[1] + 1) ** 3).sum()) for part in rows)
+        diagonal = float(((np.square(one).mean(axis=1) + 1) ** 3).sum()) if same else 0.0
+        return (total - diagonal) / (len(one) * (len(other) - same))
 
     own = mean_kernel(first, first, same=True) + mean_kernel(second, second, same=True)
     return float(own - 2 * mean_kernel(first, second, same=False))

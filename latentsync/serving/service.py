@@ -344,6 +344,7 @@ class JobService:
             done=row.done,
             total=row.total,
             fraction=row.fraction if running else float(row.state is JobState.DONE),
+            canceling=running and row.cancel,
             eta_seconds=self._eta(row, position),
             error=row.error,
             result=result,

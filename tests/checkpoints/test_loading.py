@@ -408,6 +408,34 @@ def test_a_prefix_and_another_difference(tmp_path, patches):
     assert_same({name: given[name] for name in state}, state)
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"])
+@pytest.mark.parametrize("prefix", ["", "unet."])
+def test_wrapping_modules_within_names_are_removed_and_logged(tmp_path, patches, caplog, wrapper, prefix):
+    """Single layers that were compiled, sharded or checkpointed."""
+
+    def wrapped(name: str) -> str:
+        block, _, rest = name.partition(".")
+        return f"{prefix}{block}.{wrapper}.{rest}"
+
+    state = weights()
+    save_checkpoint(tmp_path / "unet.pt", {wrapped(name): tensor for name, tensor in state.items()})
+    assert_same(loaded(tmp_path / "unet.pt", exact=True), state)
+    assert patches() == (["prefix"] if prefix else []) + ["wrapping modules"] and repr(wrapper) in caplog.text
+
+
+def test_a_pytorch_file_named_safetensors(tmp_path):
+    state = weights()
+    save_checkpoint(tmp_path / "a.pt", state)
+    (tmp_path / "a.pt").rename(tmp_path / "a.safetensors")
+    assert_same(load_checkpoint(tmp_path / "a.safetensors").state_dict, state)
+
+
+def test_torchscript_is_refused_with_its_name(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(tmp_path / "a.pt"))
+    with pytest.raises(UserError, match="TorchScript program, which is code; save the weights alone"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
 class Trunk(nn.Module):
     """A model whose own names share their first part."""
 

@@ -42,10 +42,11 @@ def test_the_row_stands_under_the_published_ones(videos, capsys):
 
 
 def test_missing_weights_are_named_before_anything_is_made(videos, capsys):
-    assert call(videos) == 1
+    assert call(videos, "--model", "latentsync-1.5") == 1
     message = capsys.readouterr().err
-    for name in ("inception.x", "i3d.x", "published SyncNet", "--partial"):
+    for name in ("inception.x", "i3d.x", "published SyncNet", "sfd_face.pth", "weights of latentsync-1.5", "--partial"):
         assert name in message
+    assert "`latentsync download --model latentsync-1.5 --model auxiliary --model inception`" in message
     assert not (videos / "out" / "results").exists()
     assert metrics.I3D.name == "i3d.x"
 

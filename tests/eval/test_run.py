@@ -88,7 +88,8 @@ def test_a_comparison(call, folder, capsys):
     rows = table(folder)
     assert list(rows) == ["ground truth", "blurred"]
     truth, made = rows.values()
-    assert float(truth["boundary"]) == 0 and float(truth["jitter"]) == 1
+    assert float(truth["boundary"]) == float(truth["around_mouth"]) == 0 and float(truth["jitter"]) == 1
+    assert 0 < float(made["around_mouth"]) < 20
     assert float(truth["flicker"]) > float(made["flicker"]) > 0
     assert float(made["psnr"]) != float(made["psnr_mouth"]) < 40 and 0.5 < float(made["ssim_mouth"]) < 0.99
     assert float(truth["sharpness"]) == float(truth["laplacian"]) == 1 > float(made["sharpness"]) > 0

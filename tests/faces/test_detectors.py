@@ -97,6 +97,14 @@ def test_an_upside_down_face_is_followed(detector, portrait):
         assert face.up[1] > 0
 
 
+def test_a_face_that_turns_over_at_once_is_not_carried_on(detector, portrait):
+    """A cut in a part of the picture, which the detector of cuts does not see."""
+    over = np.ascontiguousarray(portrait[::-1, ::-1])
+    for image, down in [(portrait, 1), (over, -1), (over, -1), (portrait, 1), (over, -1)]:
+        (face,) = detector.detect(image)
+        assert face.up[1] * down < 0
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (3, 2), (40, 40), (200, 300)])
 def test_images_without_a_face(detector, shape):
     assert detector.detect(np.full((*shape, 3), 127, np.uint8)) == []
@@ -173,6 +181,25 @@ def test_start_up_is_silent():
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stderr == "a real complaint\n"
     assert result.stdout == ""
+
+
+def test_an_interruption_within_the_mesh_network_is_an_exception():
+    """And not the end of the process: the network runs in the thread that signals interrupt."""
+    code = (
+        "import signal, numpy as np\n"
+        "from latentsync.faces.mediapipe_graphs import MESH_SIDE, MeshNet\n"
+        "net, image, interrupted = MeshNet(), np.zeros((MESH_SIDE, MESH_SIDE, 3), np.uint8), 0\n"
+        "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "for number in range(60):\n"
+        "    try:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + number % 20))\n"
+        "        for _ in range(100): net._run(image)\n"
+        "    except KeyboardInterrupt: interrupted += 1\n"
+        "print(interrupted)\n"
+    )
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "60\n"), result.stderr
 
 
 def synthetic_landmarks() -> np.ndarray:

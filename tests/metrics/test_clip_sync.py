@@ -68,3 +68,33 @@ def test_unusable_videos_are_refused(published_path, tmp_path):
         scorer.score_video(clip(tmp_path / "no.mp4", 12))  # no audio
     with pytest.raises(UserError, match="sync needs 6 with audio"):
         scorer.score_faces(np.zeros((5, 64, 64, 3), np.uint8), np.zeros(6400, np.float32))
+
+
+def test_audio_shorter_than_the_video(published_path, tmp_path):
+    scorer, video = PublishedScorer(published_path), with_sound(tmp_path / "a.mp4", 55)
+    (result,) = scorer.score_video(video, np.zeros(20 * 640, np.float32))
+    assert (result.start, result.frames) == (0, 20)
+    for wave in (np.zeros(0, np.float32), np.zeros(5 * 640, np.float32)):
+        with pytest.raises(UserError, match="no face is in view for 6 frames with audio"):
+            scorer.score_video(video, wave)
+
+
+def test_clips_too_short_for_the_embedded_scorer():
+    scorer = EmbeddedScorer()
+    assert scorer.min_frames == 31
+    with pytest.raises(UserError, match="has 30 frames, sync needs 31 with audio"):
+        scorer.score_faces(np.zeros((30, 64, 64, 3), np.uint8), np.zeros(40 * 640, np.float32))
+
+
+def test_a_long_aligned_clip_is_scored_with_its_own_part_of_the_audio(published_path, monkeypatch):
+    """Faces of aligned clips are read in parts, of which each has its audio."""
+    scorer, wave = PublishedScorer(published_path), np.arange(100 * 640, dtype=np.float32)
+    parts = [(0, np.zeros((60, 8, 8, 3), np.uint8)), (60, np.zeros((40, 8, 8, 3), np.uint8))]
+    monkeypatch.setattr(clip_sync, "probe_video", lambda path: type("Info", (), {"is_still": False}))
+    monkeypatch.setattr(clip_sync, "is_aligned_clip", lambda info: True)
+    monkeypatch.setattr(clip_sync, "aligned_tracks", lambda info, side: iter(parts))
+    heard = []
+    score = scorer.score_faces
+    monkeypatch.setattr(scorer, "score_faces", lambda faces, part: heard.append(part[0]) or score(faces, part))
+    assert [(found.start, found.frames) for found in scorer.score_video("a.mp4", wave)] == [(0, 60), (60, 40)]
+    assert heard == [0, 60 * 640]

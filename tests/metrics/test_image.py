@@ -9,7 +9,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from latentsync.faces.mask import mouth_slices
-from latentsync.metrics.image import crop_box, detail_ratio, laplacian_ratio, psnr, ssim
+from latentsync.metrics.image import crop_box, detail_ratio, laplacian_ratio, mean_difference, psnr, ssim
 
 
 def flat(level: int, side: int = 16) -> np.ndarray:
@@ -137,6 +137,15 @@ def test_detail_is_the_difference_to_a_local_mean():
         float((luma - uniform_filter(luma, 5))[box].std()) for luma in (made[0, ..., 0] * 1.0, real[0, ..., 0] * 1.0)
     ]
     assert detail_ratio(made, real, box)[0] == pytest.approx(expected[0] / expected[1], rel=1e-5)
+
+
+def test_difference_counts_the_chosen_pixels_only():
+    first, second = np.full((2, 4, 4, 3), 100, np.uint8), np.full((2, 4, 4, 3), 100, np.uint8)
+    where = np.zeros((4, 4), bool)
+    where[1:3, 1:3] = True
+    second[1, 0] = 255  # not counted
+    second[1, 1, 1] = [90, 130, 100]
+    assert mean_difference(first, second, where).tolist() == [0, pytest.approx((10 + 30) / 12)]
 
 
 def test_the_mouth_is_cut_out_and_enlarged():

@@ -1,12 +1,15 @@
-"""Evidence that a voice belongs to a face: by hand on made-up embeddings."""
+"""Evidence that a voice belongs to a face: on made-up embeddings, and of a face that rests."""
 
 import numpy as np
 import pytest
+import torch
 
+from eval.reconstruction import longest_track
+from latentsync.metrics.clip_sync import EmbeddedScorer
 from latentsync.metrics.sync import preference
 from latentsync.metrics.sync_gate import gather, half_offset
+from latentsync.utils.paths import PROJECT_ROOT
 
-torch = pytest.importorskip("torch")
 WINDOWS = 60
 
 
@@ -55,3 +58,14 @@ def test_offsets_with_too_few_pairs_do_not_count():
     assert half_offset(distances, slice(0, 10)) == -14  # the first offset with six pairs
     vision, audio = in_sync(6)
     assert gather(vision[:20], audio[:20], 6).halves is None and gather(vision[:20], audio[:20], 6).agrees
+
+
+def test_a_still_mouth_prefers_no_audio():
+    """One face for three seconds, with noise: its real voice fits it no better than other audio."""
+    scorer = EmbeddedScorer()
+    faces, wave = longest_track(PROJECT_ROOT / "assets" / "demo_video.mp4", scorer.scorer.resolution, 75)
+    noise = np.random.default_rng(0).normal(0, 3, faces.shape)
+    still = np.clip(faces[:1] + noise, 0, 255).astype(np.uint8)
+    moving, resting = (scorer.score_faces(part, wave) for part in (faces, still))
+    assert gather(moving.vision, moving.audio, moving.offset).preference > scorer.default_preference
+    assert gather(resting.vision, resting.audio, resting.offset).preference < 0.8

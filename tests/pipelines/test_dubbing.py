@@ -264,6 +264,18 @@ def test_the_original_audio_is_matched_to_the_voice(tmp_path):
     assert 0.03 < np.abs(rest).max() < 0.08
 
 
+def test_a_text_is_spoken(run, media, tmp_path, monkeypatch):
+    said = []
+
+    def synthesize(text, voice, path):
+        said.append((text, voice))
+        write_audio(path, tone(16000, 0.4))
+
+    monkeypatch.setattr("latentsync.pipelines.clip.synthesize", synthesize)
+    result = run(media / "clip.mp4", None, tmp_path / "out.mp4", text="Hello", voice="de")
+    assert result.num_frames == 10 and said == [("Hello", "de")]
+
+
 def test_text_and_audio_exclude_each_other(run, media, tmp_path):
     with pytest.raises(UserError, match="audio and text exclude"):
         run(media / "clip.mp4", media / "voice.wav", tmp_path / "out.mp4", text="Hello")

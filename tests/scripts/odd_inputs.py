@@ -105,9 +105,12 @@ def write_stream(
             write_frames(container, voice, tone(16000, 0.4), 16000, "mono")
         for index, pixels in enumerate(images):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(format=pix_fmt)
-            frame.pts = index if stamps is None else stamps[index]
+            frame.pts = index
             frame.time_base = 1 / Fraction(rate)
-            container.mux(stream.encode(frame))
+            packets = stream.encode(frame)
+            for packet in packets if stamps else ():
+                packet.pts = packet.dts = stamps[packet.pts]  # encoders refuse some stamps, containers do not
+            container.mux(packets)
         container.mux(stream.encode(None))
     return path
 

@@ -52,6 +52,13 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
     half[len(half) // 3 : len(half) // 2] = bytes(len(half) // 2 - len(half) // 3)
     (folder / "holes.mp4").write_bytes(half)
     yield "a hole in the middle", folder / "holes.mp4", EITHER
+    first, second = (write_clip(folder / f"part{n}.ts", 25, pictures=SHOWN * 5, size=(160, 120), tone_seconds=1.0)
+                     for n in range(2))  # fmt: skip
+    (folder / "joined.ts").write_bytes(first.read_bytes() + second.read_bytes())
+    yield "recordings joined in one MPEG-TS", folder / "joined.ts", DONE
+    cipher = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76" * 16, "encryption_kid": "a7" * 16}
+    locked = write_clip(folder / "locked.mp4", 6, pictures=SHOWN, size=(160, 120), container_options=cipher)
+    yield "an encrypted MP4", locked, REFUSED
     fragments = {"movflags": "frag_keyframe+empty_moov"}
     fragmented = write_clip(folder / "frag.mp4", 6, images=SHOWN, size=(160, 120), container_options=fragments)
     yield "a fragmented MP4", fragmented, DONE
@@ -82,13 +89,24 @@ def odd_audio(folder: Path) -> Made:
     opposite = np.stack([voice, -voice])
     write_audio(folder / "opposite.wav", opposite, 16000, layout="stereo", codec="pcm_s16le")
     yield "channels that cancel out", folder / "opposite.wav", DONE
+    slow = write_audio(folder / "slow.aac", voice, 16000, codec="aac").read_bytes()
+    fast = write_audio(folder / "fast.aac", np.stack([voice, voice]), 44100, "stereo", "aac").read_bytes()
+    (folder / "changes.aac").write_bytes(slow + fast)
+    yield "AAC whose rate and channels change", folder / "changes.aac", DONE
+    parts = (write_audio(folder / f"{layout}.opus", np.tile(tone(48000, 0.3), (number, 1)), 48000, layout, "libopus")
+             for number, layout in ((1, "mono"), (2, "stereo")))  # fmt: skip
+    (folder / "chained.opus").write_bytes(b"".join(part.read_bytes() for part in parts))
+    yield "chained Opus", folder / "chained.opus", DONE
     write_audio(folder / "eight.wav", np.tile(tone(48000, 0.3), (8, 1)), 48000, layout="7.1", codec="pcm_s16le")
     yield "8 channels", folder / "eight.wav", DONE
     write_audio(folder / "plain.wav", voice, 16000, codec="pcm_s16le")
     wav = (folder / "plain.wav").read_bytes()
     for name, content in (
         ("plain.mp3", wav), ("plain.mp4", wav), ("plain", wav), ("odd length.wav", wav[:-1]),
-        ("no data chunk.wav", wav[:36]), ("a second header.wav", wav + wav), ("garbage first.wav", b"\0" * 300 + wav),
+        ("no data chunk.wav", wav[:36]), ("no block size.wav", wav[:32] + b"\0\0" + wav[34:]),
+        ("no channels.wav", wav[:22] + b"\0\0" + wav[24:]), ("no rate.wav", wav[:24] + bytes(4) + wav[28:]),
+        ("named MP3 in its header.wav", wav[:20] + b"\x55\0" + wav[22:]),
+        ("a second header.wav", wav + wav), ("garbage first.wav", b"\0" * 300 + wav),
     ):  # fmt: skip
         (folder / name).write_bytes(content)
         yield f"a WAV: {name}", folder / name, EITHER

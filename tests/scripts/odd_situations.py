@@ -117,7 +117,7 @@ def outcome(situation: Situation, bench: Bench) -> tuple[str, str]:
         return "hang", ""
     if "Traceback" in run.stderr:
         return "traceback", run.stderr
-    errors = [line for line in run.stderr.splitlines() if "error" in line]
+    errors = [line for line in run.stderr.splitlines() if "error: " in line]
     is_right = situation.result is None or result.exists() == situation.result
     untouched = (bench.folder / "source.mp4").read_bytes() == source and not _left_behind(bench.folder)
     if run.returncode != situation.expect or not is_right or not untouched:

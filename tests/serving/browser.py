@@ -21,6 +21,33 @@ const label = e.labels && e.labels.length ? e.labels[0].textContent : '';
 const described = (e.getAttribute('aria-labelledby') || '').split(' ').map(of).join(' ');
 return (e.getAttribute('aria-label') || described || label || e.textContent || e.title || e.placeholder || '').trim();
 """
+# Texts whose contrast to their background is below 4.5, with the figure. Texts over images are not looked at.
+LOW_CONTRASTS = """
+const pixel = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+const rgba = color => {
+  pixel.clearRect(0, 0, 1, 1); pixel.fillStyle = color; pixel.fillRect(0, 0, 1, 1);
+  const [r, g, b, a] = pixel.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
+};
+const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+const linear = value => value <= 10.31 ? value / 3294.6 : Math.pow((value / 255 + 0.055) / 1.055, 2.4);
+const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+const found = [];
+for (const e of document.querySelectorAll('body *')) {
+  const isField = e.matches('textarea, input:not([type=range], [type=checkbox], [type=radio], [type=file])');
+  const hasText = [...e.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+  const isShown = e.checkVisibility({visibilityProperty: true}) && !e.closest('.stage, .sr-only');
+  if (!isShown || !(hasText || isField)) continue;
+  let background = [255, 255, 255], opacity = 1;
+  const above = []; for (let n = e; n; n = n.parentElement) above.unshift(getComputedStyle(n));
+  for (const style of above) { background = over(rgba(style.backgroundColor), background); opacity *= style.opacity; }
+  const style = getComputedStyle(e, isField && e.placeholder && !e.value ? '::placeholder' : null);
+  const color = rgba(style.color); color[3] *= opacity;
+  const [low, high] = [luminance(background), luminance(over(color, background))].sort((a, b) => a - b);
+  const contrast = (high + 0.05) / (low + 0.05);
+  if (contrast < 4.5) found.push(`${contrast.toFixed(2)} ${e.tagName} ${(e.textContent || e.placeholder).trim()}`);
+}
+return found;
+"""
 
 
 class Browser:
@@ -64,11 +91,16 @@ class Browser:
 
         self.until(clicked, f"{selector} could not be clicked")
 
-    def upload(self, selector: str, path: Path) -> None:
-        """Give a file to the (hidden) input below `selector`."""
+    def confirm(self, *, accept: bool) -> None:
+        """Answer the question that the browser asks."""
+        alert = self.until(lambda: self.driver.switch_to.alert, "nothing was asked")
+        alert.accept() if accept else alert.dismiss()
+
+    def upload(self, selector: str, *paths: Path) -> None:
+        """Give files to the (hidden) input below `selector`."""
         field = f"{selector} input[type=file]"
         self.until(lambda: self.driver.find_elements("css selector", field), f"no {field}")
-        self.driver.find_element("css selector", field).send_keys(str(path))
+        self.driver.find_element("css selector", field).send_keys("\n".join(map(str, paths)))
 
     def script(self, text: str, *values: object) -> object:
         return self.driver.execute_script(text, *values)
@@ -98,6 +130,16 @@ class Browser:
 
     def shot(self, name: str) -> None:
         self.driver.save_screenshot(str(self.folder / f"{name}.png"))
+
+    def low_contrasts(self) -> list[str]:
+        """Texts that are hard to read."""
+        return self.script(LOW_CONTRASTS)
+
+    def become_dark(self, dark: bool) -> None:
+        """Load the page anew, as on a system with dark windows or with light ones."""
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        self.driver.refresh()
 
     def become_a_phone(self) -> None:
         self.driver.set_window_size(500, 900)

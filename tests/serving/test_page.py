@@ -56,6 +56,7 @@ def service(tmp_path):
         ),
         (job(JobState.RUNNING, stage="preparing", total=10), "Reading the audio."),
         (job(JobState.RUNNING, stage="loading", attempts=2), "Loading the model (attempt 2)."),
+        (job(JobState.RUNNING, stage="lip-sync", done=3, total=10, canceling=True), "Canceling."),
         (job(JobState.DONE, started=1.0, finished=5.0), "Done in 4 s."),
         (job(JobState.DONE, expired=True), "Its files have expired."),
         (job(JobState.FAILED, error="no face"), "Failed: no face"),
@@ -233,9 +234,13 @@ def test_a_running_job_is_found_again_and_can_be_cancelled(service, tmp_path):
     made = service.submit(JobKind.LIPSYNC, write_files(tmp_path / "in"), GenerationOptions())
     with gr.Blocks():
         panel = JobPanel(service, gr.State(""))
+    service.store.claim("w")
     again = panel.refresh(made.id)
     assert again[panel.cancel]["visible"] and again[panel.timer].active
-    stopped = panel.stop(made.id)
+    asked = panel.stop(made.id)
+    assert "Canceling" in asked[panel.status] and asked[panel.timer].active and not asked[panel.cancel]["visible"]
+    service.store.give_back("w")
+    stopped = panel.refresh(made.id)
     assert "Canceled" in stopped[panel.status] and not stopped[panel.timer].active
 
 

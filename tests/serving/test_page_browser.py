@@ -13,9 +13,11 @@ import pytest
 
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
+from latentsync.pretrained.text_to_speech import voice_names
 from latentsync.serving.jobs import Job, JobKind, JobState
 from latentsync.serving.service import JobService
 from latentsync.utils.paths import PROJECT_ROOT
+from tests.media.synthetic import tone, write_audio
 from tests.pipelines.scenes import clip, draw_scene
 from tests.serving.browser import DOWNLOADS, SECONDS, Browser, chromium
 from tests.serving.fakes import service_in
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 VOICE = PROJECT_ROOT / "assets" / "demo_voice.wav"
 HEADS = ((0, 0), (150, 0))  # of the scene: two people side by side
+TABS = ("Lip-sync", "Frame interpolation", "Results", "Use via API")
 RESULT = ".compare video.result"
 TILES = "#jobs button.thumbnail-item"
 WAVEFORM = "#audio #waveform, #audio .waveform-container"
@@ -74,8 +77,10 @@ def test_a_person_with_a_browser(address, tmp_path):
         _frames(browser, scene, service)
         _example(browser, service)
         _microphone(browser, scene, service)
+        _script(browser, scene, service, tmp_path)
+        _look(browser, address)
         assert not browser.all("img[src=x]")
-        _phone(browser)
+        _phone(browser, scene, service)
 
 
 def _give(browser: Browser, scene: Path) -> None:
@@ -124,9 +129,13 @@ def _choose(browser: Browser) -> None:
 
 
 def _hurry(browser: Browser) -> None:
-    """One denoising step without guidance, by keyboard; the options are open."""
+    """A preset, and one denoising step without guidance, by keyboard; the options are open."""
     from selenium.webdriver.common.keys import Keys
 
+    preset = browser.find("#preset input")
+    preset.send_keys(Keys.CONTROL, "a")
+    preset.send_keys("fast", Keys.ENTER)
+    browser.until(lambda: preset.get_property("value") == "fast", "no preset was chosen")
     for field in ("#inference_steps", "#guidance_scale"):
         number = browser.find(f"{field} input, {field} textarea")
         assert number.get_property("value") in ("", "1")  # empty stands for the model's own
@@ -164,7 +173,8 @@ def _preview(browser: Browser, service: JobService) -> None:
     browser.shot("done")
     job = service.list()[0]
     x, _ = (float(part) for part in job.options.face.split(","))
-    assert 150 < x < 270 and (job.options.inference_steps, job.options.guidance_scale) == (1, 1)
+    assert 150 < x < 270 and job.options.preset == "fast"
+    assert (job.options.inference_steps, job.options.guidance_scale) == (1, 1)
 
 
 def _cancel(browser: Browser, service: JobService, scene: Path) -> None:
@@ -195,9 +205,9 @@ def _results(browser: Browser, service: JobService, downloads: Path) -> None:
     assert smooth.kind is JobKind.INTERPOLATE and probe_video(smooth.result).fps == 50
     browser.until(lambda: "Done" in browser.text(".status") and browser.all("#delete"), "it is not shown as done")
     browser.click("#delete")
-    browser.driver.switch_to.alert.dismiss()  # asked first
+    browser.confirm(accept=False)
     browser.click("#delete")
-    browser.driver.switch_to.alert.accept()
+    browser.confirm(accept=True)
     browser.until(lambda: len(browser.all(TILES)) == 2, "the job is still listed")
     assert smooth.id not in [job.id for job in service.list()]
 
@@ -252,6 +262,45 @@ def _microphone(browser: Browser, scene: Path, service: JobService) -> None:
     assert np.abs(load_audio(recorded, 16000)).max() > 0.01  # it beeps
 
 
+def _script(browser: Browser, scene: Path, service: JobService, folder: Path) -> None:
+    """Two people, each with a voice of their own."""
+    voices = [write_audio(folder / name, tone(16000, 0.4)) for name in ("anna.wav", "ben.wav")]
+    (folder / "cues.csv").write_text("start,face,audio\n0,left,anna.wav\n0.4,right,ben.wav\n")
+    browser.driver.refresh()
+    browser.upload("#video", scene)
+    browser.find("#faces img")
+    browser.click("#cues button")
+    browser.upload("#script", folder / "cues.csv")
+    browser.upload("#more-audio", *voices)
+    browser.until(lambda: "cues" in browser.text("#script") and "ben" in browser.text("#more-audio"), "no upload")
+    browser.click("#options button")
+    _hurry(browser)
+    browser.click("#speak")
+    job = _done(browser, service)
+    assert [job.inputs[role] for role in ("script", "audio", "audio2")] == ["cues.csv", "anna.wav", "ben.wav"]
+    assert probe_video(job.result).num_frames == 25
+    browser.shot("script")
+
+
+def _text(browser: Browser, scene: Path, service: JobService) -> None:
+    """A text that is spoken, or the message that tells which package speaks."""
+    browser.driver.refresh()
+    browser.upload("#video", scene)
+    browser.find("#faces img")
+    browser.click("#spoken button")
+    browser.find("#text textarea").send_keys("Good morning.")
+    browser.click("#options button")
+    _hurry(browser)
+    browser.click("#preview")
+    browser.until(lambda: service.list()[0].options.text == "Good morning.", "nothing was begun")
+    browser.until(lambda: service.list()[0].state.is_final, "it does not end")
+    if voice_names():
+        browser.find(RESULT)
+    else:
+        browser.until(lambda: "run pip install" in browser.text(".status"), "the missing package is not named")
+    browser.shot("phone_text")
+
+
 def _done(browser: Browser, service: JobService) -> Job:
     """The newest job, which was just submitted, as soon as its result is shown."""
     browser.until(lambda: browser.all(".cancel"), "nothing was begun")
@@ -262,11 +311,31 @@ def _done(browser: Browser, service: JobService) -> Job:
     return job
 
 
-def _phone(browser: Browser) -> None:
+def _look(browser: Browser, address: str) -> None:
+    """Every text is legible by WCAG AA, and nothing comes from another server."""
+    for dark in (False, True):
+        browser.become_dark(dark)
+        for accordion in ("#spoken", "#cues", "#options", "#advanced"):
+            browser.click(f"{accordion} button")
+        for name in TABS:
+            browser.tab(name)
+            if name == "Results":
+                browser.until(lambda: browser.all(TILES), "no jobs are listed")
+            browser.until(lambda: not browser.low_contrasts(), "hard to read", seconds=20)
+            browser.shot(f"{'dark' if dark else 'light'}_{name.lower()}")
+        sources = browser.script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert sources and all(source.startswith((address, "blob:", "data:")) for source in sources), sources
+
+
+def _phone(browser: Browser, scene: Path, service: JobService) -> None:
     browser.become_a_phone()
-    for name in ("Lip-sync", "Results", "Use via API"):
+    _text(browser, scene, service)
+    for name in TABS:
         browser.tab(name)
+        if name == "Results":
+            browser.until(lambda: browser.all(TILES), "no jobs are listed")
         browser.until(
             lambda: browser.script("return document.documentElement.scrollWidth <= 360"), f"{name} is too wide"
         )
         browser.shot(f"phone_{name.lower()}")
+    assert len(browser.all("button[role=tab]")) == len(TABS)  # none of them in a menu

@@ -254,19 +254,22 @@ def test_validation_makes_videos_each_process_its_share(tmp_path, parts, media, 
     assert quiet.validate(quiet.model, 7, tmp_path, Share()) == {}
 
 
-@pytest.mark.parametrize(("cached", "copies"), [(False, 0), (True, 0), (True, 1)])
-def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached, copies):
+@pytest.mark.parametrize(
+    ("cached", "copies", "window"), [(False, 0, (2, 2)), (True, 0, (2, 2)), (True, 1, (2, 2)), (False, 0, (4, 4))]
+)
+def test_datasets_feed_a_step(tmp_path, parts, tiny_files, cached, copies, window):
     write_clips(tmp_path)
     with_mel = not copies
     networks = LossNetworks(lpips=TinyPerceptual(), sync=[tiny_sync()] if with_mel else [])
     config = tiny_config(tmp_path, pixel_space_supervise=True, use_syncnet=with_mel, cache_latents=cached)
-    config = replace(config, data=replace(config.data, balance_people=True))
+    config = replace(config, data=replace(config.data, balance_people=True, audio_feat_length=window))
     config = replace(config, recipe=Recipe(augmented_copies=copies))
     dataset = build_dataset(config, parts.codec, tiny_files.vae, tiny_files.whisper, with_mel=with_mel)
     task = UNetTask(config, parts, networks, lambda: dataset)
     assert len(task.sample_weights()) == len(dataset) == 2 * (1 + copies)
     batch = collate([dataset[0], dataset[1]])
     assert "error" not in batch and ("latents" in batch) == cached
+    assert batch["audio"].shape[-2] % (2 * (sum(window) + 1)) == 0  # two rows a frame and layer
     losses = grad_step(task, batch)
     assert torch.isfinite(losses["loss"])
 

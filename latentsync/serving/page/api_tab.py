@@ -10,10 +10,14 @@ All routes and fields are documented at [{base}/docs]({base}/docs); the OpenAPI 
 [{base}/openapi.json]({base}/openapi.json).
 
 ```bash
-curl{key} -F video=@person.mp4 -F audio=@speech.wav {base}/v1/jobs      # submit; prints the job with its id
-curl{key} {base}/v1/jobs/ID                                             # state and progress
-curl{key} -N {base}/v1/jobs/ID/events                                   # progress as server-sent events
-curl{key} -o result.mp4 {base}/v1/jobs/ID/result                        # the finished video
+# Submit; prints the job with its id.
+curl{key} -F video=@person.mp4 -F audio=@speech.wav {base}/v1/jobs
+# State and progress.
+curl{key} {base}/v1/jobs/ID
+# Progress as server-sent events.
+curl{key} -N {base}/v1/jobs/ID/events
+# The finished video.
+curl{key} -o result.mp4 {base}/v1/jobs/ID/result
 ```
 
 ```python

@@ -92,6 +92,7 @@ progress::-moz-progress-bar { background: var(--primary-500); }
 progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate; }
 @keyframes waiting { to { opacity: 0.3; } }
 #faces img { cursor: pointer; }
+#faces .image-container { box-sizing: border-box; padding-top: 1.8rem; } /* below the label */
 #people .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #people .caption-label {
     opacity: 1 !important; max-width: 100%; white-space: normal; font-size: 0.65rem; padding: 0.1rem 0.3rem;
@@ -101,12 +102,14 @@ progress:indeterminate { animation: waiting 1.5s ease-in-out infinite alternate;
     display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3;
 }
 @media (max-width: 600px) {
-    .tabs, .tab-wrapper { min-width: 0 !important; max-width: calc(100vw - 1rem); }
-    #api, #api * { min-width: 0; max-width: calc(100vw - 1rem); overflow-wrap: anywhere; }
+    .tabs { min-width: 0 !important; overflow-x: clip; }
+    #api, #api * { min-width: 0; max-width: 100%; overflow-wrap: anywhere; }
     #api pre, #api code { white-space: pre-wrap !important; }
     #jobs .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
     #jobs .caption-label { font-size: 0.65rem; padding: 0.1rem 0.3rem 0; }
-    button[role=tab] { padding: 0 0.4rem !important; font-size: 0.85rem !important; }
+    #start textarea::placeholder, #end textarea::placeholder { font-size: 0.7rem; }
+    #speak, #preview { padding-inline: 0.4rem; font-size: 0.95rem; white-space: nowrap; }
+    .tab-container button { padding: 0 0.3rem !important; font-size: 0.8rem !important; } /* all four fit */
 }
 #given video { width: 100%; height: 14rem; background: #000; } /* a fixed height, so that the page does not jump */
 table.settings { font-size: 0.85rem; } table.settings th { text-align: left; padding-right: 1rem; font-weight: 600; }

@@ -16,6 +16,7 @@ from latentsync.serving.service import JobService
 from latentsync.utils.errors import UserError
 
 REFRESH_SECONDS = 1.0
+CANCELING_SECONDS = 0.25  # refreshes of a job that is about to stop
 SECRET = "latentsync"  # encrypts the job id that the browser stores; the id is not secret
 
 
@@ -75,8 +76,10 @@ class JobPanel:
         return {
             self.job_id: job.id,
             self.status: status_html(job),
-            self.cancel: gr.update(visible=not job.state.is_final),
-            self.timer: gr.Timer(active=not job.state.is_final),
+            self.cancel: gr.update(visible=not job.state.is_final and not job.canceling),
+            self.timer: gr.Timer(
+                CANCELING_SECONDS if job.canceling else REFRESH_SECONDS, active=not job.state.is_final
+            ),
         }
 
     def _no_media(self) -> dict:

@@ -11,7 +11,7 @@ from latentsync.checkpoints.registry import REGISTRY, RELEASED_MODELS, Entry, de
 from latentsync.loading import pick_device
 from latentsync.option_info import Group, Option
 from latentsync.options import AUTO, OPTIONS, GenerationOptions, parse_options
-from latentsync.pretrained.text_to_speech import voice_names
+from latentsync.pretrained.text_to_speech import default_voice, voice_names
 from latentsync.serving.models import list_loras, list_models
 from latentsync.serving.settings import ServingSettings
 
@@ -20,7 +20,16 @@ FILE_ROLES = {"mask_image_path": "mask", "script": "script"}  # options that are
 EMPTY = ""  # value of the choice that leaves an option unset
 UNITS = ("SECONDS", "PIXELS")  # metavars
 MAX_SLIDER_SPAN = 64  # wider ranges are typed
-ACRONYMS = {"crf": "CRF", "fps": "FPS", "lora": "LoRA", "vram": "VRAM", "deepcache": "DeepCache"}
+ACRONYMS = {
+    "crf": "CRF",
+    "fps": "FPS",
+    "lora": "LoRA",
+    "vram": "VRAM",
+    "deepcache": "DeepCache",
+    "hdr": "HDR",
+    "pix": "pixel",
+    "fmt": "format",
+}
 
 
 def model_choices(settings: ServingSettings) -> Choices:
@@ -107,7 +116,7 @@ class OptionsForm:
 
     def _choices(self) -> dict[str, Choices]:
         """Options whose values depend on the files that are present."""
-        voices = [(OPTIONS["voice"].default_text, EMPTY), *((name, name) for name in voice_names())]
+        voices = [(f"{default_voice()} (default)", EMPTY), *((name, name) for name in voice_names())]
         return {"model": model_choices(self.settings), "lora": lora_choices(), "voice": voices}
 
     def read(self, values: tuple[Any, ...], **more: Any) -> tuple[GenerationOptions, dict[str, tuple[str, Path]]]:

@@ -51,6 +51,8 @@ def sentence(job: Job) -> str:
         ahead = job.position or 0
         place = f"{ahead} job{'s' * (ahead > 1)} before it" if ahead else "next in the queue"
         return f"Waiting: {place}" + (f", done in about {duration(job.eta_seconds)}." if job.eta_seconds else ".")
+    if job.canceling:
+        return "Canceling."
     if job.state is JobState.RUNNING:
         frames = f", frame {job.done} of {job.total}" if job.done else ""
         left = f", about {duration(job.eta_seconds)} left" if job.eta_seconds is not None else ""
