@@ -20,7 +20,7 @@ def quantize_linear_layers(unet: nn.Module) -> str:
     parameters stay; adapters can no longer be merged.
 
     Raises:
-        UserError: torchao is not installed.
+        UserError: torchao is not installed, or the CPU does not multiply int8 exactly.
     """
     try:
         from torchao.quantization import (
@@ -32,6 +32,8 @@ def quantize_linear_layers(unet: nn.Module) -> str:
         raise UserError("quantization needs torchao: run `pip install '.[lowbit]'` in the project's folder") from error
     device = next(unet.parameters()).device
     has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    if device.type == "cpu" and not multiplies_int8():
+        raise UserError("quantize: this CPU has no exact int8 multiplication (VNNI); leave the option out")
     # torchao's adjustments of the compiler are for language models.
     if has_fp8:
         config = Float8DynamicActivationFloat8WeightConfig(set_inductor_config=False)
@@ -40,6 +42,12 @@ def quantize_linear_layers(unet: nn.Module) -> str:
     names = set(find_projections(unet, ALL_LAYERS))
     quantize_(unet, config, lambda module, name: name in names and _is_fit(module))
     return "fp8" if has_fp8 else "int8"
+
+
+def multiplies_int8() -> bool:
+    """Whether the CPU multiplies int8 exactly: without VNNI instructions, oneDNN's sums of products saturate."""
+    largest = torch.full((64, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(largest, largest) == 64 * 127**2).all())
 
 
 def _is_fit(module: nn.Module) -> bool:

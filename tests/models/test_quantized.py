@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentsync.models.quantized import quantize_linear_layers
+from latentsync.models import quantized
+from latentsync.models.quantized import multiplies_int8, quantize_linear_layers
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
 from latentsync.utils.errors import UserError
 from tests.conformance.seeded import fill_, seeded_input
 from tests.tiny_model import UNET
+
+needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="the CPU does not multiply int8 exactly")
 
 
 @pytest.fixture
@@ -25,6 +28,7 @@ def predict(unet: UNet3DConditionModel) -> Tensor:
     return unet(sample, 500, audio).sample
 
 
+@needs_int8
 def test_attention_and_feed_forward_layers_are_rounded(unet):
     torchao = pytest.importorskip("torchao.utils")
     expected, names = predict(unet), list(unet.state_dict())
@@ -38,6 +42,7 @@ def test_attention_and_feed_forward_layers_are_rounded(unet):
     assert 0 < error < 0.1
 
 
+@needs_int8
 def test_a_pipeline_speaks_in_8_bits(tiny_files):
     pytest.importorskip("torchao")
     from latentsync.loading import ModelPaths, load_pipeline
@@ -56,4 +61,11 @@ def test_a_pipeline_speaks_in_8_bits(tiny_files):
 def test_without_torchao(unet, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(UserError, match="lowbit"):
+        quantize_linear_layers(unet)
+
+
+def test_a_cpu_that_multiplies_wrongly_is_refused(unet, monkeypatch):
+    pytest.importorskip("torchao")
+    monkeypatch.setattr(quantized, "multiplies_int8", lambda: False)
+    with pytest.raises(UserError, match="no exact int8 multiplication"):
         quantize_linear_layers(unet)
