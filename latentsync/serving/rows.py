@@ -10,6 +10,7 @@ from latentsync.serving.jobs import JobKind, JobState
 
 UNREADABLE = "the stored job cannot be read ({reason}): another version wrote it, or it is damaged; submit it again"
 MAX_REASON = 200  # characters
+MAX_NUMBER = 2.0**37  # seconds since 1970 of a time before the year 6000
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class Row:
         values = {field.name: row[field.name] for field in fields(cls)}
         try:
             return cls(**_parse(values))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             return cls(**_unreadable(values, error))
 
 
 def _parse(values: dict[str, Any]) -> dict[str, Any]:
-    """Columns as values of a `Row`. Raises ValueError, TypeError, AttributeError or RecursionError."""
+    """Columns as values of a `Row`. Raises the errors that `Row.of` catches."""
     parsed = dict(values)
     for name in ("inputs", "files"):
         parsed[name] = {str(role): str(file) for role, file in json.loads(values[name]).items()}
@@ -69,18 +70,33 @@ def _parse(values: dict[str, Any]) -> dict[str, Any]:
     parsed |= {"kind": JobKind(values["kind"]), "state": JobState(values["state"])}
     parsed["tags"] = tuple(str(tag) for tag in json.loads(values["tags"]))
     for name in ("created", "place", "fraction"):
-        parsed[name] = float(values[name])
+        parsed[name] = _number(values[name])
     for name in ("started", "finished", "ends", "beat"):
-        parsed[name] = None if values[name] is None else float(values[name])
+        parsed[name] = None if values[name] is None else _number(values[name])
+    for name in ("stage", "error", "result", "owner", "submitter", "webhook"):
+        if not isinstance(values[name], str | None):
+            raise ValueError(f"{name} is not text")
     for name in ("attempts", "done", "total", "webhook_attempts"):
         parsed[name] = int(values[name])
     return parsed | {name: bool(values[name]) for name in ("expired", "cancel")}
 
 
+def _number(value: Any) -> float:
+    number = float(value)
+    if not abs(number) < MAX_NUMBER:
+        raise ValueError(f"{number} is out of range")
+    return number
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) < MAX_NUMBER
+
+
 def _unreadable(values: dict[str, Any], error: Exception) -> dict[str, Any]:
     reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
-    times = {name: value if isinstance(value := values[name], float) else None for name in ("created", "finished")}
-    kept = {name: values[name] for name in ("number", "id", "owner", "submitter")}
+    times = {name: values[name] if _is_time(values[name]) else None for name in ("created", "finished")}
+    kept = {name: values[name] for name in ("number", "id")}
+    kept |= {name: value if isinstance(value := values[name], str) else None for name in ("owner", "submitter")}
     empty: dict[str, Any] = dict.fromkeys(("started", "ends", "beat", "result", "webhook"))
     return (
         empty

@@ -17,10 +17,12 @@ from latentsync.options import GenerationOptions
 from latentsync.serving import database
 from latentsync.serving.clock import boot_id
 from latentsync.serving.jobs import NO_METADATA, JobKind, JobState, Metadata
-from latentsync.serving.rows import Row
+from latentsync.serving.rows import MAX_NUMBER, Row
 from latentsync.utils.progress import Progress
 
 ENDED = "state IN ('done', 'failed', 'cancelled')"
+# At the end of the queue, whatever damaged rows contain.
+NEXT_PLACE = f"SELECT coalesce(max(place), 0) + 1 FROM jobs WHERE place < {MAX_NUMBER}"
 TOO_MANY_ATTEMPTS = "the worker died {attempts} times while it ran this job, which may need more memory than there is"
 
 
@@ -82,7 +84,7 @@ class JobStore:
             db.execute(
                 "INSERT INTO jobs (id, kind, state, options, inputs, files, created, submitter, tags, webhook,"
                 " idempotency_key, place) VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?,"
-                " (SELECT coalesce(max(place), 0) + 1 FROM jobs))",
+                f" ({NEXT_PLACE}))",
                 (*values, *more),
             )
             return True
@@ -146,7 +148,7 @@ class JobStore:
                 "UPDATE jobs SET state = 'queued', attempts = 0, started = NULL, finished = NULL, error = NULL,"
                 " result = NULL, stage = '', done = 0, total = 0, fraction = 0, ends = NULL, cancel = 0, owner = NULL,"
                 " webhook_attempts = 0, webhook_due = NULL,"
-                " place = (SELECT max(place) + 1 FROM jobs) WHERE id = ?",
+                f" place = ({NEXT_PLACE}) WHERE id = ?",
                 (job_id,),
             )
             return True
@@ -220,16 +222,18 @@ class JobStore:
             lost_ones, values = "owner = ?", [owner]
         with self._write() as db:
             lost = db.execute(f"SELECT * FROM jobs WHERE state = 'running' AND {lost_ones}", values).fetchall()
-            for row in lost:
+            for row in map(Row.of, lost):
                 state, error = JobState.QUEUED, None
-                if row["cancel"]:
+                if row.cancel:
                     state = JobState.CANCELLED
-                elif row["attempts"] >= most_attempts:
-                    state, error = JobState.FAILED, TOO_MANY_ATTEMPTS.format(attempts=row["attempts"])
+                elif row.state is JobState.FAILED:  # it cannot be read
+                    state, error = row.state, row.error
+                elif row.attempts >= most_attempts:
+                    state, error = JobState.FAILED, TOO_MANY_ATTEMPTS.format(attempts=row.attempts)
                 finished = None if state is JobState.QUEUED else time.time()
                 db.execute(
                     "UPDATE jobs SET state = ?, error = ?, finished = ?, owner = NULL, stage = '' WHERE id = ?",
-                    (state, error, finished, row["id"]),
+                    (state, error, finished, row.id),
                 )
             return len(lost)
 

@@ -131,6 +131,24 @@ def test_an_unreadable_job_fails_and_disturbs_no_other(service, tmp_path, case):
     assert [job.id for job in service.list()] == [last, first]
 
 
+@pytest.mark.parametrize("state", ["queued", "running", "done"])
+@pytest.mark.parametrize(
+    "columns",
+    [{"ends": float("inf")}, {"done": float("inf")}, {"created": 1e18}, {"place": float("inf")}, {"attempts": "abc"},
+     {"stage": b"\xff"}, {"result": b"\xff"}, {"error": b"\xff", "owner": b"\xff"}],
+    ids=str,
+)  # fmt: skip
+def test_no_value_of_a_row_disturbs_other_jobs(service, tmp_path, state, columns):
+    job_id = submit(service, tmp_path)
+    change(service, job_id, **{"state": state, **columns})
+    other = submit(service, tmp_path)
+    assert {job.id: job.state for job in service.list()}[job_id] is JobState.FAILED
+    service.store.recover(3, silent_for=0)
+    service.sweep()
+    claimed = [service.store.claim("w") for _ in range(2)]  # a claim replaces some values, so that a job is readable
+    assert other in [row.id for row in claimed if row is not None]
+
+
 def test_an_unknown_state_is_listed_and_can_be_deleted(service, tmp_path):
     job_id = submit(service, tmp_path)
     change(service, job_id, state="paused")
