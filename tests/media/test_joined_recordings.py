@@ -21,9 +21,9 @@ INTRA = {"crf": "12", "preset": "ultrafast", "g": "1", "bf": "0"}
 
 def recording(path: Path, first: int, offset: float = 0.0, seconds: float = 1.0) -> bytes:
     """An MPEG-TS of 25 frames, numbered from `first` on, with a tone."""
-    pictures = [numbered_rgb(first + index) for index in range(25)]
+    images = [numbered_rgb(first + index) for index in range(25)]
     options = {"output_ts_offset": str(offset)}
-    write_clip(path, 25, pictures=pictures, options=INTRA, tone_seconds=seconds, container_options=options)
+    write_clip(path, 25, images=images, options=INTRA, tone_seconds=seconds, container_options=options)
     return path.read_bytes()
 
 

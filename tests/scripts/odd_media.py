@@ -52,12 +52,12 @@ def odd_videos(folder: Path, write_stream: Callable[..., Path]) -> Made:
     half[len(half) // 3 : len(half) // 2] = bytes(len(half) // 2 - len(half) // 3)
     (folder / "holes.mp4").write_bytes(half)
     yield "a hole in the middle", folder / "holes.mp4", EITHER
-    first, second = (write_clip(folder / f"part{n}.ts", 25, pictures=SHOWN * 5, size=(160, 120), tone_seconds=1.0)
+    first, second = (write_clip(folder / f"part{n}.ts", 25, images=SHOWN * 5, size=(160, 120), tone_seconds=1.0)
                      for n in range(2))  # fmt: skip
     (folder / "joined.ts").write_bytes(first.read_bytes() + second.read_bytes())
     yield "recordings joined in one MPEG-TS", folder / "joined.ts", DONE
     cipher = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76" * 16, "encryption_kid": "a7" * 16}
-    locked = write_clip(folder / "locked.mp4", 6, pictures=SHOWN, size=(160, 120), container_options=cipher)
+    locked = write_clip(folder / "locked.mp4", 6, images=SHOWN, size=(160, 120), container_options=cipher)
     yield "an encrypted MP4", locked, REFUSED
     fragments = {"movflags": "frag_keyframe+empty_moov"}
     fragmented = write_clip(folder / "frag.mp4", 6, images=SHOWN, size=(160, 120), container_options=fragments)

@@ -57,7 +57,7 @@ def _people(browser: Browser, folder: Path) -> None:
     browser.driver.refresh()
     two = cv2.cvtColor(cv2.imread(str(ASSETS / "demo_two.jpg")), cv2.COLOR_BGR2RGB)
     height, width = (side - side % 2 for side in two.shape[:2])
-    video = write_clip(folder / "two.mp4", 50, size=(width, height), pictures=[two[:height, :width]] * 50)
+    video = write_clip(folder / "two.mp4", 50, size=(width, height), images=[two[:height, :width]] * 50)
     browser.upload("#video", video)
     browser.click("#find-people")
     browser.find("#people img")
