@@ -1,17 +1,15 @@
-"""Plots as inline SVG, drawn by matplotlib; pages need no scripts or external files."""
+"""Plots of the evaluation's reports, as inline SVG."""
 
-import io
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from latentsync.constants import FPS
+from latentsync.utils.figures import STYLE, inline_svg
 
 COLORS = ("#555555", "#1f77b4", "#d95f02", "#1b9e77", "#7b5ea7", "#b8860b", "#c2185b", "#2f4f4f")
-STYLE = {"svg.fonttype": "none", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 WIDTH, ROW, LINE_WIDTH, LINE_HEIGHT = 4.4, 0.28, 6.6, 1.5  # inches
 
 
@@ -36,7 +34,7 @@ def strip_plot(title: str, groups: Mapping[str, Sequence[float]], means: Mapping
         axes.set_yticks(range(len(groups)), labels)
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_title(title, loc="left", weight="bold")
-        return _svg(figure, title)
+        return inline_svg(figure, title)
 
 
 def line_plot(title: str, lines: Mapping[str, Sequence[float]], colors: Mapping[str, str], fps: float = FPS) -> str:
@@ -53,17 +51,8 @@ def line_plot(title: str, lines: Mapping[str, Sequence[float]], colors: Mapping[
         axes.margins(x=0)
         axes.set_xlabel("s")
         axes.set_title(title, loc="left", weight="bold")
-        return _svg(figure, title)
+        return inline_svg(figure, title)
 
 
 def _short(name: str, limit: int = 18) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an element of a page, with a label for screen readers. The same figure gives the same text."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": label}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    element = text.getvalue()[text.getvalue().index("<svg") :]
-    return element.replace("<svg", f'<svg role="img" aria-label="{escape(label, quote=True)}"', 1)

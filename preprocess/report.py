@@ -13,11 +13,15 @@ from typing import Any
 
 import av
 import cv2
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from latentsync.media.probe import probe_video
 from latentsync.media.reader import VideoReader
 from latentsync.utils.errors import UserError
+from latentsync.utils.figures import STYLE, inline_svg
 from latentsync.utils.templates import render
 from preprocess.settings import ProcessSettings
 from preprocess.storage import open_storage
@@ -32,7 +36,8 @@ MEASURED = re.compile(r"[+-]?\d+(\.\d+)?")
 EXAMPLES = 18  # of kept clips, and of dropped ones
 SIDE = 128  # pixels of an example
 BINS = 24
-WIDTH, HEIGHT = 300, 120  # of a histogram
+WIDTH, HEIGHT = 3.2, 1.5  # inches, of a histogram
+COLORS = ("#22aa77", "#cc7766")  # of kept clips and of dropped ones
 # Column, title, and the column that names the scorer or metric.
 HISTOGRAMS = (
     ("seconds", "duration (s)", ""),
@@ -160,33 +165,21 @@ def _charts(clips: list[Row]) -> list[tuple[str, str]]:
         if having:
             by = ", ".join(sorted({str(row[named_by]) for row in having})) if named_by else ""
             values = [(float(row[name]), row["status"] == "kept") for row in having]
-            charts.append((f"{title}, by {by}" if by else title, histogram(values)))
+            title = f"{title}, by {by}" if by else title
+            charts.append((title, histogram(title, values)))
     return charts
 
 
-def histogram(values: list[tuple[float, bool]]) -> str:
-    """Stacked bars as SVG, from pairs (value, kept), with the range below and the highest count above."""
-    numbers = np.array([value for value, _ in values])
-    low, high = float(numbers.min()), float(numbers.max())
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    flags = np.array([kept for _, kept in values])
-    edges = np.linspace(low, high, BINS + 1)
-    kept, lost = (np.histogram(numbers[chosen], edges)[0] for chosen in (flags, ~flags))
-    most = int((kept + lost).max())
-    scale, width = (HEIGHT - 40) / most, WIDTH / BINS
-    bars = []
-    for index, (good, bad) in enumerate(zip(kept, lost, strict=True)):
-        x, y = index * width, HEIGHT - 20 - good * scale
-        for top, count, color in ((y, good, "#2a7"), (y - bad * scale, bad, "#c76")):
-            size = f'width="{width - 1:.1f}" height="{count * scale:.1f}"'
-            bars.append(f'<rect x="{x:.1f}" y="{top:.1f}" {size} fill="{color}"/>')
-    ends = (
-        f'<text x="0" y="{HEIGHT - 5}">{low:.3g}</text>'
-        f'<text x="{WIDTH}" y="{HEIGHT - 5}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="0" y="12">highest bar: {most} clips</text>'
-    )
-    return f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{"".join(bars)}{ends}</svg>'
+def histogram(title: str, values: list[tuple[float, bool]]) -> str:
+    """Stacked bars as SVG, from pairs (value, kept)."""
+    groups = [[value for value, kept in values if kept is chosen] for chosen in (True, False)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        axes.hist(groups, bins=BINS, stacked=True, color=COLORS)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel("clips")
+        return inline_svg(figure, title)
 
 
 def _examples(rows: list[Row], storage: Storage, column: str) -> list[Row]:

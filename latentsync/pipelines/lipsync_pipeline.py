@@ -177,7 +177,8 @@ class LipsyncPipeline(FaceGenerator):
     ) -> LipsyncResult:
         """Generate all frames; pasting and encoding run in another thread."""
         total, edited = clip.fit.count, 0
-        work = Work(total, run.sampling.num_inference_steps, QUEUE_FRAMES, self._speeds.setdefault(run.pace_key, {}))
+        speeds, steps = self._speeds.setdefault(run.pace_key, {}), run.sampling.num_inference_steps
+        work = Work(total, steps, QUEUE_FRAMES, speeds, interpolates=run.options.interpolate is not None)
         with (
             closing(self._finisher(clip, run)) as finisher,
             ProgressReport(work, on_progress, shown=progress) as report,

@@ -16,6 +16,7 @@ from latentsync.utils.progress import Countdown, OnProgress, Progress, duration
 PREPARING, LIPSYNC, FINISHING = "preparing", "lip-sync", "finishing"
 FADING = 0.7  # weight of earlier measurements when a new one arrives
 DECODE_TO_ENCODE = 1.2  # time of decoding over that of encoding both images of a frame, until it is measured
+MEASURED_WRITES = 4  # frames; the first ones are written before interpolation begins
 BAR = "{desc} {percentage:3.0f}%|{bar}|"
 Speeds = dict[str, float]  # stage -> seconds per frame
 
@@ -60,6 +61,7 @@ class Work:
         steps: denoising steps of each frame.
         queue: frames that wait to be written.
         speeds: of an earlier run, updated by `remember`.
+        interpolates: frames are interpolated while they are written, which may take most of the time.
     """
 
     total: int
@@ -67,6 +69,7 @@ class Work:
     queue: int
     speeds: Speeds = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
+    interpolates: bool = False
 
     def __post_init__(self) -> None:
         self.stages = {name: Stage(self.speeds.get(name)) for name in ("read", "first", "step", "last", "write")}
@@ -94,7 +97,7 @@ class Work:
             self._to_measure = 0
         self.delivered += 1
         self._batch = max(0, self._batch - 1)
-        if not self._batch and self.delivered:  # several faces in a frame, or none
+        if not self._batch and self._begun:  # several faces in a frame, or none
             self._load = self._begun / self.delivered
 
     def write(self, seconds: float) -> None:
@@ -102,13 +105,15 @@ class Work:
         self.written += 1
 
     def seconds_left(self) -> float | None:
-        """Estimate; None as long as there is no measurement of the steps."""
+        """Estimate; None as long as there is no measurement of the steps, or of interpolation."""
         first, step = self.stages["first"].pace, self.stages["step"].pace if self.steps > 1 else 0.0
         last, read, write = (self.stages[name].pace for name in ("last", "read", "write"))
         write = write or 0.0
         unwritten = (self.total - self.written) * write
         if self.delivered >= self.total:
             return unwritten
+        if self.interpolates and self.stages["write"].known is None and self.written < MEASURED_WRITES:
+            return None
         if first is None or step is None or (last is None and self.steps == 1):
             return None
         last = DECODE_TO_ENCODE * max(0.0, first - step) if last is None else last

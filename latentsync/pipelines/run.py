@@ -67,7 +67,8 @@ class Run:
             self.sampling.guidance_scale > 1,
             self.sampling.guidance_share,
         )
-        return self.resolution, self.sampling.num_inference_steps, self.chunks_at_once, *enhancer, *modes
+        output = (options.interpolate, options.codec)
+        return self.resolution, self.sampling.num_inference_steps, self.chunks_at_once, *enhancer, *modes, *output
 
     def on_step(self, step: int, timestep: int, latents: Tensor) -> Tensor:
         """Run the callbacks after a denoising step; returns the latents to continue with."""

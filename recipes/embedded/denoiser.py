@@ -270,14 +270,14 @@ class DenoiserTraining:
             return self.before(sample.target[None], sample.reference[None], sample.tokens[None])[0][0].float()
 
     def _sync_loss(self, prediction: Tensor, tokens: Tensor, samples: list[Sample]) -> Tensor:
-        heard = [index for index, sample in enumerate(samples) if sample.is_heard]
-        if not heard:
+        own_audio = [index for index, sample in enumerate(samples) if sample.has_own_audio]
+        if not own_audio:
             return prediction.new_zeros(())
-        images = visual_input(prediction[heard, :OLD_CHANNELS].transpose(1, 2), True)
-        audio = audio_input(whisper_rows(tokens[heard], WHISPER_LAYERS), "whisper")
+        images = visual_input(prediction[own_audio, :OLD_CHANNELS].transpose(1, 2), True)
+        audio = audio_input(whisper_rows(tokens[own_audio], WHISPER_LAYERS), "whisper")
         with self.machine.autocast():
             vision_embeds, audio_embeds = self.syncnet(images, audio)
-        share = len(heard) / len(samples)
+        share = len(own_audio) / len(samples)
         return share * cosine_loss(vision_embeds, audio_embeds, vision_embeds.new_ones(len(vision_embeds)))
 
     def _decode(

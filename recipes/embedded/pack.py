@@ -106,7 +106,7 @@ def from_int16(samples: np.ndarray) -> np.ndarray:
 
 
 class Pack:
-    """Reads what `PackWriter` or `compact` wrote. JPEG images are memory-mapped; a video takes N * R * R * 3 bytes.
+    """Reads a pack of `PackWriter` or `compact`. JPEG images are memory-mapped; a video takes N * R * R * 3 bytes.
 
     Raises:
         UserError: the file is missing.

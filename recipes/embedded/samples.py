@@ -28,7 +28,7 @@ from recipes.embedded.teacher import FRAMES, TeacherChunk, Voices, read_chunks
 REST_OPENING = 0.15  # of a person's wide opening: a mouth no further open is at rest
 WIDE_PERCENTILE = 90
 SHORTEST_REST = 4
-SHORTEST_UNHEARD_REST = 3  # without audio nothing but the mouth itself says that it rests
+SHORTEST_SILENT_REST = 3  # without audio nothing but the mouth itself says that it rests
 CLOSED_OPENING = 0.08  # so it must be further closed
 SILENCE_SECONDS = 2.5
 RETRIEVED_SHARE = 0.6  # of the windows without audio, those whose openings find the best match, are used
@@ -52,7 +52,7 @@ class Sample:
     (F, S, D).
 
     teacher: latents (F, C, h, h) of the first generation in place of the target, None for other kinds.
-    weight: of the reconstruction. is_heard: the tokens are the speech of the target, for a sync loss.
+    weight: of the reconstruction. has_own_audio: the tokens are the speech of the target, for a sync loss.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Sample:
         return Sample(self.kind, *faces, self.tokens.to(device, non_blocking=True), teacher, self.weight)
 
     @property
-    def is_heard(self) -> bool:
+    def has_own_audio(self) -> bool:
         return self.kind in ("teacher", "real")
 
 
@@ -157,7 +157,7 @@ class SampleMaker:
         self.pack, self.voices, self._folder = pack, voices, chunks
         self.chunks: list[TeacherChunk] = []
         by_person = [clips for _, clips in pack.by_person()]
-        self._heard = self._people([[c for c in clips if c.has_audio] for clips in by_person], 2 * FRAMES)
+        self._with_audio = self._people([[c for c in clips if c.has_audio] for clips in by_person], 2 * FRAMES)
         self._seen = self._people([[c for c in clips if not c.has_audio] for clips in by_person], 2 * FRAMES)
         self.openings = {
             clip.name: relative_openings(pack.openings[clip.first : clip.first + clip.length]) for clip in pack.clips
@@ -166,13 +166,13 @@ class SampleMaker:
         self._lock = Lock()
         self._kept = load_mask(pack.resolution)[0, 0].numpy()
         self._retrieved = self._retrieve()
-        people = [*self._heard, *self._seen]
+        people = [*self._with_audio, *self._seen]
         rests = [[rest for clip in clips if (rest := self._longest_rest(clip))] for clips in people]
         self._rests = [found for found in rests if found]
         open_windows = [[place for clip in clips for place in self._open_windows(clip)] for clips in people]
         self._open = [found for found in open_windows if found]
-        heard = [clip for clip in pack.clips if clip.has_audio]
-        self._silences = [self._silence(clip) for clip in heard[:: max(1, len(heard) // 6)]]
+        speaking = [clip for clip in pack.clips if clip.has_audio]
+        self._silences = [self._silence(clip) for clip in speaking[:: max(1, len(speaking) // 6)]]
 
     @staticmethod
     def _people(people: Sequence[list[PackedClip]], shortest: int) -> list[list[PackedClip]]:
@@ -192,7 +192,7 @@ class SampleMaker:
 
     def _retrieve(self) -> list[list[tuple[PackedClip, int, str, int]]]:
         """For each person without audio: windows, and the audio of the window whose mouth opens most alike."""
-        bank, heard = self._windows([clip for clips in self._heard for clip in clips])
+        bank, sources = self._windows([clip for clips in self._with_audio for clip in clips])
         found = []
         for clips in self._seen:
             curves, places = self._windows(clips)
@@ -208,7 +208,7 @@ class SampleMaker:
             limit = np.quantile(close, RETRIEVED_SHARE)
             found.append(
                 [
-                    (clip, start, heard[index][0].name, heard[index][1])
+                    (clip, start, sources[index][0].name, sources[index][1])
                     for (clip, start), index, distance in zip(places, best, close, strict=True)
                     if distance <= limit
                 ]
@@ -221,7 +221,7 @@ class SampleMaker:
             silence, _ = silence_and_speech(self.pack.wave(clip), clip.length)
             flags, shortest = silence & (openings <= REST_OPENING), SHORTEST_REST
         else:
-            flags, shortest = openings <= CLOSED_OPENING, SHORTEST_UNHEARD_REST
+            flags, shortest = openings <= CLOSED_OPENING, SHORTEST_SILENT_REST
         runs = [run for run in runs_of(flags) if run[1] - run[0] >= shortest]
         return (clip, *max(runs, key=lambda run: run[1] - run[0])) if runs else None
 
@@ -237,7 +237,7 @@ class SampleMaker:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Those of `KINDS` that the data can give."""
-        there = (self.chunks or read_chunks(self._folder), self._heard, self._retrieved, self._rests, self._open)
+        there = (self.chunks or read_chunks(self._folder), self._with_audio, self._retrieved, self._rests, self._open)
         return tuple(kind for kind, found in zip(KINDS, there, strict=True) if found)
 
     def draw(self, kind: str, rng: np.random.Generator) -> Sample:
@@ -268,18 +268,18 @@ class SampleMaker:
         return Sample("teacher", faces, faces, tokens, chunk.latents.float())
 
     def _draw_real(self, rng: np.random.Generator) -> Sample:
-        people = np.array([len(clips) for clips in self._heard]) ** 0.5
-        clips = self._heard[rng.choice(len(people), p=people / people.sum())]
+        people = np.array([len(clips) for clips in self._with_audio]) ** 0.5
+        clips = self._with_audio[rng.choice(len(people), p=people / people.sum())]
         clip = clips[rng.integers(len(clips))]
         start, other = draw_start_and_reference(clip.length, FRAMES, rng)
         return self._pair("real", clip, start + np.arange(FRAMES), other, self.voices.tokens(clip.name, start), rng)
 
     def _draw_retrieved(self, rng: np.random.Generator) -> Sample:
         windows = self._retrieved[rng.integers(len(self._retrieved))]
-        clip, start, voice, heard = windows[rng.integers(len(windows))]
+        clip, start, voice, first = windows[rng.integers(len(windows))]
         other = draw_apart(clip.length, FRAMES, start, start + FRAMES, rng)
         other = int(rng.integers(clip.length - FRAMES + 1)) if other is None else other
-        return self._pair("retrieved", clip, start + np.arange(FRAMES), other, self.voices.tokens(voice, heard), rng)
+        return self._pair("retrieved", clip, start + np.arange(FRAMES), other, self.voices.tokens(voice, first), rng)
 
     def _draw_silent(self, rng: np.random.Generator) -> Sample:
         rests = self._rests[rng.integers(len(self._rests))]

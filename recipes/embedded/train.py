@@ -188,24 +188,30 @@ class Recipe:
         """The results of the last stage that has any, of those before one."""
         names = list(DENOISER)[: None if before is None else list(DENOISER).index(before)]
         found = [name for name in names if (self.output / f"{name}.pt").is_file()]
-        network, unet = self.load_autoencoder(), self._first_unet()
+        network = self.load_autoencoder()
+        if not found:
+            unet = self._first_unet()
+        else:
+            unet = UNet3DConditionModel(self._config)
+            unet.load_state_dict(self._averages(found[-1])["unet"])
         for name in found:  # not every stage trains the decoder
-            averages = self._averages(name)
-            unet.load_state_dict(averages["unet"])
-            if "autoencoder" in averages:
+            if "autoencoder" in (averages := self._averages(name)):
                 network.load_state_dict(averages["autoencoder"])
         logger.info("starting from %s", found[-1] if found else self.start or self.first)
         return OneStep(unet.to(memory_format=torch.channels_last), network)
 
     def _first_unet(self) -> UNet3DConditionModel:
-        """What the first stage starts from."""
-        first = load_unet_config(teacher.CONFIG, UNetConfig).model
+        """The UNet that the first stage starts from."""
         state = load_checkpoint((self.start or self.first) / "unet.safetensors").state_dict
         if self.start is None:
-            return inflate(state, first, CHANNELS)
-        unet = UNet3DConditionModel(inflated_config(first, CHANNELS))
+            return inflate(state, load_unet_config(teacher.CONFIG, UNetConfig).model, CHANNELS)
+        unet = UNet3DConditionModel(self._config)
         unet.load_state_dict(state)
         return unet
+
+    @property
+    def _config(self) -> UNetConfig:
+        return inflated_config(load_unet_config(teacher.CONFIG, UNetConfig).model, CHANNELS)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

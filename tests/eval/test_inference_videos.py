@@ -165,4 +165,4 @@ def test_fingerprints_differ_between_weights(tmp_path, monkeypatch):
     assert len(found) == 1 + 3 * len(paths)
     with pytest.raises(UserError):
         monkeypatch.undo()
-        inference_videos.weights_fingerprint("unheard")
+        inference_videos.weights_fingerprint("unknown")

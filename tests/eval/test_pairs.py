@@ -91,7 +91,7 @@ def test_methods_are_folders_or_models_and_the_ground_truth_comes_first(tmp_path
         (["x=nowhere"], "no such folder of results"),
         (["a/b=pipeline:embedded"], "cannot name a method"),
         (["=pipeline:embedded"], "cannot name a method"),
-        (["x=pipeline:unheard"], "there is no model 'unheard'; choose one of"),
+        (["x=pipeline:unknown"], "there is no model 'unknown'; choose one of"),
         (["x=pipeline:embedded", "x=pipeline:embedded"], "two methods are named 'x'"),
         (["ground truth=pipeline:embedded"], "two methods are named 'ground truth'"),
     ],

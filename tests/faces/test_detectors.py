@@ -98,7 +98,7 @@ def test_an_upside_down_face_is_followed(detector, portrait):
 
 
 def test_a_face_that_turns_over_at_once_is_not_carried_on(detector, portrait):
-    """A cut in a part of the picture, which the detector of cuts does not see."""
+    """A cut in a part of the frame, which the cut detector does not see."""
     over = np.ascontiguousarray(portrait[::-1, ::-1])
     for image, down in [(portrait, 1), (over, -1), (over, -1), (portrait, 1), (over, -1)]:
         (face,) = detector.detect(image)

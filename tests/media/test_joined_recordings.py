@@ -55,9 +55,9 @@ def test_copied_audio_of_joined_recordings_is_complete(tmp_path, suffix):
         assert writer._audio.is_copied
         for _ in range(55):
             writer.write(frame)
-    heard, expected = load_audio(out), load_audio(path)
-    assert abs(len(heard) - len(expected)) < 2400
-    assert np.abs(heard[16000 + 8000 : 16000 + 12000]).max() > 0.3  # in the second recording
+    decoded, expected = load_audio(out), load_audio(path)
+    assert abs(len(decoded) - len(expected)) < 2400
+    assert np.abs(decoded[16000 + 8000 : 16000 + 12000]).max() > 0.3  # in the second recording
 
 
 def test_interlaced_frames_after_progressive_ones_are_deinterlaced(tmp_path, caplog):
@@ -104,9 +104,9 @@ def test_audio_whose_format_changes_is_not_copied(tmp_path):
     with VideoWriter(tmp_path / "out.mp4", frame.width, frame.height, FPS, audio=select_audio(path)) as writer:
         writer.write(frame)
     with av.open(str(tmp_path / "out.mp4")) as container:
-        heard = [(item.sample_rate, item.samples) for item in container.decode(audio=0)]
-    assert {rate for rate, _ in heard} == {44100}
-    assert sum(samples for _, samples in heard) / 44100 == pytest.approx(2.0, abs=0.2)
+        decoded = [(item.sample_rate, item.samples) for item in container.decode(audio=0)]
+    assert {rate for rate, _ in decoded} == {44100}
+    assert sum(samples for _, samples in decoded) / 44100 == pytest.approx(2.0, abs=0.2)
 
 
 def test_audio_that_cannot_be_read_to_its_end_is_reported(tmp_path, caplog):

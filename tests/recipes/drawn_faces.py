@@ -22,13 +22,13 @@ def face(opening: float, shade: float) -> np.ndarray:
 
 def write_pack(path: Path) -> None:
     rng, writer = np.random.default_rng(0), PackWriter()
-    for number, (person, is_heard) in enumerate([("anna", True), ("ben", True), ("cara", False)]):
+    for number, (person, has_own_audio) in enumerate([("anna", True), ("ben", True), ("cara", False)]):
         openings = np.abs(np.sin(np.arange(FRAMES) / (3 + number)))
         openings[:8] = 0
         jpegs = [encode_face(face(opening, 0.5 + 0.2 * number)) for opening in openings]
         wave = 0.1 * rng.standard_normal(FRAMES * SAMPLES_PER_FRAME).astype(np.float32)
         wave[: 8 * SAMPLES_PER_FRAME] = 0
-        writer.add(f"{person}_a", person, jpegs, openings, wave if is_heard else None)
+        writer.add(f"{person}_a", person, jpegs, openings, wave if has_own_audio else None)
     writer.write(path, SIDE)
 
 

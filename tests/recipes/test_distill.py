@@ -182,7 +182,7 @@ def test_training_approaches_the_teacher_and_resumes_exactly(folder: Path, tiny_
     rows = (folder / "out" / "validation.csv").read_text().splitlines()
     column = rows[0].split(",").index("teacher_distance")
     after = float(rows[-1].split(",")[column])
-    # 0.65 to 0.68 over 4 seeds, 0.88 to 0.93 with an adapter of so few steps; 1 without learning.
+    # 0.65 to 0.75 over 5 seeds, 0.86 to 0.93 with an adapter of so few steps; 1 without learning.
     assert after < (0.97 if rank else 0.9) * before
 
     shutil.move(folder / "out", folder / "whole")

@@ -34,14 +34,14 @@ def test_a_sample_has_one_look_and_repeats(maker: SampleMaker, kind: str):
     assert first.target.shape == first.reference.shape == (FRAMES, 3, 256, 256)
     assert first.tokens.shape == (FRAMES, 50, 384)
     assert torch.equal(first.target, again.target) and torch.equal(first.tokens, again.tokens)
-    assert first.is_heard == (kind == "real")
+    assert first.has_own_audio == (kind == "real")
 
 
 def test_silence_closes_the_lips_of_the_reference(maker: SampleMaker, monkeypatch: pytest.MonkeyPatch):
     found = cycle([True, False])  # not every mouth can be closed
     monkeypatch.setattr(maker, "_closer", lambda face: face // 2 if next(found) else None)
     sample = maker.draw("closed", np.random.default_rng(1))
-    assert sample.kind == "closed" and not sample.is_heard
+    assert sample.kind == "closed" and not sample.has_own_audio
     assert sample.target.float().mean() < sample.reference.float().mean()  # each frame's own, changed alike
 
 

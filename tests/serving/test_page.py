@@ -85,6 +85,8 @@ def test_the_face_picker(tmp_path):
     x, y = seen.faces[0].center
     assert seen.face_at(x + 5, y) == 0 and seen.face_at(x + 200, y) is None
     assert [seen.face_of(option) for option in (seen.option(0), "left", "right", "largest", "9,9@1.5")] == [0] * 5
+    later = FaceFinder().find(path, 0.04)
+    assert later.option(0).endswith("@0.04") and GenerationOptions(face=later.option(0))
     given = [float(part) for part in seen.option(0).split(",")]
     assert np.abs(np.array(given) - (x, y)).max() <= 1
     assert GenerationOptions(face=seen.option(0))

@@ -6,18 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
 from latentsync.checkpoints.loading import load_state_dict
 from latentsync.training.distributed import gather_with_gradient
 from latentsync.training.loop import run_training
 from latentsync.utils.errors import UserError
-from tests.training.forked import run_forked
+from latentsync.utils.paths import CONFIGS_DIR
+from tests.training.forked import free_port, run_forked
 from tests.training.tiny_run import Blocks, TinyTask, arm, kill, run_config, saved_state, saved_weights
 from tests.waiting import HANG_SECONDS
+
+LAUNCH = CONFIGS_DIR / "launch"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -279,11 +284,38 @@ def test_gather_alone_is_the_identity():
     assert gather_with_gradient(rows) is rows
 
 
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_configs_are_understood(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == (1 if path.stem == "one_gpu" else 8) and config.mixed_precision == "no"
+
+
+def two_tasks_of_slurm(folder: Path) -> Path:
+    """A folder with stand-ins for SLURM's programs, which start two tasks on this machine."""
+    tasks = "for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2"
+    for name, text in {
+        "scontrol": "echo localhost",
+        "srun": f'shift\n{tasks} "$@" &\ndone\nwait -n && wait -n',
+    }.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["accelerate.commands.launch", "torch.distributed.run"])
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun", "slurm"])
 def test_as_it_is_launched(tmp_path, launcher):
-    options = ["--multi_gpu", "--num_processes=2"] if launcher.startswith("accelerate") else ["--nproc_per_node=2"]
-    command = [sys.executable, "-m", launcher, *options, "-m", "tests.training.tiny_run", str(tmp_path / "two")]
-    subprocess.run(command, check=True, timeout=HANG_SECONDS, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "PYTHONPATH": os.getcwd()}
+    config = ["--config_file", str(LAUNCH / "eight_gpus.yaml"), "--num_processes=2"]
+    command = {
+        "accelerate": [sys.executable, "-m", "accelerate.commands.launch", *config, "-m"],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m"],
+        "slurm": ["bash", str(LAUNCH / "slurm.sh")],
+    }[launcher]
+    if launcher == "slurm":
+        environment |= {"MASTER_PORT": str(free_port()), "SLURM_JOB_NODELIST": "localhost"}
+        environment["PATH"] = f"{two_tasks_of_slurm(tmp_path)}{os.pathsep}{environment['PATH']}"
+    command = [*command, "tests.training.tiny_run", str(tmp_path / "two")]
+    subprocess.run(command, check=True, timeout=HANG_SECONDS, env=environment)
     run_training(TinyTask(), run_config(tmp_path / "one", batch_size=4))
     assert_close(tmp_path / "one", tmp_path / "two")

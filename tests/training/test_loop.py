@@ -96,6 +96,25 @@ def test_sigterm_saves_and_leaves(whole, tmp_path):
     assert_equal_runs(whole, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_scheduler": "cosine", "lr_warmup_steps": 2, "gradient_accumulation_steps": 2},
+        {"mixed_precision": "bf16", "lr_scheduler": "linear", "lr_warmup_steps": 2, "adam_beta1": 0.0},
+        {"lr_scheduler": "polynomial", "background_saves": True, "windows_per_clip": 2, "max_grad_norm": 0.01},
+    ],
+    ids=["cosine, accumulation", "linear, bf16", "polynomial, background saves"],
+)
+def test_stopped_and_resumed_with_other_options(tmp_path, changes):
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path / "whole", **changes))
+    task, signals = TinyTask(dropout=0.2), iter([signal.SIGTERM])
+    task.hook = lambda step: os.kill(os.getpid(), next(signals, 0)) if step == 2 else None  # 0 is no signal
+    run_training(task, run_config(tmp_path / "halves", **changes))
+    assert (tmp_path / "halves/checkpoints/step_00000003").is_dir()
+    run_training(TinyTask(dropout=0.2), run_config(tmp_path / "halves", **changes))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "halves")
+
+
 def test_stops_when_the_time_is_over(tmp_path):
     run_training(TinyTask(), run_config(tmp_path, stop_after_minutes=1e-9))
     assert not list((tmp_path / "checkpoints").glob("step_*"))  # not one step was done

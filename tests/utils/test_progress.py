@@ -129,6 +129,33 @@ def test_frames_without_faces_cost_nothing():
     assert work.seconds_left() == pytest.approx((100 - 64) / 2 * 9 / 16, rel=0.1)
 
 
+def test_frames_before_the_first_face_tell_nothing_about_the_rest():
+    clock = Clock()
+    work = Work(100, 1, 16, {}, clock)
+    for _ in range(10):
+        work.deliver()
+    work.begin(16)
+    clock.now += 8
+    work.step(16)
+    work.deliver()
+    assert work.seconds_left() == pytest.approx((100 - 26) / 16 * 8)
+
+
+def test_interpolation_is_measured_before_it_is_estimated():
+    """It may take most of the time, and the first frames are written before it begins."""
+    work = Work(50, 1, 16, {}, Clock(), interpolates=True)
+    work.begin(16)
+    work.step(16)
+    for _ in range(8):
+        work.deliver()
+    for seconds in (0, 0, 2, 2):
+        assert work.seconds_left() is None
+        work.write(seconds)
+    assert work.seconds_left() > 50
+    again = Work(50, 1, 16, {"first": 0.1, "last": 0.1, "write": 2}, Clock(), interpolates=True)
+    assert again.seconds_left() > 20  # of the last run
+
+
 def test_equal_pieces_have_a_steady_pace():
     clock = Clock()
     pace = SteadyPace("interpolation", 10, clock)

@@ -1,4 +1,4 @@
-"""The face picker: the first frame of an upload with its faces marked, and the face at a click."""
+"""The face picker: a frame of an upload with its faces marked, and the face at a click."""
 
 import threading
 from dataclasses import dataclass
@@ -17,12 +17,14 @@ DARK = (20, 20, 20)
 
 
 @dataclass(frozen=True)
-class FirstFrame:
-    """pixels: (H, W, 3) uint8 as displayed; scale: displayed over real size; faces: left to right, in these pixels."""
+class ShownFrame:
+    """pixels: (H, W, 3) uint8 as displayed; scale: displayed over real size; faces: left to right, in these pixels;
+    second: of the video."""
 
     pixels: np.ndarray
     scale: float
     faces: tuple[Face, ...]
+    second: float = 0.0
 
     def face_at(self, x: float, y: float) -> int | None:
         """Index of the face at a click: the nearest one, if the click is close enough; None otherwise."""
@@ -33,7 +35,7 @@ class FirstFrame:
         return nearest if distances[nearest] <= 1 else None
 
     def face_of(self, option: str) -> int | None:
-        """Index of the face that the `face` option stands for, as far as the first frame tells; else the largest."""
+        """Index of the face that the `face` option stands for, as far as this frame tells; else the largest."""
         x, comma, y = option.partition(",")
         try:
             if comma and (found := self.face_at(float(x) * self.scale, float(y) * self.scale)) is not None:
@@ -48,7 +50,7 @@ class FirstFrame:
     def option(self, number: int) -> str:
         """The value of the `face` option for this face: its center in pixels of the video."""
         x, y = self.faces[number].center / self.scale
-        return f"{max(0.0, x):.0f},{max(0.0, y):.0f}"
+        return f"{max(0.0, x):.0f},{max(0.0, y):.0f}" + (f"@{self.second:g}" if self.second else "")
 
     def marked(self, chosen: int | None) -> np.ndarray:
         """The frame with a numbered box around each face; the chosen one is green."""
@@ -83,9 +85,9 @@ class FaceFinder:
         self._lock = threading.Lock()
         self._detector: FaceDetector | None = None
 
-    def find(self, path: Path) -> FirstFrame:
-        """The first frame of a file with its faces. Raises UserError if the file has no frames."""
-        pixels = first_frame(path)
+    def find(self, path: Path, second: float = 0.0) -> ShownFrame:
+        """The frame of a file at `second` with its faces. Raises UserError if there is none."""
+        pixels = first_frame(path, second)
         with self._lock:
             if self._detector is None:
                 self._detector = create_detector(static=True)
@@ -94,4 +96,4 @@ class FaceFinder:
         if scale < 1:
             pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         ordered = sorted((face.scaled(scale) for face in faces), key=lambda face: float(face.center[0]))
-        return FirstFrame(pixels, scale, tuple(ordered))
+        return ShownFrame(pixels, scale, tuple(ordered), second)

@@ -13,7 +13,7 @@ from latentsync.serving.jobs import AUDIO_ROLES, JobKind, JobNotFound
 from latentsync.serving.page.compare import player_html
 from latentsync.serving.page.errors import report_errors
 from latentsync.serving.page.examples import chosen_example, example_gallery
-from latentsync.serving.page.faces import FaceFinder, FirstFrame
+from latentsync.serving.page.faces import FaceFinder, ShownFrame
 from latentsync.serving.page.job_panel import JobPanel
 from latentsync.serving.page.options_form import OptionsForm
 from latentsync.serving.page.people import PeopleStrip
@@ -31,6 +31,10 @@ CURRENT = """second => {
 }"""
 LARGEST = "largest"
 PRIVATE = {"api_visibility": "private"}
+CURRENT_OF_FILE = """path => {
+    const video = document.querySelector('#given video');
+    return [path, video ? Math.round(1000 * video.currentTime) / 1000 : 0];
+}"""
 SEEK = """second => {
     const video = document.querySelector('#given video');
     if (video && second) video.currentTime = Number(second);
@@ -54,6 +58,7 @@ class LipsyncTab:
                     self.form.build(TRIM)
                     with gr.Row():
                         self.marks = [gr.Button(f"Set {name} here", size="sm", elem_id=f"set-{name}") for name in TRIM]
+                    self.face_here = gr.Button("Choose a face here", size="sm", elem_id="face-here")
                 self.preview_image = gr.Image(
                     label="Which face? Click to choose",
                     visible=False,
@@ -81,6 +86,7 @@ class LipsyncTab:
                     self.speak = gr.Button("3. Make it speak", variant="primary", elem_id="speak")
                     self.preview = gr.Button(f"Preview of {PREVIEW_SECONDS:g} s", elem_id="preview")
                 self.panel = JobPanel(service, job_id)
+        self.second = gr.Number(0, visible=False)
         self.seen, self.reused = gr.State(None), gr.State("")  # reused: id of the job whose settings were copied
         with gr.Accordion("Options", open=False, elem_id="options"):
             self.form.build_rest()
@@ -99,6 +105,13 @@ class LipsyncTab:
             field = self.form.fields[name]
             field.change(None, field, None, js=SEEK, **PRIVATE)  # the player shows the second that is chosen
             mark.click(None, field, field, js=CURRENT, **PRIVATE)
+        self.face_here.click(
+            report_errors(self.show_faces_at),
+            [self.video, self.second],
+            [self.seen, self.preview_image],
+            js=CURRENT_OF_FILE,
+            **PRIVATE,
+        )
         self.preview_image.select(
             report_errors(self.choose_face), self.seen, [self.preview_image, self.face], **PRIVATE
         )
@@ -136,7 +149,17 @@ class LipsyncTab:
             *self.people.offered(is_video),
         )
 
-    def choose_face(self, seen: FirstFrame | None, event: gr.SelectData) -> tuple[np.ndarray | dict, str | dict]:
+    def show_faces_at(self, path: str | None, second: float) -> tuple[Any, ...]:
+        """The frame at `second` with its faces marked, to choose one of them."""
+        if not path:
+            return gr.skip(), gr.skip()
+        inspect_file("video", Path(path).name, Path(path), self.service.settings)
+        seen = self.finder.find(Path(path), second)
+        if not seen.faces:
+            gr.Warning("No face was found in this frame.")
+        return seen, gr.update(visible=True, value=seen.marked(None))
+
+    def choose_face(self, seen: ShownFrame | None, event: gr.SelectData) -> tuple[np.ndarray | dict, str | dict]:
         """Choose the face at the click."""
         number = seen.face_at(*event.index) if seen is not None else None
         if seen is None or number is None:

@@ -51,8 +51,8 @@ def test_frames_and_audio_of_a_speed_are_synchronized(pace):
     assert frames[0] == 0 and 48 <= frames[-1] <= 49
     assert set(np.diff(frames)) <= ({0, 1} if pace < 1 else {1, 2})
     wave = change_pace(clicks(1.02), pace)  # in the middle of frame 25
-    heard = int(loudest(wave) * 25)
-    assert abs(frames[heard] - 25) <= 1
+    loudest_frame = int(loudest(wave) * 25)
+    assert abs(frames[loudest_frame] - 25) <= 1
     assert len(wave) / SAMPLE_RATE == pytest.approx(float(2 / pace), abs=1e-3)
 
 

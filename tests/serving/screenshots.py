@@ -1,4 +1,4 @@
-"""Takes the pictures of the web UI for the docs: `python -m tests.serving.pictures ADDRESS`.
+"""Takes the screenshots of the web UI for the docs: `python -m tests.serving.screenshots ADDRESS`.
 
 The page runs at ADDRESS with an empty workspace (`latentsync app --workspace NEW_FOLDER`).
 """
