@@ -229,7 +229,7 @@ def test_samples_follow_time_stamps(tmp_path, slow, rate):
             frame.sample_rate, frame.pts = rate, round(begin * slow)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    np.testing.assert_allclose(onsets(load_audio(path), rate), at * slow, atol=0.021)
+    np.testing.assert_allclose(onsets(load_audio(path), 16000), at * slow, atol=0.021)
     assert abs(audio_duration(path) - seconds * slow) < 0.021
 
 
