@@ -1,11 +1,17 @@
 """Threads that overlap the stages of a stream, with bounded buffers; errors reach the caller."""
 
+import atexit
+import sys
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+EXIT_SECONDS = 10.0  # that an exiting program waits for its workers
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
@@ -33,7 +39,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
         finally:
             buffer.close()
 
-    worker = _Worker(produce, "prefetch")
+    worker = _Worker(produce, "prefetch", partial(buffer.close, drop=True))
     try:
         worker.start()
         yield from buffer
@@ -55,7 +61,7 @@ class Sink(Generic[T]):
         self._consume = consume
         self._waiting: _Buffer[T] = _Buffer(depth)
         self._error: BaseException | None = None
-        self._worker = _Worker(self._run, "sink")
+        self._worker = _Worker(self._run, "sink", partial(self._waiting.close, drop=True))
 
     def put(self, item: T) -> None:
         """Queue one item; blocks while `depth` items are queued. Raises the consumer's error."""
@@ -121,14 +127,20 @@ class _Buffer(Generic[T]):
 
 
 class _Worker:
-    """A thread that can be waited for despite Ctrl-C.
+    """A thread that can be waited for despite Ctrl-C, and that ends before the interpreter does.
 
     After an interrupted `Thread.join`, Python 3.11 and 3.12 consider the thread finished while it is still running, so
-    that its resources would be released too early.
+    that its resources would be released too early. A generator that a program leaves unfinished is closed only when the
+    interpreter is finalized, where daemon threads no longer run: waiting for one there would never end.
+
+    Args:
+        work: runs in the thread.
+        name: of the thread.
+        stop: makes `work` end soon; may be called repeatedly.
     """
 
-    def __init__(self, work: Callable[[], None], name: str):
-        self._work = work
+    def __init__(self, work: Callable[[], None], name: str, stop: Callable[[], None]):
+        self._work, self.stop = work, stop
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -139,13 +151,18 @@ class _Worker:
             self._ended.set()
 
     def start(self) -> None:
+        _workers.add(self)
         self._thread.start()
+
+    def wait_until(self, deadline: float) -> None:
+        """Wait for the end of the work, until a time of `time.monotonic`."""
+        self._ended.wait(max(0.0, deadline - time.monotonic()))
 
     def wait(self, on_interrupt: Callable[[], None] = lambda: None) -> None:
         """Wait for the end of the work. An exception from a signal (Ctrl-C, end of a job) calls `on_interrupt` and is
         raised after the work has ended."""
-        if self._thread.ident is None:  # never started
-            return
+        if self._thread.ident is None or (sys.is_finalizing() and not self._ended.is_set()):
+            return  # never started, or never to run again
         interrupt: BaseException | None = None
         while not self._ended.is_set():
             try:
@@ -156,3 +173,17 @@ class _Worker:
         self._thread.join()
         if interrupt is not None:
             raise interrupt
+
+
+_workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_workers() -> None:
+    """Stop the workers of generators that the program has left unfinished."""
+    deadline = time.monotonic() + EXIT_SECONDS
+    workers = [*_workers]
+    for worker in workers:
+        worker.stop()
+    for worker in workers:
+        worker.wait_until(deadline)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -222,3 +224,22 @@ def test_a_chain_with_a_failing_sink_ends_the_producer_too():
             sink.put(item)
     items.close()
     assert source.closed
+
+
+UNFINISHED = """
+from latentsync.utils.threads import prefetch
+
+def numbers():
+    try:
+        yield from range(10**9)
+    finally:
+        print("closed")
+
+items = prefetch(prefetch(numbers(), 2), 2)
+print(next(items))
+"""
+
+
+def test_a_program_may_leave_a_generator_unfinished():
+    ended = subprocess.run([sys.executable, "-c", UNFINISHED], capture_output=True, text=True, timeout=HANG_SECONDS)
+    assert (ended.returncode, ended.stdout.split(), ended.stderr) == (0, ["0", "closed"], "")
