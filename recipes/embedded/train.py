@@ -28,6 +28,7 @@ from latentsync.models.framewise_syncnet import FramewiseSyncNet
 from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
+from latentsync.models.vae import LatentCodec
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError
 from recipes.embedded import autoencoder, sheets, syncnet, teacher
@@ -178,7 +179,7 @@ class Recipe:
     def load_autoencoder(self) -> PatchAutoencoder:
         """The trained one, or as far as its training is; else that of `start`."""
         if self.start is not None and not (self.output / "autoencoder.pt").is_file():
-            network = PatchAutoencoder.from_pretrained(self.start / "vae").float()
+            network = LatentCodec.from_pretrained(self.start / "vae").vae
         else:
             network = PatchAutoencoder(latent_channels=CHANNELS)
             network.load_state_dict(self._averages("autoencoder")["autoencoder"])

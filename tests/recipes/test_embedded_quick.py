@@ -43,3 +43,6 @@ def test_every_stage_runs_and_the_result_loads(data: Path, tmp_path: Path, monke
     pipeline = load_pipeline(paths, "cpu")
     assert (pipeline.resolution, pipeline.codec.channels) == (256, train.CHANNELS)
     assert {path.name for path in (output / "refine").glob("*.png")} == {f"{n}_a.png" for n in ("anna", "ben", "cara")}
+    again = [*words, "--output", str(tmp_path / "again"), "--start", str(model), "--workers", "2", "--batch_scale", "2"]
+    assert train.main([*again, "--quick", "--stages", "syncnet", "refine", "export"]) == 0
+    assert (tmp_path / "again" / "model" / "unet.safetensors").stat().st_size == paths.unet.stat().st_size
