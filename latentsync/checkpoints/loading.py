@@ -55,9 +55,9 @@ def load_into(
     """Build a model and load the checkpoint's weights strictly; floating-point tensors take the model's dtype.
 
     A prefix that all names share (`module.`, `_orig_mod.`, `unet.`), and wrapping modules within names, are removed and
-    logged. Other missing, unknown or
-    differently shaped tensors are errors, except for the differences of `UNET_PATCHES`: each that applies is logged by
-    name, and tensors that the file lacks keep their fresh initialization. With `exact` these are errors as well.
+    logged. Other missing, unknown or differently shaped tensors are errors, except for the differences of
+    `UNET_PATCHES`: each that applies is logged by name, and tensors that the file lacks keep their fresh
+    initialization. With `exact` these are errors as well.
 
     Args:
         build: called on the meta device first, so that a model that takes all its weights from the file never

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from av.filter import Graph
 
-from latentsync.media.stamps import MAX_GAP_SECONDS, duration_of, time_of
+from latentsync.media.stamps import MAX_GAP_SECONDS, duration_of, starts_anew, time_of
 from latentsync.utils.errors import UserError
 
 # A larger jump between two time stamps is a gap in the recording; smaller steps are rounding or drift.
@@ -41,7 +41,7 @@ class Clock:
         if abs(step) <= GAP_SECONDS:
             self.drift = error
             return Fraction(0)
-        if not 0 < step < MAX_GAP_SECONDS:  # time starts anew, as in joined recordings
+        if starts_anew(step, GAP_SECONDS):
             self._origin += step
             return Fraction(0)
         self._gaps += step

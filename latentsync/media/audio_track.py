@@ -22,7 +22,7 @@ from latentsync.media.audio_stream import (
     has_one_format,
 )
 from latentsync.media.paths import open_input
-from latentsync.media.stamps import MAX_GAP_SECONDS, duration_of, time_of
+from latentsync.media.stamps import duration_of, starts_anew, time_of
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class AudioTrack:
                         continue
                     if last_dts is not None:
                         step = (packet.dts - last_dts) * tick
-                        if not -GAP_SECONDS <= step < MAX_GAP_SECONDS:  # time starts anew, as in joined recordings
+                        if starts_anew(step, GAP_SECONDS):
                             shift += end - packet.dts
                         elif step <= 0:
                             continue  # no container takes a stamp that runs backward

@@ -25,9 +25,12 @@ def time_of(item: Stamped) -> Fraction | None:
     return None if item.pts is None or item.time_base is None else item.pts * item.time_base
 
 
-def starts_anew(step: Fraction) -> bool:
-    """Whether another recording begins where time stamps go on by `step` seconds, as in files that were joined."""
-    return not -MAX_DISORDER_SECONDS <= step < MAX_GAP_SECONDS
+def starts_anew(step: Fraction, disorder: Fraction = MAX_DISORDER_SECONDS) -> bool:
+    """Whether a time step of `step` seconds is the start of another recording, as in concatenated files.
+
+    `disorder`: seconds that time stamps of one recording may go back.
+    """
+    return not -disorder <= step < MAX_GAP_SECONDS
 
 
 def duration_of(item: Stamped) -> Fraction:

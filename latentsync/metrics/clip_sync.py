@@ -164,12 +164,12 @@ class PublishedScorer:
                 raise UserError(f"{path}: the face {face} is not in view for {MIN_FRAMES} frames; leave it out")
             tracks = [track]
         audio = [_audio_of(wave, track.start, len(track.boxes)) for track in tracks]
-        heard = [
+        with_audio = [
             pair for pair in zip(tracks, audio, strict=True) if len(pair[1]) >= self.min_frames * SAMPLES_PER_FRAME
         ]
-        if not heard:
+        if not with_audio:
             raise UserError(f"{path}: no face is in view for {self.min_frames} frames with audio; leave it out")
-        return [self._score_track(info, *pair) for pair in heard]
+        return [self._score_track(info, *pair) for pair in with_audio]
 
     def _boxes(self, frame: VideoFrame, detector: FaceDetector) -> list[np.ndarray]:
         if self.s3fd is not None:

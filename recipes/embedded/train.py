@@ -90,7 +90,6 @@ DENOISER = {
     "settle": DenoiserSettings(
         {"real": 0.3, "retrieved": 0.15, "silent": 0.1, "closed": 0.45},
         lr=2e-4,
-        decoder_lr=0.0,
         keep_weight=1.0,
         seed=41,
         **ON_PIXELS,

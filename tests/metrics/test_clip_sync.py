@@ -93,8 +93,8 @@ def test_a_long_aligned_clip_is_scored_with_its_own_part_of_the_audio(published_
     monkeypatch.setattr(clip_sync, "probe_video", lambda path: type("Info", (), {"is_still": False}))
     monkeypatch.setattr(clip_sync, "is_aligned_clip", lambda info: True)
     monkeypatch.setattr(clip_sync, "aligned_tracks", lambda info, side: iter(parts))
-    heard = []
+    starts = []
     score = scorer.score_faces
-    monkeypatch.setattr(scorer, "score_faces", lambda faces, part: heard.append(part[0]) or score(faces, part))
+    monkeypatch.setattr(scorer, "score_faces", lambda faces, part: starts.append(part[0]) or score(faces, part))
     assert [(found.start, found.frames) for found in scorer.score_video("a.mp4", wave)] == [(0, 60), (60, 40)]
-    assert heard == [0, 60 * 640]
+    assert starts == [0, 60 * 640]

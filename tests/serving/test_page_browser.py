@@ -131,6 +131,20 @@ def _choose(browser: Browser) -> None:
     assert order == sorted(order), "\n".join(names)
 
 
+def _give_video(browser: Browser, scene: Path) -> None:
+    """The page anew, with the video of two people."""
+    browser.driver.refresh()
+    browser.upload("#video", scene)
+    browser.find("#faces img")
+
+
+def _start(browser: Browser, button: str) -> None:
+    """Start a job with options that make it quick."""
+    browser.click("#options button")
+    _hurry(browser)
+    browser.click(button)
+
+
 def _hurry(browser: Browser) -> None:
     """A preset, and one denoising step without guidance, by keyboard; the options are open."""
     from selenium.webdriver.common.keys import Keys
@@ -237,9 +251,7 @@ def _example(browser: Browser, service: JobService) -> None:
     browser.until(lambda: browser.all("#examples button.thumbnail-item")[1].click() or True)
     browser.find("#faces img")
     browser.find(WAVEFORM)
-    browser.click("#options button")
-    _hurry(browser)
-    browser.click("#preview")
+    _start(browser, "#preview")
     job = _done(browser, service)
     assert job.inputs == {"video": "demo_portrait.png", "audio": "demo_voice.wav"}
     browser.find(".compare img.source")
@@ -248,9 +260,7 @@ def _example(browser: Browser, service: JobService) -> None:
 
 def _microphone(browser: Browser, scene: Path, service: JobService) -> None:
     """Two seconds of what the browser's microphone hears are a voice."""
-    browser.driver.refresh()
-    browser.upload("#video", scene)
-    browser.find("#faces img")
+    _give_video(browser, scene)
     browser.click("#audio button[aria-label='Record audio']")
     browser.click("#audio .record-button")
     browser.find("#audio .stop-button")
@@ -258,9 +268,7 @@ def _microphone(browser: Browser, scene: Path, service: JobService) -> None:
     browser.click("#audio .stop-button")
     browser.find("#audio button[aria-label='Play']")
     browser.shot("recorded")
-    browser.click("#options button")
-    _hurry(browser)
-    browser.click("#preview")
+    _start(browser, "#preview")
     recorded = service.input_path(_done(browser, service).id, "audio")
     assert np.abs(load_audio(recorded, 16000)).max() > 0.01  # it beeps
 
@@ -269,16 +277,12 @@ def _script(browser: Browser, scene: Path, service: JobService, folder: Path) ->
     """Two people, each with a voice of their own."""
     voices = [write_audio(folder / name, tone(16000, 0.4)) for name in ("anna.wav", "ben.wav")]
     (folder / "cues.csv").write_text("start,face,audio\n0,left,anna.wav\n0.4,right,ben.wav\n")
-    browser.driver.refresh()
-    browser.upload("#video", scene)
-    browser.find("#faces img")
+    _give_video(browser, scene)
     browser.click("#cues button")
     browser.upload("#script", folder / "cues.csv")
     browser.upload("#more-audio", *voices)
     browser.until(lambda: "cues" in browser.text("#script") and "ben" in browser.text("#more-audio"), "no upload")
-    browser.click("#options button")
-    _hurry(browser)
-    browser.click("#speak")
+    _start(browser, "#speak")
     job = _done(browser, service)
     assert [job.inputs[role] for role in ("script", "audio", "audio2")] == ["cues.csv", "anna.wav", "ben.wav"]
     assert probe_video(job.result).num_frames == 25
@@ -287,14 +291,10 @@ def _script(browser: Browser, scene: Path, service: JobService, folder: Path) ->
 
 def _text(browser: Browser, scene: Path, service: JobService) -> None:
     """A text that is spoken, or the message that tells which package speaks."""
-    browser.driver.refresh()
-    browser.upload("#video", scene)
-    browser.find("#faces img")
+    _give_video(browser, scene)
     browser.click("#spoken button")
     browser.find("#text textarea").send_keys("Good morning.")
-    browser.click("#options button")
-    _hurry(browser)
-    browser.click("#preview")
+    _start(browser, "#preview")
     browser.until(lambda: service.list()[0].options.text == "Good morning.", "nothing was begun")
     browser.until(lambda: service.list()[0].state.is_final, "it does not end")
     if voice_names():
