@@ -17,6 +17,7 @@ from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
 from latentsync.options import GenerationOptions
+from latentsync.utils.batch import ALL_FAILED, SOME_FAILED
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import tone, write_audio, write_clip
 
@@ -72,7 +73,7 @@ def statuses(folder: Path) -> dict[str, str]:
 
 
 def test_bad_rows_are_reported_and_one_pipeline_does_the_rest(folder, pipeline, capsys):
-    assert call(folder, "--seed", "5", "--inference_steps", "3") == 1
+    assert call(folder, "--seed", "5", "--inference_steps", "3") == SOME_FAILED
     failed = dict.fromkeys(["empty", "text__voice", "silent", "none"], "failed")
     assert statuses(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
     assert len(pipeline.opened) == 1 and [name for name, *_ in pipeline.calls] == ["ä b.mp4", "two\nlines.mp4"]
@@ -104,7 +105,7 @@ def test_only_missing_or_changed_results_are_generated(folder, pipeline):
 
 def test_no_pipeline_is_loaded_without_work(folder, pipeline):
     (folder / "list.csv").write_text("video\nempty.mp4\nnone.mp4\n")
-    assert call(folder) == 1
+    assert call(folder) == ALL_FAILED
     assert len(pipeline.calls) == 0
 
 
