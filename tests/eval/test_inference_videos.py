@@ -1,6 +1,8 @@
 """Batches: one pipeline for all, resumable, bad rows do not stop the others."""
 
 import csv
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,9 @@ from latentsync.media.probe import probe_video
 from latentsync.options import GenerationOptions
 from latentsync.utils.batch import ALL_FAILED, SOME_FAILED
 from latentsync.utils.errors import UserError
+from latentsync.utils.paths import PROJECT_ROOT
 from tests.media.synthetic import tone, write_audio, write_clip
+from tests.waiting import HANG_SECONDS, eventually
 
 
 @dataclass
@@ -120,6 +124,48 @@ def test_an_incomplete_result_is_generated_again(folder, monkeypatch):
         list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Crashing)([pair]))
     rows = list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Copies)([pair]))
     assert [row.status for row in rows] == ["done"] and (folder / "out" / "first.mp4").read_bytes() != b"half"
+
+
+RESUMED = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from eval.inference_videos import BatchInference
+from eval.pairs import read_pairs
+from latentsync.options import GenerationOptions
+
+folder = Path(sys.argv[1])
+
+def pipeline(video, audio, target, options):
+    with (folder / "begun").open("a") as file:
+        file.write("x")
+    target.write_bytes(b"half")
+    while (folder / "begun").stat().st_size == 2 and not (folder / "go").exists():
+        time.sleep(0.02)
+    target.write_bytes(b"a result")
+    return SimpleNamespace(num_frames=1)
+
+options = GenerationOptions(model="embedded")
+for outcome in BatchInference(options, folder / "out", lambda: pipeline)(read_pairs(folder / "two.csv")):
+    print(outcome.row.id, outcome.status)
+"""
+
+
+def test_a_killed_run_resumes(folder):
+    """Killed while the second result is written: the first is kept, and the second is made again."""
+    (folder / "two.csv").write_text("video,audio,id\nä b.mp4,,a\nä b.mp4,voice.wav,b\n")
+    command = [sys.executable, "-c", RESUMED, str(folder)]
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT)
+    try:
+        assert eventually(lambda: (folder / "begun").exists() and (folder / "begun").read_text() == "xx")
+        assert eventually((folder / "out" / "b.mp4").exists)
+    finally:
+        process.kill()
+        process.wait()
+    (folder / "go").touch()
+    again = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
+    assert again.stdout.split() == ["a", "kept", "b", "done"], again.stderr
+    assert (folder / "out" / "b.mp4").read_bytes() == b"a result"
 
 
 def test_concurrent_runs_and_unwritable_folders_are_refused(folder, pipeline, capsys):
