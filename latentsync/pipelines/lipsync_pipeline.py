@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from fractions import Fraction
@@ -280,11 +281,13 @@ class LipsyncPipeline(FaceGenerator):
 
 
 def _with_audio_begun(frames: Iterable[TrackedFrame], features: AudioFeatureStream) -> Iterator[TrackedFrame]:
-    """The frames. After the first, the first window of audio is encoded, while a thread tracks the next frames."""
-    for index, frame in enumerate(frames):
-        if index == 0:
-            features.chunks(0, 1)
-        yield frame
+    """The frames. The first window of audio is encoded in a thread while the first frame is decoded and tracked."""
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(features.chunks, 0, 1)
+        for index, frame in enumerate(frames):
+            if index == 0:
+                begun.result()
+            yield frame
 
 
 def _awaited(
