@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from fractions import Fraction
-from itertools import cycle, tee
+from itertools import chain, cycle, islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -283,12 +283,12 @@ class LipsyncPipeline(FaceGenerator):
 
 def _with_audio_begun(frames: Iterable[TrackedFrame], features: AudioFeatureStream) -> Iterator[TrackedFrame]:
     """The frames. The first window of audio is encoded in a thread while the first frame is decoded and tracked."""
+    remaining = iter(frames)
     with ThreadPoolExecutor(1) as pool:
         begun = pool.submit(features.chunks, 0, 1)
-        for index, frame in enumerate(frames):
-            if index == 0:
-                begun.result()
-            yield frame
+        first = list(islice(remaining, 1))
+        begun.result()
+    yield from chain(first, remaining)
 
 
 def _awaited(
