@@ -11,6 +11,8 @@ import math
 import cv2
 import numpy as np
 
+from latentsync.faces.resample import resize_lanczos, warp_rgb
+
 TEMPLATE_ANCHORS = np.array([[17.0, 20.0], [58.0, 20.0], [37.5, 40.0]])  # left brow, right brow, nose: (x, y)
 TEMPLATE_SIZE = (75, 100)  # width, height of the crop in template units
 TEMPLATE_SCALE = 2.8  # crop pixels per template unit at resolution 256
@@ -107,14 +109,7 @@ def warp_to_crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -
     # Pixel centers: x in the crop is samples * x + (samples - 1) / 2 in the supersampled crop.
     supersampled = samples * np.asarray(matrix, dtype=np.float64)
     supersampled[:, 2] += (samples - 1) / 2
-    crop = cv2.warpAffine(
-        image,
-        supersampled,
-        (samples * size[0], samples * size[1]),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(OUTSIDE_VALUE,) * 3,
-    )
+    crop = warp_rgb(image, supersampled, (samples * size[0], samples * size[1]), value=OUTSIDE_VALUE)
     return crop if samples == 1 else cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
 
 
@@ -154,7 +149,7 @@ def shift_source(matrix: np.ndarray, x0: float, y0: float) -> np.ndarray:
 
 def resize_to_square(crop: np.ndarray, resolution: int) -> np.ndarray:
     """Aligned crop (h, w, 3) uint8 -> (resolution, resolution, 3) uint8, with Lanczos resampling, as network input."""
-    return cv2.resize(crop, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4)
+    return resize_lanczos(crop, (resolution, resolution))
 
 
 def frame_to_square(points: np.ndarray, matrix: np.ndarray, size: tuple[int, int], resolution: int) -> np.ndarray:

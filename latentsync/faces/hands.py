@@ -11,6 +11,7 @@ import numpy as np
 
 from latentsync.faces.detector import Face
 from latentsync.faces.mediapipe_graphs import HandNet
+from latentsync.faces.resample import warp_rgb
 
 SCALE = 2.5  # side of the square in which hands are looked for, in lengths of the face
 LOWER = 0.35  # of the face height: offset of the square below the face center, since most hands enter from below
@@ -54,7 +55,7 @@ class HandFinder:
         side = SCALE * float(face.size.max())
         corner = face.center + (0, LOWER * face.size[1]) - side / 2
         to_square = np.column_stack([np.eye(2), -corner]) * (SIDE / side)
-        square = cv2.warpAffine(image, to_square, (SIDE, SIDE), flags=cv2.INTER_LINEAR)
+        square = warp_rgb(image, to_square, (SIDE, SIDE))
         self._since_run += 1
         self._since_hand += 1
         if self._is_due(square, cv2.transform(face.outline[None], to_square)[0]):

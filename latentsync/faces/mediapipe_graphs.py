@@ -25,6 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from latentsync.faces.resample import warp_rgb
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_imports import import_light
 
@@ -210,7 +211,7 @@ class MeshNet:
         factor = int(np.clip(round(region.side / MESH_SIDE), 1, 3))
         side = MESH_SIDE * factor
         to_image = crop_to_image(region, side)
-        crop = cv2.warpAffine(image, to_image, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        crop = warp_rgb(image, to_image, (side, side), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         if factor > 1:
             crop = cv2.resize(crop, (MESH_SIDE, MESH_SIDE), interpolation=cv2.INTER_AREA)
         landmarks = self._run(crop)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from latentsync.faces.align import shift_source, source_box
-from latentsync.faces.resample import resize_bicubic
+from latentsync.faces.resample import resize_bicubic, warp_rgb
 
 Box = tuple[int, int, int, int]
 EMPTY = (0, 0, 0, 0), np.zeros((0, 0, 3), np.float32), np.zeros((0, 0), np.float32)
@@ -57,9 +57,7 @@ def paste_region(
     left, top, (width, height) = part[0] + inner[0], part[1] + inner[1], inner[2:]
     to_box[:, 2] -= (left, top)
     # The mask ends inside the crop; replicated borders keep black from bleeding into its last rows.
-    rgb = cv2.warpAffine(
-        resize_face(face, size), to_box, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    rgb = warp_rgb(resize_face(face, size), to_box, (width, height), border=cv2.BORDER_REPLICATE)
     box = (x0 + left, y0 + top, x0 + left + width, y0 + top + height)
     return box, rgb, alpha[_slices(inner)]
 
@@ -100,11 +98,9 @@ def soft_mask(
     # Erosion and blur reach up to 2 `edge` pixels: pixels farther from the part do not matter.
     left, top = max(part[0] - 2 * edge, 0), max(part[1] - 2 * edge, 0)
     near = valid[top : part[1] + part[3] + 2 * edge, left : part[0] + part[2] + 2 * edge]
-    kernel = 2 * edge + 1
-    sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
-    blurred = cv2.GaussianBlur(_erode_convex(near, edge), (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
-    inside = (part[0] - left, part[1] - top, *part[2:])
-    return np.minimum(blurred[_slices(inside)], 1.0)  # rounding in the blur may exceed 1
+    rows, columns = _slices((part[0] - left, part[1] - top, *part[2:]))
+    blurred = _blur_convex(_erode_convex(near, edge), edge, rows)
+    return np.minimum(blurred[rows, columns], 1.0)  # rounding in the blur may exceed 1
 
 
 def _slices(part: Box) -> tuple[slice, slice]:
@@ -123,6 +119,25 @@ def _erode_convex(mask: np.ndarray, edge: int) -> np.ndarray:
     shift = 2 * edge - 1
     rows = cv2.min(padded[:height], padded[shift : shift + height])
     return cv2.min(rows[:, :width], rows[:, shift : shift + width])
+
+
+def _blur_convex(mask: np.ndarray, radius: int, rows: slice) -> np.ndarray:
+    """Gaussian blur of an eroded mask, right in `rows`. Most of it is 1 far into the mask and stays 1: only the columns
+    to the left and to the right of that are blurred."""
+    kernel, sigma = 2 * radius + 1, 0.3 * (radius - 1) + 0.8
+
+    def blur(part: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(part, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+
+    lowest = cv2.reduce(mask[max(rows.start - radius, 0) : rows.stop + radius], 0, cv2.REDUCE_MIN)[0]
+    full = np.flatnonzero(lowest > 1 - 1e-6)
+    first, last = (int(full[0]) + radius, int(full[-1]) + 1 - radius) if full.size else (0, 0)
+    if first >= last:
+        return blur(mask)
+    result = np.ones_like(mask)
+    result[:, :first] = blur(mask[:, : first + radius])[:, :first]
+    result[:, last:] = blur(mask[:, last - radius :])[:, radius:]
+    return result
 
 
 def blend_region(image: np.ndarray, box: Box, rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -3,10 +3,11 @@
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from fractions import Fraction
-from itertools import cycle, tee
+from itertools import chain, cycle, islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -281,11 +282,13 @@ class LipsyncPipeline(FaceGenerator):
 
 
 def _with_audio_begun(frames: Iterable[TrackedFrame], features: AudioFeatureStream) -> Iterator[TrackedFrame]:
-    """The frames. After the first, the first window of audio is encoded, while a thread tracks the next frames."""
-    for index, frame in enumerate(frames):
-        if index == 0:
-            features.chunks(0, 1)
-        yield frame
+    """The frames. The first window of audio is encoded in a thread while the first frame is decoded and tracked."""
+    remaining = iter(frames)
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(features.chunks, 0, 1)
+        first = list(islice(remaining, 1))
+        begun.result()
+    yield from chain(first, remaining)
 
 
 def _awaited(
