@@ -3,7 +3,7 @@
 Writes out/<id>.mp4 for each row of the list, <id>.json with the digests of its inputs and its settings, and
 inference.csv with the status of each row. Existing results of the same inputs and settings are kept, so that the same
 command resumes an interrupted run. Rows that fail are reported and do not stop the others. Exit codes: 0 all rows are
-done, 1 some failed, 2 wrong usage.
+done, 1 invalid input, 2 wrong usage, 3 some rows failed, 4 all rows failed.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,10 @@ from latentsync.arguments import OptionParser, add_option_arguments, given_optio
 from latentsync.checkpoints.fingerprint import files_of, fingerprint
 from latentsync.checkpoints.registry import default_name, resolve
 from latentsync.options import AUTO, GenerationOptions, parse_options
+from latentsync.utils.batch import DONE, FAILED, KEPT, Outcome, exit_code, run_rows
 from latentsync.utils.commands import command
-from latentsync.utils.errors import UserError, one_line
-from latentsync.utils.files import write_text
+from latentsync.utils.errors import one_line
+from latentsync.utils.files import read_json, write_text
 from latentsync.utils.tables import write_csv
 
 if TYPE_CHECKING:
@@ -32,19 +32,6 @@ if TYPE_CHECKING:
     from latentsync.pipelines.result import LipsyncResult
 
 logger = logging.getLogger("inference_videos")
-
-DONE, KEPT, FAILED = "done", "kept", "failed"
-
-
-@dataclass(frozen=True)
-class Row:
-    """Status of a pair (done, kept or failed), duration in seconds, number of frames, reason of a failure."""
-
-    id: str
-    status: str
-    seconds: float = 0.0
-    frames: int = 0
-    reason: str = ""
 
 
 class BatchInference:
@@ -58,28 +45,22 @@ class BatchInference:
         self._pipeline: LipsyncPipeline | None = None
         self._weights = weights_fingerprint(options.model)
 
-    def __call__(self, pairs: Sequence[Pair]) -> Iterator[Row]:
-        """Yield a row for each pair as it is finished. Raises UserError if the folder is not writable or in use."""
+    def __call__(self, pairs: Sequence[Pair]) -> Iterator[Outcome[Pair]]:
+        """Yield the outcome of each pair. Raises UserError if the folder is not writable or in use."""
         with output_folder(self.folder):
-            for pair in pairs:
-                yield self._row(pair)
+            yield from run_rows(pairs, self._run)
 
-    def _row(self, pair: Pair) -> Row:
-        try:
-            return self._run(pair)
-        except UserError as error:
-            return Row(pair.id, FAILED, reason=str(error))
-
-    def _run(self, pair: Pair) -> Row:
+    def _run(self, pair: Pair) -> Iterator[Outcome[Pair]]:
         target, record = self.folder / f"{pair.id}.mp4", self.folder / f"{pair.id}.json"
         inputs = self._inputs(pair)
-        if target.is_file() and _read_json(record) == inputs:
-            return Row(pair.id, KEPT)
+        if target.is_file() and read_json(record) == inputs:
+            yield Outcome(pair, KEPT)
+            return
         record.unlink(missing_ok=True)  # it must not outlive the old result
         start = time.perf_counter()
         result = self._generate(pair, target)
         write_text(record, lambda file: json.dump(inputs, file, indent=2))
-        return Row(pair.id, DONE, time.perf_counter() - start, result.num_frames)
+        yield Outcome(pair, DONE, seconds=time.perf_counter() - start, frames=result.num_frames)
 
     def _generate(self, pair: Pair, target: Path) -> "LipsyncResult":
         if self._pipeline is None:
@@ -106,9 +87,9 @@ def weights_fingerprint(model: str) -> str:
     return fingerprint(files_of(resolve(model)))
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Outcome[Pair]]) -> None:
     """Write the status of each pair as CSV."""
-    cells = ([row.id, row.status, f"{row.seconds:.2f}", row.frames, row.reason] for row in rows)
+    cells = ([row.row.id, row.status, f"{row.seconds:.2f}", row.frames, row.reason] for row in rows)
     write_csv(path, ["id", "status", "seconds", "frames", "reason"], cells)
 
 
@@ -151,7 +132,7 @@ def build_parser() -> OptionParser:
     return parser
 
 
-def run(options: argparse.Namespace) -> list[Row]:
+def run(options: argparse.Namespace) -> list[Outcome[Pair]]:
     """Run all pairs, and write the rows to inference.csv."""
     pairs = read_pairs(options.pairs)
     chosen = generation_options(options, pick_model(given_options(options).get("model", AUTO), options.device))
@@ -159,7 +140,7 @@ def run(options: argparse.Namespace) -> list[Row]:
     rows = []
     for row in batch(pairs):
         rows.append(row)
-        logger.info("%d/%d %s: %s %s", len(rows), len(pairs), row.id, row.status, one_line(row.reason))
+        logger.info("%d/%d %s: %s %s", len(rows), len(pairs), row.row.id, row.status, one_line(row.reason))
         write_rows(options.output_dir / "inference.csv", rows)
     return rows
 
@@ -169,18 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
-    failed = [row for row in run(options) if row.status == FAILED]
-    if failed:
-        print(f"error: {len(failed)} rows failed, see {options.output_dir / 'inference.csv'}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _read_json(path: Path) -> Any:
-    """Content of a JSON file; None if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None  # run the pair again
+    rows = run(options)
+    if failed := sum(row.status == FAILED for row in rows):
+        print(f"error: {failed} rows failed, see {options.output_dir / 'inference.csv'}", file=sys.stderr)
+    return exit_code(rows)
 
 
 if __name__ == "__main__":

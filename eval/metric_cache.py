@@ -14,7 +14,7 @@ from eval.methods import Method
 from eval.metrics import ClipMetrics
 from eval.pairs import Pair
 from latentsync.data.cache import fetch, file_digest, store
-from latentsync.utils.files import write_text
+from latentsync.utils.files import read_json, write_text
 
 KEY_DIGITS = 32
 
@@ -50,9 +50,8 @@ class MetricCache:
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
     def _read(self, entry: Path) -> ClipMetrics | None:
-        try:
-            content = json.loads(entry.with_suffix(".json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        content = read_json(entry.with_suffix(".json"))
+        if content is None:
             return None
         tensors = fetch(entry.with_suffix(".safetensors")) if content["has_arrays"] else {}
         if tensors is None:

@@ -32,6 +32,7 @@ from eval.report import PAGE, Report, describe
 from eval.summary import Failure
 from latentsync.arguments import OptionParser
 from latentsync.loading import pick_device
+from latentsync.utils.batch import FAILED
 from latentsync.utils.commands import command
 from latentsync.utils.errors import UserError, one_line
 from latentsync.utils.tables import write_csv
@@ -99,9 +100,9 @@ def generate(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequ
         chosen = generation_options(options, method.model)
         batch = BatchInference(chosen, method.folder, partial(open_pipeline, chosen, options.device))
         for row in batch(pairs):
-            logger.info("%s, %s: %s %s", method.name, row.id, row.status, one_line(row.reason))
-            if row.status == inference_videos.FAILED:
-                yield Failure(row.id, method.name, row.reason)
+            logger.info("%s, %s: %s %s", method.name, row.row.id, row.status, one_line(row.reason))
+            if row.status == FAILED:
+                yield Failure(row.row.id, method.name, row.reason)
 
 
 def compute_all(

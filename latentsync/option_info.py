@@ -55,13 +55,14 @@ class Show:
 class Option:
     """One field of `GenerationOptions`, as the surfaces need it.
 
-    type: bool, int, float, str or Path. choices: all valid texts, empty where there are others. low, high: of a number,
-    both included. show: how it is presented.
+    type: bool, int, float, str or Path. choices: all valid texts, empty where there are others. words: texts that are
+    valid besides numbers. low, high: of a number, both included. show: how it is presented.
     """
 
     name: str
     type: type
     choices: tuple[str, ...]
+    words: tuple[str, ...]
     low: float | None
     high: float | None
     default: Any
@@ -70,12 +71,23 @@ class Option:
 
     @classmethod
     def of(cls, name: str, field: FieldInfo) -> "Option":
-        kinds = [kind for kind in _kinds(field.annotation) if kind is not NoneType]
-        choices = get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
-        found = {key: getattr(item, key) for item in field.metadata for key in ("ge", "le") if hasattr(item, key)}
-        show = next(item for item in field.metadata if isinstance(item, Show))
-        kind = str if choices else kinds[0]
-        return cls(name, kind, choices, found.get("ge"), found.get("le"), field.default, field.description or "", show)
+        members = [FieldInfo.from_annotation(kind) for kind in _kinds(field.annotation) if kind is not NoneType]
+        kinds = [item.annotation for item in members]
+        texts = tuple(text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind))
+        has_choices = get_origin(kinds[0]) is Literal
+        metadata = [*field.metadata, *members[0].metadata]
+        found = {key: getattr(item, key) for item in metadata for key in ("ge", "le") if hasattr(item, key)}
+        return cls(
+            name,
+            str if has_choices else kinds[0],  # type: ignore[arg-type]  # a type, since it is no Literal
+            texts if has_choices else (),
+            () if has_choices else texts,
+            found.get("ge"),
+            found.get("le"),
+            field.default,
+            field.description or "",
+            next(item for item in metadata if isinstance(item, Show)),
+        )
 
     @property
     def is_file(self) -> bool:
@@ -88,7 +100,8 @@ class Option:
             return ", ".join(self.choices)
         if self.low is None or self.high is None:
             return ""
-        return f"{self.low:g} or more" if self.high >= MAX_SEED else f"{self.low:g} to {self.high:g}"
+        numbers = f"{self.low:g} or more" if self.high >= MAX_SEED else f"{self.low:g} to {self.high:g}"
+        return ", or ".join((numbers, *self.words))
 
     @property
     def default_text(self) -> str:
@@ -107,7 +120,7 @@ class Option:
         expected = self.show.expects or (f"one of {self.range}" if self.choices else kinds.get(self.type, "a file"))
         if self.type in (int, float):
             expected += f" from {self.range.replace(' or more', ' up')}"
-        near = did_you_mean(value, self.choices or self.show.suggestions)
+        near = did_you_mean(value, self.choices or self.words or self.show.suggestions)
         return f"{self.name} must be {expected}, not {shorten(value)}{near}"
 
 

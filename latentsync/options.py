@@ -58,6 +58,7 @@ ENHANCERS: tuple[str, ...] = get_args(Enhancer)
 # Former names, still accepted everywhere.
 RENAMED = {"match_colour": "match_color", "preview_seconds": "max_seconds", "on_short_video": "length_mode"}
 RENAMED_VALUES = {("on_short_video", "loop"): "bounce"}
+STORED_VALUES = {("chunk_batch_size", 0): AUTO}  # accepted in stored jobs only
 
 
 def _rate(value: Any) -> Any:
@@ -71,7 +72,8 @@ def up_to_date(name: str, value: Any) -> tuple[str, Any]:
     return RENAMED.get(name, name), RENAMED_VALUES.get((name, value), value) if is_text else value
 
 
-Rate = Annotated[float, BeforeValidator(_rate)]
+RATE = BeforeValidator(_rate)
+ChunkCount = Annotated[int, Field(ge=1, le=64)] | Literal["auto"]
 
 
 class GenerationOptions(BaseModel):
@@ -115,12 +117,12 @@ class GenerationOptions(BaseModel):
     enable_deepcache: Annotated[bool, Show(Group.QUALITY, advanced=True)] = Field(
         False, description="Reuse deep UNet features between steps: faster, slightly softer."
     )
-    chunk_batch_size: Annotated[int, Show(Group.QUALITY, advanced=True)] = Field(
+    chunk_batch_size: Annotated[
+        ChunkCount, Show(Group.QUALITY, advanced=True, metavar="N|auto", suggestions=(AUTO, "1", "2", "4", "8"))
+    ] = Field(
         1,
-        ge=0,
-        le=64,
-        description="Number of 16-frame chunks denoised together, 0 for as many as fit into GPU memory; more are "
-        "faster on a large GPU.",
+        description="Number of 16-frame chunks denoised together; more are faster on a large GPU, auto takes as many "
+        "as fit into its memory.",
     )
     chunk_overlap: Annotated[int, Show(Group.QUALITY, advanced=True)] = Field(
         DEFAULT_OVERLAP,
@@ -194,15 +196,15 @@ class GenerationOptions(BaseModel):
         json_schema_extra={"description": "Not for jobs: upload it as the file script."},
     )
 
-    video_fps: Annotated[Rate, Show(Group.TIMING, advanced=True)] = Field(
+    video_fps: Annotated[float, RATE, Show(Group.TIMING, advanced=True)] = Field(
         25.0, ge=1, le=120, description="Frame rate of the output, such as 25, 29.97 or 30000/1001."
     )
     keep_fps: Annotated[bool, Show(Group.TIMING)] = Field(
         False, description="Keep the frame rate of the source instead of video_fps."
     )
-    interpolate: Annotated[Rate | None, Show(Group.TIMING, unset="off", metavar="FPS")] = Field(
-        None, ge=1, le=MAX_FPS, description="Interpolate the output to this frame rate."
-    )
+    interpolate: Annotated[
+        Annotated[float, Field(ge=1, le=MAX_FPS), RATE] | None, Show(Group.TIMING, unset="off", metavar="FPS")
+    ] = Field(None, description="Interpolate the output to this frame rate.")
     audio_track: Annotated[
         str | None,
         Show(Group.TIMING, advanced=True, unset="the default track", metavar="N|LANGUAGE", expects=TRACK_VALUES),
@@ -302,13 +304,14 @@ def parse_options(values: Mapping[str, Any]) -> GenerationOptions:
         return GenerationOptions.model_validate(dict(values))
     except ValidationError as error:
         problems = error.errors()
-        names = [str(problem["loc"][0]) for problem in problems if problem["loc"]]
-        raise OptionError(describe_problems(problems), names) from error
+        names = dict.fromkeys(str(problem["loc"][0]) for problem in problems if problem["loc"])
+        raise OptionError(describe_problems(problems), tuple(names)) from error
 
 
 def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
     """One line from pydantic's errors on `GenerationOptions`; the first few of them."""
-    return "; ".join(_describe(problem) for problem in problems[:MAX_REPORTED])
+    lines = dict.fromkeys(map(_describe, problems))  # a union has a problem for each of its types
+    return "; ".join(list(lines)[:MAX_REPORTED])
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
@@ -335,7 +338,8 @@ def read_stored(text: str | bytes) -> GenerationOptions:
         option = OPTIONS.get(name)
         if option is None:
             raise ValueError(f"unknown option {shorten(stored)}")
-        if value is not None and option.low is not None and option.high is not None:
+        value = STORED_VALUES.get((name, value), value)
+        if isinstance(value, int | float) and option.low is not None and option.high is not None:
             value = min(max(value, option.low), option.high)
         values[option.name] = value
     return GenerationOptions(**values)

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from tqdm import tqdm
 
-from latentsync.utils.commands import command
+from latentsync.utils.commands import command, size
 from latentsync.utils.errors import UserError
 from preprocess.executors import EXECUTORS
 from preprocess.lists import ListOptions
@@ -53,8 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--total_num_workers", type=int, default=1, help="number of processes (default: %(default)s)")
     add(
         "--worker_memory_gb",
-        type=float,
-        default=0.0,
+        type=size,
         help="memory of a worker in GiB, beyond which its source is skipped"
         " (default: its share of 80%% of the machine's)",
     )

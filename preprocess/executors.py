@@ -37,10 +37,12 @@ CHECK_SECONDS = 0.5  # between checks of the workers' memory
 TOO_LARGE = "needed more than the allowed {gib:.1f} GiB of memory"
 
 
-def run_local(files: Sequence[FileStamp], job: Job, workers: int, memory_bytes: int = 0) -> Iterator[SourceRecord]:
+def run_local(
+    files: Sequence[FileStamp], job: Job, workers: int, memory_bytes: int | None = None
+) -> Iterator[SourceRecord]:
     """Yield records as `workers` processes finish them. A process that dies is replaced and its source retried once.
 
-    memory_bytes: of a process; one that needs more is killed and its source given up. 0: see `default_limit`.
+    memory_bytes: of a process; one that needs more is killed and its source given up. None: see `default_limit`.
 
     Raises:
         OutputError: the output cannot be written; the workers are stopped.
@@ -72,7 +74,7 @@ def run_ray(
     workers: int,
     gpus: float = 0.0,
     gpu_actors: int = 0,
-    memory_bytes: int = 0,
+    memory_bytes: int | None = None,
 ) -> Iterator[SourceRecord]:
     """As `run_local`, on a Ray cluster: that at RAY_ADDRESS, or a local one. Each worker is an actor.
 
@@ -80,7 +82,7 @@ def run_ray(
 
     gpus: share of a GPU that each worker gets for networks of its own.
     gpu_actors: actors with a whole GPU each, which run the networks of all workers; workers then get no GPU.
-    memory_bytes: of an actor; one that needs more ends itself. 0: the share of its machine, by cores, of 80%.
+    memory_bytes: of an actor; one that needs more ends itself. None: the share of its machine, by cores, of 80%.
 
     Raises:
         UserError: Ray is not installed.
@@ -135,7 +137,7 @@ def limit_threads(workers: int) -> None:
 class _Actor:
     """A Ray actor, one of `workers` in the cluster, with networks of its own, or with those of a `Networks` actor."""
 
-    def __init__(self, job: Job, workers: int, memory_bytes: int, networks: Any = None) -> None:
+    def __init__(self, job: Job, workers: int, memory_bytes: int | None, networks: Any = None) -> None:
         self._job = job
         self._tools = Tools(job.settings) if networks is None else RemoteTools(job.settings, networks)
         limit = memory_bytes or default_limit(min(workers, os.cpu_count() or 1))

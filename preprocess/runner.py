@@ -33,7 +33,7 @@ class RunOptions:
     executor: str = "local"
     temp_dir: Path | None = None
     lists: ListOptions = field(default_factory=ListOptions)
-    worker_memory_gb: float = 0.0  # GiB; 0: its share of 80% of the machine's
+    worker_memory_gb: float | None = None  # GiB; None: its share of 80% of the machine's
     gpu_actors: int = 0  # see `run_ray`
 
     def __post_init__(self) -> None:
@@ -43,8 +43,8 @@ class RunOptions:
             raise UserError(f"--total_num_workers must be 1 or more, not {self.workers}")
         if self.gpu_actors < 0 or (self.gpu_actors and (self.executor != "ray" or self.gpus_per_worker)):
             raise UserError("--gpu_actors needs --executor ray, and no --per_gpu_num_workers")
-        if not self.worker_memory_gb >= 0:
-            raise UserError(f"--worker_memory_gb must be 0 or more, not {self.worker_memory_gb}")
+        if self.worker_memory_gb is not None and not self.worker_memory_gb > 0:
+            raise UserError(f"--worker_memory_gb must be above 0, not {self.worker_memory_gb}")
         if os.path.realpath(self.input_dir) == os.path.realpath(self.output_dir):
             raise UserError(f"{self.output_dir}: is the input folder; choose another --output_dir")
 
@@ -153,7 +153,7 @@ def _duplicates(files: list[FileStamp], source: Storage, job: Job) -> list[Sourc
 def _execute(files: list[FileStamp], job: Job, options: RunOptions) -> Iterator[SourceRecord]:
     if not files:
         return iter(())
-    memory = round(options.worker_memory_gb * GIB)
+    memory = None if options.worker_memory_gb is None else round(options.worker_memory_gb * GIB)
     if options.executor == "ray":
         return run_ray(files, job, options.workers, options.gpus_per_worker, options.gpu_actors, memory)
     return run_local(files, job, options.workers, memory)

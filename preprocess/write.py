@@ -1,9 +1,7 @@
 """Step 9: encode a kept clip as MP4, with H.264 video and lossless audio that match to the sample."""
 
-import contextlib
-import os
-from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -14,6 +12,7 @@ from latentsync.constants import FPS, SAMPLE_RATE
 from latentsync.media.convert import plane_samples
 from latentsync.media.frame import VideoFrame
 from latentsync.media.paths import file_url
+from latentsync.media.writer import write_errors
 from latentsync.utils.errors import UserError
 
 PRESET = "fast"
@@ -23,16 +22,7 @@ class OutputError(UserError):
     """The output cannot be written; the run has to stop."""
 
 
-@contextlib.contextmanager
-def output_errors(name: str | os.PathLike) -> Iterator[None]:
-    """Turn errors of the file system and the encoder into an OutputError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (av.error.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"{name}: cannot be written ({reason}); free space or choose another place") from error
+output_errors = partial(write_errors, kind=OutputError)
 
 
 def write_faces(path: Path, faces: np.ndarray, wave: np.ndarray | None, crf: int = 10) -> None:

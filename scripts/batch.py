@@ -19,15 +19,15 @@ from tqdm import tqdm
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.options import OptionError, parse_options
 from latentsync.serving.settings import add_service_arguments, service_settings
+from latentsync.utils.batch import FAILED, Outcome, exit_code
 from latentsync.utils.commands import command
 from latentsync.utils.errors import one_line
 from latentsync.utils.progress import duration
 
 if TYPE_CHECKING:
-    from latentsync.serving.batch import BatchRow, RowResult
+    from latentsync.serving.batch import BatchRow
     from latentsync.serving.jobs import Job
 
-SOME_FAILED, ALL_FAILED = 3, 4
 REPORT = "report.html"
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} rows{postfix}"
 
@@ -62,10 +62,10 @@ class Display:
 
     def __init__(self, total: int, report: Path, *, shown: bool) -> None:
         self.total, self.report = total, report
-        self.results: list[RowResult] = []
+        self.results: list[Outcome[BatchRow]] = []
         self.bar = tqdm(total=total, bar_format=BAR, disable=not shown, leave=False)
 
-    def show(self, result: "RowResult") -> None:
+    def show(self, result: "Outcome[BatchRow]") -> None:
         from latentsync.serving.batch_report import write_report
 
         self.results.append(result)
@@ -110,7 +110,7 @@ def read_rows(options: argparse.Namespace, parser: OptionParser) -> tuple[list["
 
 def run(options: argparse.Namespace, parser: OptionParser) -> int:
     """Run the rows; returns the exit code."""
-    from latentsync.serving.batch import FAILED, Batch
+    from latentsync.serving.batch import Batch
     from latentsync.serving.database import repair
     from latentsync.serving.service import JobService
 
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace, parser: OptionParser) -> int:
         for result in failed:
             print(f"  line {result.row.line}: {one_line(result.row.video)}: {result.reason}", file=sys.stderr)
     print(f"report: {one_line(display.report)}")
-    return 0 if not failed else ALL_FAILED if len(failed) == len(rows) else SOME_FAILED
+    return exit_code(results)
 
 
 @command(interrupted="interrupted; run the same command again to resume")

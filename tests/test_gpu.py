@@ -125,7 +125,7 @@ def test_weights_in_less_memory(tiny_files, weights, most, deepcache):
 
 def test_as_many_chunks_as_fit(tiny_files):
     pipeline = load_pipeline(ModelPaths(**vars(tiny_files)), "cuda")
-    assert 1 <= pipeline._prepare(None, chunk_batch_size=0).chunks_at_once <= MAX_CHUNKS
+    assert 1 <= pipeline._prepare(None, chunk_batch_size="auto").chunks_at_once <= MAX_CHUNKS
     assert all(0 < one < two for one, two in pipeline._chunk_memory.values())
 
 

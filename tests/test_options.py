@@ -199,10 +199,27 @@ def test_a_range_is_the_same_on_every_surface(option, tmp_path, page_form):
     field = page_form.fields[name]
     if option.default is None:  # an empty field of text, which names what that means
         assert option.show.unset in field.placeholder
+    elif option.words:
+        assert field.allow_custom_value and {value for _, value in field.choices} >= {*option.words}
     else:
         assert (field.minimum, field.maximum) == (option.low, option.high)
     assert option.range in argument_help(option)
     assert f"| {option.range} |" in option_tables.table("jobs")
+
+
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS.values() if option.words], ids=lambda option: option.name
+)
+def test_a_word_in_place_of_a_number_is_the_same_on_every_surface(option, tmp_path, page_form):
+    start = {name: field.value for name, field in page_form.fields.items()}
+    for word in option.words:
+        given = {option.name: word}
+        wanted = GenerationOptions(**given)
+        assert on_command_line(given) == in_a_config(given, tmp_path) == in_the_batch_command(given, tmp_path) == wanted
+        assert in_a_list(given, tmp_path) == wanted == page_form.read(tuple((start | given).values()))[0]
+        assert dict(zip(page_form.fields, page_form.values_of(wanted, {}), strict=True))[option.name] == word
+        for schema in (form_properties(), GenerationOptions.model_json_schema()["properties"]):
+            assert {"const": word, "type": "string"} in schema[option.name]["anyOf"]
 
 
 def test_choices_are_the_same_everywhere(page_form):
@@ -229,6 +246,12 @@ def test_names_declared_here_are_those_that_are_implemented():
     ("values", "message"),
     [
         ({"crf": "high"}, "crf must be a whole number from 0 to 51, not 'high'"),
+        ({"chunk_batch_size": 0}, "chunk_batch_size must be a whole number from 1 to 64, or auto, not 0"),
+        (
+            {"chunk_batch_size": "aut"},
+            "chunk_batch_size must be a whole number from 1 to 64, or auto, not 'aut'; did you mean auto?",
+        ),
+        ({"interpolate": "fast"}, "interpolate must be a number from 1 to 240, not 'fast'"),
         ({"crf": True}, "crf must be a whole number from 0 to 51, not 'True'"),
         ({"crf": None}, "crf must be a whole number from 0 to 51, not None"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number from 1 to 3, not nan"),
@@ -308,13 +331,14 @@ def test_jobs_that_earlier_versions_stored(tmp_path):
         "model": "auto", "lora": None, "inference_steps": None, "guidance_scale": 7.5, "seed": 5, "solver": "dpm++",
         "face": "12,30.5", "detector": "auto", "keep_fps": True, "on_short_video": "freeze", "match_colour": True,
         "enable_upscale": False, "sharpness_factor": 2.0, "interpolate": 60.0, "crf": 20, "preview_seconds": 2.0,
+        "chunk_batch_size": 0,
     }  # fmt: skip
     store = JobStore(tmp_path / "jobs.sqlite")
     store.add("a", JobKind.LIPSYNC, GenerationOptions(), {"video": "a"}, {"video": "video.mp4"}, 10)
     store._connection().execute("UPDATE jobs SET options = ?", (json.dumps(stored),))
     wanted = GenerationOptions(
         guidance_scale=3, seed=5, solver="dpm++", face="12,30.5", keep_fps=True, length_mode="freeze",
-        match_color=True, sharpness_factor=2, interpolate=60, crf=20, max_seconds=2,
+        match_color=True, sharpness_factor=2, interpolate=60, crf=20, max_seconds=2, chunk_batch_size="auto",
     )  # fmt: skip
     assert store.get("a").options == wanted == read_stored(json.dumps(stored))
     assert [row.options for row in store.listing(None, 10, 0)] == [wanted]

@@ -1,53 +1,47 @@
 """ComfyUI nodes. IMAGE is (F, H, W, 3) float in [0, 1], AUDIO is {"waveform": (1, C, T) float, "sample_rate": int}."""
 
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic.fields import FieldInfo
 
 from latentsync import load_pipeline
-from latentsync.options import AUTO, GenerationOptions
+from latentsync.option_info import Option
+from latentsync.options import AUTO, OPTIONS
 from latentsync.pipelines.run import resolve_options
 
 PIPELINE = "LATENTSYNC_PIPELINE"
 CATEGORY = "LatentSync"
 UNSET = "default"  # choice that stands for None
+MAX_NUMBER = 2**53  # of ComfyUI's widgets
 LOADED = ("model", "lora", "lora_scale")  # options of the loader
 LEFT_OUT = {"codec", "crf", "pix_fmt", "hdr", "max_seconds"}  # ComfyUI has its own nodes for encoding and trimming
 
 
-def widget(field: FieldInfo) -> tuple[Any, dict[str, Any]]:
-    """ComfyUI input for a field of `GenerationOptions`. None is represented by 0 for numbers, by "" for strings."""
-    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
-    kind = next(kind for kind in kinds if kind is not NoneType)
-    settings: dict[str, Any] = {"tooltip": field.description or ""}
-    if get_origin(kind) is Literal:
-        choices = [UNSET] * (NoneType in kinds) + list(get_args(kind))
-        return choices, settings | {"default": field.default or UNSET}
-    if kind is bool:
-        return "BOOLEAN", settings | {"default": field.default}
-    if kind not in (int, float):
-        return "STRING", settings | {"default": str(field.default or "")}
-    low, high = bounds(field)
-    settings |= {"min": 0 if NoneType in kinds else low, "max": high, "default": field.default or 0}
-    return ("INT", settings) if kind is int else ("FLOAT", settings | {"step": 0.05})
+def widget(option: Option) -> tuple[Any, dict[str, Any]]:
+    """ComfyUI input for an option. None is represented by 0 for numbers (no empty widget), by "" for strings."""
+    may_be_unset = option.default is None
+    settings: dict[str, Any] = {"tooltip": option.help, "default": option.default}
+    if option.choices:
+        return [UNSET] * may_be_unset + list(option.choices), settings | {"default": option.default or UNSET}
+    if option.type is bool:
+        return "BOOLEAN", settings
+    if option.low is None or option.high is None or option.words:
+        return "STRING", settings | {"default": str(option.default or "")}
+    if may_be_unset:
+        settings |= {"tooltip": f"{option.help} 0: {option.default_text}.", "default": 0}
+    settings |= {"min": 0 if may_be_unset else option.low, "max": min(option.high, MAX_NUMBER)}
+    return ("INT", settings) if option.type is int else ("FLOAT", settings | {"step": 0.05})
 
 
-def bounds(field: FieldInfo) -> tuple[float, float]:
-    """Smallest and largest value of a number; ComfyUI's widgets support values up to 2**53."""
-    found = {name: getattr(item, name) for item in field.metadata for name in ("ge", "le", "lt") if hasattr(item, name)}
-    return found["ge"], min(found.get("le", found.get("lt", 2**53)), 2**53)
-
-
-def option_inputs(names: list[str]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    return {name: widget(GenerationOptions.model_fields[name]) for name in names}
+def option_inputs(names: Iterable[str]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    return {name: widget(OPTIONS[name]) for name in names}
 
 
 def read_options(values: dict[str, Any]) -> dict[str, Any]:
     """Options from widget values; those that represent None are left out."""
-    unset = {name for name, field in GenerationOptions.model_fields.items() if field.default is None}
+    unset = {name for name, option in OPTIONS.items() if option.default is None}
     return {name: value for name, value in values.items() if not (name in unset and value in ("", 0, UNSET, None))}
 
 
@@ -62,7 +56,7 @@ class LoadModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         device = (["auto", "cuda", "mps", "cpu"], {"default": "auto", "tooltip": "Device of the networks."})
-        return {"required": option_inputs(list(LOADED)) | {"device": device}}
+        return {"required": option_inputs(LOADED) | {"device": device}}
 
     def load(self, model: str, device: str = "auto", lora: str = "", lora_scale: float = 1.0) -> tuple[Any]:
         name = None if model == AUTO else model
@@ -79,7 +73,7 @@ class LipSync:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        names = [name for name in GenerationOptions.model_fields if name not in LEFT_OUT and name not in LOADED]
+        names = [name for name in OPTIONS if name not in LEFT_OUT and name not in LOADED]
         required = {
             "pipeline": (PIPELINE,),
             "images": ("IMAGE",),

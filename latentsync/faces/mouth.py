@@ -38,9 +38,15 @@ def mouth_opening(points: np.ndarray) -> float:
 
 def aligned_mesh(mesh: MeshNet, face: np.ndarray, wanted: list[int]) -> np.ndarray | None:
     """Mesh points (len(wanted), 2) of an aligned face (R, R, 3), in its pixels; None where no face is detected."""
+    region = aligned_region(mesh, face)
+    return None if region is None else mesh.points(face, region, wanted)
+
+
+def aligned_region(mesh: MeshNet, face: np.ndarray) -> Region | None:
+    """Region of interest of the mesh network in an aligned face (R, R, 3); None where no face is detected."""
     side = len(face)
     points = mesh.points(face, Region(np.array(REGION_CENTER) * side, REGION_SIDE * side, 0.0), POINTS)
-    return None if points is None else mesh.points(face, region_from_mesh(points), wanted)
+    return None if points is None else region_from_mesh(points)
 
 
 class OpeningEstimator:

@@ -24,6 +24,18 @@ from latentsync.utils.errors import UserError
 from latentsync.utils.files import HiddenFile
 
 
+@contextlib.contextmanager
+def write_errors(name: str | os.PathLike, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Turn errors of the file system and the encoder into a UserError of this kind."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (av.error.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise kind(f"{name}: cannot be written ({reason}); free space or choose another place") from error
+
+
 class VideoWriter:
     """Encodes frames at a constant rate into an mp4, mov or mkv file with the given audio.
 
@@ -81,10 +93,10 @@ class VideoWriter:
         self._frames = 0
         self._audio: AudioTrack | None = None
         self._container: av.container.OutputContainer | None = None
-        with self._user_errors():
+        with write_errors(self._name):
             self._temporary = HiddenFile(self._target)
         try:
-            with self._user_errors():
+            with write_errors(self._name):
                 self._open(color or ColorTags(), sample_aspect_ratio, crf, preset, source, max_audio_seconds)
         except BaseException:
             self.abort()
@@ -108,7 +120,7 @@ class VideoWriter:
         if self._container is None:
             raise ValueError(f"{self._name}: the file is closed")
         output = self._encoder_frame(frame)
-        with self._user_errors():
+        with write_errors(self._name):
             self._container.mux(self._stream.encode(output))
             self._frames += 1
             if self._audio is not None:
@@ -121,7 +133,7 @@ class VideoWriter:
         try:
             if not self._frames:
                 raise ValueError(f"{self._name}: no frame was written")
-            with self._user_errors():
+            with write_errors(self._name):
                 self._container.mux(self._stream.encode(None))
                 if self._audio is not None:
                     self._audio.finish()
@@ -203,14 +215,3 @@ class VideoWriter:
             return list(split_planes(frame.samples))
         y, u, v = (plane.astype(np.uint16) for plane in frame.planes)
         return [y * 1023 // 255 if self._color.is_full_range else y * 4, u * 4, v * 4]
-
-    @contextlib.contextmanager
-    def _user_errors(self) -> Iterator[None]:
-        """Turn errors of the disk and the encoder into a UserError."""
-        try:
-            yield
-        except UserError:
-            raise
-        except (av.error.FFmpegError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"{self._name}: the video could not be written ({reason})") from error

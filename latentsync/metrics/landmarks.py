@@ -7,9 +7,9 @@ Legend: T frames, F frames of a chunk, R pixels, P points. Faces are aligned (se
 import numpy as np
 
 from latentsync.faces.align import require_aligned
-from latentsync.faces.mediapipe_detector import EYE_CORNERS, FACE_OVAL, POINTS, region_from_mesh
-from latentsync.faces.mediapipe_graphs import MeshNet, Region
-from latentsync.faces.mouth import MESH_POINTS, REGION_CENTER, REGION_SIDE, mouth_opening
+from latentsync.faces.mediapipe_detector import EYE_CORNERS, FACE_OVAL
+from latentsync.faces.mediapipe_graphs import MeshNet
+from latentsync.faces.mouth import MESH_POINTS, aligned_mesh, mouth_opening
 
 NUM_POINTS = 468  # of MediaPipe's mesh
 # Outer and inner edge of both lips.
@@ -32,9 +32,7 @@ class FaceMesh:
         return np.stack([self._points(face) for face in faces]) if len(faces) else np.zeros((0, NUM_POINTS, 2))
 
     def _points(self, face: np.ndarray) -> np.ndarray:
-        side = len(face)
-        first = self._mesh.points(face, Region(np.array(REGION_CENTER) * side, REGION_SIDE * side, 0.0), POINTS)
-        found = None if first is None else self._mesh.points(face, region_from_mesh(first), list(range(NUM_POINTS)))
+        found = aligned_mesh(self._mesh, face, list(range(NUM_POINTS)))
         return np.full((NUM_POINTS, 2), np.nan) if found is None else found
 
     def close(self) -> None:

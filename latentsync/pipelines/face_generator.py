@@ -18,7 +18,7 @@ from latentsync.faces.chunks import batch_chunks, split_chunks
 from latentsync.faces.color import match_color
 from latentsync.faces.mask import load_mask
 from latentsync.models.compiled import run_eagerly
-from latentsync.options import GenerationOptions
+from latentsync.options import AUTO, GenerationOptions
 from latentsync.pipelines.base import PipelineBase
 from latentsync.pipelines.crossfade import CrossFade, Joint
 from latentsync.pipelines.denoise import are_still, regenerate_faces, shared_noise
@@ -212,7 +212,7 @@ class FaceGenerator(PipelineBase):
             noise,
             self._enhancer(resolved),
         )
-        return run if resolved.chunk_batch_size else run.with_chunks(self._fitting_chunks(run))
+        return run.with_chunks(self._fitting_chunks(run)) if resolved.chunk_batch_size == AUTO else run
 
     @property
     def _measures_memory(self) -> bool:

@@ -265,7 +265,8 @@ class LipsyncPipeline(FaceGenerator):
         if converter is not None and clip.info.keeps_hdr:
             raise UserError("interpolate works on SDR only; leave it out, or leave out hdr keep")
         matches = self.match_detail and run.enhancer is None
-        return Finisher(paste, clip.fps, converter, [DetailMatch() for _ in clip.speakers] if matches else ())
+        details = [DetailMatch() for _ in clip.speakers] if matches else ()
+        return Finisher(paste, clip.fps, converter, details, [speaker.closed for speaker in clip.speakers])
 
     def _converter(self, fps: Fraction, interpolate: float | None) -> FrameRateConverter | None:
         """Converter to the output frame rate; None if it is that of the generated frames."""

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from latentsync.faces.contour import ContourFinder, contour_weight
+from latentsync.faces.lips import LipCloser
 from latentsync.faces.sharpen import DetailMatch, sharpen
 from latentsync.faces.video import AlignedFace, TrackedFrame
 from latentsync.faces.visibility import keep_out_weight
@@ -107,6 +109,7 @@ class Finisher:
         fps: frame rate of the generated frames.
         converter: converts to another frame rate by interpolation.
         details: match the detail of the generated faces of each person; none to leave it.
+        closed: how far the lips of each person are closed, see `Speaker`; none to leave them.
     """
 
     def __init__(
@@ -115,8 +118,9 @@ class Finisher:
         fps: Fraction,
         converter: FrameRateConverter | None = None,
         details: Sequence[DetailMatch] = (),
+        closed: Sequence[np.ndarray] = (),
     ) -> None:
-        self.paste, self.converter, self.details = paste, converter, details
+        self.paste, self.converter, self.details, self.closed = paste, converter, details, closed
         self.fps = fps if converter is None else converter.target_fps
 
     def push(self, faces: Sequence[GeneratedFace]) -> Iterable[VideoFrame]:
@@ -124,8 +128,18 @@ class Finisher:
         frame = faces[0][0].frame
         for person, (item, pixels) in enumerate(faces):
             if pixels is not None:
-                frame = self.paste(replace(item, frame=frame), self._match_detail(person, item, pixels))
+                pixels = self._match_detail(person, item, self._close_lips(person, item, pixels))
+                frame = self.paste(replace(item, frame=frame), pixels)
         return [frame] if self.converter is None else self.converter.push(frame)
+
+    @cached_property
+    def _closer(self) -> LipCloser:
+        """Made on first use: many videos have no pause."""
+        return LipCloser()
+
+    def _close_lips(self, person: int, item: TrackedFrame, pixels: np.ndarray) -> np.ndarray:
+        amount = float(self.closed[person][item.index]) if self.closed else 0.0
+        return self._closer(pixels, amount) if amount else pixels
 
     def _match_detail(self, person: int, item: TrackedFrame, pixels: np.ndarray) -> np.ndarray:
         if not self.details or item.face is None or pixels.shape != item.face.pixels.shape:  # upscaled
@@ -138,6 +152,8 @@ class Finisher:
 
     def close(self) -> None:
         self.paste.close()
+        if "_closer" in self.__dict__:
+            self._closer.close()
 
     def count(self, num_frames: int) -> int:
         """Number of output frames for `num_frames` generated frames."""

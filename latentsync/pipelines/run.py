@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentsync.options import GenerationOptions, parse_options
+from latentsync.options import AUTO, GenerationOptions, parse_options
 from latentsync.pipelines.progress import Watch
 from latentsync.pipelines.sampling import Sampling
 from latentsync.pretrained.enhancers import FaceEnhancer
@@ -48,7 +48,8 @@ class Run:
 
     @property
     def chunks_at_once(self) -> int:
-        return 1 if self.options.vram_efficient else self.options.chunk_batch_size
+        size = self.options.chunk_batch_size
+        return 1 if self.options.vram_efficient or size == AUTO else size
 
     @property
     def overlap(self) -> int:

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from latentsync.constants import SAMPLE_RATE
+from latentsync.media.audio import is_silent
 from latentsync.media.samples import GatedSamples, Samples
 from latentsync.options import Silence
 from latentsync.pretrained.voice_activity import Interval, speech_intervals
@@ -16,7 +17,8 @@ from latentsync.whisper.windows import AudioFeatureStream
 
 logger = logging.getLogger(__name__)
 
-FADE_FRAMES = 4  # of a crossfade between original and generated faces
+FADE_FRAMES = 4  # of a crossfade between original and generated faces, and of closing lips
+BLOCK = 60 * SAMPLE_RATE  # samples read at once
 
 
 @dataclass(frozen=True)
@@ -27,26 +29,36 @@ class Speaker:
         face: see the option `face`.
         features: audio tokens of each frame of the output.
         weights: (T,) share of the generated face in each frame; 0 keeps the frame.
+        closed: (T,) how far the lips are closed in each frame, 0 as generated to 1.
     """
 
     face: str
     features: AudioFeatureStream
     weights: np.ndarray
+    closed: np.ndarray
 
 
 def make_speaker(
     face: str, wave: Samples, encoder: Audio2Feature, fps: Fraction, silence: Silence, weights: np.ndarray
 ) -> Speaker:
     """A speaker whose mouth rests where the wave (N,) at 16 kHz has no speech; see the option `silence`."""
+    count = len(weights)
     intervals = [] if silence == "model" else speech_intervals(wave)
+    rests = silence == "rest"
     if not intervals:  # singing, or nothing but noise: better all of it than nothing
-        if silence != "model":
+        closed = np.full(count, rests and _is_silent(wave), np.float32)
+        if silence != "model" and not closed.any():
             logger.info("no speech was found in the audio: all of it drives the mouth")
-        return Speaker(face, encoder.stream(wave, fps, len(weights)), weights)
+        return Speaker(face, encoder.stream(wave, fps, count), weights, closed)
+    speaks = fade_out(spoken_frames(intervals, fps, count))
     if silence == "original":
-        weights = np.minimum(weights, fade_out(spoken_frames(intervals, fps, len(weights))))
+        weights = np.minimum(weights, speaks)
     gated = GatedSamples(wave, intervals, SAMPLE_RATE)
-    return Speaker(face, encoder.stream(gated, fps, len(weights)), weights)
+    return Speaker(face, encoder.stream(gated, fps, count), weights, rests * (1 - speaks))
+
+
+def _is_silent(wave: Samples) -> bool:
+    return all(is_silent(wave[start : start + BLOCK]) for start in range(0, len(wave), BLOCK))
 
 
 def spoken_frames(intervals: Sequence[Interval], fps: Fraction, count: int) -> np.ndarray:

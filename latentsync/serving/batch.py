@@ -19,6 +19,7 @@ from latentsync.pipelines.script import audio_names, read_script
 from latentsync.serving.jobs import AUDIO_ROLES, InsufficientSpace, Job, JobKind, JobNotFound, JobState, QueueFull
 from latentsync.serving.models import weights_of
 from latentsync.serving.service import JobService
+from latentsync.utils.batch import DONE, FAILED, KEPT, Outcome, run_rows
 from latentsync.utils.errors import UserError, did_you_mean
 from latentsync.utils.files import staged_output, write_text
 from latentsync.utils.tables import read_csv
@@ -29,7 +30,6 @@ FILES = ("video", "audio", "out")
 PATHS = ("mask_image_path", "script")  # options that become files of a job
 POLL_SECONDS = 0.3
 RECORD = "batch.json"
-DONE, KEPT, FAILED = "done", "kept", "failed"
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,6 @@ class BatchRow:
         options = self.options.model_dump(exclude_defaults=True, exclude=set(PATHS))
         text = json.dumps([self.kind, *parts, str(self.out.absolute()), options])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class RowResult:
-    """Outcome of a row: done, kept (done by an earlier run) or failed."""
-
-    row: BatchRow
-    status: str
-    reason: str = ""
-    seconds: float = 0.0
 
 
 def script_files(script: Path) -> dict[str, tuple[str, Path]]:
@@ -195,13 +185,14 @@ class Batch:
         self._record_path = service.settings.workspace / RECORD
         self._record = self._read_record()
         self._weights: dict[tuple[str, str | None], str] = {}
+        self._running: dict[str, Job] = {}
 
     def run(
         self,
         rows: Sequence[BatchRow],
-        on_result: Callable[[RowResult], None] = lambda result: None,
+        on_result: Callable[[Outcome[BatchRow]], None] = lambda result: None,
         on_progress: Callable[[Sequence[Job]], None] = lambda jobs: None,
-    ) -> list[RowResult]:
+    ) -> list[Outcome[BatchRow]]:
         """Run all rows that are not done yet; failed rows do not stop the others.
 
         Args:
@@ -211,47 +202,29 @@ class Batch:
         Raises:
             InsufficientSpace: the disk has no room for the next job.
         """
-        results: list[RowResult] = []
-        active: dict[str, BatchRow] = {}
-        waiting, more = iter(rows), True
+        at_once, fatal, results = self.service.settings.workers + self.ahead, (QueueFull, InsufficientSpace), []
 
-        def report(result: RowResult) -> None:
+        def wait() -> None:
+            on_progress(list(self._running.values()))
+            time.sleep(POLL_SECONDS)
+
+        for result in run_rows(rows, self._work, at_once, wait, fatal):
             results.append(result)
             on_result(result)
-
-        while more or active:
-            more = more and self._submit_some(waiting, active, report)
-            jobs = [self.service.get(job_id) for job_id in active]
-            for job in jobs:
-                result = self._result_of(job, active[job.id])
-                if result is not None:
-                    del active[job.id]
-                    report(result)
-            on_progress([job for job in jobs if job.id in active])
-            if active:
-                time.sleep(POLL_SECONDS)
+            on_progress(list(self._running.values()))
         return sorted(results, key=lambda result: result.row.line)
 
-    def _submit_some(
-        self, waiting: Iterator[BatchRow], active: dict[str, BatchRow], report: Callable[[RowResult], object]
-    ) -> bool:
-        """Submit jobs until enough are queued; False if no rows are left."""
-        while len(active) < self.service.settings.workers + self.ahead:
-            row = next(waiting, None)
-            if row is None:
-                return False
-            try:
-                job_id = self._begin(row)
-            except (QueueFull, InsufficientSpace):
-                raise
-            except UserError as error:
-                report(RowResult(row, FAILED, str(error)))
-                continue
-            if job_id is None:
-                report(RowResult(row, KEPT))
-            else:
-                active[job_id] = row
-        return True
+    def _work(self, row: BatchRow) -> Iterator[Outcome[BatchRow] | None]:
+        """Run a row: None while its job is queued or running, then the outcome."""
+        job_id = self._begin(row)
+        if job_id is None:
+            yield Outcome(row, KEPT)
+            return
+        while (result := self._result_of(job := self.service.get(job_id), row)) is None:
+            self._running[job_id] = job
+            yield None
+        self._running.pop(job_id, None)
+        yield result
 
     def _begin(self, row: BatchRow) -> str | None:
         """The id of a row's job, a new one or that of an earlier run; None if the row is done."""
@@ -274,22 +247,22 @@ class Batch:
         self._note(key, {"job": job.id})
         return job.id
 
-    def _result_of(self, job: Job, row: BatchRow) -> RowResult | None:
+    def _result_of(self, job: Job, row: BatchRow) -> Outcome[BatchRow] | None:
         """The outcome of a row if its job is finished: copies the result to the output and deletes the job."""
         if not job.state.is_final:
             return None
         seconds = (job.finished or 0) - (job.started or job.finished or 0)
         if job.state is not JobState.DONE or job.result is None:
             reason = job.error or ("its result has expired" if job.expired else f"the job was {job.state.value}")
-            return RowResult(row, FAILED, reason, seconds)
+            return Outcome(row, FAILED, reason, seconds)
         try:
             with staged_output(row.out, None) as staged:
                 shutil.copyfile(job.result, staged)
             self._note(self._key(row), {"bytes": row.out.stat().st_size})
         except (OSError, UserError) as error:
-            return RowResult(row, FAILED, f"{row.out} could not be written ({error})", seconds)
+            return Outcome(row, FAILED, f"{row.out} could not be written ({error})", seconds)
         self.service.delete(job.id)
-        return RowResult(row, DONE, seconds=seconds)
+        return Outcome(row, DONE, seconds=seconds)
 
     def _key(self, row: BatchRow) -> str:
         """Identity of a row; equal rows with other weights differ."""

@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from latentsync import __version__
-from latentsync.serving.batch import FAILED, RowResult
+from latentsync.serving.batch import BatchRow
+from latentsync.utils.batch import FAILED, Outcome
 from latentsync.utils.errors import one_line
 from latentsync.utils.files import write_text
 from latentsync.utils.progress import duration
@@ -18,7 +19,7 @@ from latentsync.utils.templates import render
 TEMPLATE = Path(__file__).with_name("batch_report.html.j2")
 
 
-def write_report(path: Path, results: Sequence[RowResult], total: int) -> None:
+def write_report(path: Path, results: Sequence[Outcome[BatchRow]], total: int) -> None:
     """Write the page, which links to the results relative to its folder. `total`: number of rows, done or not.
 
     Raises:
@@ -36,7 +37,7 @@ def write_report(path: Path, results: Sequence[RowResult], total: int) -> None:
     write_text(path, lambda file: file.write(page))
 
 
-def _row(result: RowResult, folder: Path) -> dict[str, Any]:
+def _row(result: Outcome[BatchRow], folder: Path) -> dict[str, Any]:
     row = result.row
     changed = row.options.model_dump(mode="json", exclude_defaults=True)
     return {

@@ -28,7 +28,7 @@ class ServingSettings:
         None for never.
     max_queue: maximum number of queued jobs.
     max_upload_bytes: of one file. max_audio_seconds, max_video_seconds, max_pixels (of a frame): limits on its content.
-    worker_memory_bytes: of a worker; its job fails beyond it. 0: its share of 80% of the machine's memory.
+    worker_memory_bytes: of a worker; its job fails beyond it. None: its share of 80% of the machine's memory.
     job_timeout_seconds: time limit of one attempt. max_attempts: how often a job is started if its worker dies.
     lease_seconds: a job whose worker gives no sign of life for this long is lost and queued again.
     keep_results_hours: after this time, files of finished jobs are deleted. quota_bytes: of the workspace; if it is
@@ -52,7 +52,7 @@ class ServingSettings:
     max_audio_seconds: float = 3600.0
     max_video_seconds: float = 4 * 3600.0
     max_pixels: int = 4096 * 4096
-    worker_memory_bytes: int = 0
+    worker_memory_bytes: int | None = None
     job_timeout_seconds: float = 6 * 3600.0
     max_attempts: int = 3
     lease_seconds: float = 20.0
@@ -76,8 +76,8 @@ class ServingSettings:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.unload_after_minutes is not None and not self.unload_after_minutes > 0:
             raise UserError(f"unload_after_minutes must be above 0, not {self.unload_after_minutes}")
-        if self.worker_memory_bytes < 0:
-            raise UserError(f"worker_memory_bytes must be 0 or more, not {self.worker_memory_bytes}")
+        if self.worker_memory_bytes is not None and self.worker_memory_bytes < 1:
+            raise UserError(f"worker_memory_bytes must be at least 1, not {self.worker_memory_bytes}")
         if self.dtype not in (None, *DTYPES):
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if self.weights not in WEIGHTS:
@@ -119,8 +119,7 @@ def add_service_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=1, help="number of processes, each with its own models (default: %(default)s)")
     add(
         "--worker_memory_gb",
-        type=float,
-        default=0,
+        type=size,
         help="memory of a process in GiB, beyond which its job fails (default: its share of 80%% of the machine's)",
     )
     add("--devices", nargs="+", default=[AUTO], help="one per worker, in turn: cuda:0 cuda:1 ... (default: auto)")
@@ -155,6 +154,7 @@ def server_settings(options: argparse.Namespace, **more: Any) -> ServingSettings
 
 def service_settings(options: argparse.Namespace, workspace: Path, **more: Any) -> ServingSettings:
     """Settings from the arguments of `add_service_arguments`, and `more` of them by name."""
+    memory = options.worker_memory_gb
     return ServingSettings(
         workspace,
         workers=options.workers,
@@ -163,6 +163,6 @@ def service_settings(options: argparse.Namespace, workspace: Path, **more: Any) 
         weights=options.weights,
         compile=options.compile,
         unload_after_minutes=options.unload_after_minutes,
-        worker_memory_bytes=int(options.worker_memory_gb * GIB),
+        worker_memory_bytes=None if memory is None else int(memory * GIB),
         **more,
     )

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from latentsync.utils.errors import UserError
 
@@ -114,6 +115,14 @@ def write_text(path: str | Path, write: Callable[[TextIO], object]) -> None:
             write(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another place") from error
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file that can be made again; None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 class HiddenFile:

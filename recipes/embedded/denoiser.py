@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,7 +27,7 @@ from latentsync.training.losses import mouth_weights
 from latentsync.training.sync_losses import cosine_loss
 from recipes.embedded.autoencoder import edges, hinge
 from recipes.embedded.perceptual import PerceptualDistance
-from recipes.embedded.samples import SILENT, Sample, SampleMaker
+from recipes.embedded.samples import Sample, SampleMaker
 from recipes.embedded.training import Machine, Meter, Stage, random_states
 
 logger = logging.getLogger("train")
@@ -56,8 +55,6 @@ class DenoiserSettings:
         decoder's linear part in teeth are the easiest way to deceive a discriminator.
     decoder_lr: 0 for a decoder that stays as it is. exact_weight: of its error on true latents. sync_weight: of the
         SyncNet's.
-    keep_weight: of the difference to what the UNet predicted before this stage, which replaces the true latents of
-        samples with speech; 0 for none.
     """
 
     shares: Mapping[str, float]
@@ -75,7 +72,6 @@ class DenoiserSettings:
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     temporal_weight: float = 0.0
-    keep_weight: float = 0.0
     decay: float = 0.99
     seed: int = 31
 
@@ -181,7 +177,6 @@ class DenoiserTraining:
         self.settings, self.machine = settings, machine
         self.discriminator = PatchDiscriminator(32, 3).to(machine.device)
         model.autoencoder.requires_grad_(False)
-        self.before = deepcopy(model).eval().requires_grad_(False) if settings.keep_weight else None
         groups = [{"params": list(model.unet.parameters()), "lr": settings.lr}]
         modules: dict[str, nn.Module] = {"unet": model.unet}
         if settings.is_decoded:
@@ -241,11 +236,9 @@ class DenoiserTraining:
                     prediction[index], latents[index], teacher, self.model.cell_mask[0], self.weights
                 )
             else:
-                wanted, weight = latents[index], self.settings.latent_weight * sample.weight
-                if self.before is not None and sample.kind not in SILENT:
-                    wanted, weight = self._predict_before(sample), self.settings.keep_weight
+                weight = self.settings.latent_weight * sample.weight
                 loss = weight * reconstruction_loss(
-                    prediction[index], wanted, self.cells[0], self.weights, self.settings.motion_weight
+                    prediction[index], latents[index], self.cells[0], self.weights, self.settings.motion_weight
                 )
             terms[sample.kind] = terms.get(sample.kind, 0) + loss / len(samples)
         if self.syncnet is not None and self.settings.sync_weight:
@@ -262,12 +255,6 @@ class DenoiserTraining:
             self.stage.update("discriminator", hinge(real, fake))
         self.stage.average()
         return {name: float(term.detach()) for name, term in terms.items()}
-
-    @torch.no_grad()
-    def _predict_before(self, sample: Sample) -> Tensor:
-        """(C, F, h, h), of a sample."""
-        with self.machine.autocast():
-            return self.before(sample.target[None], sample.reference[None], sample.tokens[None])[0][0].float()
 
     def _sync_loss(self, prediction: Tensor, tokens: Tensor, samples: list[Sample]) -> Tensor:
         own_audio = [index for index, sample in enumerate(samples) if sample.has_own_audio]

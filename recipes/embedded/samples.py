@@ -5,9 +5,7 @@ Legend: F frames of a sample, R pixels of a face, S audio tokens, D their width,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from threading import Lock
 
 import cv2
 import numpy as np
@@ -20,7 +18,6 @@ from latentsync.faces.mask import load_mask
 from latentsync.faces.mouth import closed_opening
 from latentsync.media.silence import runs_of, silence_and_speech
 from recipes.embedded.first_generation.silence import back_and_forth, draw_apart
-from recipes.embedded.lips import LipCloser
 from recipes.embedded.pack import Pack, PackedClip
 from recipes.embedded.teacher import FRAMES, TeacherChunk, Voices, read_chunks
 
@@ -41,9 +38,7 @@ MOVED_LEVELS = (4.0, 12.0)  # differences of 255 that count as none and as movem
 APART, NEAREST = 8, 6  # frames
 LEAST_MOTION = 0.08  # standard deviation of the openings of a window that is worth a guess at its audio
 RETRIEVED_WEIGHT = 0.5  # their audio is a guess
-LEAST_SMILE = 0.2  # mean relative opening of a window in which closed lips differ from the clip's own
-KINDS = ("teacher", "real", "retrieved", "silent", "closed")
-SILENT = ("silent", "closed")
+KINDS = ("teacher", "real", "retrieved", "silent")
 
 
 @dataclass(frozen=True)
@@ -163,14 +158,11 @@ class SampleMaker:
             clip.name: relative_openings(pack.openings[clip.first : clip.first + clip.length]) for clip in pack.clips
         }
         self._poses: dict[str, np.ndarray] = {}
-        self._lock = Lock()
         self._kept = load_mask(pack.resolution)[0, 0].numpy()
         self._retrieved = self._retrieve()
         people = [*self._with_audio, *self._seen]
         rests = [[rest for clip in clips if (rest := self._longest_rest(clip))] for clips in people]
         self._rests = [found for found in rests if found]
-        open_windows = [[place for clip in clips for place in self._open_windows(clip)] for clips in people]
-        self._open = [found for found in open_windows if found]
         speaking = [clip for clip in pack.clips if clip.has_audio]
         self._silences = [self._silence(clip) for clip in speaking[:: max(1, len(speaking) // 6)]]
 
@@ -225,11 +217,6 @@ class SampleMaker:
         runs = [run for run in runs_of(flags) if run[1] - run[0] >= shortest]
         return (clip, *max(runs, key=lambda run: run[1] - run[0])) if runs else None
 
-    @cached_property
-    def _closer(self) -> LipCloser:
-        """Made on first use: few stages need MediaPipe."""
-        return LipCloser()
-
     def _silence(self, clip: PackedClip) -> Tensor:
         """Whisper states of silence, then the clip's audio, then silence."""
         return self.pack.whisper.wave2feat(np.pad(self.pack.wave(clip), round(SILENCE_SECONDS * SAMPLE_RATE)))
@@ -237,7 +224,7 @@ class SampleMaker:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Those of `KINDS` that the data can give."""
-        there = (self.chunks or read_chunks(self._folder), self._with_audio, self._retrieved, self._rests, self._open)
+        there = (self.chunks or read_chunks(self._folder), self._with_audio, self._retrieved, self._rests)
         return tuple(kind for kind, found in zip(KINDS, there, strict=True) if found)
 
     def draw(self, kind: str, rng: np.random.Generator) -> Sample:
@@ -296,28 +283,6 @@ class SampleMaker:
         if rng.random() < 0.5:
             first = len(states) // 2 - FRAMES - first
         return self.voices.window(states, first)
-
-    def _open_windows(self, clip: PackedClip) -> list[tuple[PackedClip, int]]:
-        """Windows whose mouth is open, by speech or a smile."""
-        rows, places = self._windows([clip])
-        return [place for row, place in zip(rows, places, strict=True) if row.mean() >= LEAST_SMILE]
-
-    def _draw_closed(self, rng: np.random.Generator) -> Sample:
-        """Silence over an open mouth: the target is the reference with its lips moved together."""
-        windows = self._open[rng.integers(len(self._open))]
-        clip, start = windows[rng.integers(len(windows))]
-        frames = clip.first + start + np.arange(FRAMES)
-        faces = self._decode(frames)
-        with self._lock:  # several threads draw
-            closed = {frame: found for frame, face in faces.items() if (found := self._closer(face)) is not None}
-        if not closed:
-            return self._draw_silent(rng)
-        known = np.array(list(closed))
-        frames = known[np.abs(frames[:, None] - known).argmin(1)]  # the nearest where the mouth is open too wide
-        augment = FaceAugmentation.draw(self.pack.resolution, rng)
-        return Sample(
-            "closed", self._show(frames, closed, augment), self._show(frames, faces, augment), self._quiet(rng)
-        )
 
     def _same_pose(self, clip: PackedClip, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """For each frame one of another moment in which the head is held alike and the mouth is rather not."""

@@ -7,8 +7,6 @@ teacher      results of the 128 px model with other audio, to learn from
 syncnet      the SyncNet that trains the UNet
 distill      the UNet: the 128 px model's guided four steps in one, and real clips
 refine       UNet and decoder together, with silence; losses on the decoded mouth
-close        the UNet: silence closes smiles, speech stays as it is
-settle       the same; losses on the decoded mouth
 export       the files that inference loads, in OUTPUT/model
 """
 
@@ -53,19 +51,7 @@ MINUTES = {
     "syncnet": 7.0,
     "distill": 9.0,
     "refine": 190.0,
-    "close": 60.0,
-    "settle": 60.0,
     "export": 0.0,
-}
-NOT_SHIPPED = ("close", "settle")  # their result is not better in all respects, see README.md
-SHIPPED = [stage for stage in MINUTES if stage not in NOT_SHIPPED]
-ON_PIXELS = {
-    "discriminator_lr": 4e-4,
-    "sync_weight": 1.5,
-    "pixel_weight": 1.0,
-    "perceptual_weight": 0.8,
-    "adversarial_weight": 0.08,
-    "temporal_weight": 1.0,
 }
 DENOISER = {
     "distill": DenoiserSettings({"teacher": 0.7, "real": 0.15, "retrieved": 0.15}, lr=3e-4, seed=31),
@@ -78,21 +64,12 @@ DENOISER = {
         exact_weight=1.0,
         decay=0.99,
         seed=33,
-        **ON_PIXELS,
-    ),
-    "close": DenoiserSettings(
-        {"real": 0.3, "retrieved": 0.2, "silent": 0.1, "closed": 0.4},
-        lr=4e-4,
+        discriminator_lr=4e-4,
         sync_weight=1.5,
-        keep_weight=1.0,
-        seed=37,
-    ),
-    "settle": DenoiserSettings(
-        {"real": 0.3, "retrieved": 0.15, "silent": 0.1, "closed": 0.45},
-        lr=2e-4,
-        keep_weight=1.0,
-        seed=41,
-        **ON_PIXELS,
+        pixel_weight=1.0,
+        perceptual_weight=0.8,
+        adversarial_weight=0.08,
+        temporal_weight=1.0,
     ),
 }
 
@@ -225,7 +202,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and results")
     parser.add_argument("--trunk", type=Path, required=True, help="weights of torchvision's mobilenet_v2 (.pth)")
-    parser.add_argument("--stages", nargs="+", choices=list(MINUTES), default=SHIPPED, help="default: %(default)s")
+    stages = list(MINUTES)
+    parser.add_argument("--stages", nargs="+", choices=stages, default=stages, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, help="budget of each stage, instead of its own")
     parser.add_argument("--quick", action="store_true", help="a step or two of each stage, to try the recipe")
     parser.add_argument("--device", default="cpu", help="device to train on (default: %(default)s)")

@@ -1,6 +1,8 @@
 """Batches: one pipeline for all, resumable, bad rows do not stop the others."""
 
 import csv
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,11 @@ from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.media.audio import load_audio
 from latentsync.media.probe import probe_video
 from latentsync.options import GenerationOptions
+from latentsync.utils.batch import ALL_FAILED, SOME_FAILED
 from latentsync.utils.errors import UserError
+from latentsync.utils.paths import PROJECT_ROOT
 from tests.media.synthetic import tone, write_audio, write_clip
+from tests.waiting import HANG_SECONDS, eventually
 
 
 @dataclass
@@ -72,7 +77,7 @@ def statuses(folder: Path) -> dict[str, str]:
 
 
 def test_bad_rows_are_reported_and_one_pipeline_does_the_rest(folder, pipeline, capsys):
-    assert call(folder, "--seed", "5", "--inference_steps", "3") == 1
+    assert call(folder, "--seed", "5", "--inference_steps", "3") == SOME_FAILED
     failed = dict.fromkeys(["empty", "text__voice", "silent", "none"], "failed")
     assert statuses(folder) == {"first": "done", **failed, "two_lines__voice": "done"}
     assert len(pipeline.opened) == 1 and [name for name, *_ in pipeline.calls] == ["ä b.mp4", "two\nlines.mp4"]
@@ -104,7 +109,7 @@ def test_only_missing_or_changed_results_are_generated(folder, pipeline):
 
 def test_no_pipeline_is_loaded_without_work(folder, pipeline):
     (folder / "list.csv").write_text("video\nempty.mp4\nnone.mp4\n")
-    assert call(folder) == 1
+    assert call(folder) == ALL_FAILED
     assert len(pipeline.calls) == 0
 
 
@@ -119,6 +124,48 @@ def test_an_incomplete_result_is_generated_again(folder, monkeypatch):
         list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Crashing)([pair]))
     rows = list(BatchInference(GenerationOptions(model="embedded"), folder / "out", Copies)([pair]))
     assert [row.status for row in rows] == ["done"] and (folder / "out" / "first.mp4").read_bytes() != b"half"
+
+
+RESUMED = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from eval.inference_videos import BatchInference
+from eval.pairs import read_pairs
+from latentsync.options import GenerationOptions
+
+folder = Path(sys.argv[1])
+
+def pipeline(video, audio, target, options):
+    with (folder / "begun").open("a") as file:
+        file.write("x")
+    target.write_bytes(b"half")
+    while (folder / "begun").stat().st_size == 2 and not (folder / "go").exists():
+        time.sleep(0.02)
+    target.write_bytes(b"a result")
+    return SimpleNamespace(num_frames=1)
+
+options = GenerationOptions(model="embedded")
+for outcome in BatchInference(options, folder / "out", lambda: pipeline)(read_pairs(folder / "two.csv")):
+    print(outcome.row.id, outcome.status)
+"""
+
+
+def test_a_killed_run_resumes(folder):
+    """Killed while the second result is written: the first is kept, and the second is made again."""
+    (folder / "two.csv").write_text("video,audio,id\nä b.mp4,,a\nä b.mp4,voice.wav,b\n")
+    command = [sys.executable, "-c", RESUMED, str(folder)]
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT)
+    try:
+        assert eventually(lambda: (folder / "begun").exists() and (folder / "begun").read_text() == "xx")
+        assert eventually((folder / "out" / "b.mp4").exists)
+    finally:
+        process.kill()
+        process.wait()
+    (folder / "go").touch()
+    again = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
+    assert again.stdout.split() == ["a", "kept", "b", "done"], again.stderr
+    assert (folder / "out" / "b.mp4").read_bytes() == b"a result"
 
 
 def test_concurrent_runs_and_unwritable_folders_are_refused(folder, pipeline, capsys):

@@ -8,7 +8,7 @@ import torch
 
 from integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, nodes
 from latentsync.loading import ModelPaths, load_pipeline
-from latentsync.options import GenerationOptions
+from latentsync.options import OPTIONS, GenerationOptions
 from tests.media.synthetic import tone
 from tests.pipelines.scenes import draw_scene
 
@@ -69,6 +69,12 @@ def test_inputs_follow_the_declaration():
             assert settings[0]["default"] in kind
     defaults = {name: settings[0]["default"] for name, (_, *settings) in lip_sync["optional"].items()}
     assert GenerationOptions(**nodes.read_options(defaults)) == GenerationOptions()
+    kinds = {name: kind for name, (kind, _) in lip_sync["optional"].items()}
+    assert (kinds["chunk_batch_size"], kinds["inference_steps"], kinds["interpolate"]) == ("STRING", "INT", "FLOAT")
+    assert nodes.read_options({"chunk_batch_size": "auto"}) == {"chunk_batch_size": "auto"}
+    for name, (kind, settings) in lip_sync["optional"].items():
+        if kind in ("INT", "FLOAT") and OPTIONS[name].default is None:
+            assert settings["tooltip"].endswith(f" 0: {OPTIONS[name].show.unset}.")
 
 
 def test_nodes_have_the_attributes_of_comfyui():

@@ -65,13 +65,13 @@ def test_as_many_chunks_as_fit(pipeline, monkeypatch):
         measured.append(device)
         return 100 * len(measured)
 
-    assert pipeline._prepare(None, chunk_batch_size=0).chunks_at_once == 1  # on a CPU
+    assert pipeline._prepare(None, chunk_batch_size="auto").chunks_at_once == 1  # on a CPU
     monkeypatch.setattr(face_generator, "peak_memory", peak)
     monkeypatch.setattr(face_generator, "free_memory", lambda device: 400)
     monkeypatch.setattr(type(pipeline), "_measures_memory", property(lambda _: True))
-    run = pipeline._prepare(FAST, chunk_batch_size=0, callback=lambda *step: called.append(step))
+    run = pipeline._prepare(FAST, chunk_batch_size="auto", callback=lambda *step: called.append(step))
     assert run.chunks_at_once == 3 and run.options.chunk_batch_size == 3
-    assert pipeline._prepare(FAST, chunk_batch_size=0).chunks_at_once == 3
+    assert pipeline._prepare(FAST, chunk_batch_size="auto").chunks_at_once == 3
     assert len(measured) == 2 and not called  # one chunk, and two
     pipeline._chunk_memory.clear()
 
@@ -79,4 +79,4 @@ def test_as_many_chunks_as_fit(pipeline, monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(face_generator, "peak_memory", run_out)
-    assert pipeline._prepare(FAST, chunk_batch_size=0).chunks_at_once == 1
+    assert pipeline._prepare(FAST, chunk_batch_size="auto").chunks_at_once == 1

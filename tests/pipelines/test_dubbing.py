@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentsync.faces.lips import LipCloser
 from latentsync.media.audio import load_audio
 from latentsync.media.audio_stream import AudioSource
 from latentsync.media.sources import open_video
@@ -16,7 +17,7 @@ from latentsync.pipelines import speakers
 from latentsync.pipelines.length import fit_length
 from latentsync.pipelines.opening import open_clip
 from latentsync.pipelines.original_audio import Mixer
-from latentsync.pipelines.speakers import fade_in, fade_out, spoken_frames
+from latentsync.pipelines.speakers import fade_in, fade_out, make_speaker, spoken_frames
 from latentsync.utils.errors import UserError
 from tests.media.synthetic import numbered_rgb, numbers_of, tone, write_audio, write_clip
 from tests.pipelines.scenes import PORTRAIT, WIDTH, clip, draw_scene
@@ -233,6 +234,34 @@ def test_the_mouth_rests_in_pauses(run, written, spoken, tmp_path, monkeypatch):
     run(video, voice, tmp_path / "original.mp4", silence="original")
     assert changed(written, source_frames(video, 30)) == [index < 14 for index in range(30)]
     assert sum(count for _, count in spoken) == 14
+
+
+CLOSING = [0, 0, 0.2, 0.4, 0.6, 0.8, 1, 1]
+
+
+@pytest.mark.parametrize(("silence", "closed"), [("rest", CLOSING), ("original", [0] * 8), ("model", [0] * 8)])
+def test_lips_close_in_pauses(run, tmp_path, monkeypatch, silence, closed):
+    """How far they are closed in each frame that is generated."""
+    monkeypatch.setattr(speakers, "speech_intervals", lambda wave: [(0, 2 * 640)])
+    amounts = []
+    monkeypatch.setattr(LipCloser, "__call__", lambda self, face, amount: amounts.append(amount) or face)
+    run(
+        clip(tmp_path / "v.mp4", 8),
+        write_audio(tmp_path / "a.wav", tone(16000, 8 / 25)),
+        tmp_path / "o.mp4",
+        silence=silence,
+    )
+    np.testing.assert_allclose(amounts, [amount for amount in closed if amount], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wave", "silence", "is_closed"),
+    [(0 * tone(16000, 0.4), "rest", True), (0 * tone(16000, 0.4), "model", False), (tone(16000, 0.4), "rest", False)],
+)
+def test_lips_stay_closed_in_silent_audio_but_not_in_music(pipeline, monkeypatch, wave, silence, is_closed):
+    monkeypatch.setattr(speakers, "speech_intervals", lambda wave: [])
+    speaker = make_speaker("largest", wave, pipeline.audio_encoder, FPS, silence, np.ones(10))
+    assert (speaker.closed == is_closed).all()
 
 
 def test_audio_without_speech_drives_the_mouth_as_it_is(run, media, tmp_path):

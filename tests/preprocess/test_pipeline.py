@@ -254,8 +254,8 @@ def test_a_source_that_needs_too_much_memory_is_given_up(sources, tmp_path, monk
     summary = process(RunOptions(sources, tmp_path / "out", workers=2, worker_memory_gb=1.9), FAST)
     status = {row["source"]: row["reason"] for row in summary.rows if row["kind"] == "source"}
     assert status["silent.mp4"] == "needed more than the allowed 1.9 GiB of memory" and summary.kept == 3
-    with pytest.raises(UserError, match="worker_memory_gb must be 0 or more"):
-        RunOptions(sources, tmp_path / "out", worker_memory_gb=-1)
+    with pytest.raises(UserError, match="worker_memory_gb must be above 0"):
+        RunOptions(sources, tmp_path / "out", worker_memory_gb=0)
 
 
 def test_a_crashed_worker_loses_its_source_only(sources, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """Samples of the embedded model's UNet: target, reference and audio of each kind; the losses on latents."""
 
-from itertools import cycle
-
 import numpy as np
 import pytest
 import torch
@@ -24,7 +22,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> SampleMaker:
 
 
 def test_kinds_without_data_are_left_out(maker: SampleMaker):
-    assert maker.kinds == ("real", "retrieved", "silent", "closed")
+    assert maker.kinds == ("real", "retrieved", "silent")
 
 
 @pytest.mark.parametrize("kind", ["real", "retrieved", "silent"])
@@ -34,14 +32,6 @@ def test_a_sample_has_one_look_and_repeats(maker: SampleMaker, kind: str):
     assert first.tokens.shape == (FRAMES, 50, 384)
     assert torch.equal(first.target, again.target) and torch.equal(first.tokens, again.tokens)
     assert first.has_own_audio == (kind == "real")
-
-
-def test_silence_closes_the_lips_of_the_reference(maker: SampleMaker, monkeypatch: pytest.MonkeyPatch):
-    found = cycle([True, False])  # not every mouth can be closed
-    monkeypatch.setattr(maker, "_closer", lambda face: face // 2 if next(found) else None)
-    sample = maker.draw("closed", np.random.default_rng(1))
-    assert sample.kind == "closed" and not sample.has_own_audio
-    assert sample.target.float().mean() < sample.reference.float().mean()  # each frame's own, changed alike
 
 
 def test_a_reference_of_the_same_pose_is_of_another_moment(maker: SampleMaker):

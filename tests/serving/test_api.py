@@ -97,6 +97,7 @@ def test_a_mask_is_a_third_file(client, service, media, tmp_path):
     [
         ({"inference_step": "3"}, "unknown option 'inference_step'; did you mean inference_steps?"),
         ({"guidance_scale": "7"}, "guidance_scale must be a number from 1 to 3, not '7'"),
+        ({"chunk_batch_size": "0"}, "chunk_batch_size must be a whole number from 1 to 64, or auto, not '0'"),
         ({"enhancer": "gfpgan"}, "enhancer has no effect without enable_upscale; turn that on as well"),
     ],
 )

@@ -310,6 +310,12 @@ def test_unset_numbers_are_empty_fields():
     assert make_field(OPTIONS["start"]).placeholder == "its beginning (seconds)"
 
 
+def test_a_number_or_a_word_is_a_list_that_takes_other_numbers():
+    field = make_field(OPTIONS["chunk_batch_size"])
+    assert isinstance(field, gr.Dropdown) and field.allow_custom_value and field.value == "1"
+    assert [value for _, value in field.choices] == ["auto", "1", "2", "4", "8"]
+
+
 @pytest.mark.parametrize("words", [["--max_upload_mb", "nan"], ["--max_upload_mb", "inf"], []])
 def test_numbers_that_are_none(words, monkeypatch, capsys):
     if not words:

@@ -13,6 +13,7 @@ from latentsync.options import GenerationOptions
 from latentsync.serving.jobs import JobKind, JobState
 from latentsync.serving.service import JobService
 from latentsync.serving.settings import ServingSettings, service_settings
+from latentsync.utils.errors import UserError
 from latentsync.utils.memory import resident_bytes
 from scripts import batch, serve
 from tests.pipelines.scenes import clip
@@ -66,6 +67,8 @@ def test_the_memory_of_a_process_and_its_limit(tmp_path):
     limits = [ServingSettings(tmp_path, workers=workers).worker_memory_limit for workers in (1, 4)]
     assert limits[0] > 2**28 and limits[1] == pytest.approx(limits[0] / 4, rel=0.01)
     assert ServingSettings(tmp_path, worker_memory_bytes=5).worker_memory_limit == 5
+    with pytest.raises(UserError, match="worker_memory_bytes must be at least 1, not 0"):
+        ServingSettings(tmp_path, worker_memory_bytes=0)
 
 
 @pytest.mark.parametrize("parser", [gradio_app.build_parser(), batch.build_parser(), serve.build_parser()])

@@ -70,7 +70,7 @@ LEVERS = (
     Lever("preset fast", {"preset": "fast"}, compiled=True),
     Lever("preset balanced", {"preset": "balanced"}),
     Lever("deepcache", {"enable_deepcache": True}),
-    Lever("chunk_batch_size 0", {"chunk_batch_size": 0}),
+    Lever("chunk_batch_size auto", {"chunk_batch_size": "auto"}),
     Lever("vram_efficient", {"vram_efficient": True}),
     Lever(
         "vram_efficient, weights fp8",

@@ -149,7 +149,7 @@ def make_field(option: Option, choices: Choices | None = None) -> gr.components.
         return gr.Checkbox(option.default, **common)
     if option.show.is_long:
         return gr.Textbox(EMPTY, lines=3, **common)
-    if option.type is str:
+    if option.type is str or option.words:
         return _choice(option, choices, common)
     if option.default is None:  # a number field would show 0, which differs from None
         return gr.Textbox(EMPTY, placeholder=_placeholder(option), **common)
@@ -169,9 +169,11 @@ def _placeholder(option: Option) -> str:
 
 def shown_value(option: Option, value: Any) -> Any:
     """The value of the field of an option."""
-    if option.default is None and option.type in (int, float):
-        return EMPTY if value is None else f"{value:g}"
-    return EMPTY if value is None else value
+    if value is None:
+        return EMPTY
+    if option.words:
+        return str(value)
+    return f"{value:g}" if option.default is None and option.type in (int, float) else value
 
 
 def _choice(option: Option, choices: Choices | None, common: dict[str, Any]) -> gr.components.Component:
@@ -182,7 +184,8 @@ def _choice(option: Option, choices: Choices | None, common: dict[str, Any]) -> 
         if option.default is None:
             choices.insert(0, (option.default_text, EMPTY))
     free = bool(option.show.suggestions)
-    return gr.Dropdown(choices, value=option.default or EMPTY, allow_custom_value=free, **common)
+    value = shown_value(option, option.default)
+    return gr.Dropdown(choices, value=value, allow_custom_value=free, **common)
 
 
 def label(name: str) -> str:
