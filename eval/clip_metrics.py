@@ -80,8 +80,10 @@ def compute_metrics(pair: Pair, method: Method, models: MetricModels) -> ClipMet
     """
     result = method.result(pair)
     # The ground truth is the video with its own audio, whatever audio drives the results.
-    wave = _own_audio(pair.video) if method.is_ground_truth else load_audio(pair.driving_audio, SAMPLE_RATE)
-    faces = PairedFaces(pair.video, result, models.settings.resolution, models.settings.face)
+    seconds = models.settings.seconds
+    own = method.is_ground_truth
+    wave = _own_audio(pair.video, seconds) if own else load_audio(pair.driving_audio, SAMPLE_RATE, seconds)
+    faces = PairedFaces(pair.video, result, models.settings.resolution, models.settings.face, seconds)
     compared = not method.is_ground_truth and speaks_own_audio(pair)
     metrics = face_metrics(faces, wave, models, faces.num_frames, compared)
     if not metrics.faces:
@@ -245,9 +247,9 @@ def _add_sync(metrics: ClipMetrics, result: Path, wave: np.ndarray | None, model
     metrics.arrays["window_confidences"] = np.concatenate([before, score.window_confidences])
 
 
-def _own_audio(video: Path) -> np.ndarray | None:
-    """(N,) mono at 16 kHz; None for a video without audio or an image."""
+def _own_audio(video: Path, seconds: float | None) -> np.ndarray | None:
+    """(N,) mono at 16 kHz, at most `seconds`; None for a video without audio or an image."""
     try:
-        return load_audio(video, SAMPLE_RATE)
+        return load_audio(video, SAMPLE_RATE, seconds)
     except UserError:
         return None

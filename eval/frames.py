@@ -3,6 +3,7 @@
 Legend: F frames of a chunk, R pixels. All at 25 frames/s, whatever the frame rates of the files.
 """
 
+import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -42,14 +43,16 @@ class FaceChunk:
 
 
 class PairedFaces:
-    """Iterates over chunks; `num_frames` is the result's length at 25 frames/s.
+    """Iterates over chunks; `num_frames` is the result's length at 25 frames/s, or that of `seconds` if it is shorter.
 
     If the result is longer, the source is played forward and backward, as in inference. Both are aligned by the
     transform of the source's face, so that a face that moved or changed its size is noticed. Clips of aligned faces are
     not aligned again.
     """
 
-    def __init__(self, source: Path, result: Path, resolution: int, face: str = "largest") -> None:
+    def __init__(
+        self, source: Path, result: Path, resolution: int, face: str = "largest", seconds: float | None = None
+    ) -> None:
         """Raises UserError if a file is not a video, or the aspect ratios differ."""
         self.source, self.result = probe_video(source), probe_video(result)
         self._same = source.resolve() == result.resolve()
@@ -63,6 +66,8 @@ class PairedFaces:
             )
         self.resolution, self._face = resolution, face
         self.num_frames = available_frames(self.result, Fraction(FPS))
+        if seconds is not None:
+            self.num_frames = min(self.num_frames, math.ceil(seconds * FPS))
         self._aligned = is_aligned_clip(self.source)
 
     def __iter__(self) -> Iterator[FaceChunk]:

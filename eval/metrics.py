@@ -21,7 +21,7 @@ from latentsync.pretrained.mobilenet import MobileNetDistance
 from latentsync.pretrained.perceptual import LPIPS, VGG16
 from latentsync.utils.paths import PROJECT_ROOT
 
-VERSION = 7  # of the metric code; increase it to invalidate cached values
+VERSION = 8  # of the metric code; increase it to invalidate cached values
 HIGHER, LOWER, ONE, ZERO = "higher is better", "lower is better", "best at 1", "best at 0"
 AS_REAL = "as the ground truth"
 
@@ -100,6 +100,7 @@ class MetricSettings:
         face: which face to evaluate.
         chunk: frames of the methods' chunks, for the metrics of seams.
         overlap: frames that consecutive chunks share.
+        seconds: evaluate only so much of each video, from its start.
     """
 
     resolution: int = 256
@@ -110,10 +111,11 @@ class MetricSettings:
     face: str = "largest"
     chunk: int = 16
     overlap: int = 0
+    seconds: float | None = None
 
 
 def add_metric_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `MetricSettings` except face and overlap, which are generation options."""
+    """Add the options of `MetricSettings` except face, overlap and seconds, which are generation options."""
     add, defaults = parser.add_argument, MetricSettings()
     add("--resolution", type=int, default=defaults.resolution, help="side of aligned faces (default: %(default)s)")
     add("--every", type=int, default=defaults.every, help="use every n-th frame in metrics of large networks")
@@ -139,9 +141,11 @@ def check_metric_options(parser: argparse.ArgumentParser, options: argparse.Name
 
 def metric_settings(options: argparse.Namespace) -> MetricSettings:
     """Settings of the command line."""
-    face, overlap = getattr(options, "face", "largest"), getattr(options, "chunk_overlap", DEFAULT_OVERLAP)
+    generation = {"chunk_overlap": getattr(options, "chunk_overlap", DEFAULT_OVERLAP)}
+    generation |= {name: getattr(options, name) for name in ("face", "max_seconds") if hasattr(options, name)}
+    chosen = parse_options(generation)
     names = (options.resolution, options.every, options.stride, options.sync_scorer, options.untrained_lpips)
-    return MetricSettings(*names, face, options.chunk, parse_options({"chunk_overlap": overlap}).chunk_overlap)
+    return MetricSettings(*names, chosen.face, options.chunk, chosen.chunk_overlap, chosen.max_seconds)
 
 
 @dataclass

@@ -91,7 +91,8 @@ def _ratio(
     _check(result, source, box)
 
     def amounts(images: np.ndarray) -> np.ndarray:
-        lumas = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) for image in images)
+        # in float: rounded to gray levels, the luma of a smooth image would be full of edges
+        lumas = (cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2GRAY) for image in images)
         return np.array([float(reduce(filter_(luma)[box])) for luma in lumas])
 
     above, below = amounts(result), amounts(source)

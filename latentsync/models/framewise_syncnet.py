@@ -53,7 +53,7 @@ class FramewiseSyncNetConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "window_stride", "frame_channels", "audio_channels", "embedding_width")
-        shortest = 2 ** (STEPS + 1)
+        shortest = 2 ** (STEPS - 1) + 1  # else a block would halve a single value
         require(self.num_frames >= shortest, f"num_frames must be at least {shortest}, got {self.num_frames}")
         for name, count in (("frame_size", 2), ("frame_widths", len(FRAME_STRIDES)), ("window_widths", 2)):
             require(len(getattr(self, name)) == count, f"{name} must be {count} numbers, got {getattr(self, name)}")

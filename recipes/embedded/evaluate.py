@@ -1,8 +1,8 @@
 """Measure a model on people it has never seen: `python -m recipes.embedded.evaluate --data DIR --model DIR`.
 
-Of every held-out clip: how much of the frame's detail the finished face keeps, cross-driven; SyncNet's confidence and
-offset of the result and of the real clip; the opening of the mouth in silence against that in speech; the change
-between frames against the real one. Legend: T frames, R pixels of a side.
+Of every held-out clip: how much of the frame's detail the finished face keeps, cross-driven, and the autoencoder alone;
+SyncNet's confidence and offset of the result and of the real clip; the opening of the mouth in silence against that in
+speech; the change between frames against the real one. Legend: T frames, R pixels of a side.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from latentsync.pipelines.denoise import regenerate_faces, shared_noise
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
 from latentsync.utils.commands import command
 from latentsync.whisper.audio2feature import Audio2Feature
-from recipes.embedded import detail
+from recipes.embedded.figures import compare, mouth, to_images
 from recipes.embedded.pack import Pack, PackedClip
 from recipes.embedded.perceptual import PerceptualDistance
 from recipes.embedded.sheets import INSET, image
@@ -43,6 +43,15 @@ MAX_FRAMES = 64
 SHOWN = (5, 21, 37, 53)
 
 Speaker = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.inference_mode()
+def autoencode(pipeline: LipsyncPipeline, faces: Tensor) -> Tensor:
+    """Faces (T, 3, R, R) in [-1, 1] after encoding and decoding, reduced and enlarged for a model of smaller faces."""
+    side = faces.shape[-1]
+    seen = F.avg_pool2d(faces, side // pipeline.resolution)
+    decoded = pipeline.codec.decode(pipeline.codec.encode(seen)).clamp(-1, 1)
+    return F.interpolate(decoded, size=(side, side), mode="bicubic").clamp(-1, 1)
 
 
 def load_speaker(pipeline: LipsyncPipeline) -> Speaker:
@@ -86,18 +95,19 @@ class HeldOutSyncNet:
 
 def jitter(faces: Tensor) -> float:
     """Mean absolute second difference over time of the mouth."""
-    return float(detail.mouth(faces).diff(n=2, dim=0).abs().mean())
+    return float(mouth(faces).diff(n=2, dim=0).abs().mean())
 
 
 def openings(estimator: OpeningEstimator, faces: Tensor) -> np.ndarray:
-    return estimator.openings(((faces.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
+    return estimator.openings(to_images(faces))
 
 
 class Evaluation:
     """Measures clips one by one; `sheets` gets an image of each."""
 
-    def __init__(self, pack: Pack, voices: Voices, speaker: Speaker, trunk: Path, sheets: Path) -> None:
-        self.pack, self.voices, self.speaker, self.sheets = pack, voices, speaker, sheets
+    def __init__(self, pack: Pack, voices: Voices, pipeline: LipsyncPipeline, trunk: Path, sheets: Path) -> None:
+        self.pack, self.voices, self.pipeline, self.sheets = pack, voices, pipeline, sheets
+        self.speaker = load_speaker(pipeline)
         self.syncnet, self.estimator, self.perceptual = HeldOutSyncNet(), OpeningEstimator(), PerceptualDistance(trunk)
         self.silence = self._silence()
         sheets.mkdir(parents=True, exist_ok=True)
@@ -116,11 +126,10 @@ class Evaluation:
         faces = self.pack.faces(range(clip.first, clip.first + count)).float() / 127.5 - 1
         voice = self._voice(number, count)
         result = self.speaker(faces, self.voices.tokens(voice, 4, count))
-        values = {
-            "detail": detail.detail(detail.mouth(result)) / detail.detail(detail.mouth(faces)),
-            "laplacian": detail.laplacian(detail.mouth(result)) / detail.laplacian(detail.mouth(faces)),
-            "jitter": jitter(result) / jitter(faces),
-        }
+        kept = compare(result, faces)
+        values = {name: kept[name] for name in ("detail", "laplacian")} | {"jitter": jitter(result) / jitter(faces)}
+        decoded = compare(autoencode(self.pipeline, faces), faces)
+        values |= {f"autoencoder_{name}": value for name, value in decoded.items()}
         self._show(clip, faces, result)
         if count >= MAX_FRAMES // 2:
             score = self.syncnet.score(result, self.voices.states[voice][8 : 8 + 2 * count])
@@ -129,9 +138,8 @@ class Evaluation:
             own = self.pack.states(clip)[: 2 * count]
             values["real_confidence"] = self.syncnet.score(faces, own).confidence
             spoken = self.speaker(faces, self.voices.window(self.pack.states(clip), 0, count))
-            mouths = [detail.mouth(x) for x in (spoken, faces)]
-            values["perceptual"] = float(self.perceptual(*mouths))
-            values["psnr"] = detail.psnr(*mouths)
+            values["perceptual"] = float(self.perceptual(mouth(spoken), mouth(faces)))
+            values["psnr"] = compare(spoken, faces)["psnr"]
         return {name: round(value, 4) for name, value in values.items()}
 
     def silent(self, clip: PackedClip, number: int) -> dict[str, float]:
@@ -182,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     pack = Pack(args.data / "held_out.safetensors")
     voices = Voices(pack, args.data / "voices.safetensors")
-    evaluation = Evaluation(pack, voices, load_speaker(load(args.model, args.config)), args.trunk, args.output)
+    evaluation = Evaluation(pack, voices, load(args.model, args.config), args.trunk, args.output)
     rows = {}
     for number, clip in enumerate(clip for clip in pack.clips if clip.length >= 2 * FRAMES):
         rows[clip.name] = evaluation.clip(clip, number) | evaluation.silent(clip, number)

@@ -17,11 +17,11 @@ from latentsync.data.clip_dataset import draw_start_and_reference
 from latentsync.faces.mask import load_mask
 from latentsync.faces.mouth import closed_opening
 from latentsync.media.silence import runs_of, silence_and_speech
-from recipes.embedded.detail import LUMA
 from recipes.embedded.first_generation.silence import back_and_forth, draw_apart
 from recipes.embedded.pack import Pack, PackedClip
 from recipes.embedded.teacher import FRAMES, TeacherChunk, Voices, read_chunks
 
+LUMA = (0.299, 0.587, 0.114)
 REST_OPENING = 0.15  # of a person's wide opening: a mouth no further open is at rest
 WIDE_PERCENTILE = 90
 SHORTEST_REST = 4

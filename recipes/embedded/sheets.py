@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from latentsync.faces.mask import blend_weight
-from recipes.embedded import detail
 from recipes.embedded.denoiser import OneStep
+from recipes.embedded.figures import compare, to_images
 from recipes.embedded.pack import Pack
 from recipes.embedded.teacher import FRAMES, Voices
 
@@ -31,8 +31,7 @@ def speak(model: OneStep, faces: Tensor, tokens: Tensor) -> Tensor:
 
 def image(faces: Tensor) -> np.ndarray:
     """(F, 3, R, R) in [-1, 1] -> (R, F * R, 3) uint8 BGR."""
-    pixels = ((faces.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
-    return np.concatenate(list(pixels), axis=1)[..., ::-1]
+    return np.concatenate(list(to_images(faces)), axis=1)[..., ::-1]
 
 
 @torch.inference_mode()
@@ -46,8 +45,8 @@ def draw(model: OneStep, pack: Pack, voices: Voices, folder: Path) -> dict[str, 
         name = voices.recordings[index % len(voices.recordings)]
         result = speak(model, faces, voices.tokens(name, 8))
         decoded = model.autoencoder.decode(model.autoencoder.encode(faces).latent_dist.mean).sample.clamp(-1, 1)
-        figures[clip.name] = detail.compare(decoded, faces)
-        kept = detail.detail(detail.mouth(result)) / detail.detail(detail.mouth(faces))
+        figures[clip.name] = compare(decoded, faces)
+        kept = compare(result, faces)["detail"]
         logger.info("%s: autoencoder %s; result keeps %.3f of the detail", clip.name, figures[clip.name], kept)
         rows = [image(x[list(SHOWN)]) for x in (faces, decoded, result)]
         cv2.imwrite(str(folder / f"{clip.name}.png"), np.concatenate(rows))

@@ -1,5 +1,6 @@
 """One command from a list of videos to the row of the published table."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,12 @@ def test_the_row_stands_under_the_published_ones(videos, capsys):
     assert lines[-1].startswith("| embedded, 2 videos here | n/a | 1.000 | 0.")  # results are copies
     assert lines[-1].endswith("| 0.00 | n/a |")
     assert "--partial" in (videos / "out" / "table.md").read_text()
+
+
+def test_a_part_of_each_video_is_compared_with_the_same_part(videos):
+    assert call(videos, "--partial", "--max_seconds", "0.16") == 0
+    with (videos / "out" / "clips.csv").open(newline="") as file:
+        assert [row["frames"] for row in csv.DictReader(file)] == ["4"] * 4
 
 
 def test_missing_weights_are_named_before_anything_is_made(videos, capsys):

@@ -32,10 +32,12 @@ class Loudness:
 
     name, min_frames, files = "loudness", 4, ()
     faces: list[str] = []  # that were asked for
+    samples: list[int] = []  # of the audio
 
     def score_video(self, path: Path, wave: np.ndarray | None = None, face: str = "") -> list[ClipSync]:
         self.faces.append(face)
         wave = clip_metrics.load_audio(path, 16000) if wave is None else wave
+        self.samples.append(len(wave))
         return [ClipSync("loudness", -1, float(np.abs(wave).mean()), 1.0, np.ones(4), 2, 6)]
 
 
@@ -138,6 +140,16 @@ def test_one_of_two_people(call, folder):
         assert Loudness.faces[-2:] == [face, face]
     assert sharpness["right"] < 0.7 * sharpness["left"]
     assert json.loads((folder / "out" / "summary.json").read_text())["settings"]["overlap"] == 4
+
+
+def test_all_methods_are_evaluated_on_the_same_part(call, folder):
+    """Nothing after `--max_seconds` counts, neither of a result nor of its source."""
+    for path in (folder / "a b.mp4", folder / "blurred" / "first.mp4"):
+        clip(path, 8, tone_seconds=0.32)
+    assert call("--max_seconds", "0.16") == 0
+    assert Loudness.samples[-2:] == [4 * 640] * 2
+    with (folder / "out" / "clips.csv").open(newline="") as file:
+        assert [row["frames"] for row in csv.DictReader(file)] == ["4", "4"]
 
 
 def test_only_new_results_are_computed(call, folder, monkeypatch):

@@ -139,6 +139,19 @@ def test_detail_is_the_difference_to_a_local_mean():
     assert detail_ratio(made, real, box)[0] == pytest.approx(expected[0] / expected[1], rel=1e-5)
 
 
+def test_laplacian_is_that_of_the_exact_luma():
+    """Against scipy, on a smooth image, whose luma in whole gray levels would be full of edges."""
+    from scipy.ndimage import laplace
+
+    ramp = np.linspace(90, 130, 40)[:, None, None] + np.linspace(0, 8, 40)[:, None] * np.array([1.0, 0.5, 0.2])
+    bent = ramp + 20 * np.square(np.linspace(-1, 1, 40))[:, None]
+    box = (slice(4, 36), slice(4, 36))
+    made, real = (np.round(image).astype(np.uint8)[None] for image in (ramp, bent))
+    weights = np.array([0.299, 0.587, 0.114])
+    expected = [np.abs(laplace(image[0] @ weights)[box]).mean() for image in (made, real)]
+    assert laplacian_ratio(made, real, box)[0] == pytest.approx(expected[0] / expected[1], rel=1e-4)
+
+
 def test_difference_counts_the_chosen_pixels_only():
     first, second = np.full((2, 4, 4, 3), 100, np.uint8), np.full((2, 4, 4, 3), 100, np.uint8)
     where = np.zeros((4, 4), bool)

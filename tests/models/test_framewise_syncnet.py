@@ -76,7 +76,7 @@ def test_other_shapes_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_frames": 8}, "num_frames must be at least 16"),
+        ({"num_frames": 4}, "num_frames must be at least 5"),
         ({"feature_width": 12}, "width 12 is not a multiple of 8"),
         ({"window_stride": 0}, "window_stride must be above 0"),
         ({"dropout": 1.0}, "dropout"),

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from recipes.embedded.denoiser import OLD_CHANNELS, channel_weights, distillation_loss, reconstruction_loss
-from recipes.embedded.detail import LUMA
 from recipes.embedded.pack import Pack
-from recipes.embedded.samples import APART, SampleMaker, relative_openings, turned_colors, with_other_mouth
+from recipes.embedded.samples import APART, LUMA, SampleMaker, relative_openings, turned_colors, with_other_mouth
 from recipes.embedded.teacher import FRAMES, Voices
 from tests.conformance.seeded import seeded_input
 from tests.recipes.drawn_faces import write_pack, write_voice
