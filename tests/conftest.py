@@ -1,7 +1,9 @@
 """Shared fixtures: threads and signals, a tiny model as files, a clip with speech, one face detector."""
 
 import os
+import random
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.tiny_model import TinyFiles, write_tiny_model  # noqa: E402
@@ -23,6 +26,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork come first: threads that earlier tests started in the same process do not live in its forks,
     which may then wait for them."""
     items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "run_forked"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test sees the same random numbers, in whatever order and process it runs."""
+    random.seed(0)
+    numpy.random.seed(0)
+    if "torch" in sys.modules:  # else it is seeded when it is imported
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
