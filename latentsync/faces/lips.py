@@ -72,7 +72,8 @@ def closing_map(
     """
     columns, rows = np.meshgrid(np.arange(side, dtype=np.float32), np.arange(side, dtype=np.float32))
     x = columns[0]
-    top, bottom = (np.interp(x, line[:, 0], line[:, 1]) for line in (upper, lower))
+    # In a face turned to the side, the contour may fold back near a corner; interpolation needs rising x.
+    top, bottom = (np.interp(x, np.maximum.accumulate(line[:, 0]), line[:, 1]) for line in (upper, lower))
     between = (x > upper[0, 0]) & (x < upper[-1, 0])
     open_by = np.where(between, np.maximum(bottom - top, 0) + OVERLAP * side, 0).astype(np.float32)
     # Beyond the corners nothing is open, but skin does not tear: the movement fades out.
