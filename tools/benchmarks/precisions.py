@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ from latentsync.media.audio import load_audio
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.face_generator import NUM_FRAMES
 from latentsync.pipelines.lipsync_pipeline import LipsyncPipeline
+from latentsync.utils.errors import UserError, one_line
 from tools.benchmarks.full_size import random_pipeline, tiny
 from tools.benchmarks.inputs import PORTRAIT, SAMPLE_RATE, SPEECH
 from tools.benchmarks.report import Figure
@@ -29,13 +29,16 @@ def measure(is_tiny: bool = False) -> list[Figure]:
     options = GenerationOptions(inference_steps=1, guidance_scale=1.0) if is_tiny else GenerationOptions()
     frames = 2 if is_tiny else 4 * NUM_FRAMES
     figures, expected = [], None
-    names = ["float32", *([TF32] if device.type == "cuda" else []), "float16", "bfloat16"]
-    for name in [*names, *([QUANTIZED] if find_spec("torchao") else [])]:
+    for name in ["float32", *([TF32] if device.type == "cuda" else []), "float16", "bfloat16", QUANTIZED]:
         dtype = getattr(torch, name, torch.float16 if name == QUANTIZED and device.type == "cuda" else torch.float32)
         with tf32(name == TF32):
             pipeline = random_pipeline(tiny(), device, dtype) if is_tiny else load_pipeline(MODEL, str(device), dtype)
-            if name == QUANTIZED:
-                pipeline.quantize()
+            try:
+                if name == QUANTIZED:
+                    pipeline.quantize()
+            except UserError as error:
+                figures.append(Figure("precisions", name, None, "", None, one_line(error)))
+                continue
             faces, speed = _speak(pipeline, frames, options)
         expected = faces if expected is None else expected
         error = float(np.mean((faces - expected) ** 2))
