@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend
 from latentsync.config.unet import load_unet_config
 from latentsync.data.clips import examine_clips, read_fileslist
 from latentsync.media.audio import audio_duration
-from latentsync.models.unet_config import UNetConfig
 from latentsync.models import quantized
+from latentsync.models.unet_config import UNetConfig
 from latentsync.options import GenerationOptions
 from latentsync.pipelines.run import Run
 from latentsync.pipelines.sampling import Sampling
