@@ -10,7 +10,7 @@ from latentsync.data.cache import file_digest
 from latentsync.metrics.clip_sync import SCORERS, ClipSyncScorer, open_sync_scorer
 from latentsync.metrics.fvd import I3D, STRIDE, VideoFeatures
 from latentsync.metrics.landmarks import FaceMesh
-from latentsync.options import DEFAULT_OVERLAP, parse_options
+from latentsync.options import parse_options
 from latentsync.pretrained import mobilenet
 from latentsync.pretrained.face_embedding import RECOGNITION, FaceEmbedder
 from latentsync.pretrained.inception import CHECKPOINT as INCEPTION
@@ -141,9 +141,8 @@ def check_metric_options(parser: argparse.ArgumentParser, options: argparse.Name
 
 def metric_settings(options: argparse.Namespace) -> MetricSettings:
     """Settings of the command line."""
-    generation = {"chunk_overlap": getattr(options, "chunk_overlap", DEFAULT_OVERLAP)}
-    generation |= {name: getattr(options, name) for name in ("face", "max_seconds") if hasattr(options, name)}
-    chosen = parse_options(generation)
+    generation = ("face", "chunk_overlap", "max_seconds")
+    chosen = parse_options({name: getattr(options, name) for name in generation if hasattr(options, name)})
     names = (options.resolution, options.every, options.stride, options.sync_scorer, options.untrained_lpips)
     return MetricSettings(*names, chosen.face, options.chunk, chosen.chunk_overlap, chosen.max_seconds)
 

@@ -1,6 +1,6 @@
 """Close the lips of a face by moving them together: a mouth at rest in pauses.
 
-What a network makes of silence is rarely closed: it keeps some of the smile or the vowel that it sees in the frame.
+In silence, generated mouths are rarely closed: the network keeps some of the smile or the vowel of the frame.
 
 Legend: R pixels of a side of an aligned face, n points of a contour.
 """
@@ -15,15 +15,15 @@ from latentsync.faces.mouth import CHIN, aligned_region
 UPPER = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308]
 LOWER = [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308]
 NOSE = 2  # its base
-CLOSED = 1 / 512  # of R: lips no further apart are left alone; from twice as far on, they move all the way
+CLOSED = 1 / 512  # of R: a smaller gap counts as closed; the movement is complete from twice this gap on
 PASSES = 2  # the first leaves a slit where the mesh underestimates the opening
 UPPER_SHARE = 0.3  # of the gap that the upper lip closes
-OVERLAP = 1 / 256  # of R: so much further than the mesh says
-REACH = 0.06  # of R: beyond the corners of the mouth, the movement fades over so much
+OVERLAP = 1 / 256  # of R: added to the measured gap, so that no slit remains
+REACH = 0.06  # of R: distance over which the movement fades out beyond the corners of the mouth
 
 
 class LipCloser:
-    """Finds the inner lips with MediaPipe's mesh and moves them together. Stateless."""
+    """Moves the inner lips, found with MediaPipe's mesh, together. Stateless: equal faces give equal results."""
 
     def __init__(self) -> None:
         self._mesh = MeshNet()

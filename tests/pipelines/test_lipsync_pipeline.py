@@ -350,6 +350,7 @@ def test_the_output_may_be_a_link_with_a_temp_dir(run, media, tmp_path):
         ({"video_fps": math.nan}, "video_fps"),
         ({"video_fps": 0}, "video_fps"),
         ({"sharpness_factor": -1}, "sharpness_factor"),
+        ({"chunk_batch_size": -1}, "chunk_batch_size"),
         ({"chunk_batch_size": 0}, "chunk_batch_size must be .* or auto"),
         ({"crf": 52}, "crf"),
         ({"sharpnes": 2}, "sharpnes"),

@@ -352,6 +352,7 @@ def test_folders_made_for_an_output_go_again_with_it(cli, tmp_path):
         ("--seed=-2", "seed must be a whole number from -1 up"),
         ("--crf=52", "crf must be a whole number from 0 to 51, not '52'"),
         ("--crf=high", "crf must be a whole number from 0 to 51, not 'high'"),
+        ("--chunk_batch_size=65", "chunk_batch_size must be"),
         ("--chunk_batch_size=0", "chunk_batch_size must be a whole number from 1 to 64, or auto, not '0'"),
         ("--video_fps=nan", "video_fps must be a number from 1 to 120"),
         ("--sharpness_factor=-1", "sharpness_factor must be"),
