@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentsync.faces.chunks import split_chunks
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.models.patchgan import PatchDiscriminator
 from latentsync.models.unet import UNet3DConditionModel
+from latentsync.pipelines.crossfade import CrossFade
 from latentsync.pipelines.denoise import denoise_latents
 from latentsync.pipelines.memory import MAX_CHUNKS
 from latentsync.training.loop import run_training
@@ -95,6 +97,22 @@ def test_a_compiled_unet_equals_the_uncompiled_one(case, cached, in_turn, mode):
     unet.compile(mode=mode)
     for _ in range(2):  # graphs are recorded first
         assert distance(denoise_latents(unet, *inputs, 4, 1.5, guidance_in_turn=in_turn), expected) < 1e-3
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_nothing_waits_for_the_device(tiny_files, solver):
+    """PyTorch itself raises where the host would wait. The first chunk may: it chooses kernels."""
+    pipeline = load_pipeline(ModelPaths(**vars(tiny_files)), "cuda", match_color=True)
+    faces, audio = torch.randint(255, (1, 4, 64, 64, 3), dtype=torch.uint8), torch.zeros(1, 4, 30, 32)
+    settings = pipeline._prepare(None, num_frames=4, inference_steps=4, guidance_scale=1.5, solver=solver)
+    fade, pending = CrossFade(), []
+    try:
+        for chunk in split_chunks(8, 4, 2):
+            pending.append(pipeline.begin(faces, audio, None, settings, fade.of([chunk])))
+            torch.cuda.set_sync_debug_mode("error")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [made.wait().shape[1] for made in pending] == [2, 2, 4]
 
 
 def test_faces_in_8_bits_are_close(tiny_files):

@@ -34,8 +34,9 @@ def match_color(generated: Tensor, original: Tensor, reach: float = REACH) -> Te
 
 def _chroma(pixels: Tensor) -> Tensor:
     """RGB minus luma: (N, 3, H, W); 0 for gray."""
-    luma = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
-    return pixels - torch.einsum("nchw,c->nhw", pixels, luma)[:, None]
+    red, green, blue = pixels.split(1, dim=1)
+    # Numbers, not a tensor, for whose upload the host would wait until a GPU has finished all that is queued.
+    return pixels - (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
 
 
 def _blur(pixels: Tensor, sigma: float) -> Tensor:

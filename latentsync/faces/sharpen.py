@@ -98,7 +98,7 @@ class Sharpener:
         return self
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(N, 3, R, R) in [-1, 1] -> the same, on the CPU."""
+        """(N, 3, R, R) in [-1, 1] -> the same, computed on the CPU."""
         faces = ((pixels.float().cpu() + 1) * 127.5).permute(0, 2, 3, 1).numpy()
         sharp = torch.from_numpy(np.stack([sharpen(face, self.factor) for face in faces]))
-        return sharp.permute(0, 3, 1, 2) / 127.5 - 1
+        return (sharp.permute(0, 3, 1, 2) / 127.5 - 1).to(pixels.device)

@@ -32,7 +32,7 @@ class CrossFade:
         joined = []
         for chunk, count in zip(latents, shared, strict=True):
             if count and self._tail is not None:
-                share = torch.arange(1, count + 1).to(chunk)[:, None, None] / (count + 1)
+                share = torch.arange(1, count + 1, dtype=chunk.dtype, device=chunk.device)[:, None, None] / (count + 1)
                 head = torch.lerp(self._tail.to(chunk), chunk[:, :count], share)
                 chunk = torch.cat([head, chunk[:, count:]], dim=1)
             end = chunk.shape[1] - left

@@ -217,7 +217,7 @@ class LipsyncPipeline(FaceGenerator):
         speaker = clip.speakers[number]
         shown = _with_audio_begun((people[number] for people in frames), speaker.features)
         generators: Iterator[LipsyncPipeline] = cycle([self, *self._copies])
-        ahead = len(self.devices) if self.device.type == "cuda" else 0
+        ahead = len(self.devices) if self._queues_work else 0
         pending: deque[tuple[list[Chunk[TrackedFrame]], PendingFaces]] = deque()
         fade = CrossFade()
         for batch in batch_chunks(face_chunks(shown, run.num_frames, run.overlap), run.chunks_at_once):
@@ -232,6 +232,11 @@ class LipsyncPipeline(FaceGenerator):
             pending.append((batch, generator.begin(torch.from_numpy(faces), tokens, None, run, fade.of(batch))))
             yield from _awaited(pending, ahead)
         yield from _awaited(pending, 0)
+
+    @property
+    def _queues_work(self) -> bool:
+        """Whether `begin` returns before the faces are computed."""
+        return self.device.type == "cuda"
 
     def _track(self, clip: Clip, run: Run) -> Generator[tuple[TrackedFrame, ...], None, None]:
         """Yield every output frame with the aligned faces; decoding and tracking run ahead in a thread."""

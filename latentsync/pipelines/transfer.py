@@ -6,6 +6,7 @@ here happens at once.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class SideStream:
 
     def __init__(self, device: torch.device, enabled: bool = True) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if enabled and device.type == "cuda" else None
+        self._stream = _second_stream(device) if enabled and device.type == "cuda" else None
 
     @contextmanager
     def after(self, *inputs: Tensor) -> Iterator[None]:
@@ -63,3 +64,10 @@ class SideStream:
             tensor.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
             yield
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device: memory is reused only on the stream that it was allocated on. With a stream for each chunk,
+    the decoder would soon hold its memory many times."""
+    return torch.cuda.Stream(device)

@@ -1,5 +1,7 @@
 """Several chunks at once and several devices for one video: the same frames. Two CPU "devices" stand for two GPUs."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,10 @@ from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.options import GenerationOptions
 from latentsync.pipelines import face_generator, memory
 from latentsync.pipelines.components import pick_devices
+from latentsync.pipelines.face_generator import FaceGenerator, PendingFaces
 from latentsync.utils.errors import UserError
+from tests.media.synthetic import tone, write_audio
+from tests.pipelines.scenes import clip, draw_scene
 
 FAST = GenerationOptions(inference_steps=1, guidance_scale=1.0, silence="model")
 
@@ -33,6 +38,28 @@ def test_two_devices_share_a_video(both, pipeline, media):
         assert np.array_equal(alone, shared)
         assert images == [0, 1, 0, 1][: len(images)] and len(images) >= 3
     assert both.devices == [torch.device("cpu")] * 2
+
+
+def test_chunks_awaited_after_the_next_one_has_begun(both, media, tmp_path, monkeypatch):
+    """As on GPUs, where the work is only queued: as many chunks ahead as devices, and the same frames in order."""
+    events: list[str] = []
+    begin, wait = FaceGenerator.begin, PendingFaces.wait
+
+    def log(name: str, call: Callable) -> Callable:
+        return lambda *given: events.append(name) or call(*given)
+
+    monkeypatch.setattr(FaceGenerator, "begin", log("begin", begin))
+    monkeypatch.setattr(PendingFaces, "wait", log("wait", wait))
+    faces = clip(tmp_path / "v.mp4", 14, lambda index: draw_scene(((20, 0),) if index != 11 else ()))
+    inputs = (faces, write_audio(tmp_path / "a.wav", tone(16000, 0.56)), FAST)
+    shown = []
+    for queues_work in (False, True):
+        monkeypatch.setattr(type(both), "_queues_work", property(lambda _, value=queues_work: value))
+        shown.append(np.stack([np.asarray(frame) for frame in both.frames(*inputs, num_frames=4)]))
+    assert np.array_equal(*shown) and len(shown[0]) == 14
+    at_once, ahead = events[: len(events) // 2], events[len(events) // 2 :]
+    assert at_once == ["begin", "wait"] * (len(at_once) // 2) and len(at_once) == 12
+    assert "".join(name[0] for name in ahead) == "bbb" + "wb" * 2 + "www" + "bw"  # frame 11 has no face
 
 
 def test_copies_are_compiled_as_well(both):
