@@ -20,7 +20,7 @@ from latentsync.models.patch_autoencoder import PatchAutoencoder
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_diffusers import AutoencoderKL
 
-MAX_UNTILED = 256  # pixels
+MAX_UNTILED = 512  # pixels; one such image needs less memory than a step of the UNet, so tiles would save nothing
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Attention layers in files from before diffusers 0.18, sd-vae-ft-mse among them.
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -140,7 +140,7 @@ class LatentCodec(nn.Module):
         self.vae.use_slicing = False
 
     def enable_tiling(self) -> None:
-        """Encode and decode images beyond 256 pixels in overlapping tiles: slower, less device memory."""
+        """Encode and decode images beyond 512 pixels in overlapping tiles: slower, less memory, another result."""
         # diffusers' own limit follows `sample_size`, which is 32 pixels in many configs: far too small a tile.
         self.vae.tile_sample_min_size = MAX_UNTILED
         self.vae.tile_latent_min_size = MAX_UNTILED // self.factor

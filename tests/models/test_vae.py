@@ -84,13 +84,32 @@ def test_gradient_checkpointing_keeps_little_and_changes_nothing(monkeypatch):
     assert sizes[4:] == [3]
 
 
-def test_low_memory_gives_about_the_same():
+def decoded_images(codec: LatentCodec) -> list[tuple[int, ...]]:
+    """Shapes of the latents that the decoder is given at once."""
+    shapes: list[tuple[int, ...]] = []
+    codec.vae.decoder.conv_in.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
+    return shapes
+
+
+@pytest.mark.parametrize("cells, count", [(8, 2), (64, 1)])  # 64 and 512 pixels
+def test_low_memory_gives_the_same(cells, count):
+    codec, latents = LatentCodec(tiny_vae()), seeded_input("latents", (2, 4, cells, cells))[:count]
+    pixels = codec.decode(latents)
+    encoded, shapes = codec.encode(pixels), decoded_images(codec)
+    with codec.low_memory():
+        torch.testing.assert_close(codec.decode(latents), pixels, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(codec.encode(pixels), encoded, atol=1e-4, rtol=1e-4)
+    assert shapes == count * [(1, 4, cells, cells)]
+
+
+def test_larger_images_are_decoded_in_tiles(monkeypatch):
+    """Each is normalized by itself, so only the size is the same."""
+    monkeypatch.setattr("latentsync.models.vae.MAX_UNTILED", 64)
     codec = LatentCodec(tiny_vae())
-    latents = seeded_input("latents", (2, 4, 8, 8))
-    whole = codec.decode(latents)
-    codec.enable_slicing()
+    shapes = decoded_images(codec)
     codec.enable_tiling()
-    assert torch.allclose(codec.decode(latents), whole, atol=1e-4)
+    assert codec.decode(seeded_input("latents", (1, 4, 16, 16))).shape == (1, 3, 128, 128)
+    assert len(shapes) > 1 and max(shapes) == (1, 4, 8, 8)
 
 
 def test_a_saved_folder_loads_again(folder, capfd):
