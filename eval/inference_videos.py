@@ -11,7 +11,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from eval.pairs import Pair, read_pairs
 from latentsync.arguments import OptionParser, add_option_arguments, given_options
 from latentsync.checkpoints.fingerprint import files_of, fingerprint
 from latentsync.checkpoints.registry import default_name, resolve
-from latentsync.options import AUTO, GenerationOptions, parse_options
+from latentsync.options import AUTO, QUANTIZE_HELP, WEIGHTS, WEIGHTS_HELP, GenerationOptions, parse_options
 from latentsync.utils.batch import DONE, FAILED, KEPT, Outcome, exit_code, run_rows
 from latentsync.utils.commands import command
 from latentsync.utils.errors import one_line
@@ -38,9 +39,14 @@ class BatchInference:
     """Runs a model on pairs. The pipeline is loaded when the first result is missing."""
 
     def __init__(
-        self, options: GenerationOptions, folder: Path, open_pipeline: Callable[[], "LipsyncPipeline"]
+        self,
+        options: GenerationOptions,
+        folder: Path,
+        open_pipeline: Callable[[], "LipsyncPipeline"],
+        precision: Mapping[str, Any] | None = None,
     ) -> None:
-        self.options, self.folder = options, folder
+        """`precision`: see `precision_of`; results of another one are generated again."""
+        self.options, self.folder, self.precision = options, folder, precision or {}
         self._open = open_pipeline
         self._pipeline: LipsyncPipeline | None = None
         self._weights = weights_fingerprint(options.model)
@@ -78,6 +84,7 @@ class BatchInference:
             "mask": mask and file_digest(mask),
             "weights": self._weights,
             **own,
+            **self.precision,
             "settings": self.options.model_dump(mode="json"),
         }
 
@@ -103,8 +110,10 @@ def pick_model(name: str, device: str | None) -> str:
 
 
 def add_generation_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
-    """Add `--device` and the generation options."""
+    """Add `--device`, `--quantize`, `--weights` and the generation options."""
     parser.add_argument("--device", help="cuda, cuda:N, mps or cpu (default: the best one available)")
+    parser.add_argument("--quantize", action="store_true", help=QUANTIZE_HELP)
+    parser.add_argument("--weights", dest="stored_weights", choices=WEIGHTS, default="full", help=WEIGHTS_HELP)
     add_option_arguments(parser, leave_out=leave_out)
 
 
@@ -113,10 +122,24 @@ def generation_options(arguments: argparse.Namespace, model: str) -> GenerationO
     return parse_options(given_options(arguments) | {"model": model})
 
 
-def open_pipeline(options: GenerationOptions, device: str | None) -> "LipsyncPipeline":
+def precision_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line changes in the arithmetic of the networks; empty by default."""
+    changes = {"quantize": arguments.quantize, "stored_weights": arguments.stored_weights}
+    return {name: value for name, value in changes.items() if value not in (False, "full")}
+
+
+def open_pipeline(options: GenerationOptions, arguments: argparse.Namespace) -> "LipsyncPipeline":
     from latentsync import load_pipeline
 
-    return load_pipeline(options.model, device, lora=options.lora, lora_scale=options.lora_scale, preset=options.preset)
+    return load_pipeline(
+        options.model,
+        arguments.device,
+        lora=options.lora,
+        lora_scale=options.lora_scale,
+        preset=options.preset,
+        weights=arguments.stored_weights,
+        quantize=arguments.quantize,
+    )
 
 
 def build_parser() -> OptionParser:
@@ -136,7 +159,7 @@ def run(options: argparse.Namespace) -> list[Outcome[Pair]]:
     """Run all pairs, and write the rows to inference.csv."""
     pairs = read_pairs(options.pairs)
     chosen = generation_options(options, pick_model(given_options(options).get("model", AUTO), options.device))
-    batch = BatchInference(chosen, options.output_dir, lambda: open_pipeline(chosen, options.device))
+    batch = BatchInference(chosen, options.output_dir, partial(open_pipeline, chosen, options), precision_of(options))
     rows = []
     for row in batch(pairs):
         rows.append(row)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from eval.clip_metrics import face_metrics
 from eval.frames import FaceChunk
-from eval.inference_videos import add_generation_options, generation_options, open_pipeline, pick_model
+from eval.inference_videos import add_generation_options, generation_options, open_pipeline, pick_model, precision_of
 from eval.methods import GROUND_TRUTH, Method
 from eval.metrics import ClipMetrics, MetricModels, add_metric_options, check_metric_options, metric_settings
 from eval.output_folder import output_folder
@@ -172,7 +172,7 @@ def run(arguments: argparse.Namespace, command: str) -> Report:
     """Reconstruct and evaluate all clips, and write the report."""
     pairs = read_pairs(arguments.pairs)
     options = generation_options(arguments, pick_model(given_options(arguments).get("model", AUTO), arguments.device))
-    pipeline = open_pipeline(options, arguments.device)
+    pipeline = open_pipeline(options, arguments)
     settings = replace(metric_settings(arguments), resolution=pipeline.resolution, overlap=0)
     results = arguments.output_dir / "results"
     cells: dict[tuple[str, str], ClipMetrics] = {}
@@ -181,7 +181,9 @@ def run(arguments: argparse.Namespace, command: str) -> Report:
         output_folder(arguments.output_dir),
         closing(MetricModels(settings, str(pick_device(arguments.device)))) as models,
     ):
-        about = describe(command, models) | {"inference": {"model": options.model_dump(mode="json")}}
+        about = describe(command, models) | {
+            "inference": {"model": {**options.model_dump(mode="json"), **precision_of(arguments)}}
+        }
         for pair in pairs:
             try:
                 found = evaluate(pair, pipeline, options, models, results, arguments.max_frames)

@@ -22,7 +22,13 @@ from typing import Any
 
 from eval import inference_videos
 from eval.clip_metrics import compute_metrics
-from eval.inference_videos import BatchInference, add_generation_options, generation_options, open_pipeline
+from eval.inference_videos import (
+    BatchInference,
+    add_generation_options,
+    generation_options,
+    open_pipeline,
+    precision_of,
+)
 from eval.methods import Method, parse_methods
 from eval.metric_cache import MetricCache
 from eval.metrics import ClipMetrics, MetricModels, add_metric_options, check_metric_options, metric_settings
@@ -98,7 +104,7 @@ def generate(options: argparse.Namespace, methods: Sequence[Method], pairs: Sequ
         if method.model is None or method.folder is None:
             continue
         chosen = generation_options(options, method.model)
-        batch = BatchInference(chosen, method.folder, partial(open_pipeline, chosen, options.device))
+        batch = BatchInference(chosen, method.folder, partial(open_pipeline, chosen, options), precision_of(options))
         for row in batch(pairs):
             logger.info("%s, %s: %s %s", method.name, row.row.id, row.status, one_line(row.reason))
             if row.status == FAILED:
@@ -154,7 +160,7 @@ def compare(options: argparse.Namespace, methods: Sequence[Method], pairs: Seque
 def inference_of(options: argparse.Namespace, model: str) -> dict[str, Any]:
     """Options and weights that the results of a model were generated with."""
     chosen = generation_options(options, model).model_dump(mode="json")
-    return {**chosen, "weights": inference_videos.weights_fingerprint(model)}
+    return {**chosen, "weights": inference_videos.weights_fingerprint(model), **precision_of(options)}
 
 
 @command

@@ -41,6 +41,7 @@ WEIGHTS_HELP = (
     "weights of the model: fp8 stores them in 8 bits, host in the memory of the host, for GPUs with little memory "
     "(default: %(default)s)"
 )
+QUANTIZE_HELP = "compute linear layers in 8 bits (fp8 or int8); needs torchao"
 COMPILE_HELP = "compile the model: the first chunk takes minutes, later ones are faster; for long videos and servers"
 
 Preset = Literal["best", "balanced", "fast", "realtime"]

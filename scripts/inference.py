@@ -19,6 +19,7 @@ from latentsync.options import (
     COMPILE_HELP,
     DTYPES,
     OPTIONS,
+    QUANTIZE_HELP,
     WEIGHTS,
     WEIGHTS_HELP,
     OptionError,
@@ -69,7 +70,7 @@ def build_parser() -> OptionParser:
     add("--device", default=AUTO, help=DEVICE_HELP)
     add("--dtype", choices=DTYPES, help="precision of the model (default: by device and model)")
     add("--weights", choices=WEIGHTS, default="full", help=WEIGHTS_HELP)
-    add("--quantize", action="store_true", help="compute linear layers in 8 bits (fp8 or int8); needs torchao")
+    add("--quantize", action="store_true", help=QUANTIZE_HELP)
     add("--compile", action="store_true", help=COMPILE_HELP)
     add_option_arguments(parser)
     return parser

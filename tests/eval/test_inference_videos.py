@@ -1,6 +1,7 @@
 """Batches: one pipeline for all, resumable, bad rows do not stop the others."""
 
 import csv
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -105,6 +106,25 @@ def test_only_missing_or_changed_results_are_generated(folder, pipeline):
     assert statuses(folder)["first"] == "done"
     call(folder, "--guidance_scale", "1.0")
     assert len(pipeline.calls) == 7
+
+
+@pytest.mark.parametrize(
+    "words, changes", [(["--quantize"], {"quantize": True}), (["--weights", "fp8"], {"stored_weights": "fp8"})]
+)
+def test_results_in_8_bits_are_generated_anew(folder, pipeline, monkeypatch, words, changes):
+    named: list[dict] = []
+    monkeypatch.setattr(latentsync, "load_pipeline", lambda *places, **given: named.append(given) or pipeline)
+    (folder / "list.csv").write_text("video,id\nä b.mp4,first\n")
+    for more, status in (([], "done"), (words, "done"), (words, "kept"), ([], "done")):
+        assert call(folder, *more) == 0
+        assert statuses(folder)["first"] == status
+        record = json.loads((folder / "out" / "first.json").read_text())
+        assert changes.items() <= record.items() if more else not changes.keys() & record.keys()
+    assert [(given["quantize"], given["weights"]) for given in named] == [
+        (False, "full"),
+        ("quantize" in changes, changes.get("stored_weights", "full")),
+        (False, "full"),
+    ]
 
 
 def test_no_pipeline_is_loaded_without_work(folder, pipeline):
