@@ -7,12 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before anything imports torch: all pytest-xdist workers together use no more threads than there are cores, and idle
-# OpenMP threads sleep instead of spinning. Child processes inherit both.
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from latentsync.utils.cores import worker_environment  # sets the thread budget
+
+# Before anything imports torch: pytest-xdist workers divide the thread budget, and so do their child processes.
+if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.update(worker_environment(WORKERS))
 
 import numpy  # noqa: E402
 import pytest  # noqa: E402

@@ -91,6 +91,13 @@ def test_programs_set_the_budget_before_pytorch_is_imported(package: str):
     assert run(code + "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])") == "False passive"
 
 
+def test_workers_of_the_tests_divide_the_budget(monkeypatch: pytest.MonkeyPatch):
+    """Also where the first process has set it, whose environment they inherit."""
+    monkeypatch.setenv(cores.THREADS, "6")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
+    assert run("from tests import conftest; from latentsync.utils import cores; print(cores.thread_budget())") == "3"
+
+
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT_ROOT)
     return done.stdout.strip()
