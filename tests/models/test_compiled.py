@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from latentsync.loading import load_scheduler
-from latentsync.models.compiled import Compiled, run_eagerly
+from latentsync.models.compiled import Compiled, run_eagerly, use_channels_last
 from latentsync.models.unet import UNet3DConditionModel
 from latentsync.models.unet_config import UNetConfig
+from latentsync.models.vae import LatentCodec
 from latentsync.pipelines.denoise import denoise_latents
 from tests.conformance.seeded import fill_, seeded_input
-from tests.tiny_model import SCHEDULER, UNET
+from tests.tiny_model import SCHEDULER, UNET, tiny_vae
 
 STEPS = 6
 # One level: it is traced in seconds.
@@ -79,6 +80,19 @@ def test_each_shape_is_compiled_once(unet, cached, graphs):
         assert torch.allclose(denoise(unet), expected, atol=1e-4)
         assert backend.graphs == graphs
     assert list(unet.state_dict()) == names
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_channels_last_weights_give_the_same(unet, frames):
+    codec, pixels = LatentCodec(tiny_vae()), torch.tanh(seeded_input("pixels", (frames, 3, 64, 64)))
+    expected = denoise(unet, frames), codec.encode(pixels), codec.decode(codec.encode(pixels))
+    use_channels_last(unet)
+    use_channels_last(codec)
+    for convolution in (unet.conv_out, codec.vae.decoder.conv_out):
+        assert not convolution.weight.is_contiguous()
+    found = denoise(unet, frames), codec.encode(pixels), codec.decode(codec.encode(pixels))
+    for value, other in zip(found, expected, strict=True):
+        assert (value - other).abs().max() < 1e-4 * other.abs().max()
 
 
 def test_a_copy_is_not_compiled(unet):

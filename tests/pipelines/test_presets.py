@@ -1,5 +1,6 @@
-"""Presets: the options they set, and the number of evaluations of the UNet."""
+"""Presets: the options they set, the number of evaluations of the UNet, and the faces of the same options."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -65,7 +66,13 @@ def test_evaluations_of_the_unet(guided, preset):
     assert (complete, sum(sizes["conv_in"]) - complete) == EVALUATIONS[preset]
 
 
-def test_a_preset_equals_its_options(guided):
-    given = np.zeros((2, 64, 64, 3), np.uint8), torch.zeros(2, 30, 32)
-    spelled = {"inference_steps": 4, "guidance_scale": 1.0, "solver": "dpm++"}
-    assert torch.equal(guided.speak(*given, preset="realtime"), guided.speak(*given, **spelled))
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_equals_its_options(guided, preset):
+    given = np.zeros((2, 64, 64, 3), np.uint8), torch.randn(2, 30, 32)
+    steps, guidance, solver, cached, share = resolved(preset=preset)
+    run = guided._prepare(
+        None, inference_steps=steps, guidance_scale=guidance, solver=solver, enable_deepcache=cached, height=64
+    )
+    spelled = guided.speak(*given, run=replace(run, sampling=replace(run.sampling, guidance_share=share)))
+    assert torch.equal(guided.speak(*given, preset=preset), spelled)
+    assert torch.equal(guided.speak(*given), spelled) == (preset == "best")

@@ -56,6 +56,7 @@ def test_every_part_runs_once(call):
     assert first.returncode == 0 and "everything is done" in first.stdout
     assert call.left("done") == set(PARTS) and len(call.calls) == len(PARTS)
     assert "pytest -q -m gpu" in call.calls[0]
+    assert [re.findall(r"(\w+)\.json", line) for line in call.calls[1:]] == [[name] for name in PARTS[1:]]
     assert call().returncode == 0 and len(call.calls) == len(PARTS)
 
 

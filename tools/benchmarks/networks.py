@@ -65,6 +65,7 @@ WAYS = (
     Way("eager, cuDNN attention", attention=SDPBackend.CUDNN_ATTENTION),
     Way("eager, memory-efficient attention", attention=SDPBackend.EFFICIENT_ATTENTION),
     Way("compiled", compiled={}, networks=BOTH),
+    Way("compiled again, from the cache", compiled={}, networks=BOTH),
     Way("compiled, CUDA graphs", compiled={"mode": "reduce-overhead"}),
     Way("compiled, no guidance, CUDA graphs", PLAIN, compiled={"mode": "reduce-overhead"}),
     Way("compiled, max-autotune", compiled={"mode": "max-autotune-no-cudagraphs"}),
