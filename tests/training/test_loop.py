@@ -384,6 +384,26 @@ def test_checkpoints_of_earlier_versions_are_resumed(whole, tmp_path):
     assert_equal_runs(whole, tmp_path)
 
 
+def test_a_compiled_model_trains_the_same(tmp_path, monkeypatch):
+    """Traced, but without generated code, which takes long. Checkpoints have the names of the plain model."""
+    compiled, compile_module = [], torch.nn.Module.compile
+
+    def trace(module):
+        compiled.append(module)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    run_training(TinyTask(), run_config(tmp_path / "plain"))
+    assert not compiled
+    task = TinyTask()
+    run_training(task, run_config(tmp_path / "compiled", compile=True))
+    assert compiled == [task.model]
+    a, b = saved_weights(tmp_path / "plain"), saved_weights(tmp_path / "compiled")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    a, b = (load_state_dict(tmp_path / name / "checkpoints/tiny-6.pt") for name in ("plain", "compiled"))
+    assert a.keys() == b.keys()
+
+
 def test_optimizer_with_eight_bit_state(tmp_path):
     """Trains, and its state goes through a checkpoint. Without its kernels compiled, which takes minutes."""
     pytest.importorskip("torchao")

@@ -19,6 +19,7 @@ from latentsync.utils.errors import UserError
 from recipes.embedded.first_generation import recipe as recipe_module
 from recipes.embedded.first_generation.losses import MotionLoss
 from recipes.embedded.first_generation.recipe import Recipe
+from tests.conformance.seeded import fill_
 from tests.tiny_model import PROJECT_ROOT
 from tests.training.tiny_unet import (
     TinyPerceptual,
@@ -107,6 +108,26 @@ def test_each_loss_on_frames_reaches_the_unet(tmp_path, parts, name):
     losses = task.step(task.model, fixed_batch(), 0)
     losses[name].backward()
     assert task.model.conv_out.weight.grad.abs().sum() > 0
+
+
+def test_large_frozen_networks_have_weights_of_bfloat16(tmp_path, tiny_files):
+    """Autoencoder, VideoMAE and VGG16's convolutions; not the SyncNet. The losses stay close to those of float32."""
+
+    def step(dtype: torch.dtype) -> tuple[LossNetworks, FrozenComponents, dict[str, torch.Tensor]]:
+        frozen = frozen_components(tiny_files)
+        networks = LossNetworks(TinyPerceptual(), tiny_trepa(tmp_path), [tiny_sync()])
+        task = make_task(tmp_path, frozen, networks, **PIXELS, use_syncnet=True, audio_dropout=0.0)
+        fill_(task.model)
+        task.place(torch.device("cpu"), dtype)
+        return networks, frozen, grad_step(task, fixed_batch())
+
+    networks, frozen, coarse = step(torch.bfloat16)
+    for module in (frozen.codec, networks.trepa, networks.lpips):
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in networks.sync[0].syncnet.parameters()} == {torch.float32}
+    _, _, exact = step(torch.float32)
+    for name in ("recon", "perceptual", "trepa", "sync"):
+        assert coarse[name].item() == pytest.approx(exact[name].item(), rel=0.05), name
 
 
 def test_motion_loss_sees_a_still_mouth():
