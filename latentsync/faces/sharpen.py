@@ -10,6 +10,7 @@ from latentsync.faces.mask import mouth_slices
 _BLUR_SIGMA = 1.0
 DETAIL_SIGMA = 1.5 / 256  # of the side of a face: a Gaussian of this width removes the detail
 STRONGEST = 2.0  # of the detail; with more, teeth begin to glint
+PASTED = 0.83  # share of the detail that a face keeps when it is resized into its frame and encoded
 MEMORY = 0.9  # weight of the frames before: about half a second
 
 
@@ -32,7 +33,7 @@ def sharpen(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 class DetailMatch:
-    """Sharpens the generated faces of a person until their mouth has as much detail as in the frames.
+    """Sharpens the generated faces of a person until their mouth, pasted, has as much detail as in the frames.
 
     What a small network cannot know averages out, so its faces are softer than a sharp video. The strength follows the
     frames slowly, or else the sharpness would flicker with every glimpse of teeth.
@@ -55,7 +56,7 @@ class DetailMatch:
         detail, mouth = _luma_detail(generated), mouth_slices(len(generated))
         wanted, own, added = (part[mouth] for part in (_luma_detail(original), detail, _detail(detail)))
         products = np.array(
-            [np.square(wanted).mean(), np.square(own).mean(), (own * added).mean(), np.square(added).mean()]
+            [np.square(wanted / PASTED).mean(), np.square(own).mean(), (own * added).mean(), np.square(added).mean()]
         )
         known = self._products.any() and not starts
         self._products = MEMORY * self._products + (1 - MEMORY) * products if known else products

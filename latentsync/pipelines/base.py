@@ -52,8 +52,8 @@ class PipelineBase(LoraMixin):
         blend_inset: distance between blending edge and mask edge, as a fraction of the face's side; see
             `blend_weight`.
         match_color: match the skin color of generated faces to the frame, regardless of the options.
-        match_detail: sharpen generated faces to the detail of the frames, unless an enhancer is used; see
-            `latentsync.faces.sharpen.DetailMatch`.
+        match_detail: restore the detail of the frames in generated faces, unless an enhancer is used; see
+            `latentsync.faces.texture.DetailRestorer`.
         one_step: the UNet was trained for one evaluation without guidance; the options inference_steps and
             guidance_scale have no effect.
         few_steps: the UNet was distilled to `num_inference_steps` evaluations without guidance at the timesteps of

@@ -16,9 +16,9 @@ import torch
 
 from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.chunks import Chunk, batch_chunks, face_chunks
-from latentsync.faces.contour import ContourFinder
+from latentsync.faces.contour import FaceMesh
 from latentsync.faces.mask import blend_weight
-from latentsync.faces.sharpen import DetailMatch
+from latentsync.faces.texture import DetailRestorer
 from latentsync.faces.video import Selection, TrackedFrame, track_people
 from latentsync.media.codecs import video_codec
 from latentsync.media.frame import VideoFrame
@@ -261,18 +261,20 @@ class LipsyncPipeline(FaceGenerator):
         options = run.options
         if options.sharpness_factor != 1 and run.enhancer is None:
             logger.info("no enhancer is enabled: sharpness_factor applies a sharpness filter only")
+        matches = self.match_detail and run.enhancer is None
+        has_contour = options.paste_mask == "contour"
+        mesh = FaceMesh() if matches or has_contour else None
         paste = Paste(
             AlignRestore(resolution=run.resolution),
             blend_weight(run.mask, self.blend_inset),
             options.sharpness_factor,
-            ContourFinder() if options.paste_mask == "contour" else None,
+            mesh if has_contour else None,
         )
         converter = self._converter(clip.fps, options.interpolate)
         if converter is not None and clip.info.keeps_hdr:
             raise UserError("interpolate works on SDR only; leave it out, or leave out hdr keep")
-        matches = self.match_detail and run.enhancer is None
-        details = [DetailMatch() for _ in clip.speakers] if matches else ()
-        return Finisher(paste, clip.fps, converter, details, [speaker.closed for speaker in clip.speakers])
+        details = [DetailRestorer(mesh) for _ in clip.speakers] if matches and mesh is not None else ()
+        return Finisher(paste, clip.fps, converter, details, [speaker.closed for speaker in clip.speakers], mesh)
 
     def _converter(self, fps: Fraction, interpolate: float | None) -> FrameRateConverter | None:
         """Converter to the output frame rate; None if it is that of the generated frames."""

@@ -13,9 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from latentsync.faces.contour import ContourFinder, contour_weight
+from latentsync.faces.contour import FaceMesh, contour_of, contour_weight
 from latentsync.faces.lips import LipCloser
-from latentsync.faces.sharpen import DetailMatch, sharpen
+from latentsync.faces.sharpen import sharpen
+from latentsync.faces.texture import DetailRestorer
 from latentsync.faces.video import AlignedFace, TrackedFrame
 from latentsync.faces.visibility import keep_out_weight
 from latentsync.media.audio_stream import AudioSource
@@ -64,41 +65,43 @@ class Paste:
         aligner: maps aligned faces to frames.
         mask_weight: (R, R) blending weight of the mask.
         sharpness_factor: see `latentsync.faces.sharpen.sharpen`.
-        contours: finds the contours of generated faces, to limit the paste to them; None to use the mask alone.
+        mesh: finds the contours of generated faces, to limit the paste to them; None to use the mask alone.
     """
 
     aligner: AlignRestore
     mask_weight: np.ndarray
     sharpness_factor: float = 1.0
-    contours: ContourFinder | None = None
+    mesh: FaceMesh | None = None
 
-    def __call__(self, item: TrackedFrame, pixels: np.ndarray) -> VideoFrame:
-        """Paste the regenerated part of a face (R, R, 3) into its frame; all other samples stay as decoded."""
+    def __call__(self, item: TrackedFrame, pixels: np.ndarray, points: np.ndarray | None = None) -> VideoFrame:
+        """Paste the regenerated part of a face (R, R, 3) into its frame; all other samples stay as decoded.
+
+        points: of the mesh of the face, (468, 2), if they are known.
+        """
         if item.face is None:
             raise ValueError(f"frame {item.index} has no face to replace")
         pixels = sharpen(pixels, self.sharpness_factor)
         size = (item.frame.height, item.frame.width)
-        box, rgb, alpha = self.aligner.paste_region(size, pixels, item.face.matrix, self.weight(item.face, pixels))
+        box, rgb, alpha = self.aligner.paste_region(
+            size, pixels, item.face.matrix, self.weight(item.face, pixels, points)
+        )
         if item.face.keep_out and alpha.size:
             alpha = alpha * keep_out_weight(box, item.face.keep_out)
         if item.face.opacity < 1:
             alpha = alpha * item.face.opacity
         return item.frame.blend_rgb(box[0], box[1], rgb, alpha, luma_only=item.frame.is_gray)
 
-    def weight(self, face: AlignedFace, pixels: np.ndarray) -> np.ndarray:
+    def weight(self, face: AlignedFace, pixels: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
         """Blending weight (R, R) float32 in [0, 1] of a generated face (R', R', 3)."""
-        if self.contours is None or face.contour is None:
+        if self.mesh is None or face.contour is None:
             return self.mask_weight
         side = len(self.mask_weight)
-        generated = np.clip(pixels, 0, 255).astype(np.uint8)
-        if len(generated) != side:  # upscaled by an enhancer
-            generated = cv2.resize(generated, (side, side), interpolation=cv2.INTER_AREA)
-        return self.mask_weight * contour_weight(side, face.contour, self.contours.find(generated, face.contour))
-
-    def close(self) -> None:
-        """Release the contour network."""
-        if self.contours is not None:
-            self.contours.close()
+        if points is None:
+            generated = np.clip(pixels, 0, 255).astype(np.uint8)
+            if len(generated) != side:  # upscaled by an enhancer
+                generated = cv2.resize(generated, (side, side), interpolation=cv2.INTER_AREA)
+            points = self.mesh.find(generated, face.contour)
+        return self.mask_weight * contour_weight(side, face.contour, contour_of(points))
 
 
 class Finisher:
@@ -108,8 +111,9 @@ class Finisher:
         paste: pastes a face into its frame.
         fps: frame rate of the generated frames.
         converter: converts to another frame rate by interpolation.
-        details: match the detail of the generated faces of each person; none to leave it.
+        details: restore the detail of the generated faces of each person; none to leave it.
         closed: how far the lips of each person are closed, see `Speaker`; none to leave them.
+        mesh: that paste and details use, closed with this.
     """
 
     def __init__(
@@ -117,9 +121,11 @@ class Finisher:
         paste: Paste,
         fps: Fraction,
         converter: FrameRateConverter | None = None,
-        details: Sequence[DetailMatch] = (),
+        details: Sequence[DetailRestorer] = (),
         closed: Sequence[np.ndarray] = (),
+        mesh: FaceMesh | None = None,
     ) -> None:
+        self.mesh = mesh
         self.paste, self.converter, self.details, self.closed = paste, converter, details, closed
         self.fps = fps if converter is None else converter.target_fps
 
@@ -128,8 +134,9 @@ class Finisher:
         frame = faces[0][0].frame
         for person, (item, pixels) in enumerate(faces):
             if pixels is not None:
-                pixels = self._match_detail(person, item, self._close_lips(person, item, pixels))
-                frame = self.paste(replace(item, frame=frame), pixels)
+                # Detail first: the mesh takes soft closed lips for open ones.
+                pixels, points = self._restore_detail(person, item, pixels)
+                frame = self.paste(replace(item, frame=frame), self._close_lips(person, item, pixels), points)
         return [frame] if self.converter is None else self.converter.push(frame)
 
     @cached_property
@@ -141,17 +148,21 @@ class Finisher:
         amount = float(self.closed[person][item.index]) if self.closed else 0.0
         return self._closer(pixels, amount) if amount else pixels
 
-    def _match_detail(self, person: int, item: TrackedFrame, pixels: np.ndarray) -> np.ndarray:
+    def _restore_detail(
+        self, person: int, item: TrackedFrame, pixels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The face, and the points of its mesh if they were looked for."""
         if not self.details or item.face is None or pixels.shape != item.face.pixels.shape:  # upscaled
-            return pixels
-        return self.details[person](pixels, item.face.pixels, item.face.starts)
+            return pixels, None
+        return self.details[person](pixels, item.face)
 
     def flush(self) -> Iterable[VideoFrame]:
         """Return the remaining frames at the end of the stream."""
         return [] if self.converter is None else self.converter.flush()
 
     def close(self) -> None:
-        self.paste.close()
+        if self.mesh is not None:
+            self.mesh.close()
         if "_closer" in self.__dict__:
             self._closer.close()
 

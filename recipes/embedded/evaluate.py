@@ -1,8 +1,9 @@
 """Measure a model on people it has never seen: `python -m recipes.embedded.evaluate --data DIR --model DIR`.
 
-Of every held-out clip: how much of the frame's detail the finished face keeps, cross-driven, and the autoencoder alone;
+Of every held-out clip: the share of the frame's detail that generated faces keep, cross-driven, and the autoencoder;
 SyncNet's confidence and offset of the result and of the real clip; the opening of the mouth in silence against that in
-speech; the change between frames against the real one. Legend: T frames, R pixels of a side.
+speech; the change between frames against the real one; some of these again with the detail of the frames restored, as
+the pipeline does (`restored_`). Legend: T frames, R pixels of a side.
 """
 
 import argparse
@@ -20,8 +21,13 @@ from torch import Tensor
 
 from latentsync.checkpoints.files import EMBEDDED_WHISPER
 from latentsync.constants import FPS, SAMPLE_RATE
+from latentsync.faces.contour import FaceMesh
 from latentsync.faces.mask import blend_weight, load_mask
-from latentsync.faces.mouth import OpeningEstimator, closed_opening
+from latentsync.faces.mediapipe_detector import FACE_OVAL
+from latentsync.faces.mediapipe_graphs import MeshNet
+from latentsync.faces.mouth import OpeningEstimator, aligned_mesh, closed_opening
+from latentsync.faces.texture import DetailRestorer
+from latentsync.faces.video import AlignedFace
 from latentsync.loading import ModelPaths, load_pipeline
 from latentsync.metrics.clip_sync import EmbeddedScorer
 from latentsync.metrics.sync import SyncScore, offset_score
@@ -102,6 +108,22 @@ def openings(estimator: OpeningEstimator, faces: Tensor) -> np.ndarray:
     return estimator.openings(to_images(faces))
 
 
+class Restorer:
+    """Restores the detail of the frames in the faces of a clip, as the pipeline does before it pastes them."""
+
+    def __init__(self) -> None:
+        self._points, self._mesh = MeshNet(), FaceMesh()
+
+    def __call__(self, result: Tensor, faces: Tensor) -> Tensor:
+        """Generated and original faces (T, 3, R, R) in [-1, 1] -> the same shape and range."""
+        restore, restored = DetailRestorer(self._mesh), []
+        for index, (made, original) in enumerate(zip(to_images(result), to_images(faces), strict=True)):
+            contour = aligned_mesh(self._points, original, FACE_OVAL)
+            face = AlignedFace(original, np.eye(2, 3), index == 0, contour)
+            restored.append(restore(made.astype(np.float32), face)[0])
+        return torch.from_numpy(np.stack(restored)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
 class Evaluation:
     """Measures clips one by one; `sheets` gets an image of each."""
 
@@ -109,7 +131,7 @@ class Evaluation:
         self.pack, self.voices, self.pipeline, self.sheets = pack, voices, pipeline, sheets
         self.speaker = load_speaker(pipeline)
         self.syncnet, self.estimator, self.perceptual = HeldOutSyncNet(), OpeningEstimator(), PerceptualDistance(trunk)
-        self.silence = self._silence()
+        self.silence, self.restorer = self._silence(), Restorer()
         sheets.mkdir(parents=True, exist_ok=True)
 
     def _silence(self) -> Tensor:
@@ -134,6 +156,11 @@ class Evaluation:
         if count >= MAX_FRAMES // 2:
             score = self.syncnet.score(result, self.voices.states[voice][8 : 8 + 2 * count])
             values |= {"confidence": score.confidence, "offset": score.offset}
+            restored = self.restorer(result, faces)
+            score = self.syncnet.score(restored, self.voices.states[voice][8 : 8 + 2 * count])
+            values |= {"restored_confidence": score.confidence, "restored_offset": score.offset}
+            values |= {"restored_detail": compare(restored, faces)["detail"]}
+            values |= {"restored_jitter": jitter(restored) / jitter(faces)}
         if clip.has_audio:
             own = self.pack.states(clip)[: 2 * count]
             values["real_confidence"] = self.syncnet.score(faces, own).confidence

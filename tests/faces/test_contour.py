@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latentsync.faces.align import frame_to_square
-from latentsync.faces.contour import ContourFinder, contour_weight
+from latentsync.faces.contour import FaceMesh, contour_of, contour_weight
 
 SIDE = 256
 
@@ -56,13 +56,13 @@ def test_points_follow_the_pixels_of_the_aligned_face(scale):
 
 def test_the_contour_of_the_portrait_is_found_near_its_face(portrait_face):
     pixels, contour = portrait_face
-    finder = ContourFinder()
+    mesh = FaceMesh()
     try:
-        found = finder.find(pixels, contour)
-        assert finder.find(np.full_like(pixels, 127), contour) is None
+        found = contour_of(mesh.find(pixels, contour))
+        assert mesh.find(np.full_like(pixels, 127), contour) is None
     finally:
-        finder.close()
-    assert found.shape == (36, 2)
+        mesh.close()
+    assert contour_of(None) is None and found.shape == (36, 2)
     assert np.abs(found - contour).mean() < 0.03 * len(pixels)
 
 

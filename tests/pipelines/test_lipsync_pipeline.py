@@ -382,7 +382,7 @@ def test_another_resolution_sharpening_and_upscaling(pipeline, run, media, writt
     sizes: list[int] = []
     paste: Callable = Paste.__call__
     monkeypatch.setattr(
-        Paste, "__call__", lambda self, item, pixels: sizes.append(len(pixels)) or paste(self, item, pixels)
+        Paste, "__call__", lambda self, item, pixels, *points: sizes.append(len(pixels)) or paste(self, item, pixels)
     )
     monkeypatch.setattr(pipeline, "enhancer", lambda faces: faces.repeat_interleave(4, -1).repeat_interleave(4, -2))
     run(media / "clip.mp4", media / "voice.wav", tmp_path / "a.mp4", height=128, sharpness_factor=1.5)

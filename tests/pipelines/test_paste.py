@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from latentsync.faces.contour import MESH_POINTS
 from latentsync.faces.mask import blend_weight, load_mask
+from latentsync.faces.mediapipe_detector import FACE_OVAL
 from latentsync.faces.video import AlignedFace
 from latentsync.pipelines.result import Paste
 from latentsync.utils.affine_transform import AlignRestore
@@ -12,17 +14,15 @@ SIDE = 64
 
 
 class Finder:
-    """In place of `ContourFinder`: finds what it is given."""
+    """In place of `FaceMesh`: finds the contour that it is given."""
 
-    def __init__(self, contour: np.ndarray | None) -> None:
-        self.contour, self.seen, self.closed = contour, [], False
+    def __init__(self, contour: np.ndarray) -> None:
+        self.points, self.seen = np.zeros((MESH_POINTS, 2)), []
+        self.points[FACE_OVAL] = np.repeat(contour, len(FACE_OVAL) // len(contour), axis=0)
 
-    def find(self, face: np.ndarray, near: np.ndarray) -> np.ndarray | None:
+    def find(self, face: np.ndarray, near: np.ndarray) -> np.ndarray:
         self.seen.append(face.shape)
-        return self.contour
-
-    def close(self) -> None:
-        self.closed = True
+        return self.points
 
 
 def square(low: float, high: float) -> np.ndarray:
@@ -46,12 +46,11 @@ def test_the_paste_ends_at_the_contour_of_frame_and_generated_face(scale):
     assert weight[50, 30] > 0.9 and weight[58:].max() == 0 and weight[:, 58:].max() == 0
     whole = blend_weight(load_mask(SIDE))
     assert (weight <= whole + 1e-6).all() and whole[58:].max() > 0.9  # the mask alone would reach further
-    given.close()
-    assert finder.closed
+    pixels = np.zeros((SIDE, SIDE, 3), np.float32)
+    assert np.array_equal(paste(Finder(square(0, 9))).weight(face(square(20, 45)), pixels, finder.points), weight)
 
 
 def test_without_a_contour_the_mask_alone_decides():
     pixels = np.zeros((SIDE, SIDE, 3), np.float32)
     for given, contour in ((paste(None), square(20, 45)), (paste(Finder(square(0, 9))), None)):
         assert np.array_equal(given.weight(face(contour), pixels), blend_weight(load_mask(SIDE)))
-        given.close()
