@@ -57,16 +57,16 @@ def contour_weight(side: int, frame: np.ndarray, generated: np.ndarray | None = 
             is higher, the mask extends slightly beyond the original jaw, to overwrite it completely.
     """
     sigma = FEATHER * side
-    inside = _fill(side, frame)
+    inside = fill_polygon(side, frame)
     if generated is not None:
-        new = _fill(side, generated)
+        new = fill_polygon(side, generated)
         old_jaw = np.where(cv2.dilate(new, _disc(JAW_TOLERANCE * side)) > 0, 0, inside).astype(np.uint8)
         inside = np.maximum(np.maximum(inside, new), cv2.dilate(old_jaw, _disc(3 * sigma)))
     blurred = cv2.GaussianBlur(inside.astype(np.float32) / 255, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     return np.clip(2 * blurred - 1, 0, 1)  # the blurred edge is 0.5 on the contour, which maps to 0
 
 
-def _fill(side: int, contour: np.ndarray) -> np.ndarray:
+def fill_polygon(side: int, contour: np.ndarray) -> np.ndarray:
     """(R, R) uint8, 255 inside the polygon."""
     image = np.zeros((side, side), np.uint8)
     corners = np.round(contour * (1 << SUBPIXEL_BITS)).astype(np.int32)

@@ -11,12 +11,14 @@ Legend: R pixels of a side of an aligned face, N points of the mesh.
 import cv2
 import numpy as np
 
-from latentsync.faces.contour import FaceMesh
+from latentsync.faces.color import LUMA
+from latentsync.faces.contour import FaceMesh, fill_polygon
+from latentsync.faces.lips import LOWER, UPPER
 from latentsync.faces.sharpen import DetailMatch
 from latentsync.faces.video import AlignedFace
 
 # MediaPipe mesh indices of closed contours.
-INNER_LIPS = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95]
+INNER_LIPS = UPPER + LOWER[-2:0:-1]
 OUTER_LIPS = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
 TOP = 0.35  # of R: rows above are not regenerated
 DETAIL_SIGMA = 3 / 256  # of R: a Gaussian of this width separates detail from coarse structure
@@ -25,9 +27,7 @@ SMOOTH, SPARSE = 1.25, 3.75  # cells: sigma of the smoothing between points, and
 NO_POINTS = 1e-2  # weight of the wide smoothing
 MOUTH_SIGMA = 1.5 / 256  # of R: soft edge of the inner mouth
 LIPS_SIGMA = 2 / 256  # of R: soft edge of the lips' color
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 MEMORY = 0.95  # weight of the frames before in the color of the lips: about a second
-SUBPIXEL_BITS = 4  # fractional bits of polygon coordinates
 
 
 class DetailRestorer:
@@ -126,7 +126,4 @@ def spread(points: np.ndarray, steps: np.ndarray, side: int) -> np.ndarray:
 
 def _fill(side: int, polygon: np.ndarray) -> np.ndarray:
     """(R, R) float32, 1 inside the polygon and on its edge."""
-    image = np.zeros((side, side), np.uint8)
-    corners = np.round(polygon * (1 << SUBPIXEL_BITS)).astype(np.int32)
-    cv2.fillPoly(image, [corners], 255, lineType=cv2.LINE_AA, shift=SUBPIXEL_BITS)
-    return cv2.dilate(image, np.ones((3, 3), np.uint8)).astype(np.float32) / 255
+    return cv2.dilate(fill_polygon(side, polygon), np.ones((3, 3), np.uint8)).astype(np.float32) / 255

@@ -4,12 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
+from latentsync.faces.color import LUMA
 from latentsync.faces.contour import MESH_POINTS, FaceMesh
 from latentsync.faces.lips import LipCloser
 from latentsync.faces.mediapipe_detector import FACE_OVAL
 from latentsync.faces.mediapipe_graphs import MeshNet
 from latentsync.faces.mouth import OpeningEstimator, aligned_mesh
-from latentsync.faces.texture import INNER_LIPS, LUMA, OUTER_LIPS, DetailRestorer, TextureTransfer, spread
+from latentsync.faces.texture import INNER_LIPS, OUTER_LIPS, DetailRestorer, TextureTransfer, spread
 from latentsync.faces.video import AlignedFace
 from tests.metrics.faces import aligned_portrait
 
