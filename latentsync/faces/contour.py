@@ -9,15 +9,14 @@ import cv2
 import numpy as np
 
 from latentsync.faces.mediapipe_detector import FACE_OVAL
-from latentsync.faces.mediapipe_graphs import REGION_SCALE, MeshNet, Region
+from latentsync.faces.mediapipe_graphs import NUM_POINTS, REGION_SCALE, MeshNet, Region
 
-MESH_POINTS = 468
 FEATHER = 1 / 96  # of R: sigma of the soft edge inside the contour
 SUBPIXEL_BITS = 4  # fractional bits of polygon coordinates
 JAW_TOLERANCE = 1 / 64  # of R: if the generated jaw is higher by more than this, the original jaw is overwritten
 
 
-class FaceMesh:
+class MeshFinder:
     """Finds the points of an aligned face with MediaPipe's mesh network (2 to 4 ms per face)."""
 
     def __init__(self) -> None:
@@ -35,7 +34,7 @@ class FaceMesh:
         """
         low, high = near.min(axis=0), near.max(axis=0)
         region = Region((low + high) / 2, float((high - low).max()) * REGION_SCALE, 0.0)
-        return self._mesh.points(face, region, list(range(MESH_POINTS)))
+        return self._mesh.points(face, region, list(range(NUM_POINTS)))
 
     def close(self) -> None:
         """Release the network."""
@@ -43,7 +42,7 @@ class FaceMesh:
 
 
 def contour_of(points: np.ndarray | None) -> np.ndarray | None:
-    """Contour (36, 2) of the points of `FaceMesh`."""
+    """Contour (36, 2) of the points of `MeshFinder`."""
     return None if points is None else points[FACE_OVAL]
 
 

@@ -14,6 +14,8 @@ from latentsync.faces.mouth import CHIN, aligned_region
 # MediaPipe mesh indices of the inner lip contour, from corner to corner.
 UPPER = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308]
 LOWER = [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308]
+INNER_LIPS = UPPER + LOWER[-2:0:-1]  # closed contours
+OUTER_LIPS = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
 NOSE = 2  # its base
 CLOSED = 1 / 512  # of R: a smaller gap counts as closed; the movement is complete from twice this gap on
 PASSES = 3  # the first ones leave a slit where the mesh underestimates the opening

@@ -29,6 +29,7 @@ from latentsync.faces.resample import warp_rgb
 from latentsync.utils.errors import UserError
 from latentsync.utils.light_imports import import_light
 
+NUM_POINTS = 468  # of the mesh
 MESH_SIDE = 192  # input resolution of the mesh network
 DETECTION_SIDE = 960  # maximum image side passed to the detection networks, whose inputs are 128 and 192 pixels
 FRAME_MICROSECONDS = 33_333  # between the images that a graph is given

@@ -2,8 +2,8 @@
 
 What a small network cannot know averages out: its skin and lips are soft, its lips are rarely the person's color. The
 frame shows both, with the mouth in another position. So its fine detail is moved to where the generated face has the
-same points of MediaPipe's mesh, and takes the place of the detail there. Coarse structure, by which a mouth speaks, and
-the inner mouth stay as they were generated: with coarse structure of the frame, the mouth would repeat its speech.
+same points of MediaPipe's mesh, and takes the place of the detail there. Coarse structure, which
+carries the speech, and the inside of the mouth stay as generated: otherwise the speech of the source shows through.
 
 Legend: R pixels of a side of an aligned face, N points of the mesh.
 """
@@ -12,14 +12,11 @@ import cv2
 import numpy as np
 
 from latentsync.faces.color import LUMA
-from latentsync.faces.contour import FaceMesh, fill_polygon
-from latentsync.faces.lips import LOWER, UPPER
+from latentsync.faces.contour import MeshFinder, fill_polygon
+from latentsync.faces.lips import INNER_LIPS, OUTER_LIPS
 from latentsync.faces.sharpen import DetailMatch
 from latentsync.faces.video import AlignedFace
 
-# MediaPipe mesh indices of closed contours.
-INNER_LIPS = UPPER + LOWER[-2:0:-1]
-OUTER_LIPS = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
 TOP = 0.35  # of R: rows above are not regenerated
 DETAIL_SIGMA = 3 / 256  # of R: a Gaussian of this width separates detail from coarse structure
 CELLS = 64  # of the grid of displacements, a side
@@ -37,7 +34,7 @@ class DetailRestorer:
         mesh: finds the points of aligned faces. Shared; not closed here.
     """
 
-    def __init__(self, mesh: FaceMesh) -> None:
+    def __init__(self, mesh: MeshFinder) -> None:
         self._mesh, self._texture, self._match = mesh, TextureTransfer(), DetailMatch()
 
     def __call__(self, generated: np.ndarray, face: AlignedFace) -> tuple[np.ndarray, np.ndarray | None]:
@@ -89,7 +86,7 @@ class TextureTransfer:
         moved = cv2.remap(original, places, None, cv2.INTER_CUBIC, None, cv2.BORDER_REPLICATE)
         missing = cv2.subtract(moved, generated[rows], dtype=cv2.CV_32F)
         coarse = cv2.GaussianBlur(missing, (0, 0), DETAIL_SIGMA * side)
-        # What is seen between the lips is neither replaced nor carried over: teeth would shine between closed lips.
+        # The inside of the mouth is neither replaced nor copied: teeth of the frame would show through closed lips.
         shown = cv2.remap(_fill(side, wanted[INNER_LIPS]), places, None, cv2.INTER_LINEAR)
         mouth = np.maximum(_fill(side, points[INNER_LIPS])[rows], shown)
         outside = 1 - cv2.GaussianBlur(mouth, (0, 0), MOUTH_SIGMA * side)

@@ -7,14 +7,12 @@ Legend: T frames, F frames of a chunk, R pixels, P points. Faces are aligned (se
 import numpy as np
 
 from latentsync.faces.align import require_aligned
+from latentsync.faces.lips import INNER_LIPS, OUTER_LIPS
 from latentsync.faces.mediapipe_detector import EYE_CORNERS, FACE_OVAL
-from latentsync.faces.mediapipe_graphs import MeshNet
+from latentsync.faces.mediapipe_graphs import NUM_POINTS, MeshNet
 from latentsync.faces.mouth import MESH_POINTS, aligned_mesh, mouth_opening
 
-NUM_POINTS = 468  # of MediaPipe's mesh
-# Outer and inner edge of both lips.
-LIPS = [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409]
-LIPS += [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415]
+LIPS = OUTER_LIPS + INNER_LIPS
 # The lower half of the oval: the jaw, which moves with speech as the lips do.
 JAW = [361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132]
 STILL = [index for index in range(NUM_POINTS) if index not in {*LIPS, *JAW, *FACE_OVAL}]

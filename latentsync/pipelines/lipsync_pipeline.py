@@ -16,7 +16,7 @@ import torch
 
 from latentsync.constants import SAMPLE_RATE
 from latentsync.faces.chunks import Chunk, batch_chunks, face_chunks
-from latentsync.faces.contour import FaceMesh
+from latentsync.faces.contour import MeshFinder
 from latentsync.faces.mask import blend_weight
 from latentsync.faces.texture import DetailRestorer
 from latentsync.faces.video import Selection, TrackedFrame, track_people
@@ -263,7 +263,7 @@ class LipsyncPipeline(FaceGenerator):
             logger.info("no enhancer is enabled: sharpness_factor applies a sharpness filter only")
         matches = self.match_detail and run.enhancer is None
         has_contour = options.paste_mask == "contour"
-        mesh = FaceMesh() if matches or has_contour else None
+        mesh = MeshFinder() if matches or has_contour else None
         paste = Paste(
             AlignRestore(resolution=run.resolution),
             blend_weight(run.mask, self.blend_inset),

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from latentsync.faces.contour import FaceMesh, contour_of, contour_weight
+from latentsync.faces.contour import MeshFinder, contour_of, contour_weight
 from latentsync.faces.lips import LipCloser
 from latentsync.faces.sharpen import sharpen
 from latentsync.faces.texture import DetailRestorer
@@ -71,7 +71,7 @@ class Paste:
     aligner: AlignRestore
     mask_weight: np.ndarray
     sharpness_factor: float = 1.0
-    mesh: FaceMesh | None = None
+    mesh: MeshFinder | None = None
 
     def __call__(self, item: TrackedFrame, pixels: np.ndarray, points: np.ndarray | None = None) -> VideoFrame:
         """Paste the regenerated part of a face (R, R, 3) into its frame; all other samples stay as decoded.
@@ -123,7 +123,7 @@ class Finisher:
         converter: FrameRateConverter | None = None,
         details: Sequence[DetailRestorer] = (),
         closed: Sequence[np.ndarray] = (),
-        mesh: FaceMesh | None = None,
+        mesh: MeshFinder | None = None,
     ) -> None:
         self.mesh = mesh
         self.paste, self.converter, self.details, self.closed = paste, converter, details, closed

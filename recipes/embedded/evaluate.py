@@ -21,7 +21,7 @@ from torch import Tensor
 
 from latentsync.checkpoints.files import EMBEDDED_WHISPER
 from latentsync.constants import FPS, SAMPLE_RATE
-from latentsync.faces.contour import FaceMesh
+from latentsync.faces.contour import MeshFinder
 from latentsync.faces.mask import blend_weight, load_mask
 from latentsync.faces.mediapipe_detector import FACE_OVAL
 from latentsync.faces.mediapipe_graphs import MeshNet
@@ -112,7 +112,7 @@ class Restorer:
     """Restores the detail of the frames in the faces of a clip, as the pipeline does before it pastes them."""
 
     def __init__(self) -> None:
-        self._points, self._mesh = MeshNet(), FaceMesh()
+        self._points, self._mesh = MeshNet(), MeshFinder()
 
     def __call__(self, result: Tensor, faces: Tensor) -> Tensor:
         """Generated and original faces (T, 3, R, R) in [-1, 1] -> the same shape and range."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latentsync.faces.align import frame_to_square
-from latentsync.faces.contour import FaceMesh, contour_of, contour_weight
+from latentsync.faces.contour import MeshFinder, contour_of, contour_weight
 
 SIDE = 256
 
@@ -56,7 +56,7 @@ def test_points_follow_the_pixels_of_the_aligned_face(scale):
 
 def test_the_contour_of_the_portrait_is_found_near_its_face(portrait_face):
     pixels, contour = portrait_face
-    mesh = FaceMesh()
+    mesh = MeshFinder()
     try:
         found = contour_of(mesh.find(pixels, contour))
         assert mesh.find(np.full_like(pixels, 127), contour) is None

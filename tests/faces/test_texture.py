@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from latentsync.faces.color import LUMA
-from latentsync.faces.contour import MESH_POINTS, FaceMesh
-from latentsync.faces.lips import LipCloser
+from latentsync.faces.contour import MeshFinder
+from latentsync.faces.lips import INNER_LIPS, OUTER_LIPS, LipCloser
 from latentsync.faces.mediapipe_detector import FACE_OVAL
-from latentsync.faces.mediapipe_graphs import MeshNet
+from latentsync.faces.mediapipe_graphs import NUM_POINTS, MeshNet
 from latentsync.faces.mouth import OpeningEstimator, aligned_mesh
-from latentsync.faces.texture import INNER_LIPS, OUTER_LIPS, DetailRestorer, TextureTransfer, spread
+from latentsync.faces.texture import DetailRestorer, TextureTransfer, spread
 from latentsync.faces.video import AlignedFace
 from tests.metrics.faces import aligned_portrait
 
@@ -25,7 +25,7 @@ def circle(center: tuple[float, float], radii: tuple[float, float], count: int) 
 
 def drawn_points() -> np.ndarray:
     """A mesh (468, 2): a grid over the face, and a mouth."""
-    grid = np.stack(np.meshgrid(np.linspace(20, 236, 22), np.linspace(20, 236, 22)), -1).reshape(-1, 2)[:MESH_POINTS]
+    grid = np.stack(np.meshgrid(np.linspace(20, 236, 22), np.linspace(20, 236, 22)), -1).reshape(-1, 2)[:NUM_POINTS]
     grid[INNER_LIPS] = circle((128, 180), (24, 8), len(INNER_LIPS))
     grid[OUTER_LIPS] = circle((128, 180), (32, 20), len(OUTER_LIPS))
     return grid
@@ -69,7 +69,7 @@ def test_detail_moves_with_the_mesh_and_structure_stays(texture: np.ndarray):
     coarse = cv2.GaussianBlur(restored - generated, (0, 0), 12)
     assert np.abs(coarse[100:230, 40:216]).max() < 2
     np.testing.assert_array_equal(restored[:80], generated[:80])
-    np.testing.assert_allclose(restored[MOUTH], generated[MOUTH], atol=0.5)  # what is seen between the lips
+    np.testing.assert_allclose(restored[MOUTH], generated[MOUTH], atol=0.5)  # the inside of the mouth
     assert np.abs(restored[LIPS] - generated[LIPS]).mean() > 5
 
 
@@ -118,7 +118,7 @@ def portrait() -> AlignedFace:
 
 
 def test_a_soft_face_becomes_sharp_and_keeps_its_mouth(portrait: AlignedFace):
-    mesh, closer, estimator = FaceMesh(), LipCloser(), OpeningEstimator()
+    mesh, closer, estimator = MeshFinder(), LipCloser(), OpeningEstimator()
     half_closed = closer(portrait.pixels.astype(np.float32), 0.5)
     soft = cv2.GaussianBlur(half_closed, (0, 0), 1.5)
     restored, points = DetailRestorer(mesh)(soft, portrait)
@@ -127,7 +127,7 @@ def test_a_soft_face_becomes_sharp_and_keeps_its_mouth(portrait: AlignedFace):
     )
     for network in (mesh, closer, estimator):
         network.close()
-    assert points.shape == (MESH_POINTS, 2) and restored.shape == soft.shape
+    assert points.shape == (NUM_POINTS, 2) and restored.shape == soft.shape
     assert 0 <= restored.min() and restored.max() <= 255
     cheek = (slice(140, 180), slice(50, 90))
     assert detail(soft)[cheek].std() < 0.75 * detail(half_closed)[cheek].std()
@@ -136,7 +136,7 @@ def test_a_soft_face_becomes_sharp_and_keeps_its_mouth(portrait: AlignedFace):
 
 
 def test_without_a_mesh_the_face_is_sharpened_only(portrait: AlignedFace):
-    mesh = FaceMesh()
+    mesh = MeshFinder()
     soft = cv2.GaussianBlur(portrait.pixels.astype(np.float32), (0, 0), 1.0)
     unseen = AlignedFace(portrait.pixels, portrait.matrix, True, None)
     sharpened, points = DetailRestorer(mesh)(soft, unseen)
